@@ -1,0 +1,47 @@
+"""Tells whether this machine can do what AIM needs beyond Python packages: render with SAPIEN, decode video."""
+
+import sys
+
+
+def check_rendering() -> None:
+    """Renders a red box with SAPIEN and looks at the middle pixel."""
+    import sapien
+
+    sapien.render.set_camera_shader_dir("trivial")  # unlit: the first picture takes a second instead of ten
+    scene = sapien.Scene()
+    builder = scene.create_actor_builder()
+    builder.add_box_visual(half_size=[0.5, 0.5, 0.5], material=[1.0, 0.0, 0.0])
+    builder.build_kinematic().set_pose(sapien.Pose([2.0, 0.0, 0.0]))
+    camera = scene.add_camera("check", width=16, height=16, fovy=1.0, near=0.1, far=10.0)
+    scene.update_render()
+    camera.take_picture()
+    red, green, blue, _ = camera.get_picture("Color")[8, 8]
+    if not (red > 0.5 and green < 0.1 and blue < 0.1):
+        raise RuntimeError(f"the picture of a red box shows the color {red, green, blue}")
+
+
+def check_video() -> None:
+    """Loads torchcodec, which links against ffmpeg's shared libraries."""
+    import torchcodec.decoders  # noqa: F401
+
+
+def main() -> int:
+    remedies = {
+        check_rendering: "SAPIEN can't render. It needs a Vulkan driver: your GPU's own, or Mesa 24.3 or newer "
+        "(Debian 12: mesa-vulkan-drivers from bookworm-backports, with libvulkan1 and libx11-6).",
+        check_video: "torchcodec can't load. It needs ffmpeg's shared libraries (Debian: ffmpeg).",
+    }
+    failures = 0
+    for check, remedy in remedies.items():
+        try:
+            check()
+        except (ImportError, OSError, RuntimeError) as error:
+            print(f"{type(error).__name__}: {error}\nset-up incomplete: {remedy}", file=sys.stderr)
+            failures += 1
+    if not failures:
+        print("set-up complete: SAPIEN renders, torchcodec loads.")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Installs what pip can't: Python's venv, ffmpeg's libraries (torchcodec) and a Vulkan driver (SAPIEN).
+#
+# Needs root and apt; anywhere else it says what to install and changes nothing: scripts/check_setup.py then tells
+# whether the machine can render. SAPIEN's renderer needs Mesa 24.3 or newer on a CPU, and Debian 12 has 22.3, so
+# there Mesa comes from bookworm-backports. A machine with a working NVIDIA driver keeps its own.
+set -euo pipefail
+
+PYTHON=${PYTHON:-python3.11}
+MESA_MINIMUM=24.3
+
+has_package() { [ "$(dpkg-query --show --showformat '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+has_gpu_driver() { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }
+
+has_new_mesa() {
+    has_package mesa-vulkan-drivers &&
+        dpkg --compare-versions "$(dpkg-query --show --showformat '${Version}' mesa-vulkan-drivers)" ge "$MESA_MINIMUM"
+}
+
+# The address that this machine already fetches Debian from: a mirror stays a mirror.
+debian_uri() {
+    apt-get indextargets --format '$(REPO_URI)' "Codename: $1" "Created-By: Packages" | sort -u | head -n 1
+}
+
+add_backports() {
+    local release=$1 uri
+    if apt-get indextargets --format '$(RELEASE)' "Created-By: Packages" | grep -qx "$release-backports"; then
+        return
+    fi
+    uri=$(debian_uri "$release")
+    if [ -z "$uri" ]; then
+        echo "setup: apt has no source for Debian $release, so $release-backports can't be added: add it by hand." >&2
+        exit 1
+    fi
+    cat >"/etc/apt/sources.list.d/$release-backports.sources" <<SOURCE
+Types: deb
+URIs: $uri
+Suites: $release-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+SOURCE
+    apt-get update --quiet=2
+}
+
+packages=()
+"$PYTHON" -c 'import ensurepip' 2>/dev/null || packages+=(python3.11-venv)
+command -v ffmpeg >/dev/null || packages+=(ffmpeg)
+if command -v dpkg-query >/dev/null; then
+    has_package libx11-6 || packages+=(libx11-6)  # SAPIEN links against it, screen or no screen
+fi
+needs_mesa=yes
+if has_gpu_driver || { command -v dpkg-query >/dev/null && has_new_mesa; }; then
+    needs_mesa=no
+fi
+
+if [ ${#packages[@]} -eq 0 ] && [ "$needs_mesa" = no ]; then
+    exit 0
+fi
+
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+    cat >&2 <<MESSAGE
+setup: not root on a Debian system, so nothing was installed. If the check at the end fails, install by hand:
+  - Python 3.11 with venv              (Debian: python3.11-venv)
+  - ffmpeg and its shared libraries    (Debian: ffmpeg)
+  - libX11                             (Debian: libx11-6)
+  - a Vulkan driver: your GPU's own, or Mesa $MESA_MINIMUM or newer with lavapipe
+                                       (Debian 12: mesa-vulkan-drivers from bookworm-backports, libvulkan1)
+MESSAGE
+    exit 0
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+apt-get update --quiet=2
+if [ ${#packages[@]} -gt 0 ]; then
+    apt-get install --quiet=2 --yes --no-install-recommends "${packages[@]}"
+fi
+if [ "$needs_mesa" = yes ]; then
+    . /etc/os-release
+    target=()
+    if [ "$VERSION_CODENAME" = bookworm ]; then
+        add_backports bookworm
+        target=(--target-release bookworm-backports)
+    fi
+    apt-get install --quiet=2 --yes --no-install-recommends "${target[@]}" mesa-vulkan-drivers libvulkan1
+fi
