@@ -1,0 +1,606 @@
+"""AIM, the intent-aware world-action model, in one file.
+
+Notable choices:
+- Time runs from t = 1 (noise) to t = 0 (data): x_t = (1 - t) * x_0 + t * eps, and the network predicts the velocity
+  v = eps - x_0. This is diffusers' `FlowMatchEulerDiscreteScheduler` convention with sigma = t, used everywhere.
+- The video stream is Wan's transformer with Wan's parameter names (`blocks.N.attn1.to_q` ...). RGB and value tokens
+  share all of its weights; a learned vector tells value tokens apart. The action head has its own, narrower weights,
+  and meets the video stream in one shared self-attention a layer.
+- Whole latent frames share one timestep, so a stream's time modulation is computed per frame, not per token.
+- Training runs one packed sequence under the mask of `visibility.py`. Inference runs the same layers on an `AIMCache`
+  whose slices are the visible sets, without a mask. Both give the same numbers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import FeedForward
+from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding, Timesteps
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .cache import AIMCache
+from .configuration_aim import AIMConfig
+from .visibility import Kind, Units, visible
+
+ROPE_THETA = 10000.0
+
+
+@dataclass
+class AIMOutput(ModelOutput):
+    """
+    loss: eq. (9), a scalar. rgb_loss, value_loss, action_loss: its three terms, unweighted.
+    rgb_velocity, value_velocity: (B, D, C, K*F, h, w); action_velocity: (B, D, K*F*n, action_dim).
+    """
+
+    loss: torch.Tensor | None = None
+    rgb_loss: torch.Tensor | None = None
+    value_loss: torch.Tensor | None = None
+    action_loss: torch.Tensor | None = None
+    rgb_velocity: torch.Tensor | None = None
+    value_velocity: torch.Tensor | None = None
+    action_velocity: torch.Tensor | None = None
+
+
+# --------------------------------------------------------------------------------------------- positions and norms
+
+
+def rotary_angles(positions: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Angles of Wan's rotary embedding over (time, height, width).
+
+    positions: (tokens, 3), float64; a coordinate that a token doesn't have is 0, which rotates nothing.
+    Returns (tokens, head_dim / 2), float64.
+    """
+    spatial = 2 * (head_dim // 6)
+    angles = []
+    for axis, dim in enumerate((head_dim - 2 * spatial, spatial, spatial)):
+        exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
+        angles.append(positions[:, axis : axis + 1] * ROPE_THETA**-exponent)
+    return torch.cat(angles, dim=1)
+
+
+def apply_rotary(hidden: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Rotates neighboring channel pairs. hidden: (B, heads, tokens, head_dim), angles: (tokens, head_dim / 2)."""
+    cos, sin = angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
+    even, odd = hidden.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def video_positions(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Positions (time, row, column) of the tokens of latent `frames`: (N,) -> (N * height * width, 3)."""
+    rows, columns = torch.arange(height, device=frames.device), torch.arange(width, device=frames.device)
+    return torch.cartesian_prod(frames.double(), rows.double(), columns.double())
+
+
+def action_positions(frames: torch.Tensor, actions_per_frame: int) -> torch.Tensor:
+    """Action j of latent frame f sits at time f + (j + 1) / (n + 1). (N,) -> (N * n, 3)."""
+    steps = torch.arange(1, actions_per_frame + 1, device=frames.device, dtype=torch.float64) / (actions_per_frame + 1)
+    time = (frames.double()[:, None] + steps).flatten()
+    return F.pad(time[:, None], (0, 2))
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+class AIMLayerNorm(nn.LayerNorm):
+    """LayerNorm in at least float32, as Wan's `FP32LayerNorm`, that leaves float64 alone."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(_at_least_float32(hidden).dtype) if self.weight is not None else None
+        bias = self.bias.to(_at_least_float32(hidden).dtype) if self.bias is not None else None
+        return F.layer_norm(_at_least_float32(hidden), self.normalized_shape, weight, bias, self.eps).to(hidden.dtype)
+
+
+def modulate(hidden: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """hidden: (B, N * L, d) with N units of L tokens; scale, shift: (B, N, 1, d)."""
+    units = hidden.unflatten(1, (scale.shape[1], -1))
+    return (units * (1 + scale) + shift).flatten(1, 2)
+
+
+def gate(hidden: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return (hidden.unflatten(1, (factor.shape[1], -1)) * factor).flatten(1, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------ layers
+
+
+class AIMAttention(nn.Module):
+    """Projections of one attention, eq. (7): from a stream's width to the common attention width and back."""
+
+    def __init__(self, dim: int, inner_dim: int, heads: int, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, inner_dim)
+        self.to_k = nn.Linear(dim, inner_dim)
+        self.to_v = nn.Linear(dim, inner_dim)
+        self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim)])
+        self.norm_q = nn.RMSNorm(inner_dim, eps=eps)
+        self.norm_k = nn.RMSNorm(inner_dim, eps=eps)
+
+    def split(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def query(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.split(self.norm_q(self.to_q(hidden)))
+
+    def key_value(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.split(self.norm_k(self.to_k(hidden))), self.split(self.to_v(hidden))
+
+    def out(self, attended: torch.Tensor) -> torch.Tensor:
+        return self.to_out[0](attended.transpose(1, 2).flatten(2))
+
+
+class AIMBlock(nn.Module):
+    """One layer of one stream. The caller runs the shared self-attention between `project` and `update`, eq. (11)."""
+
+    def __init__(self, config: AIMConfig, dim: int, ffn_dim: int, reads_text: bool):
+        super().__init__()
+        inner_dim, heads, eps = config.hidden_size, config.num_attention_heads, config.eps
+        self.norm1 = AIMLayerNorm(dim, eps, elementwise_affine=False)
+        self.attn1 = AIMAttention(dim, inner_dim, heads, eps)
+        if reads_text:
+            self.norm2 = AIMLayerNorm(dim, eps) if config.cross_attn_norm else nn.Identity()
+            self.attn2 = AIMAttention(dim, inner_dim, heads, eps)
+        self.norm3 = AIMLayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.scale_shift_table = nn.Parameter(torch.empty(1, 6, dim))
+
+    def modulation(self, time: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """time: (B, N, 6, d) of N units -> six tensors (B, N, 1, d): shift, scale, gate, and again for the FFN."""
+        return (self.scale_shift_table + _at_least_float32(time)).split(1, dim=2)
+
+    def project(self, hidden, modulation, angles):
+        """Returns rotated queries and keys, and values: (B, heads, tokens, head_dim) each."""
+        shift, scale = modulation[0], modulation[1]
+        normed = modulate(self.norm1(hidden), scale, shift).to(hidden.dtype)
+        keys, values = self.attn1.key_value(normed)
+        return apply_rotary(self.attn1.query(normed), angles), apply_rotary(keys, angles), values
+
+    def update(self, hidden, modulation, attended, text=None, text_tokens: int = 0):
+        """Adds the attended values, the instruction (eq. 8, for the first `text_tokens` tokens) and the FFN."""
+        _, _, attention_gate, shift, scale, ffn_gate = modulation
+        hidden = (hidden + gate(self.attn1.out(attended), attention_gate)).to(hidden.dtype)
+        if text is not None and text_tokens:
+            reading = hidden[:, :text_tokens]
+            answer = F.scaled_dot_product_attention(self.attn2.query(self.norm2(reading)), *text)
+            reading = reading + self.attn2.out(answer)
+            hidden = reading if text_tokens == hidden.shape[1] else torch.cat([reading, hidden[:, text_tokens:]], dim=1)
+        normed = modulate(self.norm3(hidden), scale, shift).to(hidden.dtype)
+        return (hidden + gate(self.ffn(normed), ffn_gate)).to(hidden.dtype)
+
+
+class AIMTimeEmbedding(nn.Module):
+    """Wan's timestep embedding. t in [0, 1] is scaled to Wan's 0..1000."""
+
+    def __init__(self, dim: int, freq_dim: int):
+        super().__init__()
+        self.timesteps_proj = Timesteps(freq_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedder = TimestepEmbedding(freq_dim, dim)
+        self.time_proj = nn.Linear(dim, 6 * dim)
+
+    def forward(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, N) -> embedding (B, N, d) and its projection for the layers (B, N, 6, d)."""
+        waves = self.timesteps_proj(1000 * timestep.flatten()).to(self.time_proj.weight.dtype)
+        embedding = self.time_embedder(waves).unflatten(0, timestep.shape)
+        return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
+
+
+class AIMConditionEmbedding(AIMTimeEmbedding):
+    """Time and text embedding of the video stream, named as Wan's `condition_embedder`."""
+
+    def __init__(self, config: AIMConfig):
+        super().__init__(config.hidden_size, config.freq_dim)
+        self.text_embedder = PixArtAlphaTextProjection(config.text_dim, config.hidden_size, act_fn="gelu_tanh")
+
+
+class AIMActionHead(nn.Module):
+    """The action stream: as deep as the video stream and narrower. It never reads text or future RGB."""
+
+    def __init__(self, config: AIMConfig):
+        super().__init__()
+        dim = config.action_hidden_size
+        # a = MLP(dual-arm action vector), eq. (3)
+        self.action_embedder = nn.Sequential(nn.Linear(config.action_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.condition_embedder = AIMTimeEmbedding(dim, config.freq_dim)
+        self.blocks = nn.ModuleList(
+            AIMBlock(config, dim, config.action_ffn_dim, reads_text=False) for _ in range(config.num_layers)
+        )
+        self.norm_out = AIMLayerNorm(dim, config.eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(dim, config.action_dim)
+        self.scale_shift_table = nn.Parameter(torch.empty(1, 2, dim))
+
+    def velocity(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        shift, scale = (self.scale_shift_table + _at_least_float32(embedding).unsqueeze(2)).split(1, dim=2)
+        return self.proj_out(modulate(self.norm_out(hidden), scale, shift).to(hidden.dtype))
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+class AIMForWorldAction(PreTrainedModel):
+    """AIM: imagines RGB, predicts spatial value maps on it, and decodes actions through the value maps alone.
+
+    `forward` is the training step: flow-matching losses over a window of an episode. A rollout uses, in this order,
+    `new_cache`, `set_text`, `append` (a real observation), `denoise_world`, `condition_actions`, `denoise_actions`, and
+    `append` again once the chunk has been executed. [`AIMPipeline`] does all of it.
+    """
+
+    config_class = AIMConfig
+    base_model_prefix = "aim"
+    main_input_name = "latents"
+    accepts_loss_kwargs = False
+    _no_split_modules = ["AIMBlock"]
+    _supports_sdpa = True
+
+    def __init__(self, config: AIMConfig):
+        super().__init__(config)
+        dim = config.hidden_size
+        self.patch_embedding = nn.Conv3d(config.in_channels, dim, config.patch_size, stride=config.patch_size)
+        # [z^m, n^m] of eq. (5): a learned vector concatenated to the channels of every value token, and then the linear
+        # patch embedding, is the same as this learned vector added to the embedded token.
+        self.value_noise_token = nn.Parameter(torch.empty(dim))
+        self.condition_embedder = AIMConditionEmbedding(config)
+        self.blocks = nn.ModuleList(
+            AIMBlock(config, dim, config.ffn_dim, reads_text=True) for _ in range(config.num_layers)
+        )
+        self.norm_out = AIMLayerNorm(dim, config.eps, elementwise_affine=False)
+        patch = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+        self.proj_out = nn.Linear(dim, config.out_channels * patch)
+        self.scale_shift_table = nn.Parameter(torch.empty(1, 2, dim))
+        self.action_head = AIMActionHead(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv3d)):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
+            if module.weight is not None:
+                init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, AIMTimeEmbedding):
+            init.normal_(module.time_embedder.linear_1.weight, std=std)
+            init.normal_(module.time_embedder.linear_2.weight, std=std)
+            init.zeros_(module.time_proj.weight)
+            init.zeros_(module.time_proj.bias)
+        if isinstance(module, (AIMBlock, AIMActionHead, AIMForWorldAction)):
+            init.normal_(module.scale_shift_table, std=module.scale_shift_table.shape[-1] ** -0.5)
+        if isinstance(module, (AIMActionHead, AIMForWorldAction)):
+            init.zeros_(module.proj_out.weight)
+        if isinstance(module, AIMForWorldAction):
+            init.normal_(module.value_noise_token, std=std)
+
+    # ------------------------------------------------------------------------------------------------ tokens
+
+    def _embed_video(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, N, h, w) -> (B, N * tokens_per_frame, d)."""
+        return self.patch_embedding(latents).flatten(2).transpose(1, 2)
+
+    def _video_velocity(self, hidden, embedding, frames: int, height: int, width: int) -> torch.Tensor:
+        """(B, N * tokens_per_frame, d) -> (B, C, N, h, w)."""
+        shift, scale = (self.scale_shift_table + _at_least_float32(embedding).unsqueeze(2)).split(1, dim=2)
+        hidden = self.proj_out(modulate(self.norm_out(hidden), scale, shift).to(hidden.dtype))
+        _, ph, pw = self.config.patch_size
+        hidden = hidden.view(hidden.shape[0], frames, height // ph, width // pw, ph, pw, -1)
+        return hidden.permute(0, 6, 1, 2, 4, 3, 5).reshape(hidden.shape[0], -1, frames, height, width)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        _, ph, pw = self.config.patch_size
+        if height % ph or width % pw:
+            raise ValueError(f"latents of {height} x {width} cells don't divide into patches of {ph} x {pw}.")
+        return height // ph, width // pw
+
+    def _text(self, prompt_embeds: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of the instruction in every layer, from text features (B, S, text_dim)."""
+        features = self.condition_embedder.text_embedder(prompt_embeds)
+        return [block.attn2.key_value(features) for block in self.blocks]
+
+    # ---------------------------------------------------------------------------------------------- training
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        value_latents: torch.Tensor,
+        actions: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        action_mask: torch.Tensor | None = None,
+        value_weights: torch.Tensor | None = None,
+        executed_actions: torch.Tensor | None = None,
+        num_draws: int = 1,
+        timesteps: tuple[torch.Tensor, torch.Tensor] | None = None,
+        noise: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AIMOutput:
+        """Flow-matching losses of eq. (9) over K chunks, each denoised from its real history (teacher forcing).
+
+        Args:
+            latents: (B, C, 1 + K*F, h, w), a current latent frame and the K chunks after it.
+            value_latents: (B, C, K*F, h, w), value maps of the K chunks.
+            actions: (B, K*F*n, action_dim), normalized; what the head shall predict.
+            prompt_embeds: (B, S, text_dim), zero beyond each prompt.
+            action_mask: (B, K*F*n, action_dim) or (B, K*F*n), 0 where an action must not count.
+            value_weights: (B, K*F, h, w), weights of the value loss per latent cell; 0 where there is no map.
+            executed_actions: (B, K*F*n, action_dim), the history the robot really executed; `actions` if not given.
+            num_draws: D, noise draws per chunk. They share the clean tokens, so further ones are cheap.
+            timesteps: t of each draw and chunk, (B, D, K) for the video and for the actions; drawn if not given.
+            noise: (B, D, C, K*F, h, w) for RGB and for value, (B, D, K*F*n, action_dim); drawn if not given.
+            generator: for what is drawn.
+
+        Raises:
+            ValueError: for shapes that don't fit together.
+        """
+        config, (B, C, N, height, width) = self.config, latents.shape
+        frames_per_chunk, n = config.chunk_latent_frames, config.actions_per_latent_frame
+        T = N - 1  # future latent frames
+        K, D = T // frames_per_chunk, num_draws
+        if T < 1 or T % frames_per_chunk:
+            raise ValueError(f"latents hold {N} frames; expected 1 + a multiple of chunk_latent_frames={frames_per_chunk}.")
+        if value_latents.shape != (B, C, T, height, width):
+            raise ValueError(f"value_latents are {tuple(value_latents.shape)}; expected {(B, C, T, height, width)}.")
+        if actions.shape != (B, T * n, config.action_dim):
+            raise ValueError(f"actions are {tuple(actions.shape)}; expected {(B, T * n, config.action_dim)}.")
+        executed_actions = actions if executed_actions is None else executed_actions
+
+        # Noise and time. t = s*u / (1 + (s-1)*u) for u uniform.
+        def draw(shape):
+            return torch.randn(shape, generator=generator, device=latents.device, dtype=latents.dtype)
+
+        def draw_time(shift):
+            u = torch.rand((B, D, K), generator=generator, device=latents.device, dtype=latents.dtype)
+            return shift * u / (1 + (shift - 1) * u)
+
+        t_video, t_action = timesteps or (draw_time(config.video_shift), draw_time(config.action_shift))
+        video_shape, action_shape = (B, D, C, T, height, width), (B, D, T * n, config.action_dim)
+        eps_x, eps_m, eps_a = noise or (draw(video_shape), draw(video_shape), draw(action_shape))
+
+        def noised(clean, eps, t):  # x_t = (1 - t) * x_0 + t * eps; clean lacks the axis of draws
+            return (1 - t) * clean.unsqueeze(1) + t * eps
+
+        t_frame = t_video.repeat_interleave(frames_per_chunk, dim=2)  # (B, D, T)
+        t_action_frame = t_action.repeat_interleave(frames_per_chunk, dim=2)
+        x_t = noised(latents[:, :, 1:], eps_x, t_frame[:, :, None, :, None, None])
+        m_t = noised(value_latents, eps_m, t_frame[:, :, None, :, None, None])
+        a_t = noised(actions, eps_a, t_action_frame.repeat_interleave(n, dim=2)[..., None])
+
+        velocity_x, velocity_m, velocity_a = self._packed_velocities(
+            latents, value_latents, executed_actions, prompt_embeds, x_t, m_t, a_t, t_frame, t_action_frame
+        )
+
+        # Eq. (9): mean squared errors of the velocities eps - x_0.
+        rgb_loss = F.mse_loss(velocity_x, eps_x - latents[:, :, 1:].unsqueeze(1))
+        value_error = (velocity_m - (eps_m - value_latents.unsqueeze(1))).square().mean(dim=2)  # (B, D, T, h, w)
+        value_loss = self._weighted_mean(value_error, value_weights)
+        action_error = (velocity_a - (eps_a - actions.unsqueeze(1))).square()
+        if action_mask is not None and action_mask.dim() == 2:
+            action_mask = action_mask[..., None].expand(actions.shape)
+        action_loss = self._weighted_mean(action_error, action_mask)
+        return AIMOutput(
+            loss=rgb_loss + config.value_loss_weight * value_loss + config.action_loss_weight * action_loss,
+            rgb_loss=rgb_loss,
+            value_loss=value_loss,
+            action_loss=action_loss,
+            rgb_velocity=velocity_x,
+            value_velocity=velocity_m,
+            action_velocity=velocity_a,
+        )
+
+    @staticmethod
+    def _weighted_mean(error: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        """error: (B, D, ...), weights: (B, ...) or None. 0 where every weight is 0."""
+        if weights is None:
+            return error.mean()
+        weights = weights.unsqueeze(1).expand(error.shape).to(error.dtype)
+        return (error * weights).sum() / weights.sum().clamp(min=1e-8)
+
+    def _packed_velocities(self, latents, value_latents, executed, prompt_embeds, x_t, m_t, a_t, t_frame, t_action):
+        """One forward pass over [o | x | m | clean m] and [a | a*] under the mask of `visibility.py`."""
+        config, (B, D, _, T, height, width) = self.config, x_t.shape
+        n, device = config.actions_per_latent_frame, latents.device
+        rows, columns = self._grid(height, width)
+        L = rows * columns
+
+        # 1. Units of both streams, in the order of their tokens. `draws` runs over x, then over m.
+        past = torch.arange(T + 1, device=device)
+        future = past[1:]
+
+        def segments(kind):
+            return [Units.segment(kind, future, config.chunk_latent_frames, draw) for draw in range(D)]
+
+        def clean(kind, frames):
+            return Units.segment(kind, frames, config.chunk_latent_frames)
+
+        video_units = Units.concatenate(
+            [clean(Kind.OBSERVATION, past)]
+            + segments(Kind.FUTURE_RGB)
+            + segments(Kind.FUTURE_VALUE)
+            + [clean(Kind.CLEAN_VALUE, future)]
+        )
+        action_units = Units.concatenate([clean(Kind.ACTION, future)] + segments(Kind.FUTURE_ACTION))
+        units = Units.concatenate([video_units, action_units])
+        lengths = torch.full_like(units.kind, L)
+        lengths[len(video_units.kind) :] = n
+        mask = visible(units, units, config.chunk_latent_frames, config.history_chunks, config.action_reads_value)
+        mask = mask.repeat_interleave(lengths, 0).repeat_interleave(lengths, 1)
+
+        # 2. Tokens, times and positions.
+        def frames_of(draws):  # (B, D, C, T, h, w) -> (B, C, D * T, h, w)
+            return draws.transpose(1, 2).flatten(2, 3)
+
+        video = self._embed_video(torch.cat([latents, frames_of(x_t), frames_of(m_t), value_latents], dim=2))
+        is_value = (video_units.kind == Kind.FUTURE_VALUE) | (video_units.kind == Kind.CLEAN_VALUE)
+        video = video + self.value_noise_token * is_value.repeat_interleave(L)[:, None]
+        t_denoised = t_frame.flatten(1)
+        video_time = torch.cat(
+            [t_frame.new_zeros(B, T + 1), t_denoised, t_denoised, t_frame.new_zeros(B, T)], dim=1
+        )
+        action = self.action_head.action_embedder(torch.cat([executed, a_t.flatten(1, 2)], dim=1))
+        action_time = torch.cat([t_action.new_zeros(B, T), t_action.flatten(1)], dim=1)
+        video_embedding, video_time = self.condition_embedder(video_time)
+        action_embedding, action_time = self.action_head.condition_embedder(action_time)
+        video_angles = rotary_angles(video_positions(video_units.frame, rows, columns), config.attention_head_dim)
+        action_angles = rotary_angles(action_positions(action_units.frame, n), config.attention_head_dim)
+        text = self._text(prompt_embeds)
+        text_tokens = video.shape[1] if config.value_text_cross_attention else (1 + T + D * T) * L
+
+        # 3. Layers: two streams, one shared self-attention.
+        video_length = video.shape[1]
+        for layer, (video_block, action_block) in enumerate(zip(self.blocks, self.action_head.blocks)):
+            video_modulation, action_modulation = video_block.modulation(video_time), action_block.modulation(action_time)
+            projected_video = video_block.project(video, video_modulation, video_angles)
+            projected_action = action_block.project(action, action_modulation, action_angles)
+            q, k, v = (torch.cat(pair, dim=2) for pair in zip(projected_video, projected_action))
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            video = video_block.update(
+                video, video_modulation, attended[:, :, :video_length], text[layer], text_tokens
+            )
+            action = action_block.update(action, action_modulation, attended[:, :, video_length:])
+
+        # 4. Velocities of what was denoised.
+        noisy = slice((1 + T) * L, (1 + T + 2 * D * T) * L)
+        velocity = self._video_velocity(
+            video[:, noisy], video_embedding[:, 1 + T : 1 + T + 2 * D * T], 2 * D * T, height, width
+        )
+        velocity_x, velocity_m = velocity.unflatten(2, (2, D, T)).permute(2, 0, 3, 1, 4, 5, 6)
+        velocity_a = self.action_head.velocity(action[:, T * n :], action_embedding[:, T:]).unflatten(1, (D, T * n))
+        return velocity_x, velocity_m, velocity_a
+
+    # ---------------------------------------------------------------------------------------------- rollout
+
+    def new_cache(self, batch_size: int, height: int, width: int) -> AIMCache:
+        """An empty cache for latents of `height` x `width` cells."""
+        rows, columns = self._grid(height, width)
+        return AIMCache(self.config, batch_size, rows * columns, self.device, self.dtype)
+
+    def set_text(self, cache: AIMCache, prompt_embeds: torch.Tensor) -> None:
+        """Computes the instruction's keys and values once. prompt_embeds: (B, S, text_dim)."""
+        cache.text = self._text(prompt_embeds)
+
+    def append(self, cache: AIMCache, latents: torch.Tensor, actions: torch.Tensor | None = None) -> None:
+        """Appends a real observation o_c, (B, C, f, h, w), and the executed actions a_c, (B, f*n, action_dim).
+
+        The first observation is one latent frame without actions; every later one is a whole chunk with them.
+        """
+        config = self.config
+        B, _, f, height, width = latents.shape
+        n_actions = f * config.actions_per_latent_frame
+        if cache.text is None:
+            raise ValueError("the cache has no instruction yet; call set_text first.")
+        if cache.chunks == 0 and (f != 1 or actions is not None):
+            raise ValueError(f"the first observation is one latent frame without actions, got {f} frames.")
+        if cache.chunks > 0 and f != config.chunk_latent_frames:
+            raise ValueError(f"an observation after the first has {config.chunk_latent_frames} latent frames, got {f}.")
+        if cache.chunks > 0 and (actions is None or actions.shape != (B, n_actions, config.action_dim)):
+            got = None if actions is None else tuple(actions.shape)
+            raise ValueError(f"executed actions are {got}; expected {(B, n_actions, config.action_dim)}.")
+        rows, columns = self._grid(height, width)
+        L = rows * columns
+        frames = torch.arange(cache.frames, cache.frames + f, device=latents.device)
+        cache.reserve(f * L, 0 if actions is None else n_actions)
+
+        video = self._embed_video(latents)
+        _, video_time = self.condition_embedder(latents.new_zeros(B, f))
+        video_angles = rotary_angles(video_positions(frames, rows, columns), config.attention_head_dim)
+        if actions is not None:
+            action = self.action_head.action_embedder(actions)
+            _, action_time = self.action_head.condition_embedder(actions.new_zeros(B, f))
+            action_angles = rotary_angles(
+                action_positions(frames, config.actions_per_latent_frame), config.attention_head_dim
+            )
+        start, stop = cache.actions_start, cache.future_start
+        for layer, (video_block, action_block) in enumerate(zip(self.blocks, self.action_head.blocks)):
+            modulation = video_block.modulation(video_time)
+            q, k, v = video_block.project(video, modulation, video_angles)
+            if actions is not None:
+                # a_c reads the frame before it, so before o_c becomes the current one.
+                action_modulation = action_block.modulation(action_time)
+                q_a, k_a, v_a = action_block.project(action, action_modulation, action_angles)
+                sources = (cache.current_frame(layer), cache.action_history(layer), (k_a, v_a))
+                keys, values = (torch.cat(parts, dim=2) for parts in zip(*sources))
+                attended = F.scaled_dot_product_attention(q_a, keys, values)
+                action = action_block.update(action, action_modulation, attended)
+            cache.write(layer, stop, k, v)
+            attended = F.scaled_dot_product_attention(q, *cache.view(layer, start, stop + f * L))
+            video = video_block.update(video, modulation, attended, cache.text[layer], video.shape[1])
+            if actions is not None:
+                cache.write(layer, start - n_actions, k_a, v_a)
+        cache.advance(f, 0 if actions is None else n_actions)
+
+    def denoise_world(
+        self, cache: AIMCache, rgb: torch.Tensor, value: torch.Tensor, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Velocities of the next chunk's RGB and value latents, (B, C, F, h, w) each, at `timestep` (B,) in [0, 1].
+
+        Both run through the video stream together, eq. (6); the value tokens see the RGB tokens, never the reverse.
+        """
+        hidden, embedding = self._world_pass(cache, rgb, value, timestep)
+        frames, (height, width) = rgb.shape[2], rgb.shape[3:]
+        velocity = self._video_velocity(hidden, embedding, 2 * frames, height, width)
+        return velocity[:, :, :frames], velocity[:, :, frames:]
+
+    def condition_actions(self, cache: AIMCache, rgb: torch.Tensor, value: torch.Tensor) -> None:
+        """The clean pass: gathers V_a, eq. (10), from the finished RGB and value latents, for `denoise_actions`."""
+        if self.config.action_reads_value:
+            self._world_pass(cache, rgb, value, rgb.new_zeros(rgb.shape[0]))
+        future = value.shape[2] * cache.tokens_per_frame
+        value_start = cache.future_start + future
+        context = []
+        for layer in range(self.config.num_layers):
+            sources = [cache.current_frame(layer), cache.action_history(layer)]
+            if self.config.action_reads_value:
+                sources.append(cache.view(layer, value_start, value_start + future))
+            context.append(tuple(torch.cat(parts, dim=2) for parts in zip(*sources)))
+        cache.action_context = context
+
+    def denoise_actions(self, cache: AIMCache, actions: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Velocity of the next chunk's normalized actions, (B, F*n, action_dim), at `timestep` (B,) in [0, 1]."""
+        config = self.config
+        if cache.action_context is None:
+            raise ValueError("the cache holds no value map for these actions; call condition_actions first.")
+        frames = torch.arange(cache.frames, cache.frames + config.chunk_latent_frames, device=actions.device)
+        angles = rotary_angles(action_positions(frames, config.actions_per_latent_frame), config.attention_head_dim)
+        hidden = self.action_head.action_embedder(actions)
+        embedding, time = self.action_head.condition_embedder(timestep[:, None].expand(-1, len(frames)))
+        for block, context in zip(self.action_head.blocks, cache.action_context):
+            modulation = block.modulation(time)
+            q, k, v = block.project(hidden, modulation, angles)
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(context, (k, v)))
+            hidden = block.update(hidden, modulation, F.scaled_dot_product_attention(q, keys, values))
+        return self.action_head.velocity(hidden, embedding)
+
+    def _world_pass(self, cache, rgb, value, timestep):
+        """[x | m] through the video stream. Writes their keys and values right of the observations."""
+        config, (B, _, f, height, width) = self.config, rgb.shape
+        if cache.chunks == 0:
+            raise ValueError("the cache holds no observation yet; call append first.")
+        if f != config.chunk_latent_frames or value.shape != rgb.shape:
+            raise ValueError(
+                f"RGB and value latents are {tuple(rgb.shape)} and {tuple(value.shape)}; expected the same shape with "
+                f"{config.chunk_latent_frames} latent frames."
+            )
+        rows, columns = self._grid(height, width)
+        L = rows * columns
+        cache.reserve(2 * f * L, 0)
+        frames = torch.arange(cache.frames, cache.frames + f, device=rgb.device)
+        angles = rotary_angles(video_positions(frames, rows, columns), config.attention_head_dim).repeat(2, 1)
+        hidden = self._embed_video(torch.cat([rgb, value], dim=2))
+        hidden = torch.cat([hidden[:, : f * L], hidden[:, f * L :] + self.value_noise_token], dim=1)
+        embedding, time = self.condition_embedder(timestep[:, None].expand(-1, 2 * f))
+        text_tokens = 2 * f * L if config.value_text_cross_attention else f * L
+        start, origin, future = cache.actions_start, cache.observations_start, cache.future_start
+        for layer, block in enumerate(self.blocks):
+            modulation = block.modulation(time)
+            q, k, v = block.project(hidden, modulation, angles)
+            cache.write(layer, future, k, v)
+            attended_x = F.scaled_dot_product_attention(q[:, :, : f * L], *cache.view(layer, start, future + f * L))
+            attended_m = F.scaled_dot_product_attention(q[:, :, f * L :], *cache.view(layer, origin, future + 2 * f * L))
+            attended = torch.cat([attended_x, attended_m], dim=2)
+            hidden = block.update(hidden, modulation, attended, cache.text[layer], text_tokens)
+        return hidden, embedding

@@ -1,0 +1,294 @@
+"""The model's identities, on a small real model in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from aim_hf import AIMConfig, AIMForWorldAction
+from aim_hf.visibility import Kind, Units, visible
+
+B, S, C, H, W = 2, 5, 6, 4, 6
+
+
+def make_config(**overrides) -> AIMConfig:
+    sizes = dict(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=C,
+        out_channels=C,
+        text_dim=10,
+        freq_dim=8,
+        ffn_dim=32,
+        num_layers=3,
+        action_dim=5,
+        action_hidden_size=16,
+        action_ffn_dim=24,
+        chunk_latent_frames=2,
+        actions_per_latent_frame=3,
+    )
+    return AIMConfig(**{**sizes, **overrides})
+
+
+def make_model(**overrides) -> AIMForWorldAction:
+    torch.manual_seed(0)
+    model = AIMForWorldAction(make_config(**overrides)).double().eval()
+    # New weights start with silent outputs; give every parameter a say, or equalities would hold trivially.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
+
+
+def make_batch(config: AIMConfig, chunks: int, rows: int = B, draws: int = 1) -> dict:
+    generator = torch.Generator().manual_seed(1)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    T, n = chunks * config.chunk_latent_frames, config.actions_per_latent_frame
+    return dict(
+        latents=randn(rows, C, 1 + T, H, W),
+        value_latents=randn(rows, C, T, H, W),
+        actions=randn(rows, T * n, config.action_dim),
+        prompt_embeds=randn(rows, S, config.text_dim),
+        num_draws=draws,
+        timesteps=(randn(rows, draws, chunks).sigmoid(), randn(rows, draws, chunks).sigmoid()),
+        noise=(
+            randn(rows, draws, C, T, H, W),
+            randn(rows, draws, C, T, H, W),
+            randn(rows, draws, T * n, config.action_dim),
+        ),
+    )
+
+
+def rollout(model, batch, draw: int = 0):
+    """The same velocities as `forward`, chunk by chunk through the cache."""
+    F_, n = model.config.chunk_latent_frames, model.config.actions_per_latent_frame
+    T = batch["value_latents"].shape[2]
+    (t_video, t_action), (eps_x, eps_m, eps_a) = batch["timesteps"], batch["noise"]
+    rows = batch["latents"].shape[0]
+    cache = model.new_cache(rows, H, W)
+    model.set_text(cache, batch["prompt_embeds"])
+    model.append(cache, batch["latents"][:, :, :1])
+    outputs = []
+    for chunk in range(T // F_):
+        frames = slice(chunk * F_, (chunk + 1) * F_)
+        steps = slice(chunk * F_ * n, (chunk + 1) * F_ * n)
+        x = batch["latents"][:, :, 1:][:, :, frames]
+        m = batch["value_latents"][:, :, frames]
+        a = batch["actions"][:, steps]
+        t, s = t_video[:, draw, chunk], t_action[:, draw, chunk]
+        at = t[:, None, None, None, None]
+        world = model.denoise_world(
+            cache, (1 - at) * x + at * eps_x[:, draw, :, frames], (1 - at) * m + at * eps_m[:, draw, :, frames], t
+        )
+        model.condition_actions(cache, x, m)
+        noisy = (1 - s[:, None, None]) * a + s[:, None, None] * eps_a[:, draw, steps]
+        outputs.append((*world, model.denoise_actions(cache, noisy, s)))
+        model.append(cache, x, a)
+    rgb, value, action = zip(*outputs)
+    return torch.cat(rgb, 2), torch.cat(value, 2), torch.cat(action, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("history", [None, 1, 2])
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("value_text", [False, True])
+def test_cached_rollout_equals_one_masked_forward(history, frames, value_text):
+    model = make_model(history_chunks=history, chunk_latent_frames=frames, value_text_cross_attention=value_text)
+    batch = make_batch(model.config, chunks=7, draws=2)
+    packed = model(**batch)
+    for draw in range(2):
+        cached = rollout(model, batch, draw)
+        expected = packed.rgb_velocity[:, draw], packed.value_velocity[:, draw], packed.action_velocity[:, draw]
+        for got, want in zip(cached, expected):
+            assert want.std() > 0.1
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_limited_history_matters():
+    batch = make_batch(make_config(), chunks=4)
+    full, limited = (make_model(history_chunks=history)(**batch).rgb_velocity for history in (None, 1))
+    assert (full[:, :, :, :2] == limited[:, :, :, :2]).all()
+    assert (full[:, :, :, -2:] - limited[:, :, :, -2:]).abs().max() > 1e-3
+
+
+def table_of_the_paper(q: tuple, k: tuple, F_: int, history: int | None, reads_value: bool) -> bool:
+    """Section "who may see whom", written once more as sentences over single units (kind, chunk, frame, draw)."""
+    (qk, qc, _, qd), (kk, kc, kf, kd) = q, k
+    in_window = history is None or kc >= qc - history
+    match qk, kk:
+        case Kind.OBSERVATION, Kind.OBSERVATION:
+            return kc == qc or (kc < qc and in_window)
+        case (Kind.OBSERVATION | Kind.FUTURE_RGB | Kind.FUTURE_ACTION), Kind.ACTION:
+            return kc < qc and in_window
+        case Kind.ACTION, Kind.ACTION:
+            return kc == qc or (kc < qc and in_window)
+        case (Kind.ACTION | Kind.FUTURE_ACTION), Kind.OBSERVATION:
+            return kc == qc - 1 and kf == (qc - 1) * F_
+        case (Kind.FUTURE_RGB | Kind.FUTURE_VALUE), Kind.OBSERVATION:
+            return kc < qc and in_window
+        case Kind.CLEAN_VALUE, Kind.OBSERVATION:
+            return kc == qc or (kc < qc and in_window)
+        case (
+            (Kind.FUTURE_RGB, Kind.FUTURE_RGB)
+            | (Kind.FUTURE_VALUE, Kind.FUTURE_RGB)
+            | (Kind.FUTURE_VALUE, Kind.FUTURE_VALUE)
+            | (Kind.FUTURE_ACTION, Kind.FUTURE_ACTION)
+        ):
+            return kc == qc and kd == qd
+        case Kind.CLEAN_VALUE, Kind.CLEAN_VALUE:
+            return kc == qc
+        case Kind.FUTURE_ACTION, Kind.CLEAN_VALUE:
+            return kc == qc and reads_value
+    return False
+
+
+@pytest.mark.parametrize("history", [None, 1, 2])
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("reads_value", [True, False])
+def test_visibility_pair_by_pair(history, frames, reads_value):
+    past = torch.arange(1 + 4 * frames)
+    segments = [Units.segment(Kind.OBSERVATION, past, frames), Units.segment(Kind.ACTION, past[1:], frames)]
+    segments += [Units.segment(Kind.CLEAN_VALUE, past[1:], frames)]
+    for kind in (Kind.FUTURE_RGB, Kind.FUTURE_VALUE, Kind.FUTURE_ACTION):
+        segments += [Units.segment(kind, past[1:], frames, draw) for draw in range(2)]
+    units = Units.concatenate(segments)
+    mask = visible(units, units, frames, history, reads_value)
+    rows = list(zip(*(getattr(units, name).tolist() for name in ("kind", "chunk", "frame", "draw"))))
+    for i, q in enumerate(rows):
+        for j, k in enumerate(rows):
+            assert mask[i, j] == table_of_the_paper(q, k, frames, history, reads_value), (q, k)
+    assert mask.any(1).all()
+
+
+def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(monkeypatch):
+    model = make_model()
+    batch = make_batch(model.config, chunks=2)
+    batch["latents"].requires_grad_(True)
+    last_chunk = slice(-model.config.actions_per_chunk, None)
+
+    def gradient():
+        velocity = model(**batch).action_velocity[:, 0, last_chunk]
+        (grad,) = torch.autograd.grad(velocity.square().sum(), batch["latents"])
+        return grad[:, :, -model.config.chunk_latent_frames :]  # the RGB of the chunk that is being predicted
+
+    assert gradient().abs().max() > 1e-6
+
+    # Hold the keys and values of the clean value tokens; what remains must be exactly nothing.
+    T, L = 2 * model.config.chunk_latent_frames, H * W // 4
+    clean_value = slice((1 + 3 * T) * L, (1 + 4 * T) * L)
+    attention = F.scaled_dot_product_attention
+
+    def hold(tensor):
+        pieces = tensor[:, :, : clean_value.start], tensor[:, :, clean_value].detach(), tensor[:, :, clean_value.stop :]
+        return torch.cat(pieces, dim=2)
+
+    def holding(query, key, value, **kwargs):
+        if "attn_mask" in kwargs:
+            key, value = hold(key), hold(value)
+        return attention(query, key, value, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", holding)
+    assert gradient().abs().max() == 0
+
+
+def test_observations_only_head_ignores_the_value_map():
+    model = make_model(action_reads_value=False)
+    batch = make_batch(model.config, chunks=2)
+    batch["value_latents"].requires_grad_(True)
+    out = model(**batch)
+    (grad,) = torch.autograd.grad(out.action_velocity.square().sum(), batch["value_latents"], allow_unused=True)
+    assert grad is None or grad.abs().max() == 0
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_are_independent():
+    model = make_model(history_chunks=2)
+    batch = make_batch(model.config, chunks=3)
+    alone = {
+        name: (value[:1] if torch.is_tensor(value) else value)
+        if name not in ("timesteps", "noise")
+        else tuple(item[:1] for item in value)
+        for name, value in batch.items()
+    }
+    for got, want in zip(rollout(model, batch), rollout(model, alone)):
+        torch.testing.assert_close(got[:1], want, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_save_and_load_are_bit_equal(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    loaded = AIMForWorldAction.from_pretrained(tmp_path)
+    for name in set(model.config.to_dict()) - {"_name_or_path", "dtype", "architectures", "transformers_version"}:
+        assert getattr(loaded.config, name) == getattr(model.config, name), name
+    state = model.state_dict()
+    assert state.keys() == loaded.state_dict().keys()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+@torch.no_grad()
+def test_masked_actions_and_unweighted_values_do_not_count():
+    model = make_model()
+    batch = make_batch(model.config, chunks=2)
+    mask = torch.ones_like(batch["actions"])
+    mask[:, -2:] = 0
+    weights = torch.ones(B, 4, H, W, dtype=torch.float64)
+    weights[:, -2:] = 0
+    before = model(**batch, action_mask=mask, value_weights=weights)
+    noise = [item.clone() for item in batch["noise"]]
+    target_m, target_a = batch["value_latents"].clone(), batch["actions"].clone()
+    # Same network inputs, other targets: only eps - x_0 of masked places changes.
+    t_video, t_action = batch["timesteps"]
+    t, s = t_video[:, 0, -1], t_action[:, 0, -1]
+    change = torch.randn(B, C, 2, H, W, dtype=torch.float64)
+    target_m[:, :, -2:] += change
+    noise[1][:, 0, :, -2:] -= ((1 - t) / t)[:, None, None, None, None] * change
+    unmasked = model(**{**batch, "value_latents": target_m, "noise": tuple(noise)}, action_mask=mask)
+    masked = model(
+        **{**batch, "value_latents": target_m, "noise": tuple(noise)}, action_mask=mask, value_weights=weights
+    )
+    assert (unmasked.value_loss - model(**batch).value_loss).abs() > 1e-3
+    torch.testing.assert_close(masked.value_loss, before.value_loss, rtol=0, atol=1e-9)
+    change = torch.randn(B, 2, model.config.action_dim, dtype=torch.float64)
+    target_a[:, -2:] += change
+    noise[2][:, 0, -2:] -= ((1 - s) / s)[:, None, None] * change
+    masked = model(
+        **{**batch, "actions": target_a, "executed_actions": batch["actions"], "noise": (*batch["noise"][:2], noise[2])},
+        action_mask=mask,
+    )
+    torch.testing.assert_close(masked.action_loss, before.action_loss, rtol=0, atol=1e-9)
+
+
+def test_unknown_and_ill_typed_config_fields_are_refused():
+    with pytest.raises(ValueError, match="num_layer'"):
+        AIMConfig(num_layer=3)
+    with pytest.raises(Exception, match="num_layers"):
+        AIMConfig(num_layers="three")
+    with pytest.raises(Exception, match="history_chunks"):
+        AIMConfig(history_chunks=0)
+
+
+@torch.no_grad()
+def test_misuse_of_a_rollout_is_named():
+    model = make_model()
+    cache = model.new_cache(1, H, W)
+    latents = torch.zeros(1, C, 1, H, W, dtype=torch.float64)
+    with pytest.raises(ValueError, match="set_text"):
+        model.append(cache, latents)
+    model.set_text(cache, torch.zeros(1, S, 10, dtype=torch.float64))
+    with pytest.raises(ValueError, match="append first"):
+        model.condition_actions(cache, latents, latents)
+    with pytest.raises(ValueError, match="one latent frame"):
+        model.append(cache, latents.repeat(1, 1, 2, 1, 1))
+    model.append(cache, latents)
+    with pytest.raises(ValueError, match="condition_actions"):
+        model.denoise_actions(cache, torch.zeros(1, 6, 5, dtype=torch.float64), torch.zeros(1))
+    with pytest.raises(ValueError, match="executed actions"):
+        model.append(cache, latents.repeat(1, 1, 2, 1, 1))
+    with pytest.raises(ValueError, match="patches"):
+        model.new_cache(1, 3, 4)
