@@ -1,0 +1,175 @@
+"""The shared, frozen VAE E of eq. (2): pixels <-> normalized latents, whole clips or as a stream.
+
+`AutoencoderKLWan` is causal in time: each convolution needs the last frames that it saw, and `encode`/`decode` keep
+them in a feature cache while they walk through a clip, one latent frame at a time. Here the caller holds that cache,
+as a `CodecState`. So a rollout encodes only its new frames, and gets what encoding the whole video from its start would
+have given; and an imagined future is decoded from a fork of the state that the real past has left behind.
+
+Latents are normalized per channel, (z - latents_mean) / latents_std, as in diffusers' `WanPipeline`; encoding takes the
+posterior's mode. Tiling and slicing, which cut a clip in space or batch, are not used.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+
+BLACK = -1.0
+
+
+@dataclass
+class CodecState:
+    """Where a stream stands: the feature cache of each causal convolution, and whether a first frame was seen.
+
+    The VAE replaces entries of `features` and never writes into them, so forks share their tensors safely.
+    """
+
+    features: list
+    started: bool = False
+
+    def fork(self) -> "CodecState":
+        return CodecState(list(self.features), self.started)
+
+    def expand(self, batch_size: int) -> "CodecState":
+        """The state of `batch_size` rows that have all seen what this state's one row has."""
+        features = [f.expand(batch_size, -1, -1, -1, -1) if torch.is_tensor(f) else f for f in self.features]
+        return CodecState(features, self.started)
+
+
+class VideoCodec:
+    """Encodes and decodes with a frozen `AutoencoderKLWan`.
+
+    A clip of 1 + k * temporal_factor frames has 1 + k latent frames. Shapes: pixels (B, 3, T, H, W) in [-1, 1], latents
+    (B, C, f, H / spatial_factor, W / spatial_factor).
+
+    Raises:
+        ValueError: if the VAE's latents_mean or latents_std don't fit its latents.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan):
+        self.vae = vae
+        self.temporal_factor: int = vae.config.scale_factor_temporal
+        self.spatial_factor: int = vae.config.scale_factor_spatial
+        for name in ("latents_mean", "latents_std"):
+            if len(vae.config[name]) != vae.config.z_dim:
+                raise ValueError(
+                    f"vae.config.{name} has {len(vae.config[name])} numbers; expected one for each of the "
+                    f"{vae.config.z_dim} latent channels."
+                )
+        self._black_states: dict[tuple, tuple[CodecState, CodecState]] = {}
+
+    def encoder_state(self) -> CodecState:
+        """The state of an encoder that has seen nothing."""
+        return CodecState([None] * _count_causal_convolutions(self.vae.encoder))
+
+    def decoder_state(self) -> CodecState:
+        """The state of a decoder that has seen nothing."""
+        return CodecState([None] * _count_causal_convolutions(self.vae.decoder))
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor, state: CodecState | None = None) -> torch.Tensor:
+        """Encodes a clip, or what follows the frames that `state` has seen; advances `state`.
+
+        Args:
+            pixels: (B, 3, T, H, W) in [-1, 1]. T is 1 + k * temporal_factor at a clip's start, k * temporal_factor
+                after it.
+
+        Returns:
+            (B, C, f, h, w), normalized; f is 1 + k at a clip's start, k after it.
+
+        Raises:
+            ValueError: for another number of frames, or a size that the VAE can't halve often enough.
+        """
+        state = state if state is not None else self.encoder_state()
+        self._check_pixels(pixels, started=state.started)
+        x = pixels.to(self.vae.device, self.vae.dtype)
+        if self.vae.config.patch_size is not None:
+            x = patchify(x, patch_size=self.vae.config.patch_size)
+        sizes = ([] if state.started else [1]) + [self.temporal_factor] * (x.shape[2] // self.temporal_factor)
+        moments = [self.vae.encoder(piece, feat_cache=state.features, feat_idx=[0]) for piece in x.split(sizes, dim=2)]
+        state.started = True
+        mode = self.vae.quant_conv(torch.cat(moments, dim=2)).chunk(2, dim=1)[0]
+        mean, std = self._statistics()
+        return (mode - mean) / std
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, state: CodecState | None = None) -> torch.Tensor:
+        """Decodes a clip, or what follows the latent frames that `state` has seen; advances `state`.
+
+        Args:
+            latents: (B, C, f, h, w), normalized, f >= 1.
+
+        Returns:
+            pixels (B, 3, T, H, W) in [-1, 1]; T is 1 + (f - 1) * temporal_factor at a clip's start, f * temporal_factor
+            after it.
+        """
+        state = state if state is not None else self.decoder_state()
+        mean, std = self._statistics()
+        z = self.vae.post_quant_conv(latents.to(self.vae.device, self.vae.dtype) * std + mean)
+        frames = []
+        for frame in z.split(1, dim=2):
+            first_chunk = not state.started
+            frames.append(self.vae.decoder(frame, feat_cache=state.features, feat_idx=[0], first_chunk=first_chunk))
+            state.started = True
+        pixels = torch.cat(frames, dim=2)
+        if self.vae.config.patch_size is not None:
+            pixels = unpatchify(pixels, patch_size=self.vae.config.patch_size)
+        return pixels.clamp(-1, 1)
+
+    def encode_value_maps(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encodes one chunk's value maps as the clip [black frame, maps] and drops the black frame's latent.
+
+        A chunk's value latents so stand alone: they start from the null value prior and hold no history.
+
+        Args:
+            pixels: (B, 3, F * temporal_factor, H, W) in [-1, 1].
+
+        Returns:
+            (B, C, F, h, w), normalized.
+        """
+        self._check_pixels(pixels, started=True)
+        encoder, _ = self._after_black_frame(*pixels.shape[-2:])
+        return self.encode(pixels, encoder.expand(len(pixels)))
+
+    def decode_value_maps(self, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse: (B, C, F, h, w) -> (B, 3, F * temporal_factor, H, W) in [-1, 1]."""
+        height, width = (n * self.spatial_factor for n in latents.shape[-2:])
+        _, decoder = self._after_black_frame(height, width)
+        return self.decode(latents, decoder.expand(len(latents)))
+
+    def _after_black_frame(self, height: int, width: int) -> tuple[CodecState, CodecState]:
+        """Encoder and decoder states of one row after a black frame; computed once, every chunk forks them."""
+        key = (height, width, self.vae.device, self.vae.dtype)
+        if key not in self._black_states:
+            encoder, decoder = self.encoder_state(), self.decoder_state()
+            latent = self.encode(torch.full((1, 3, 1, height, width), BLACK), encoder)
+            self.decode(latent, decoder)
+            self._black_states[key] = encoder, decoder
+        return self._black_states[key]
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.vae.config
+        mean, std = (
+            torch.tensor(numbers, device=self.vae.device, dtype=self.vae.dtype).view(1, -1, 1, 1, 1)
+            for numbers in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
+
+    def _check_pixels(self, pixels: torch.Tensor, started: bool):
+        if pixels.ndim != 5 or pixels.shape[1] != 3 or any(n % self.spatial_factor for n in pixels.shape[-2:]):
+            raise ValueError(
+                f"pixels have shape {tuple(pixels.shape)}; expected (B, 3, T, H, W) with H and W divisible by "
+                f"{self.spatial_factor}."
+            )
+        first, frames = (0 if started else 1), pixels.shape[2]
+        if frames < 1 or (frames - first) % self.temporal_factor:
+            raise ValueError(
+                f"pixels hold {frames} frames; expected "
+                + (f"a multiple of {self.temporal_factor}" if started else f"1 + a multiple of {self.temporal_factor}")
+                + (" after the clip's start." if started else " at a clip's start.")
+            )
+
+
+def _count_causal_convolutions(module: torch.nn.Module) -> int:
+    return sum(isinstance(m, WanCausalConv3d) for m in module.modules())

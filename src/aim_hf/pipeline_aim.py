@@ -1,0 +1,414 @@
+"""AIM as a diffusers pipeline: one call imagines a chunk, predicts where to act on it, and returns the actions.
+
+    session = pipe.start("put the red block on the blue one")
+    out = pipe(observation, session=session)
+    while True:
+        observations = execute(out.actions)          # one after every `pipe.actions_per_frame` actions
+        session.append(observations, out.actions)    # what really happened replaces what was imagined
+        out = pipe(session=session)
+
+A call leaves its session as it was: only `append` moves it on, so calling again gives another sample of the same chunk.
+Latents and noise stay in float32 whatever the model's dtype, and nothing here records gradients.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import PreTrainedModel
+
+from .codec import VideoCodec
+from .modeling_aim import AIMForWorldAction
+from .processing_aim import AIMProcessor
+
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
+
+@dataclass
+class AIMPipelineOutput(BaseOutput):
+    """
+    What AIM imagines and does in one chunk, for B rows, T = `pipe.frames_per_chunk` frames. Moment k lies after action
+    (k + 1) * `pipe.actions_per_frame` of the chunk.
+
+    frames: camera -> imagined RGB in [0, 1]: `np` (B, T, H, W, 3), `pt` (B, T, 3, H, W), `pil` a list of T pictures a
+        row; `latent`: one tensor, the normalized latents (B, C, F, h, w); None with `decode_frames=False`.
+    value_maps: camera -> scalars in [0, 1]: (B, T, H, W), `pil` a list of T gray pictures a row; `latent`: the
+        normalized latents. It is the map that the actions were decoded from.
+    actions: (B, `pipe.actions_per_chunk`, action_dim) in physical units, absolute; an array with `np` and `pil`.
+    """
+
+    frames: dict[str, Any] | torch.Tensor | None
+    value_maps: dict[str, Any] | torch.Tensor
+    actions: np.ndarray | torch.Tensor
+
+
+class AIMSession:
+    """A batch of episodes in progress, row by row: instruction, real history, and where the video codec stands.
+
+    Made by [`AIMPipeline.start`]. Rows don't influence each other. `chunks` counts the chunks executed so far.
+    """
+
+    def __init__(self, pipe: "AIMPipeline", prompt_embeds: torch.Tensor):
+        self.pipe = pipe
+        self.batch_size = len(prompt_embeds)
+        self.codec = VideoCodec(pipe.vae)
+        height, width = (n // self.codec.spatial_factor for n in pipe.processor.canvas_size)
+        self.latent_size = (height, width)
+        self.cache = pipe.model.new_cache(self.batch_size, height, width)
+        with torch.no_grad():
+            pipe.model.set_text(self.cache, prompt_embeds)
+        # (B, 16), what actions of space `ee` are relative to; set by the first observation.
+        self.initial_pose: torch.Tensor | None = None
+        self._encoder = self.codec.encoder_state()
+        self._decoder = self.codec.decoder_state()
+        # Real latents that the decoder hasn't seen yet: it catches up only when somebody asks for frames.
+        self._undecoded: list[torch.Tensor] = []
+
+    @property
+    def chunks(self) -> int:
+        return max(self.cache.chunks - 1, 0)
+
+    @torch.no_grad()
+    def append(self, observations, executed_actions=None) -> None:
+        """Appends what really happened; the session is unchanged if this raises.
+
+        Args:
+            observations: in RoboTwin's layout, in time order, one list a row; with one row the outer list may be left
+                out. First a single observation, before any action; then, after each chunk, the
+                `pipe.frames_per_chunk` ones taken after every `pipe.actions_per_frame` actions.
+            executed_actions: (B, `pipe.actions_per_chunk`, action_dim), or without B for one row: the actions that
+                were executed since, in physical units. None with the first observation.
+
+        Raises:
+            ValueError: for wrong numbers of rows, observations or actions, and whatever the processor refuses.
+        """
+        processor, first = self.pipe.processor, self.cache.chunks == 0
+        rows = self._rows(observations)
+        expected = 1 if first else self.pipe.frames_per_chunk
+        for i, row in enumerate(rows):
+            if len(row) != expected:
+                raise ValueError(
+                    f"row {i} has {len(row)} observations; expected {expected}: "
+                    + ("the one before any action." if first else "one after every "
+                       f"{self.pipe.actions_per_frame} of a chunk's {self.pipe.actions_per_chunk} actions.")
+                )
+        views = [[processor.observation_views(observation) for observation in row] for row in rows]
+        canvas = np.stack([np.stack([processor.pack_canvas(v) for v in row]) for row in views])
+        initial_pose, actions = self.initial_pose, None
+        if first:
+            if executed_actions is not None:
+                raise ValueError("executed_actions came with the first observation; nothing was executed before it.")
+            if processor.action_space == "ee":
+                initial_pose = torch.stack([processor.initial_pose(row[0]) for row in rows])
+        else:
+            actions = self._executed(executed_actions)
+
+        model, encoder = self.pipe.model, self._encoder.fork()
+        latents = self.codec.encode(processor.canvas_to_pixels(canvas), encoder)
+        model.append(
+            self.cache,
+            latents.to(model.device, model.dtype),
+            None if actions is None else actions.to(model.device, model.dtype),
+        )
+        self._encoder, self.initial_pose = encoder, initial_pose
+        self._undecoded.append(latents)
+
+    @torch.no_grad()
+    def decode_frames(self, latents: torch.Tensor) -> torch.Tensor:
+        """Imagined latents (B, C, F, h, w) -> pixels (B, 3, T, H, W), as the continuation of the real frames."""
+        while self._undecoded:
+            self.codec.decode(self._undecoded.pop(0), self._decoder)
+        return self.codec.decode(latents, self._decoder.fork())
+
+    def _rows(self, observations) -> list[list[Mapping]]:
+        if isinstance(observations, Mapping) or (self.batch_size == 1 and isinstance(observations[0], Mapping)):
+            observations = [observations]
+        rows = [[row] if isinstance(row, Mapping) else list(row) for row in observations]
+        if len(rows) != self.batch_size:
+            raise ValueError(f"observations have {len(rows)} rows; this session has {self.batch_size}.")
+        return rows
+
+    def _executed(self, actions) -> torch.Tensor:
+        if actions is None:
+            raise ValueError("executed_actions are missing; give the actions that led to these observations.")
+        actions = torch.as_tensor(np.asarray(actions), dtype=torch.float64)
+        if self.batch_size == 1 and actions.ndim == 2:
+            actions = actions[None]
+        expected = (self.batch_size, self.pipe.actions_per_chunk, self.pipe.processor.action_dim)
+        if actions.shape != expected:
+            raise ValueError(
+                f"executed_actions have shape {tuple(actions.shape)}; expected {expected} (rows, actions of one chunk, "
+                "numbers of one action)."
+            )
+        return self.pipe.processor.normalize_actions(actions, self.initial_pose)
+
+
+class AIMPipeline(DiffusionPipeline):
+    r"""
+    Imagines RGB, predicts value maps, and decodes actions from them.
+
+    Args:
+        vae: the frozen codec of RGB and value maps.
+        text_encoder: the encoder of a T5-family model.
+        processor: packs pictures, actions and words.
+        model: the world-action model.
+        scheduler: of RGB and value latents, which share one trajectory (eq. 6).
+        action_scheduler: of actions.
+
+    Raises:
+        ValueError: if the components don't fit together.
+    """
+
+    _callback_tensor_inputs = ["latents", "value_latents", "action_latents"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        text_encoder: PreTrainedModel,
+        processor: AIMProcessor,
+        model: AIMForWorldAction,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        action_scheduler: FlowMatchEulerDiscreteScheduler,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            processor=processor,
+            model=model,
+            scheduler=scheduler,
+            action_scheduler=action_scheduler,
+        )
+        config, temporal, spatial = model.config, vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+        if config.in_channels != vae.config.z_dim:
+            raise ValueError(f"model.config.in_channels is {config.in_channels}, but the VAE's z_dim {vae.config.z_dim}.")
+        if config.text_dim != text_encoder.config.d_model:
+            raise ValueError(
+                f"model.config.text_dim is {config.text_dim}, but the text encoder's d_model {text_encoder.config.d_model}."
+            )
+        if config.action_dim != processor.action_dim:
+            raise ValueError(
+                f"model.config.action_dim is {config.action_dim}, but the processor's action_dim {processor.action_dim}."
+            )
+        if config.actions_per_latent_frame % temporal:
+            raise ValueError(
+                f"model.config.actions_per_latent_frame is {config.actions_per_latent_frame}; it must be a multiple of "
+                f"the {temporal} RGB frames of a latent frame, so that each RGB frame follows a whole action."
+            )
+        if any(size % (spatial * patch) for size, patch in zip(processor.canvas_size, config.patch_size[1:])):
+            raise ValueError(
+                f"canvas_size is {processor.canvas_size}; it must be divisible by VAE factor x patch, {spatial} x "
+                f"{tuple(config.patch_size[1:])}."
+            )
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """RGB frames that one chunk imagines, and that are appended after it."""
+        return self.model.config.chunk_latent_frames * self.vae.config.scale_factor_temporal
+
+    @property
+    def actions_per_chunk(self) -> int:
+        return self.model.config.actions_per_chunk
+
+    @property
+    def actions_per_frame(self) -> int:
+        """Control steps between two RGB frames."""
+        return self.model.config.actions_per_latent_frame // self.vae.config.scale_factor_temporal
+
+    @torch.no_grad()
+    def encode_prompt(self, instruction: str | Sequence[str]) -> torch.Tensor:
+        """Text features (B, max_text_length, text_dim), zero beyond each prompt, as Wan was trained with."""
+        tokens = self.processor.tokenize(instruction).to(self._execution_device)
+        features = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return features.masked_fill(tokens.attention_mask[..., None] == 0, 0)
+
+    def start(self, instruction: str | Sequence[str], batch_size: int | None = None) -> AIMSession:
+        """Starts a batch of episodes; the instruction is encoded here, once.
+
+        Args:
+            instruction: one for all rows, or a list of one for each.
+            batch_size: number of rows; taken from `instruction` if not given.
+
+        Raises:
+            ValueError: for an empty instruction, or a list of another length than `batch_size`.
+        """
+        prompt_embeds = self.encode_prompt(instruction)
+        if isinstance(instruction, str):
+            prompt_embeds = prompt_embeds.expand(batch_size or 1, -1, -1)
+        elif batch_size not in (None, len(instruction)):
+            raise ValueError(f"{len(instruction)} instructions for batch_size {batch_size}; give one for each row.")
+        return AIMSession(self, prompt_embeds.to(self.model.device, self.model.dtype))
+
+    def check_inputs(
+        self, observation, session, steps, output_type, generator, callback_on_step_end_tensor_inputs
+    ) -> None:
+        if not isinstance(session, AIMSession):
+            raise ValueError(f"session is {session!r}; start one with pipe.start(instruction) and pass it.")
+        if session.pipe is not self:
+            raise ValueError("session belongs to another pipeline; start one with this one.")
+        if session.cache.chunks == 0 and observation is None:
+            raise ValueError("observation is missing; a session's first call needs the one before any action.")
+        if session.cache.chunks > 0 and observation is not None:
+            raise ValueError("this session has its first observation; give later ones to session.append.")
+        for name, number in steps.items():
+            if number < 1:
+                raise ValueError(f"{name} is {number}; expected at least 1.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; expected one of {OUTPUT_TYPES}.")
+        if isinstance(generator, list) and len(generator) != session.batch_size:
+            raise ValueError(f"{len(generator)} generators for {session.batch_size} rows; give one for each row.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; expected some of {self._callback_tensor_inputs}."
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        observation=None,
+        session: AIMSession | None = None,
+        num_inference_steps: int = 5,
+        num_action_inference_steps: int = 10,
+        value_maps: Mapping[str, np.ndarray] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "np",
+        decode_frames: bool = True,
+        callback_on_step_end: Callable[["AIMPipeline", int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_dict: bool = True,
+    ) -> AIMPipelineOutput | tuple:
+        r"""Samples the session's next chunk: RGB, value maps and actions.
+
+        Args:
+            observation: the first one of the session, a list with one a row (or just it, for one row); None later.
+            session: from `start`.
+            num_inference_steps: denoising steps of RGB and value maps.
+            num_action_inference_steps: denoising steps of actions.
+            value_maps: camera -> (B, T, H, W) in [0, 1], maps to decode the actions from instead of the predicted
+                ones: the diagnostic that splits errors of the maps from errors of the actions.
+            generator: noise; with a list of one a row, a row's result doesn't depend on the rows beside it.
+            output_type: `"np"`, `"pt"`, `"pil"` or `"latent"`; see [`AIMPipelineOutput`]. `"latent"` decodes no
+                pictures at all.
+            decode_frames: whether to decode the imagined RGB, which acting doesn't need.
+            callback_on_step_end: called after each step as `callback(pipe, step, timestep, tensors)`, the action steps
+                counted on after the world's; tensors that it returns are used from there on.
+            callback_on_step_end_tensor_inputs: which of `latents`, `value_latents` (B, C, F, h, w) and
+                `action_latents` (B, F * n, action_dim) it gets.
+            return_dict: False for a plain tuple (frames, value_maps, actions).
+
+        Raises:
+            ValueError: for inputs that don't fit; the session is then unchanged.
+        """
+        # 1. Check inputs.
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        steps = {"num_inference_steps": num_inference_steps, "num_action_inference_steps": num_action_inference_steps}
+        self.check_inputs(
+            observation, session, steps, output_type, generator, callback_on_step_end_tensor_inputs
+        )
+        true_value_pixels = None if value_maps is None else self._value_pixels(value_maps, session)
+
+        # 2. Append the first observation to the session.
+        if observation is not None:
+            session.append(observation)
+
+        # 3. Prepare latents, eq. (5).
+        config, device, cache = self.model.config, self.model.device, session.cache
+        video_shape = (session.batch_size, config.in_channels, config.chunk_latent_frames, *session.latent_size)
+        action_shape = (session.batch_size, config.actions_per_chunk, config.action_dim)
+        latents, value_latents, action_latents = (
+            randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            for shape in (video_shape, video_shape, action_shape)
+        )
+        timesteps = self._set_timesteps(self.scheduler, num_inference_steps, device)
+        action_timesteps = self._set_timesteps(self.action_scheduler, num_action_inference_steps, device)
+
+        def end_step(step, timestep):
+            nonlocal latents, value_latents, action_latents
+            if callback_on_step_end is not None:
+                tensors = dict(latents=latents, value_latents=value_latents, action_latents=action_latents)
+                names = callback_on_step_end_tensor_inputs
+                tensors |= callback_on_step_end(self, step, timestep, {name: tensors[name] for name in names})
+                latents, value_latents, action_latents = (tensors[name] for name in self._callback_tensor_inputs)
+            progress_bar.update()
+
+        with self.progress_bar(total=num_inference_steps + num_action_inference_steps) as progress_bar:
+            # 4. Denoise RGB and value maps on one trajectory, eq. (6).
+            for i, t in enumerate(timesteps):
+                world = torch.stack([latents, value_latents])
+                time = self._unit_time(self.scheduler, t, session)
+                velocities = self.model.denoise_world(cache, *world.to(self.model.dtype), time)
+                latents, value_latents = self.scheduler.step(torch.stack(velocities).float(), t, world).prev_sample
+                end_step(i, t)
+
+            # 5. The clean pass: what the actions may see of the future is the finished value map, eq. (10).
+            if true_value_pixels is not None:
+                value_latents = session.codec.encode_value_maps(true_value_pixels).to(latents)
+            self.model.condition_actions(cache, latents.to(self.model.dtype), value_latents.to(self.model.dtype))
+
+            # 6. Denoise actions: only the action head runs.
+            for i, t in enumerate(action_timesteps):
+                time = self._unit_time(self.action_scheduler, t, session)
+                velocity = self.model.denoise_actions(cache, action_latents.to(self.model.dtype), time)
+                action_latents = self.action_scheduler.step(velocity.float(), t, action_latents).prev_sample
+                end_step(num_inference_steps + i, t)
+
+        # 7. Decode.
+        actions = self.processor.unnormalize_actions(action_latents.double().cpu(), session.initial_pose).float()
+        if output_type == "latent":
+            frames, value_maps = (latents if decode_frames else None), value_latents
+        else:
+            frames = self._cameras(session.decode_frames(latents)) if decode_frames else None
+            value_maps = self._cameras(session.codec.decode_value_maps(value_latents))
+            value_maps = {name: self.processor.rgb_to_value(rgb) for name, rgb in value_maps.items()}
+            if frames is not None:
+                frames = {name: _to_output_type(rgb, output_type) for name, rgb in frames.items()}
+            value_maps = {name: _to_output_type(value, output_type) for name, value in value_maps.items()}
+        if output_type in ("np", "pil"):
+            actions = actions.numpy()
+
+        if not return_dict:
+            return frames, value_maps, actions
+        return AIMPipelineOutput(frames=frames, value_maps=value_maps, actions=actions)
+
+    def _value_pixels(self, value_maps: Mapping[str, np.ndarray], session: AIMSession) -> torch.Tensor:
+        canvas = self.processor.pack_canvas({name: self.processor.value_to_rgb(m) for name, m in value_maps.items()})
+        if canvas.shape[:-3] != (session.batch_size, self.frames_per_chunk):
+            raise ValueError(
+                f"value_maps have leading shape {canvas.shape[:-3]}; expected {(session.batch_size, self.frames_per_chunk)}"
+                " (rows, frames of one chunk)."
+            )
+        return self.processor.canvas_to_pixels(canvas)
+
+    def _cameras(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
+        return self.processor.unpack_canvas(self.processor.pixels_to_canvas(pixels))
+
+    @staticmethod
+    def _set_timesteps(scheduler, steps: int, device) -> torch.Tensor:
+        # Given explicitly: the scheduler's own default shifts its last sigma twice, so that the last of few steps is
+        # next to none.
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
+        return scheduler.timesteps
+
+    @staticmethod
+    def _unit_time(scheduler, timestep: torch.Tensor, session: AIMSession) -> torch.Tensor:
+        """t in [0, 1] for each row, (B,); diffusers' timesteps run over its training steps."""
+        return (timestep / scheduler.config.num_train_timesteps).expand(session.batch_size)
+
+
+def _to_output_type(clips: np.ndarray, output_type: str):
+    """RGB (B, T, H, W, 3) or scalars (B, T, H, W) in [0, 1] as arrays, tensors or lists of pictures."""
+    if output_type == "pt":
+        tensor = torch.from_numpy(np.ascontiguousarray(clips))
+        return tensor.permute(0, 1, 4, 2, 3) if tensor.ndim == 5 else tensor
+    if output_type == "pil":
+        return [[PIL.Image.fromarray(picture) for picture in clip] for clip in (clips * 255).round().astype(np.uint8)]
+    return clips
