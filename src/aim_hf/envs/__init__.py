@@ -1,0 +1,21 @@
+"""Simulation suites behind one protocol (`base.py`)."""
+
+from __future__ import annotations
+
+from .base import Environment
+from .tabletop import TASKS as _TABLETOP_TASKS
+from .tabletop import TabletopEnvironment
+
+TASKS: dict[str, tuple[str, ...]] = {"tabletop": tuple(_TABLETOP_TASKS)}
+
+_ENVIRONMENTS = {"tabletop": TabletopEnvironment}
+
+
+def make_environment(suite: str, task: str, split: str = "easy", **options) -> Environment:
+    """The environment of a task. `options` go to the suite's environment class.
+
+    Raises ValueError for an unknown suite, task or split.
+    """
+    if suite not in _ENVIRONMENTS:
+        raise ValueError(f"suite={suite!r} is unknown: choose one of {list(_ENVIRONMENTS)}.")
+    return _ENVIRONMENTS[suite](task, split, **options)

@@ -1,0 +1,155 @@
+"""What every simulation suite offers: the environment protocol and its plain data types.
+
+The annotator, the recorder and the evaluator depend on this file alone, so they run unchanged on every suite.
+
+Conventions: world frame with x to the right, y away from the robot, z up, in meters; quaternions are wxyz; a pose is
+seven numbers, xyz then wxyz; pictures are uint8 RGB of shape (height, width, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+ARMS = ("left", "right")
+CAMERAS = ("head_camera", "left_camera", "right_camera")
+SPLITS = ("easy", "hard")
+
+Arm = Literal["left", "right"]
+ActionMode = Literal["ee", "qpos"]
+
+# {"observation": {camera: {"rgb": (H, W, 3) uint8, "intrinsic_cv": (3, 3), "extrinsic_cv": (3, 4)}},
+#  "joint_action": {"vector": (14,)},
+#  "endpose": {"left_endpose": (7,), "left_gripper": float, "right_endpose": (7,), "right_gripper": float}}
+Observation = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera at one instant.
+
+    `intrinsics` (3, 3) is in pixels of the observed picture; `extrinsics` (3, 4) maps world points to OpenCV camera
+    coordinates (x right, y down, z forward). Pixel (column, row) has its centre at (column + 0.5, row + 0.5).
+    """
+
+    intrinsics: np.ndarray
+    extrinsics: np.ndarray
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Contact:
+    """Two bodies that push each other in the latest physics step, with N contact points.
+
+    `points` (N, 3) in the world frame; `normals` (N, 3) unit vectors; `impulses` (N, 3) in N·s, acting on `body_a`
+    (on `body_b` their negative); `separations` (N,) in meters, negative where the shapes overlap. Points without an
+    impulse (shapes that are merely close) are left out.
+    """
+
+    body_a: int
+    body_b: int
+    points: np.ndarray
+    normals: np.ndarray
+    impulses: np.ndarray
+    separations: np.ndarray
+
+
+@dataclass(frozen=True)
+class Body:
+    """One rigid body. `pose` (7,); `dynamic` is True for the objects that a robot can move, False for the table,
+    other fixed things and the robot's own links."""
+
+    name: str
+    pose: np.ndarray
+    dynamic: bool
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a control step brought about.
+
+    `success` tells whether the scene fulfils the task *now*. `info` holds `step`, `step_limit` and `done` (success, or
+    no steps left); a suite may add more.
+    """
+
+    observation: Observation | None
+    success: bool
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExpertPath:
+    """The scripted expert's nominal path: `actions` (T, 16) in the `ee` layout, one a control step.
+
+    `key_steps` are the indices of the actions that grasp, release or press: there the path must be tracked exactly,
+    while elsewhere it bears a perturbation of about a centimeter.
+    """
+
+    actions: np.ndarray
+    key_steps: list[int]
+
+
+class Environment(Protocol):
+    """A task in a simulator. An episode of T actions has T + 1 observations, the first one from `reset`."""
+
+    suite: str
+    task: str
+    split: str
+    action_dims: dict[str, int]  # by action mode, such as {"ee": 16, "qpos": 14}
+    control_dt: float  # seconds a control step
+    physics_dt: float  # seconds a physics step, so that force = impulse / physics_dt
+    step_limit: int
+    on_physics_step: list[Callable[[Environment], None]]  # called after every physics step
+
+    def reset(self, seed: int) -> Observation:
+        """Sets up the scene that (task, split, seed) determine."""
+
+    def observe(self) -> Observation:
+        """Renders the scene as it is now."""
+
+    def step(self, action: np.ndarray, mode: ActionMode = "ee", observe: bool = True) -> StepResult:
+        """Executes one action. Raises ValueError for a bad action and leaves the scene as it was.
+
+        `ee`: for each arm, left first, the absolute pose of the tool center point xyz + wxyz (world frame) and the
+        gripper (0 closed .. 1 open). `qpos`: for each arm its joint angles (rad) and the gripper.
+        """
+
+    def expert(self) -> ExpertPath:
+        """The nominal path for the scene as it was reset."""
+
+    def instruction(self, split: Literal["seen", "unseen"] = "seen") -> str:
+        """A sentence that tells the task, decided by the seed; `unseen` templates are kept out of training."""
+
+    def cameras(self) -> dict[str, Camera]:
+        """Each camera as it stands now."""
+
+    def tcp(self, arm: Arm) -> np.ndarray:
+        """The measured pose (7,) of an arm's tool center point."""
+
+    def fk(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
+        """Each arm's tool center point (7,) at the joint positions of a `qpos` action."""
+
+    def fingers(self) -> dict[str, list[int]]:
+        """The ids of the bodies that are an arm's fingers."""
+
+    def robot_links(self) -> list[int]:
+        """The ids of all the bodies that the robot is made of, fingers included: none of them supports an object."""
+
+    def press_targets(self) -> list[int]:
+        """The ids of the bodies that this task wants pressed with closed fingers; empty where it wants none."""
+
+    def bodies(self) -> dict[int, Body]:
+        """Every rigid body by id. Ids hold for one episode."""
+
+    def contacts(self) -> list[Contact]:
+        """The contacts of the latest physics step."""
+
+    def velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Each body's linear (3,) velocity (m/s) and angular (3,) velocity (rad/s)."""
+
+    def close(self) -> None:
+        """Frees the simulator's resources."""

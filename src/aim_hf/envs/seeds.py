@@ -1,0 +1,58 @@
+"""Which seeds belong to what, so that no evaluation scene was ever trained on.
+
+The ranges are disjoint by construction and every function here refuses a seed outside its own range.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Literal
+
+import numpy as np
+
+Purpose = Literal["train", "rl", "evaluation"]
+
+SEED_RANGES: dict[str, range] = {
+    "train": range(0, 1_000_000),
+    "rl": range(1_000_000, 2_000_000),
+    "evaluation": range(100_000_000, 200_000_000),
+}
+
+
+def seed_range(purpose: Purpose) -> range:
+    """The seeds that serve a purpose. Raises ValueError for an unknown one."""
+    if purpose not in SEED_RANGES:
+        raise ValueError(f"purpose={purpose!r} is unknown: choose one of {list(SEED_RANGES)}.")
+    return SEED_RANGES[purpose]
+
+
+def check_seed(seed: int, purpose: Purpose | None = None) -> int:
+    """Returns the seed as an int, or raises ValueError where it lies outside the range of `purpose` (any, if None)."""
+    ranges = {purpose: seed_range(purpose)} if purpose is not None else SEED_RANGES
+    if (
+        isinstance(seed, bool)
+        or not isinstance(seed, (int, np.integer))
+        or not any(seed in r for r in ranges.values())
+    ):
+        allowed = ", ".join(f"{name}: {r.start} to {r.stop - 1}" for name, r in ranges.items())
+        raise ValueError(f"seed={seed!r} is out of range: expected an integer of {allowed}.")
+    return int(seed)
+
+
+def episode_seeds(purpose: Purpose, start: int, count: int) -> list[int]:
+    """The `count` seeds of a purpose from its `start`-th on. Raises ValueError where the range is too short."""
+    seeds = seed_range(purpose)
+    if start < 0 or count < 0 or start + count > len(seeds):
+        raise ValueError(
+            f"start={start}, count={count}: purpose {purpose!r} has {len(seeds)} seeds; choose 0 <= start and "
+            f"start + count <= {len(seeds)}."
+        )
+    return list(seeds[start : start + count])
+
+
+def scene_generator(task: str, split: str, seed: int, stream: str) -> np.random.Generator:
+    """The random generator of one aspect (`stream`) of the scene (task, split, seed).
+
+    Separate streams keep the aspects independent: a new distractor doesn't move the objects or change the words.
+    """
+    return np.random.default_rng([seed, zlib.crc32(f"{task}/{split}/{stream}".encode())])

@@ -1,0 +1,247 @@
+"""The tabletop suite's environment: actions in, observations and success out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import sapien
+
+from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertPath, Observation, StepResult
+from ..seeds import check_seed, scene_generator
+from . import robot
+from .cameras import CameraRig, RendererMissing
+from .kinematics import ArmKinematics
+from .motion import OPEN, home_poses
+from .randomization import add_clutter, sample_look
+from .scene import PHYSICS_DT, ArmBuilders, Scene
+from .tasks import TASKS
+
+PHYSICS_STEPS = 20  # a control step
+_SETTLING_STEPS = 25
+_LARGEST_JOINT_CHANGE = 0.5  # rad a control step: a wild target makes the arm fast, not infinitely fast
+_LARGEST_FINGER_CHANGE = 0.02  # m a control step: fingers close fully within three
+
+
+class TabletopEnvironment:
+    """One task of the tabletop suite; see `envs.base.Environment` for the methods' contracts.
+
+    Observations' `endpose` is the measured pose of the tool center point itself, and `joint_action/vector` holds
+    measured positions. With `render=False` observations carry no `rgb`, and neither Vulkan nor a GPU is needed.
+
+    Raises ValueError for an unknown task or split, RendererMissing where pictures are wanted but can't be made.
+    """
+
+    suite = "tabletop"
+    action_dims = {"ee": 16, "qpos": 14}
+    control_dt = PHYSICS_STEPS * PHYSICS_DT
+    physics_dt = PHYSICS_DT
+
+    def __init__(self, task: str, split: str = "easy", render: bool = True):
+        if task not in TASKS:
+            raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} is unknown: choose one of {list(SPLITS)}.")
+        self.task, self.split = task, split
+        self.step_limit = TASKS[task].step_limit
+        self.on_physics_step: list[Callable[[TabletopEnvironment], None]] = []
+        self._render = render
+        if render:
+            _use_fast_shader()
+        self._arm_builders = ArmBuilders(visual=render)
+        scene = Scene(self._arm_builders, visual=render)
+        self._kinematics = {arm: ArmKinematics(scene.arms[arm]) for arm in ARMS}
+        neutral = np.zeros(6)
+        self._home = {arm: self._kinematics[arm].inverse(pose, neutral)[0] for arm, pose in home_poses().items()}
+        self._scene: Scene | None = None
+
+    # Episodes
+
+    def reset(self, seed: int) -> Observation:
+        """Sets up the scene of (task, split, seed). Raises ValueError for a seed outside `envs.seeds.SEED_RANGES`."""
+        self._seed = check_seed(seed)
+        # A new scene for every episode: a used one keeps caches that change the last bits of what follows.
+        scene = Scene(self._arm_builders, visual=self._render)
+        look = sample_look(self.split, self._generator("look"))
+        scene.add_table(look.table_color, look.table_offset, look.table_texture)
+        self._task = TASKS[self.task]()
+        self._task.build(scene, self.split, self._generator("objects"))
+        add_clutter(scene, self.split, self._task.keep_clear(), self._generator("clutter"))
+        scene.add_floor(look.floor_color)
+        self._tint = look.tint
+        self._rig = CameraRig(scene, look.head_jitter)
+        self._scene = scene
+        self._step = 0
+        self._joints = {arm: joints.copy() for arm, joints in self._home.items()}
+        self._fingers = {arm: OPEN * robot.FINGER_STROKE for arm in ARMS}
+        for arm, articulation in scene.arms.items():
+            articulation.qpos = np.concatenate([self._joints[arm], [self._fingers[arm]] * 2])
+            self._set_drives(arm, self._joints[arm], np.zeros(6), self._fingers[arm])
+        for _ in range(_SETTLING_STEPS):
+            scene.step()
+        return self.observe()
+
+    def step(self, action: np.ndarray, mode: str = "ee", observe: bool = True) -> StepResult:
+        """Executes one action in 0.08 s. `info["reached"]` tells of each arm whether the target was within reach.
+
+        Raises ValueError for a bad action or mode, RuntimeError before `reset` and after the last step.
+        """
+        scene = self._active_scene()
+        action = self._checked(action, mode)
+        if self._step >= self.step_limit:
+            raise RuntimeError(f"the episode has ended after its {self.step_limit} steps: call reset(seed).")
+        joints, fingers, reached = {}, {}, {}
+        for arm, part in zip(ARMS, np.split(action, 2), strict=True):
+            if mode == "ee":
+                wanted, reached[arm] = self._kinematics[arm].inverse(part[:7], self._joints[arm])
+            else:
+                wanted = np.clip(part[:6], robot.JOINT_LIMITS[:, 0], robot.JOINT_LIMITS[:, 1])
+                reached[arm] = bool(np.array_equal(wanted, part[:6]))
+            change = wanted - self._joints[arm]
+            change *= min(1.0, _LARGEST_JOINT_CHANGE / max(np.abs(change).max(), 1e-9))
+            joints[arm] = self._joints[arm] + change
+            opening = np.clip(part[-1], 0.0, 1.0) * robot.FINGER_STROKE
+            fingers[arm] = self._fingers[arm] + np.clip(
+                opening - self._fingers[arm], -_LARGEST_FINGER_CHANGE, _LARGEST_FINGER_CHANGE
+            )
+        self._simulate(joints, fingers)
+        self._step += 1
+        success = self._task.success(scene)
+        info = {
+            "step": self._step,
+            "step_limit": self.step_limit,
+            "done": success or self._step >= self.step_limit,
+            "reached": reached,
+        }
+        return StepResult(self.observe() if observe else None, success, info)
+
+    def expert(self) -> ExpertPath:
+        self._active_scene()
+        return self._task.expert()
+
+    def instruction(self, split: str = "seen") -> str:
+        self._active_scene()
+        if split not in ("seen", "unseen"):
+            raise ValueError(f"split={split!r} is unknown: choose 'seen' or 'unseen'.")
+        templates = getattr(self._task, split)
+        chosen = templates[self._generator(f"instruction/{split}").integers(len(templates))]
+        return chosen.format(**self._task.words())
+
+    def close(self) -> None:
+        self._scene = None
+
+    # What can be seen and measured
+
+    def observe(self) -> Observation:
+        scene = self._active_scene()
+        observation: Observation = {"observation": {}, "joint_action": {}, "endpose": {}}
+        pictures = self._rig.pictures(self._tint) if self._render else {}
+        for name, camera in self.cameras().items():
+            view = {"intrinsic_cv": camera.intrinsics, "extrinsic_cv": camera.extrinsics}
+            observation["observation"][name] = view | ({"rgb": pictures[name]} if pictures else {})
+        vector = []
+        for arm in ARMS:
+            vector.extend([*scene.arms[arm].qpos[:6], scene.gripper(arm)])
+            observation["endpose"][f"{arm}_endpose"] = scene.tcp(arm)
+            observation["endpose"][f"{arm}_gripper"] = scene.gripper(arm)
+        observation["joint_action"]["vector"] = np.array(vector, dtype=np.float64)
+        return observation
+
+    def cameras(self) -> dict[str, Camera]:
+        self._active_scene()
+        return self._rig.cameras()
+
+    def tcp(self, arm: str) -> np.ndarray:
+        return self._active_scene().tcp(arm)
+
+    def fk(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
+        qpos = self._checked(qpos, "qpos")
+        return {
+            arm: self._kinematics[arm].forward(part[:6]) for arm, part in zip(ARMS, np.split(qpos, 2), strict=True)
+        }
+
+    def fingers(self) -> dict[str, list[int]]:
+        return self._active_scene().fingers
+
+    def robot_links(self) -> list[int]:
+        return self._active_scene().robot_links
+
+    def press_targets(self) -> list[int]:
+        return [self._active_scene().body_id(name) for name in self._task.press_targets]
+
+    def bodies(self) -> dict[int, Body]:
+        return self._active_scene().bodies()
+
+    def contacts(self) -> list[Contact]:
+        return self._active_scene().contacts()
+
+    def velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        return self._active_scene().velocities()
+
+    # Inside
+
+    def _active_scene(self) -> Scene:
+        if self._scene is None:
+            raise RuntimeError("the environment has no scene: call reset(seed) first.")
+        return self._scene
+
+    def _generator(self, stream: str) -> np.random.Generator:
+        return scene_generator(self.task, self.split, self._seed, stream)
+
+    def _checked(self, action: np.ndarray, mode: str) -> np.ndarray:
+        if mode not in self.action_dims:
+            raise ValueError(f"mode={mode!r} is unknown: choose one of {list(self.action_dims)}.")
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (self.action_dims[mode],):
+            raise ValueError(
+                f"action has shape {action.shape}, mode {mode!r} expects ({self.action_dims[mode]},): pass one action "
+                "for both arms, left first."
+            )
+        if not np.all(np.isfinite(action)):
+            wrong = np.flatnonzero(~np.isfinite(action)).tolist()
+            raise ValueError(
+                f"action has NaN or infinite values at {wrong}, expected finite numbers: mend them first."
+            )
+        if mode == "ee":
+            for arm, part in zip(ARMS, np.split(action, 2), strict=True):
+                norm = np.linalg.norm(part[3:7])
+                if not 0.5 < norm < 2:
+                    raise ValueError(
+                        f"the {arm} arm's quaternion {part[3:7].tolist()} has norm {norm:.3g}, expected about 1: "
+                        "normalise it (wxyz)."
+                    )
+        return action
+
+    def _simulate(self, joints: dict[str, np.ndarray], fingers: dict[str, float]) -> None:
+        """Brings the drives' targets to the given ones, evenly over the control step."""
+        before = {arm: (self._joints[arm], self._fingers[arm]) for arm in ARMS}
+        for index in range(1, PHYSICS_STEPS + 1):
+            share = index / PHYSICS_STEPS
+            for arm in ARMS:
+                start, finger = before[arm]
+                change = joints[arm] - start
+                self._set_drives(
+                    arm, start + share * change, change / self.control_dt, finger + share * (fingers[arm] - finger)
+                )
+            self._scene.step()
+            for callback in self.on_physics_step:
+                callback(self)
+        self._joints, self._fingers = joints, fingers
+
+    def _set_drives(self, arm: str, joints: np.ndarray, speeds: np.ndarray, finger: float) -> None:
+        active = self._scene.arms[arm].active_joints
+        for joint, target, speed in zip(active[:6], joints, speeds, strict=True):
+            joint.set_drive_target(target)
+            joint.set_drive_velocity_target(speed)
+        for joint in active[6:]:
+            joint.set_drive_target(finger)
+
+
+def _use_fast_shader() -> None:
+    """Chooses the unlit shader, on whatever device SAPIEN finds."""
+    try:
+        sapien.render.RenderSystem()
+    except RuntimeError as error:
+        raise RendererMissing from error
+    sapien.render.set_camera_shader_dir("trivial")
+    sapien.render.set_viewer_shader_dir("trivial")

@@ -1,0 +1,91 @@
+"""The experts' language: a path is told arm by arm as keyframes and becomes one action a control step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..base import ARMS, ExpertPath
+from . import robot
+
+SPEED = 0.028  # meters a control step, on average over a movement
+OPEN, CLOSED = 1.0, 0.0
+
+
+class Motion:
+    """Writes down what both arms do. Each arm has a time line of its own, and `wait` aligns them.
+
+    The path depends on nothing but the calls made, so it is a deterministic function of the scene.
+    """
+
+    def __init__(self, home: dict[str, np.ndarray], gripper: float = OPEN):
+        """`home`: each arm's pose (7,) at the start; `gripper`: both grippers' opening then."""
+        self._home = home
+        self._rows = {arm: [np.concatenate([home[arm], [gripper]])] for arm in ARMS}
+        self._key_steps: set[int] = set()
+
+    def move(
+        self, arm: str, position: np.ndarray, speed: float = SPEED, minimum: int = 2, opening: float | None = None
+    ) -> None:
+        """Moves straight to `position` (3,), easing in and out a little. The gripper stays as it is, or goes to
+        `opening` on the way."""
+        start = self._rows[arm][-1]
+        change = np.asarray(position, dtype=np.float64) - start[:3]
+        steps = max(minimum, int(np.ceil(np.linalg.norm(change) / speed)))
+        for time in np.arange(1, steps + 1) / steps:
+            row = start.copy()
+            row[7] = start[7] if opening is None else opening
+            row[:3] += (0.5 * time + 0.5 * time * time * (3 - 2 * time)) * change
+            self._rows[arm].append(row)
+
+    def grip(self, arm: str, opening: float, steps: int = 3) -> None:
+        """Opens or closes the gripper in place. A key step."""
+        self._mark(arm)
+        for _ in range(steps):
+            row = self._rows[arm][-1].copy()
+            row[7] = opening
+            self._rows[arm].append(row)
+
+    def press(self, arm: str, position: np.ndarray, speed: float = 0.02) -> None:
+        """Moves straight down onto something. Its last steps are key steps."""
+        self.move(arm, position, speed)
+        self._key_steps.add(len(self._rows[arm]) - 2)
+
+    def hold(self, arm: str, steps: int) -> None:
+        self._rows[arm].extend(self._rows[arm][-1].copy() for _ in range(steps))
+
+    def wait(self, *arms: str) -> None:
+        """Lets the named arms (both, if none is named) hold still until the last of them is done."""
+        length = max(len(self._rows[arm]) for arm in arms or ARMS)
+        for arm in arms or ARMS:
+            self.hold(arm, length - len(self._rows[arm]))
+
+    def wait_until(self, arm: str, other: str, earlier: int = 0) -> None:
+        """Lets `arm` hold still until `earlier` steps before the end of what the other arm has been told so far."""
+        self.hold(arm, max(0, len(self._rows[other]) - earlier - len(self._rows[arm])))
+
+    def go_home(self, arm: str, **options) -> None:
+        self.move(arm, self._home[arm][:3], **options)
+
+    def path(self, holding_steps: int = 3) -> ExpertPath:
+        """Both time lines side by side, with some steps of holding still at the end."""
+        self.wait()
+        for arm in ARMS:
+            self.hold(arm, holding_steps)
+        actions = np.concatenate([np.stack(self._rows[arm][1:]) for arm in ARMS], axis=1)
+        return ExpertPath(actions, sorted(self._key_steps))
+
+    def _mark(self, arm: str) -> None:
+        self._key_steps.add(len(self._rows[arm]) - 1)
+
+
+def above(position: np.ndarray, height: float) -> np.ndarray:
+    """A point `height` meters over another."""
+    return np.asarray(position, dtype=np.float64) + [0, 0, height]
+
+
+def home_poses() -> dict[str, np.ndarray]:
+    """Where the tool center points wait: beside the workspace, tools down."""
+    return {
+        "left": np.concatenate([[-0.30, -0.14, 0.92], robot.TOOL_DOWN]),
+        "right": np.concatenate([[0.30, -0.14, 0.92], robot.TOOL_DOWN]),
+    }

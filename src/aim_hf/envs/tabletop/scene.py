@@ -1,0 +1,279 @@
+"""The physical scene: table, objects and the two arms, and what can be measured in it.
+
+Nothing here knows of tasks, actions or cameras. With `visual=False` the scene needs no renderer at all; the physics is
+the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sapien
+from sapien.wrapper.urdf_loader import URDFLoader
+
+from ..base import ARMS, Body, Contact
+from . import robot
+from .kinematics import from_pose
+
+TABLE_TOP = 0.74
+TABLE_HALF_SIZE = (0.60, 0.35, 0.02)
+PHYSICS_DT = 1 / 250
+DENSITY = 600.0  # kg/m³, of objects: wood
+
+_FRICTION = 1.2
+_FINGER_FRICTION = 2.0
+_SIDE_SHADE = 0.72  # of a shape's color on all but its top: the shader is unlit, so edges would vanish otherwise
+_LID = 0.0006  # thickness of the bright top, m
+
+# A drive's stiffness and damping act on accelerations: critically damped at 60 rad/s.
+_ARM_DRIVE = {"stiffness": 3600.0, "damping": 120.0, "force_limit": 400.0, "mode": "acceleration"}
+# At most 40 N on a finger; a 5 cm cube is held with 25 N by each.
+_FINGER_DRIVE = {"stiffness": 1000.0, "damping": 40.0, "force_limit": 40.0, "mode": "force"}
+
+_REST_SPEED = 0.01  # m/s
+_REST_SPIN = 0.2  # rad/s
+
+
+@dataclass(frozen=True)
+class Part:
+    """A primitive of a body: a `box` of full extents `size` (3,), or an upright `cylinder` of `size` (radius, height).
+
+    `center` (3,) is in the body's frame. `solid=False` is seen but touches nothing.
+    """
+
+    shape: str
+    size: tuple[float, ...]
+    color: tuple[float, float, float]
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    solid: bool = True
+
+    @property
+    def height(self) -> float:
+        return self.size[-1]
+
+
+# SAPIEN's cylinders lie along x.
+_UPRIGHT = [np.sqrt(0.5), 0.0, np.sqrt(0.5), 0.0]
+
+
+def yaw_quaternion(yaw: float) -> np.ndarray:
+    """The quaternion (4,) wxyz of a turn about z, in radians."""
+    return np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
+
+
+class ArmBuilders:
+    """The two arms, parsed once from URDF text and built into as many scenes as needed."""
+
+    def __init__(self, visual: bool):
+        loader = URDFLoader()
+        loader.set_scene(sapien.Scene([sapien.physx.PhysxCpuSystem()]))  # a stand-in: `build` names the real one
+        for finger in ("finger_1", "finger_2"):
+            loader.set_link_material(finger, _FINGER_FRICTION, _FINGER_FRICTION, 0.0)
+        self._builders = {}
+        with tempfile.TemporaryDirectory() as folder:  # the loader reads files only
+            for arm in ARMS:
+                path = Path(folder) / f"{arm}.urdf"
+                path.write_text(robot.arm_urdf(arm, visual))
+                self._builders[arm] = loader.load_file_as_articulation_builder(str(path))
+
+    def build(self, scene: sapien.Scene, arm: str) -> sapien.physx.PhysxArticulation:
+        articulation = self._builders[arm].set_scene(scene).build(fix_root_link=True)
+        articulation.name = f"{arm}_arm"
+        articulation.root_pose = sapien.Pose(robot.BASE_POSITIONS[arm], robot.BASE_QUATERNION)
+        for link in articulation.links:
+            link.disable_gravity = True
+            for shape in link.collision_shapes:
+                # Links of one arm never collide with each other: shapes that share a bit of word 2 and the number
+                # in word 3 ignore each other.
+                shape.set_collision_groups([1, 1, 1, 1 + ARMS.index(arm)])
+        for index, joint in enumerate(articulation.active_joints):
+            joint.set_drive_properties(**(_ARM_DRIVE if index < 6 else _FINGER_DRIVE))
+        return articulation
+
+
+class Scene:
+    """One scene: built part by part, then stepped."""
+
+    def __init__(self, builders: ArmBuilders, visual: bool):
+        systems = [sapien.physx.PhysxCpuSystem()]
+        if visual:
+            systems.append(sapien.render.RenderSystem())
+        self.sapien = sapien.Scene(systems)
+        self.sapien.set_timestep(PHYSICS_DT)
+        self.visual = visual
+        self._material = sapien.physx.PhysxMaterial(_FRICTION, _FRICTION, 0.0)
+        self._entities: dict[str, sapien.Entity] = {}
+        self.table_top = TABLE_TOP
+        self.arms = {arm: builders.build(self.sapien, arm) for arm in ARMS}
+        self._links = {
+            link.entity.per_scene_id: (f"{arm}_{link.name}", link)
+            for arm, articulation in self.arms.items()
+            for link in articulation.links
+        }
+        self.fingers = {
+            arm: [link.entity.per_scene_id for link in articulation.links if link.name.startswith("finger")]
+            for arm, articulation in self.arms.items()
+        }
+
+        self.robot_links = list(self._links)
+
+    # Building
+
+    def add_table(self, color: tuple, height_offset: float = 0.0, texture: np.ndarray | None = None) -> None:
+        """The table; `height_offset` moves its top from the usual height. `texture` (H, W, 3) uint8 replaces `color`."""
+        self.table_top = TABLE_TOP + height_offset
+        builder = self.sapien.create_actor_builder()
+        builder.add_box_collision(half_size=TABLE_HALF_SIZE, material=self._material)
+        if self.visual:
+            material = _render_material(color)
+            if texture is not None:
+                rgba = np.dstack([texture, np.full(texture.shape[:2], 255, np.uint8)])
+                material.base_color_texture = sapien.render.RenderTexture2D(rgba, "R8G8B8A8Unorm")
+            builder.add_box_visual(half_size=TABLE_HALF_SIZE, material=material)
+        builder.set_initial_pose(sapien.Pose([0, 0, self.table_top - TABLE_HALF_SIZE[2]]))
+        self._entities["table"] = builder.build_static("table")
+
+    def add_floor(self, color: tuple) -> None:
+        """What the cameras see beyond the table. Nothing touches it."""
+        if self.visual:
+            builder = self.sapien.create_actor_builder()
+            builder.add_box_visual(half_size=(4.0, 4.0, 0.01), material=_render_material(color))
+            builder.set_initial_pose(sapien.Pose())
+            builder.set_physx_body_type("static")
+            builder.build_static("floor")
+
+    def add_body(
+        self, name: str, parts: list[Part], x: float, y: float, yaw: float = 0.0, dynamic: bool = True
+    ) -> None:
+        """A body of primitives that stands on the table at (x, y). Its frame's origin lies in its bottom's middle:
+        every part's `center` counts from there. Raises ValueError if the name is taken."""
+        if name in self._entities:
+            raise ValueError(f"name={name!r} is taken in this scene: give each body a name of its own.")
+        builder = self.sapien.create_actor_builder()
+        for part in parts:
+            if part.solid:
+                pose, size = _geometry(part, part.height, 0.0)
+                common = {"pose": pose, "material": self._material, "density": DENSITY}
+                if part.shape == "box":
+                    builder.add_box_collision(half_size=size, **common)
+                else:
+                    builder.add_cylinder_collision(radius=size[0], half_length=size[1], **common)
+            if self.visual:
+                shade = tuple(_SIDE_SHADE * channel for channel in part.color)
+                _add_visual(builder, part, part.height, 0.0, shade)
+                _add_visual(builder, part, _LID, part.height / 2, part.color)
+        builder.set_initial_pose(sapien.Pose([x, y, self.table_top], yaw_quaternion(yaw)))
+        self._entities[name] = builder.build(name) if dynamic else builder.build_static(name)
+
+    # Stepping and measuring
+
+    def step(self) -> None:
+        self.sapien.step()
+
+    def body_id(self, name: str) -> int:
+        return self._entities[name].per_scene_id
+
+    def pose(self, name: str) -> np.ndarray:
+        """The pose (7,) of a body by name."""
+        return from_pose(self._entities[name].pose)
+
+    def tcp(self, arm: str) -> np.ndarray:
+        """The measured pose (7,) of an arm's tool center point."""
+        return from_pose(self.arms[arm].links[6].entity.pose)
+
+    def gripper(self, arm: str) -> float:
+        """The measured opening of an arm's gripper, 0 closed .. 1 open."""
+        return float(np.clip(self.arms[arm].qpos[6:].mean() / robot.FINGER_STROKE, 0.0, 1.0))
+
+    def bodies(self) -> dict[int, Body]:
+        found = {}
+        for name, entity in self._entities.items():
+            dynamic = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent) is not None
+            found[entity.per_scene_id] = Body(name, from_pose(entity.pose), dynamic)
+        for body_id, (name, link) in self._links.items():
+            found[body_id] = Body(name, from_pose(link.entity.pose), False)
+        return found
+
+    def velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        found = {}
+        for entity in self._entities.values():
+            component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+            if component is None:
+                found[entity.per_scene_id] = (np.zeros(3), np.zeros(3))
+            else:
+                found[entity.per_scene_id] = _velocity(component)
+        for body_id, (_, link) in self._links.items():
+            found[body_id] = _velocity(link)
+        return found
+
+    def contacts(self) -> list[Contact]:
+        found = []
+        for contact in self.sapien.get_contacts():
+            points = [point for point in contact.points if np.any(point.impulse)]
+            if points:
+                first, second = (component.entity.per_scene_id for component in contact.bodies)
+                found.append(
+                    Contact(
+                        first,
+                        second,
+                        np.array([point.position for point in points], dtype=np.float64),
+                        np.array([point.normal for point in points], dtype=np.float64),
+                        np.array([point.impulse for point in points], dtype=np.float64),
+                        np.array([point.separation for point in points], dtype=np.float64),
+                    )
+                )
+        return found
+
+    # What success checks ask
+
+    def touching(self, name: str, others: list[int]) -> list[Contact]:
+        """The contacts between a body and any of the bodies with the ids `others`."""
+        own = self.body_id(name)
+        return [
+            c for c in self.contacts() if (c.body_a == own and c.body_b in others) or (c.body_b == own and c.body_a in others)
+        ]  # fmt: skip
+
+    def is_free(self, name: str) -> bool:
+        """Whether no finger touches the body."""
+        return not self.touching(name, self.fingers["left"] + self.fingers["right"])
+
+    def is_at_rest(self, name: str) -> bool:
+        linear, angular = _velocity(
+            self._entities[name].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+        )
+        return bool(np.linalg.norm(linear) < _REST_SPEED and np.linalg.norm(angular) < _REST_SPIN)
+
+    def tilt(self, name: str) -> float:
+        """The angle (rad) between the body's z and the world's."""
+        _, x, y, _ = self.pose(name)[3:]
+        return float(np.arccos(np.clip(1 - 2 * (x * x + y * y), -1, 1)))
+
+
+def _velocity(component) -> tuple[np.ndarray, np.ndarray]:
+    linear, angular = component.linear_velocity, component.angular_velocity
+    return np.asarray(linear, dtype=np.float64), np.asarray(angular, dtype=np.float64)
+
+
+def _render_material(color: tuple) -> sapien.render.RenderMaterial:
+    return sapien.render.RenderMaterial(base_color=[*color, 1.0])
+
+
+def _geometry(part: Part, height: float, lift: float) -> tuple[sapien.Pose, tuple[float, ...]]:
+    """Pose and SAPIEN's half sizes of a part, its height replaced and its center lifted."""
+    center = np.array(part.center) + [0, 0, lift]
+    if part.shape == "box":
+        return sapien.Pose(center), (part.size[0] / 2, part.size[1] / 2, height / 2)
+    if part.shape == "cylinder":
+        return sapien.Pose(center, _UPRIGHT), (part.size[0], height / 2)
+    raise ValueError(f"shape={part.shape!r} is unknown: use 'box' or 'cylinder'.")
+
+
+def _add_visual(builder, part: Part, height: float, lift: float, color: tuple) -> None:
+    pose, size = _geometry(part, height, lift)
+    if part.shape == "box":
+        builder.add_box_visual(pose=pose, half_size=size, material=_render_material(color))
+    else:
+        builder.add_cylinder_visual(pose=pose, radius=size[0], half_length=size[1], material=_render_material(color))

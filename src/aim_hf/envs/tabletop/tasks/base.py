@@ -1,0 +1,58 @@
+"""What a task of the tabletop suite is made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from ...base import ExpertPath
+from ..scene import Scene
+
+# Saturated and far apart; distractors are never like them.
+COLORS = {
+    "red": (0.90, 0.10, 0.10),
+    "green": (0.10, 0.72, 0.18),
+    "blue": (0.12, 0.25, 0.95),
+    "yellow": (0.98, 0.85, 0.05),
+}
+
+LARGEST_YAW = {"easy": np.deg2rad(10), "hard": np.deg2rad(20)}
+
+
+class Task(ABC):
+    """One episode's task. `build` draws the scene; everything else describes that scene.
+
+    `seen` and `unseen` are instruction templates, filled by `words`.
+    """
+
+    step_limit: ClassVar[int]
+    press_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers are to press
+    seen: ClassVar[tuple[str, ...]]
+    unseen: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+        """Adds the task's objects to a scene that has its table."""
+
+    @abstractmethod
+    def keep_clear(self) -> list[tuple[float, float]]:
+        """The points (x, y) of the table that clutter must stay away from."""
+
+    def words(self) -> dict[str, str]:
+        """What the templates' names in braces stand for."""
+        return {}
+
+    @abstractmethod
+    def success(self, scene: Scene) -> bool:
+        """Whether the scene's physical state fulfils the task."""
+
+    @abstractmethod
+    def expert(self) -> ExpertPath:
+        """The nominal path for the scene as built."""
+
+
+def arm_beside(x: float) -> str:
+    """The arm on whose side of the table x lies."""
+    return "left" if x < 0 else "right"

@@ -1,0 +1,62 @@
+"""Press the top of a bell."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...base import ExpertPath
+from .. import robot
+from ..motion import CLOSED, Motion, above, home_poses
+from ..scene import Part, Scene
+from .base import COLORS, Task, arm_beside
+
+_BASE = Part("cylinder", (0.045, 0.014), (0.22, 0.20, 0.30), (0, 0, 0.007))
+_DOME = Part("cylinder", (0.033, 0.022), COLORS["red"], (0, 0, 0.025))
+_BUTTON = Part("cylinder", (0.014, 0.006), COLORS["yellow"], (0, 0, 0.039))
+_HEIGHT = 0.042
+_TOLERANCE = 0.025  # from the top's middle, m
+
+
+class ClickBell(Task):
+    step_limit = 40
+    press_targets = ("bell",)
+    seen = (
+        "Click the bell.",
+        "Press the top of the bell.",
+        "Ring the bell.",
+        "Push the bell's button.",
+        "Tap the bell on its top.",
+    )
+    unseen = (
+        "Make the bell ring by pressing it.",
+        "Hit the button of the bell.",
+        "Use a gripper to click the bell once.",
+    )
+
+    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+        farthest = (0.22, 0.10) if split == "easy" else (0.25, 0.12)
+        x = rng.choice([-1, 1]) * rng.uniform(0.03, farthest[0])
+        y = rng.uniform(-farthest[1], farthest[1])
+        scene.add_body("bell", [_BASE, _DOME, _BUTTON], x, y)
+        self._top = np.array([x, y, scene.table_top + _HEIGHT])
+
+    def keep_clear(self) -> list[tuple[float, float]]:
+        return [tuple(self._top[:2])]
+
+    def success(self, scene: Scene) -> bool:
+        bell = scene.pose("bell")[:3]
+        for arm, fingers in scene.fingers.items():
+            if scene.gripper(arm) < 0.3:
+                for contact in scene.touching("bell", fingers):
+                    offsets = contact.points - (bell + [0, 0, _HEIGHT])
+                    if np.any((np.linalg.norm(offsets[:, :2], axis=1) < _TOLERANCE) & (offsets[:, 2] > -0.012)):
+                        return True
+        return False
+
+    def expert(self) -> ExpertPath:
+        arm = arm_beside(self._top[0])
+        motion = Motion(home_poses())
+        touch = above(self._top, robot.FINGER_TIP)
+        motion.move(arm, above(touch, 0.07), opening=CLOSED)
+        motion.press(arm, above(touch, -0.004))
+        return motion.path(holding_steps=2)
