@@ -14,7 +14,7 @@ from .scene import Scene
 SUPERSAMPLING = 2  # pictures are rendered this much larger and averaged over areas
 
 SIZES = {"head_camera": (96, 64), "left_camera": (48, 32), "right_camera": (48, 32)}  # width, height
-FOVY = {"head_camera": np.deg2rad(33), "left_camera": np.deg2rad(65), "right_camera": np.deg2rad(65)}
+FOVY = {"head_camera": np.deg2rad(31.5), "left_camera": np.deg2rad(65), "right_camera": np.deg2rad(65)}
 
 HEAD_POSITION = np.array([0.0, -0.40, 1.36])
 HEAD_TARGET = np.array([0.0, -0.005, 0.76])

@@ -7,8 +7,9 @@ import numpy as np
 from ..base import ARMS, ExpertPath
 from . import robot
 
-SPEED = 0.028  # meters a control step, on average over a movement
+SPEED = 0.032  # meters a control step, on average over a movement
 OPEN, CLOSED = 1.0, 0.0
+_CAREFUL_SPEED = 0.025  # near the table
 
 
 class Motion:
@@ -44,6 +45,20 @@ class Motion:
             row = self._rows[arm][-1].copy()
             row[7] = opening
             self._rows[arm].append(row)
+
+    def pick(self, arm: str, position: np.ndarray, lift: float) -> None:
+        """Grasps what lies at `position` from above and lifts it."""
+        self.move(arm, above(position, lift), opening=OPEN)
+        self.move(arm, position, _CAREFUL_SPEED)
+        self.grip(arm, CLOSED)
+        self.move(arm, above(position, lift), _CAREFUL_SPEED)
+
+    def place(self, arm: str, position: np.ndarray, lift: float) -> None:
+        """Carries what the arm holds to `position`, sets it down, lets go and retreats upwards."""
+        self.move(arm, above(position, lift))
+        self.move(arm, position, _CAREFUL_SPEED)
+        self.grip(arm, OPEN, steps=2)
+        self.move(arm, above(position, lift))
 
     def press(self, arm: str, position: np.ndarray, speed: float = 0.02) -> None:
         """Moves straight down onto something. Its last steps are key steps."""

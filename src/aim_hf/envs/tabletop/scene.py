@@ -146,7 +146,14 @@ class Scene:
             builder.build_static("floor")
 
     def add_body(
-        self, name: str, parts: list[Part], x: float, y: float, yaw: float = 0.0, dynamic: bool = True
+        self,
+        name: str,
+        parts: list[Part],
+        x: float,
+        y: float,
+        yaw: float = 0.0,
+        dynamic: bool = True,
+        density: float = DENSITY,
     ) -> None:
         """A body of primitives that stands on the table at (x, y). Its frame's origin lies in its bottom's middle:
         every part's `center` counts from there. Raises ValueError if the name is taken."""
@@ -156,7 +163,7 @@ class Scene:
         for part in parts:
             if part.solid:
                 pose, size = _geometry(part, part.height, 0.0)
-                common = {"pose": pose, "material": self._material, "density": DENSITY}
+                common = {"pose": pose, "material": self._material, "density": density}
                 if part.shape == "box":
                     builder.add_box_collision(half_size=size, **common)
                 else:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...base import ExpertPath
-from ..scene import Scene
+from ..scene import Part, Scene
 
 # Saturated and far apart; distractors are never like them.
 COLORS = {
@@ -56,3 +56,7 @@ class Task(ABC):
 def arm_beside(x: float) -> str:
     """The arm on whose side of the table x lies."""
     return "left" if x < 0 else "right"
+
+
+def cube(size: float, color: tuple[float, float, float]) -> Part:
+    return Part("box", (size, size, size), color, (0, 0, size / 2))
