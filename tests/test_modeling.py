@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aim_hf import AIMConfig, AIMForWorldAction
+from aim_hf import AIMConfig, AIMForWorldAction, modeling_aim
+from aim_hf.modeling_aim import unit_attention
 from aim_hf.visibility import Kind, Units, visible
 
 B, S, C, H, W = 2, 5, 6, 4, 6
@@ -164,6 +165,18 @@ def test_visibility_pair_by_pair(history, frames, reads_value):
     assert mask.any(1).all()
 
 
+@torch.no_grad()
+def test_attention_over_units_equals_dense_masked_attention():
+    torch.manual_seed(2)
+    lengths = [3, 1, 4, 2]
+    q, k, v = (torch.randn(2, 3, sum(lengths), 8, dtype=torch.float64) for _ in range(3))
+    mask = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 1], [1, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    repeats = torch.tensor(lengths)
+    dense = mask.repeat_interleave(repeats, 0).repeat_interleave(repeats, 1)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=dense)
+    torch.testing.assert_close(unit_attention(q, k, v, mask, lengths), expected, rtol=0, atol=1e-12)
+
+
 def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(monkeypatch):
     model = make_model()
     batch = make_batch(model.config, chunks=2)
@@ -179,19 +192,14 @@ def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(monkeyp
 
     # Hold the keys and values of the clean value tokens; what remains must be exactly nothing.
     T, L = 2 * model.config.chunk_latent_frames, H * W // 4
-    clean_value = slice((1 + 3 * T) * L, (1 + 4 * T) * L)
-    attention = F.scaled_dot_product_attention
+    held = slice((1 + 3 * T) * L, (1 + 4 * T) * L)
 
     def hold(tensor):
-        pieces = tensor[:, :, : clean_value.start], tensor[:, :, clean_value].detach(), tensor[:, :, clean_value.stop :]
-        return torch.cat(pieces, dim=2)
+        return torch.cat([tensor[:, :, : held.start], tensor[:, :, held].detach(), tensor[:, :, held.stop :]], dim=2)
 
-    def holding(query, key, value, **kwargs):
-        if "attn_mask" in kwargs:
-            key, value = hold(key), hold(value)
-        return attention(query, key, value, **kwargs)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", holding)
+    monkeypatch.setattr(
+        modeling_aim, "unit_attention", lambda q, k, v, *rest: unit_attention(q, hold(k), hold(v), *rest)
+    )
     assert gradient().abs().max() == 0
 
 

@@ -108,6 +108,32 @@ def gate(hidden: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------ layers
 
 
+def unit_attention(q, k, v, mask: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """Attention under a mask over units: exactly the dense masked attention, without the work of what is masked.
+
+    Units that see the same keys are attended together, over just those keys.
+
+    Args:
+        q, k, v: (B, heads, sum of lengths, head_dim).
+        mask: (U, U) bool, from `visible`.
+        lengths: tokens of each unit.
+    """
+    q_units, k_units, v_units = (tensor.split(lengths, dim=2) for tensor in (q, k, v))
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for unit, row in enumerate(mask.tolist()):
+        groups.setdefault(tuple(index for index, seen in enumerate(row) if seen), []).append(unit)
+    attended: list[torch.Tensor] = [None] * len(lengths)
+    for keys, queries in groups.items():
+        answer = F.scaled_dot_product_attention(
+            torch.cat([q_units[i] for i in queries], dim=2),
+            torch.cat([k_units[i] for i in keys], dim=2),
+            torch.cat([v_units[i] for i in keys], dim=2),
+        )
+        for unit, piece in zip(queries, answer.split([lengths[i] for i in queries], dim=2)):
+            attended[unit] = piece
+    return torch.cat(attended, dim=2)
+
+
 class AIMAttention(nn.Module):
     """Projections of one attention, eq. (7): from a stream's width to the common attention width and back."""
 
@@ -425,10 +451,8 @@ class AIMForWorldAction(PreTrainedModel):
         )
         action_units = Units.concatenate([clean(Kind.ACTION, future)] + segments(Kind.FUTURE_ACTION))
         units = Units.concatenate([video_units, action_units])
-        lengths = torch.full_like(units.kind, L)
-        lengths[len(video_units.kind) :] = n
+        lengths = [L] * len(video_units.kind) + [n] * len(action_units.kind)
         mask = visible(units, units, config.chunk_latent_frames, config.history_chunks, config.action_reads_value)
-        mask = mask.repeat_interleave(lengths, 0).repeat_interleave(lengths, 1)
 
         # 2. Tokens, times and positions.
         def frames_of(draws):  # (B, D, C, T, h, w) -> (B, C, D * T, h, w)
@@ -457,7 +481,7 @@ class AIMForWorldAction(PreTrainedModel):
             projected_video = video_block.project(video, video_modulation, video_angles)
             projected_action = action_block.project(action, action_modulation, action_angles)
             q, k, v = (torch.cat(pair, dim=2) for pair in zip(projected_video, projected_action))
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            attended = unit_attention(q, k, v, mask, lengths)
             video = video_block.update(
                 video, video_modulation, attended[:, :, :video_length], text[layer], text_tokens
             )
