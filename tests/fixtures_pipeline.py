@@ -73,7 +73,14 @@ def make_pipeline(action_space: str = "ee", seed: int = 0, **config) -> AIMPipel
     processor = make_processor(action_space)
     torch.manual_seed(seed)
     text_config = T5Config(
-        vocab_size=len(WORDS) + 3, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0, eos_token_id=1
+        vocab_size=len(WORDS) + 3,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
     )
     defaults = dict(
         patch_size=(1, 1, 1),

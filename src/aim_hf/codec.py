@@ -2,11 +2,11 @@
 
 `AutoencoderKLWan` is causal in time: each convolution needs the last frames that it saw, and `encode`/`decode` keep
 them in a feature cache while they walk through a clip, one latent frame at a time. Here the caller holds that cache,
-as a `CodecState`. So a rollout encodes only its new frames, and gets what encoding the whole video from its start would
-have given; and an imagined future is decoded from a fork of the state that the real past has left behind.
+as a `CodecState`. So a rollout encodes only its new frames, and gets what encoding the whole video from its start
+would have given; and an imagined future is decoded from a fork of the state that the real past has left behind.
 
-Latents are normalized per channel, (z - latents_mean) / latents_std, as in diffusers' `WanPipeline`; encoding takes the
-posterior's mode. Tiling and slicing, which cut a clip in space or batch, are not used.
+Latents are normalized per channel, (z - latents_mean) / latents_std, as in diffusers' `WanPipeline`; encoding takes
+the posterior's mode. Tiling and slicing, which cut a clip in space or batch, are not used.
 """
 
 from dataclasses import dataclass
@@ -40,8 +40,8 @@ class CodecState:
 class VideoCodec:
     """Encodes and decodes with a frozen `AutoencoderKLWan`.
 
-    A clip of 1 + k * temporal_factor frames has 1 + k latent frames. Shapes: pixels (B, 3, T, H, W) in [-1, 1], latents
-    (B, C, f, H / spatial_factor, W / spatial_factor).
+    A clip of 1 + k * temporal_factor frames has 1 + k latent frames. Shapes: pixels (B, 3, T, H, W) in [-1, 1],
+    latents (B, C, f, H / spatial_factor, W / spatial_factor).
 
     Raises:
         ValueError: if the VAE's latents_mean or latents_std don't fit its latents.
@@ -101,8 +101,8 @@ class VideoCodec:
             latents: (B, C, f, h, w), normalized, f >= 1.
 
         Returns:
-            pixels (B, 3, T, H, W) in [-1, 1]; T is 1 + (f - 1) * temporal_factor at a clip's start, f * temporal_factor
-            after it.
+            pixels (B, 3, T, H, W) in [-1, 1]; T is 1 + (f - 1) * temporal_factor at a clip's start,
+            f * temporal_factor after it.
         """
         state = state if state is not None else self.decoder_state()
         mean, std = self._statistics()

@@ -7,12 +7,14 @@
         session.append(observations, out.actions)    # what really happened replaces what was imagined
         out = pipe(session=session)
 
-A call leaves its session as it was: only `append` moves it on, so calling again gives another sample of the same chunk.
-Latents and noise stay in float32 whatever the model's dtype, and nothing here records gradients.
+A call leaves its session as it was: only `append` moves it on, so calling again gives another sample of the same
+chunk. Latents and noise stay in float32 whatever the model's dtype, and nothing here records gradients.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
+from .checkpoint import check_all_loaded, local_folder, stored_tensors, written_whole
 from .codec import VideoCodec
 from .modeling_aim import AIMForWorldAction
 from .processing_aim import AIMProcessor
 
+DOWNLOAD_KWARGS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 
@@ -95,9 +99,9 @@ class AIMSession:
         for i, row in enumerate(rows):
             if len(row) != expected:
                 raise ValueError(
-                    f"row {i} has {len(row)} observations; expected {expected}: "
-                    + ("the one before any action." if first else "one after every "
-                       f"{self.pipe.actions_per_frame} of a chunk's {self.pipe.actions_per_chunk} actions.")
+                    f"row {i} has {len(row)} observations; expected 1 before any action, and after each chunk "
+                    f"{self.pipe.frames_per_chunk}, one after every {self.pipe.actions_per_frame} of its actions. "
+                    f"{self.cache.chunks} times something was appended so far."
                 )
         views = [[processor.observation_views(observation) for observation in row] for row in rows]
         canvas = np.stack([np.stack([processor.pack_canvas(v) for v in row]) for row in views])
@@ -144,8 +148,8 @@ class AIMSession:
         expected = (self.batch_size, self.pipe.actions_per_chunk, self.pipe.processor.action_dim)
         if actions.shape != expected:
             raise ValueError(
-                f"executed_actions have shape {tuple(actions.shape)}; expected {expected} (rows, actions of one chunk, "
-                "numbers of one action)."
+                f"executed_actions have shape {tuple(actions.shape)}; expected {expected} (rows, actions of one "
+                "chunk, numbers of one action)."
             )
         return self.pipe.processor.normalize_actions(actions, self.initial_pose)
 
@@ -187,26 +191,55 @@ class AIMPipeline(DiffusionPipeline):
             action_scheduler=action_scheduler,
         )
         config, temporal, spatial = model.config, vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
-        if config.in_channels != vae.config.z_dim:
-            raise ValueError(f"model.config.in_channels is {config.in_channels}, but the VAE's z_dim {vae.config.z_dim}.")
-        if config.text_dim != text_encoder.config.d_model:
-            raise ValueError(
-                f"model.config.text_dim is {config.text_dim}, but the text encoder's d_model {text_encoder.config.d_model}."
-            )
-        if config.action_dim != processor.action_dim:
-            raise ValueError(
-                f"model.config.action_dim is {config.action_dim}, but the processor's action_dim {processor.action_dim}."
-            )
+        for field, number, source, other in (
+            ("in_channels", config.in_channels, "vae.config.z_dim", vae.config.z_dim),
+            ("text_dim", config.text_dim, "text_encoder.config.d_model", text_encoder.config.d_model),
+            ("action_dim", config.action_dim, "processor.action_dim", processor.action_dim),
+        ):
+            if number != other:
+                raise ValueError(f"model.config.{field} is {number} and {source} {other}; they must agree.")
         if config.actions_per_latent_frame % temporal:
             raise ValueError(
-                f"model.config.actions_per_latent_frame is {config.actions_per_latent_frame}; it must be a multiple of "
-                f"the {temporal} RGB frames of a latent frame, so that each RGB frame follows a whole action."
+                f"model.config.actions_per_latent_frame is {config.actions_per_latent_frame}; it must be a multiple "
+                f"of the {temporal} RGB frames of a latent frame, so that each of them follows a whole action."
             )
-        if any(size % (spatial * patch) for size, patch in zip(processor.canvas_size, config.patch_size[1:])):
+        cell = [spatial * patch for patch in config.patch_size[1:]]
+        if any(size % n for size, n in zip(processor.canvas_size, cell, strict=True)):
             raise ValueError(
-                f"canvas_size is {processor.canvas_size}; it must be divisible by VAE factor x patch, {spatial} x "
-                f"{tuple(config.patch_size[1:])}."
+                f"canvas_size is {processor.canvas_size}; it must be divisible by {cell}, the pixels of one token."
             )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AIMPipeline":
+        """Loads a pipeline folder or a Hub repository, whole or not at all.
+
+        Args:
+            pretrained_model_name_or_path: folder or repo id.
+            kwargs: as in `DiffusionPipeline.from_pretrained`: `dtype`, `revision`, `token`, components to use instead
+                of the stored ones ...
+
+        Raises:
+            OSError: for a damaged or half-written file, which it names.
+            ValueError: for tensors that are missing or unknown, which it names, or components that don't fit.
+        """
+        download_kwargs = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, **download_kwargs)
+        stored = stored_tensors(folder, given=kwargs)
+        pipe = super().from_pretrained(str(folder), **kwargs)
+        for name, tensors in stored.items():
+            check_all_loaded(getattr(pipe, name), tensors, source=str(folder / name))
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """As `DiffusionPipeline.save_pretrained`, but the folder is there only once it is whole. Adds a `pipeline.py`,
+        by which plain `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`
+        finds this class."""
+        if push_to_hub:
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with written_whole(save_directory) as folder:
+            (folder / "pipeline.py").write_text(f"from {__name__} import {type(self).__name__}  # noqa: F401\n")
+            super().save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
 
     @property
     def frames_per_chunk(self) -> int:
@@ -267,7 +300,8 @@ class AIMPipeline(DiffusionPipeline):
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; expected some of {self._callback_tensor_inputs}."
+                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; expected some of "
+                f"{self._callback_tensor_inputs}."
             )
 
     @torch.no_grad()
@@ -311,9 +345,7 @@ class AIMPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         steps = {"num_inference_steps": num_inference_steps, "num_action_inference_steps": num_action_inference_steps}
-        self.check_inputs(
-            observation, session, steps, output_type, generator, callback_on_step_end_tensor_inputs
-        )
+        self.check_inputs(observation, session, steps, output_type, generator, callback_on_step_end_tensor_inputs)
         true_value_pixels = None if value_maps is None else self._value_pixels(value_maps, session)
 
         # 2. Append the first observation to the session.
@@ -381,10 +413,10 @@ class AIMPipeline(DiffusionPipeline):
 
     def _value_pixels(self, value_maps: Mapping[str, np.ndarray], session: AIMSession) -> torch.Tensor:
         canvas = self.processor.pack_canvas({name: self.processor.value_to_rgb(m) for name, m in value_maps.items()})
-        if canvas.shape[:-3] != (session.batch_size, self.frames_per_chunk):
+        expected = (session.batch_size, self.frames_per_chunk)
+        if canvas.shape[:-3] != expected:
             raise ValueError(
-                f"value_maps have leading shape {canvas.shape[:-3]}; expected {(session.batch_size, self.frames_per_chunk)}"
-                " (rows, frames of one chunk)."
+                f"value_maps have leading shape {canvas.shape[:-3]}; expected {expected} (rows, frames of one chunk)."
             )
         return self.processor.canvas_to_pixels(canvas)
 

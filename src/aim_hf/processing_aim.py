@@ -12,7 +12,8 @@ Notable choices:
 
 import inspect
 import math
-from typing import Any, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,17 +104,19 @@ class AIMProcessor(ProcessorMixin):
         self.minimum_half_range = minimum_half_range
         self.action_statistics = action_statistics
         self.max_text_length = max_text_length
+        if tokenizer.pad_token is None:
+            raise ValueError("the tokenizer has no pad token; set one, or restore its tokenizer_config.json.")
         super().__init__(tokenizer)
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
-        # The base class fills what a damaged processor_config.json lacks with defaults, and drops what it does not know.
+        # The base class fills in what a damaged processor_config.json lacks, and drops what it doesn't know.
         fields = set(inspect.signature(cls.__init__).parameters) - {"self", "tokenizer"}
         found = set(processor_dict) - {"processor_class", "auto_map"}
         if found != fields:
             raise ValueError(
-                f"processor_config.json lacks {sorted(fields - found)} and has unknown {sorted(found - fields)}; it is "
-                "missing, damaged or of another version. Save the processor again."
+                f"processor_config.json lacks {sorted(fields - found)} and has unknown {sorted(found - fields)}; it "
+                "is missing, damaged or of another version. Save the processor again."
             )
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
@@ -145,7 +148,7 @@ class AIMProcessor(ProcessorMixin):
                         f"action_statistics[{name!r}] is {values}; expected {self.action_dim} finite numbers, as "
                         "compute_action_statistics returns them."
                     )
-            if any(low > high for low, high in zip(statistics["q01"], statistics["q99"])):
+            if any(low > high for low, high in zip(*statistics.values(), strict=True)):
                 raise ValueError("action_statistics have a q01 above its q99; recompute them.")
         self.__dict__["action_statistics"] = statistics
 
@@ -185,7 +188,7 @@ class AIMProcessor(ProcessorMixin):
             if not isinstance(t, str) or not t.strip():
                 raise ValueError(f"instruction {i} is {t!r}; expected words. Say what the robot should do.")
         tokens = self.tokenizer(texts, padding="max_length", max_length=self.max_text_length, return_tensors=None)
-        for t, ids in zip(texts, tokens["input_ids"]):
+        for t, ids in zip(texts, tokens["input_ids"], strict=True):
             if len(ids) > self.max_text_length:
                 raise ValueError(
                     f"instruction {t!r} has {len(ids)} tokens; max_text_length is {self.max_text_length}. Shorten it."
@@ -214,7 +217,7 @@ class AIMProcessor(ProcessorMixin):
         for name, camera in self.cameras.items():
             view, expected = views[name], (*leading, *camera["size"], 3)
             if view.dtype != np.uint8:
-                raise ValueError(f"picture of {name} has dtype {view.dtype}; expected uint8 RGB in 0..255. Convert it.")
+                raise ValueError(f"picture of {name} has dtype {view.dtype}; expected uint8 RGB. Convert it.")
             if view.shape != expected:
                 raise ValueError(
                     f"picture of {name} has shape {view.shape}; expected {expected} (height, width and RGB last). "
@@ -240,7 +243,8 @@ class AIMProcessor(ProcessorMixin):
         canvas = np.asarray(canvas)
         if canvas.ndim < 3 or list(canvas.shape[-3:-1]) != self.canvas_size:
             raise ValueError(
-                f"canvas has shape {canvas.shape}; expected (..., {self.canvas_size[0]}, {self.canvas_size[1]}, channels)."
+                f"canvas has shape {canvas.shape}; expected (..., height, width, channels) with height and width "
+                f"{self.canvas_size}."
             )
         views = {}
         for name, camera in self.cameras.items():
@@ -264,7 +268,7 @@ class AIMProcessor(ProcessorMixin):
         value_map = np.asarray(value_map)
         if not ((value_map >= 0) & (value_map <= 1)).all():
             raise ValueError(
-                f"value map spans {value_map.min()} to {value_map.max()}; expected numbers in [0, 1], none NaN. Scale it."
+                f"value map spans {value_map.min()} to {value_map.max()}; expected numbers in [0, 1] and no NaN."
             )
         gray = np.round(value_map * 255).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=-1)
@@ -290,13 +294,13 @@ class AIMProcessor(ProcessorMixin):
         return {name: pictures[name]["rgb"] for name in self.cameras}
 
     def initial_pose(self, observation: Mapping[str, Any]) -> torch.Tensor:
-        """Both arms' measured pose in the layout of an `ee` action, float64 (16,): what its actions are relative to."""
+        """Both arms' measured pose in the layout of an `ee` action, float64 (16,); actions are relative to it."""
         endpose = observation.get("endpose", {})
         keys = ("left_endpose", "left_gripper", "right_endpose", "right_gripper")
         missing = [key for key in keys if key not in endpose]
         if missing:
             raise ValueError(
-                f'observation["endpose"] has no {", ".join(missing)}; action space \'ee\' needs {", ".join(keys)}.'
+                f"observation['endpose'] has no {', '.join(missing)}; action space 'ee' needs {', '.join(keys)}."
             )
         pose = np.concatenate([np.atleast_1d(np.asarray(endpose[key], dtype=np.float64)) for key in keys])
         return self._check_actions(pose, "pose of the first observation")
@@ -315,7 +319,7 @@ class AIMProcessor(ProcessorMixin):
             return actions
         initial = self._check_initial_pose(initial_pose, actions)
         parts = []
-        for (xyz, quaternion, gripper), (xyz0, quaternion0, _) in zip(_arms(actions), _arms(initial)):
+        for (xyz, quaternion, gripper), (xyz0, quaternion0, _) in zip(_arms(actions), _arms(initial), strict=True):
             rotation = _quaternion_product(_quaternion_inverse(quaternion0), quaternion)
             rotation = torch.where(rotation[..., :1] < 0, -rotation, rotation)
             parts += [xyz - xyz0, rotation, gripper]
@@ -329,7 +333,7 @@ class AIMProcessor(ProcessorMixin):
             return actions
         initial = self._check_initial_pose(initial_pose, actions)
         parts = []
-        for (xyz, rotation, gripper), (xyz0, quaternion0, _) in zip(_arms(actions), _arms(initial)):
+        for (xyz, rotation, gripper), (xyz0, quaternion0, _) in zip(_arms(actions), _arms(initial), strict=True):
             rotation = rotation / rotation.norm(dim=-1, keepdim=True)
             parts += [xyz + xyz0, _quaternion_product(quaternion0, rotation), gripper]
         return torch.cat(parts, dim=-1)
@@ -381,7 +385,7 @@ class AIMProcessor(ProcessorMixin):
     def _scale(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.action_statistics is None:
             raise ValueError(
-                "action_statistics are not set; assign what compute_action_statistics(...) returns for the training set."
+                "action_statistics are not set; assign what compute_action_statistics(...) gives for the training set."
             )
         low, high = (torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in ("q01", "q99"))
         half_range = ((high - low) / 2).clamp(min=self.minimum_half_range)
@@ -394,13 +398,13 @@ class AIMProcessor(ProcessorMixin):
                 f"{self.action_space!r}."
             )
         if not torch.isfinite(actions).all():
-            raise ValueError(f"{name} have NaN or infinite numbers; find where they come from, they can't be executed.")
+            raise ValueError(f"{name} have NaN or infinite numbers; find where they come from.")
 
     def _check_actions(self, actions, name: str) -> torch.Tensor:
         actions = torch.as_tensor(actions)
         self._check_numbers(actions, name)
         if self.action_space == "ee":
-            for arm, (_, quaternion, _) in zip(("left", "right"), _arms(actions)):
+            for arm, (_, quaternion, _) in zip(("left", "right"), _arms(actions), strict=True):
                 norm = quaternion.norm(dim=-1)
                 if ((norm - 1).abs() > 0.01).any():
                     raise ValueError(
@@ -411,12 +415,12 @@ class AIMProcessor(ProcessorMixin):
 
     def _check_initial_pose(self, initial_pose, actions: torch.Tensor) -> torch.Tensor:
         if initial_pose is None:
-            raise ValueError("initial_pose is missing; actions of space 'ee' are relative to the episode's first pose.")
+            raise ValueError("initial_pose is missing; actions of space 'ee' are relative to the first pose.")
         initial = self._check_actions(initial_pose, "initial_pose").to(actions)
         if initial.shape[:-1] != actions.shape[:-2]:
             raise ValueError(
-                f"initial_pose has shape {tuple(initial.shape)} and actions {tuple(actions.shape)}; expected (..., 16) "
-                "and (..., T, 16) with the same leading shape: one pose an episode."
+                f"initial_pose has shape {tuple(initial.shape)} and actions {tuple(actions.shape)}; expected "
+                "(..., 16) and (..., T, 16) with the same leading shape: one pose an episode."
             )
         return initial.unsqueeze(-2)
 
@@ -427,7 +431,8 @@ def _resize(pictures: np.ndarray, size: Sequence[int]) -> np.ndarray:
     if (height, width) == tuple(size):
         return pictures
     flat = torch.from_numpy(np.ascontiguousarray(pictures).reshape(-1, height, width, channels)).permute(0, 3, 1, 2)
-    resized = F.interpolate(flat.float(), size=tuple(size), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
+    resized = F.interpolate(flat.float(), size=tuple(size), mode="bilinear", antialias=True)
+    resized = resized.permute(0, 2, 3, 1).numpy()
     if pictures.dtype == np.uint8:
         resized = resized.round().clip(0, 255)
     return resized.astype(pictures.dtype).reshape(*leading, *size, channels)

@@ -1,0 +1,119 @@
+"""Checkpoint folders are whole, or refused.
+
+transformers and diffusers only warn where a file lacks tensors of the model, or holds some that the model doesn't
+know, and name no file where one is cut short. These functions turn each of that into an error, and let a folder appear
+only once it is complete.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+
+# What a checkpoint is made of; pictures and videos of a repository stay on the Hub.
+_CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def local_folder(name_or_path: str | os.PathLike, **download_kwargs) -> Path:
+    """The folder itself, or the downloaded snapshot of a Hub repository.
+
+    Args:
+        name_or_path: folder or repo id.
+        download_kwargs: of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
+
+    Raises:
+        OSError: if it is neither a folder nor a repo id.
+    """
+    if os.path.isdir(name_or_path):
+        return Path(name_or_path)
+    try:
+        return Path(snapshot_download(str(name_or_path), allow_patterns=_CHECKPOINT_FILES, **download_kwargs))
+    except HFValidationError as error:
+        raise OSError(f"{name_or_path} is neither a folder nor a repo id such as org/name.") from error
+
+
+def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, set[str]]:
+    """Opens every file of a pipeline folder, and returns component -> names of its tensors.
+
+    Args:
+        given: components that come from elsewhere and are not looked at.
+
+    Raises:
+        OSError: naming the file, if one is damaged, cut short or missing.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise OSError(f"{folder} has no model_index.json: it is no pipeline folder, or was not saved to its end.")
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OSError(f"{file} is damaged ({error}); save or download the checkpoint again.") from error
+    components = [name for name, value in json.loads(index.read_text()).items() if isinstance(value, list)]
+    names: dict[str, set[str]] = {}
+    for file in sorted(file for name in components if name not in given for file in _weights(folder / name)):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names.setdefault(file.parent.name, set()).update(tensors.keys())
+        except SafetensorError as error:
+            raise OSError(f"{file} is damaged ({error}); save or download the checkpoint again.") from error
+    return names
+
+
+def check_all_loaded(module: torch.nn.Module, stored: set[str], source: str) -> None:
+    """Checks that a loaded module took each of its tensors from the file, and left none of the file's over.
+
+    A tensor that is tied to a stored one (shared embeddings) counts as stored.
+
+    Raises:
+        ValueError: naming the tensors.
+    """
+    state = module.state_dict()
+    tied = {state[name].data_ptr() for name in stored & state.keys()}
+    missing = sorted(name for name in state.keys() - stored if state[name].data_ptr() not in tied)
+    unknown = sorted(stored - state.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{source} doesn't fit {type(module).__name__}: it lacks {missing} and has unknown {unknown}. It is "
+            "damaged or of another version; save or download it again."
+        )
+
+
+def _weights(component: Path) -> list[Path]:
+    files = list(component.glob("*.safetensors"))
+    # Without its configuration a model would be made at its default size, which may be huge.
+    if not any(component.glob("*.json")) or (files and not (component / "config.json").is_file()):
+        raise OSError(f"{component} has no configuration; save or download the checkpoint again.")
+    return files
+
+
+@contextmanager
+def written_whole(folder: str | os.PathLike) -> Iterator[Path]:
+    """Gives an empty folder to write into, and moves what is in it to `folder` when all is written.
+
+    If writing fails, `folder` stays as it was. Other files in an existing `folder` stay too. `model_index.json` goes
+    first and comes last, so that an interrupted move leaves a folder that `stored_tensors` refuses.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if not folder.exists():
+            partial.rename(folder)
+            return
+        (folder / "model_index.json").unlink(missing_ok=True)
+        for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "model_index.json"):
+            if entry.is_dir():
+                shutil.rmtree(folder / entry.name, ignore_errors=True)
+            entry.replace(folder / entry.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
