@@ -76,7 +76,8 @@ class TabletopEnvironment:
         self._fingers = {arm: OPEN * robot.FINGER_STROKE for arm in ARMS}
         for arm, articulation in scene.arms.items():
             articulation.qpos = np.concatenate([self._joints[arm], [self._fingers[arm]] * 2])
-            self._set_drives(arm, self._joints[arm], np.zeros(6), self._fingers[arm])
+            for joint, target in zip(articulation.active_joints, articulation.qpos, strict=True):
+                joint.set_drive_target(target)
         for _ in range(_SETTLING_STEPS):
             scene.step()
         return self.observe()
@@ -214,27 +215,19 @@ class TabletopEnvironment:
 
     def _simulate(self, joints: dict[str, np.ndarray], fingers: dict[str, float]) -> None:
         """Brings the drives' targets to the given ones, evenly over the control step."""
-        before = {arm: (self._joints[arm], self._fingers[arm]) for arm in ARMS}
-        for index in range(1, PHYSICS_STEPS + 1):
-            share = index / PHYSICS_STEPS
-            for arm in ARMS:
-                start, finger = before[arm]
-                change = joints[arm] - start
-                self._set_drives(
-                    arm, start + share * change, change / self.control_dt, finger + share * (fingers[arm] - finger)
-                )
-            self._scene.step()
+        scene = self._active_scene()
+        start = np.concatenate([[*self._joints[arm], self._fingers[arm], self._fingers[arm]] for arm in ARMS])
+        end = np.concatenate([[*joints[arm], fingers[arm], fingers[arm]] for arm in ARMS])
+        drives = [joint for arm in ARMS for joint in scene.arms[arm].active_joints]
+        for joint, speed in zip(drives, (end - start) / self.control_dt, strict=True):
+            joint.set_drive_velocity_target(speed)
+        for targets in np.linspace(start, end, PHYSICS_STEPS + 1)[1:].tolist():
+            for joint, target in zip(drives, targets, strict=True):
+                joint.set_drive_target(target)
+            scene.step()
             for callback in self.on_physics_step:
                 callback(self)
         self._joints, self._fingers = joints, fingers
-
-    def _set_drives(self, arm: str, joints: np.ndarray, speeds: np.ndarray, finger: float) -> None:
-        active = self._scene.arms[arm].active_joints
-        for joint, target, speed in zip(active[:6], joints, speeds, strict=True):
-            joint.set_drive_target(target)
-            joint.set_drive_velocity_target(speed)
-        for joint in active[6:]:
-            joint.set_drive_target(finger)
 
 
 def _use_fast_shader() -> None:

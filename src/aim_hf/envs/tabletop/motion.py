@@ -60,7 +60,7 @@ class Motion:
         self.grip(arm, OPEN, steps=2)
         self.move(arm, above(position, lift))
 
-    def press(self, arm: str, position: np.ndarray, speed: float = 0.02) -> None:
+    def press(self, arm: str, position: np.ndarray, speed: float = 0.016) -> None:
         """Moves straight down onto something. Its last steps are key steps."""
         self.move(arm, position, speed)
         self._key_steps.add(len(self._rows[arm]) - 2)

@@ -24,7 +24,6 @@ PHYSICS_DT = 1 / 250
 DENSITY = 600.0  # kg/m³, of objects: wood
 
 _FRICTION = 1.2
-_FINGER_FRICTION = 2.0
 _SIDE_SHADE = 0.72  # of a shape's color on all but its top: the shader is unlit, so edges would vanish otherwise
 _LID = 0.0006  # thickness of the bright top, m
 
@@ -32,6 +31,8 @@ _LID = 0.0006  # thickness of the bright top, m
 _ARM_DRIVE = {"stiffness": 3600.0, "damping": 120.0, "force_limit": 400.0, "mode": "acceleration"}
 # At most 40 N on a finger; a 5 cm cube is held with 25 N by each.
 _FINGER_DRIVE = {"stiffness": 1000.0, "damping": 40.0, "force_limit": 40.0, "mode": "force"}
+
+_TOUCHING = 0.001  # m: PhysX also reports shapes that are merely close, up to 2 cm
 
 _REST_SPEED = 0.01  # m/s
 _REST_SPIN = 0.2  # rad/s
@@ -70,8 +71,7 @@ class ArmBuilders:
     def __init__(self, visual: bool):
         loader = URDFLoader()
         loader.set_scene(sapien.Scene([sapien.physx.PhysxCpuSystem()]))  # a stand-in: `build` names the real one
-        for finger in ("finger_1", "finger_2"):
-            loader.set_link_material(finger, _FINGER_FRICTION, _FINGER_FRICTION, 0.0)
+        loader.set_material(_FRICTION, _FRICTION, 0.0)
         self._builders = {}
         with tempfile.TemporaryDirectory() as folder:  # the loader reads files only
             for arm in ARMS:
@@ -219,8 +219,8 @@ class Scene:
     def contacts(self) -> list[Contact]:
         found = []
         for contact in self.sapien.get_contacts():
-            points = [point for point in contact.points if np.any(point.impulse)]
-            if points:
+            if any(np.any(point.impulse) for point in contact.points):
+                points = [point for point in contact.points if point.separation < _TOUCHING or np.any(point.impulse)]
                 first, second = (component.entity.per_scene_id for component in contact.bodies)
                 found.append(
                     Contact(

@@ -57,6 +57,6 @@ class ClickBell(Task):
         arm = arm_beside(self._top[0])
         motion = Motion(home_poses())
         touch = above(self._top, robot.FINGER_TIP)
-        motion.move(arm, above(touch, 0.07), opening=CLOSED)
+        motion.move(arm, above(touch, 0.08), opening=CLOSED)
         motion.press(arm, above(touch, -0.004))
         return motion.path(holding_steps=2)

@@ -7,7 +7,7 @@ import numpy as np
 from ...base import ExpertPath
 from ..motion import CLOSED, OPEN, Motion, above, home_poses
 from ..scene import Part, Scene
-from .base import COLORS, LARGEST_YAW, Task
+from .base import COLORS, Task
 
 _SIZE = (0.045, 0.15, 0.045)  # the block lies along y, away from the robot
 _GRIP = 0.048  # from the block's middle to where a gripper holds it
@@ -17,7 +17,9 @@ _LIFT = 0.07
 _MEETING = np.array([0.0, -0.01])  # of the block's middle
 _MEETING_HEIGHT = 0.10
 _TOLERANCE = np.array([0.04, 0.05])  # along x and y
-_DENSITY = 300.0
+_DENSITY = 200.0
+# Held by one end, a block askew between the fingers touches them with its edges only and droops.
+_LARGEST_YAW = {"easy": np.deg2rad(10), "hard": np.deg2rad(12)}
 
 
 class HandoverBlock(Task):
@@ -40,7 +42,7 @@ class HandoverBlock(Task):
         side = rng.choice([-1, 1])
         block_at = np.array([side * rng.uniform(0.13, 0.23), rng.uniform(-reach, reach)])
         pad_at = np.array([-side * rng.uniform(0.13, 0.23), rng.uniform(-reach, reach)])
-        yaw = rng.uniform(-1, 1) * LARGEST_YAW[split]
+        yaw = rng.uniform(-1, 1) * _LARGEST_YAW[split]
         self._a = str(rng.choice(list(COLORS)))
         self._b = str(rng.choice(list(_PAD_COLORS)))
         pad = Part("box", _PAD_SIZE, _PAD_COLORS[self._b], (0, 0, _PAD_SIZE[2] / 2))
@@ -74,14 +76,16 @@ class HandoverBlock(Task):
         )
 
     def expert(self) -> ExpertPath:
-        # Both hold the block from above: the giver its far end, so that the near one stays in the camera's view.
+        # Both hold the block from above: the giver its far end, so that the near one stays in the camera's view and
+        # free for the receiver. That one comes at the block's height, from the robot's side: above it is the giver's
+        # forearm.
         giver, receiver, far = self._giver, self._receiver, np.array([0.0, _GRIP, 0.0])
         motion = Motion(home_poses())
         motion.pick(giver, self._grasp, _LIFT)
         motion.move(giver, self._meeting + far)
         take = self._meeting - far
         motion.wait_until(receiver, giver, earlier=12)
-        motion.move(receiver, above(take, _LIFT))
+        motion.move(receiver, take - [0, _LIFT, 0])
         motion.wait()
         motion.move(receiver, take, speed=0.022)
         motion.grip(receiver, CLOSED)
