@@ -1,0 +1,162 @@
+"""Contact events of an episode, found while it is simulated: what is picked, where it is placed, what is pressed.
+
+`EventDetector` looks at the contacts after every physics step. It depends on the environment protocol alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..envs.base import Contact, Environment
+from .value_maps import Event, rotation_matrix
+
+HOLD_STEPS = 10  # physics steps for which a grasp or a rest must last
+MIN_FORCE = 0.2  # N, of each finger on what it holds
+OPPOSITE = -0.5  # cosine between the two fingers' pushes: at least 120 degrees apart
+REST_SPEED = 0.01  # m/s
+REST_SPIN = 0.2  # rad/s
+
+
+@dataclass
+class _Touch:
+    """One finger on one body: its push along the normals, without friction (N), and the contact points."""
+
+    push: np.ndarray
+    points: list[np.ndarray]
+
+
+class EventDetector:
+    """Finds the events of one episode.
+
+        detector = EventDetector(env)              # after env.reset(seed)
+        env.on_physics_step.append(detector)
+        detector.add_frame(env, action)            # before each action, and once after the last with None
+
+    pick: both fingers of an arm push the same movable body from opposite sides, for `HOLD_STEPS`. The next pick of
+        that body by that arm needs a release first.
+    place: a picked body is free of all fingers and at rest, for `HOLD_STEPS`, on a body that is no part of the robot.
+        The arm is the one that touched it last.
+    press: a closed finger touches one of the task's press targets for the first time.
+    """
+
+    def __init__(self, env: Environment):
+        self.arm_of = {finger: arm for arm, fingers in env.fingers().items() for finger in fingers}
+        self.robot = set(env.robot_links())
+        self.press_targets = set(env.press_targets())
+        bodies = env.bodies()
+        self.names = {body: state.name for body, state in bodies.items()}
+        self.movable = {body for body, state in bodies.items() if state.dynamic} - self.press_targets
+        self.poses: list[dict[int, np.ndarray]] = []  # of every body, in each frame
+        self.closed: set[str] = set()  # arms whose gripper is told to be closed
+        self.grasp_steps: dict[tuple[str, int], int] = {}  # (arm, body): physics steps for which it has been gripped
+        self.free_steps: dict[tuple[str, int], int] = {}  # (arm, body) picked: steps since a finger last touched it
+        self.carrier: dict[int, str] = {}  # body picked and not yet placed: the arm that touched it last
+        self.rest_steps: dict[int, int] = {}  # body in `carrier`: steps for which it has been at rest
+        self.pressed: set[int] = set()
+        self.found: list[tuple[str, str, int, int, np.ndarray]] = []  # kind, arm, frame, body, points in its frame
+
+    def add_frame(self, env: Environment, action: np.ndarray | None) -> None:
+        """Note where the bodies are in this frame, and which grippers the action (16,) that follows it closes."""
+        self.poses.append({body: state.pose for body, state in env.bodies().items()})
+        if action is not None:
+            self.closed = {arm for arm, gripper in (("left", action[7]), ("right", action[15])) if gripper < 0.5}
+
+    def __call__(self, env: Environment) -> None:
+        contacts = env.contacts()
+        touches = self._touches(contacts, env.physics_dt)
+        self._find_picks(env, touches)
+        self._find_presses(env, touches)
+        if self.carrier:
+            self._find_places(env, contacts, {body for _, body in touches})
+
+    def events(self) -> list[Event]:
+        """The events so far, in the order in which they happened, with their bodies' poses in the frames so far."""
+        return [
+            Event(
+                kind=kind,
+                arm=arm,
+                frame=frame,
+                body_name=self.names[body],
+                points=points.astype(np.float32),
+                body_pose=np.array([poses[body] for poses in self.poses], dtype=np.float32),
+            )
+            for kind, arm, frame, body, points in self.found
+        ]
+
+    def _touches(self, contacts: list[Contact], physics_dt: float) -> dict[tuple[str, int], dict[int, _Touch]]:
+        """What the fingers touch now: by arm and body (in order, for a simulator lists contacts in any), by finger."""
+        touches: dict[tuple[str, int], dict[int, _Touch]] = {}
+        for contact in contacts:
+            for finger, body, sign in ((contact.body_a, contact.body_b, -1), (contact.body_b, contact.body_a, 1)):
+                if finger in self.arm_of and body not in self.robot:
+                    along = np.sum(contact.impulses * contact.normals, axis=1, keepdims=True) * contact.normals
+                    fingers = touches.setdefault((self.arm_of[finger], body), {})
+                    touch = fingers.setdefault(finger, _Touch(np.zeros(3), []))
+                    touch.push = touch.push + sign * along.sum(axis=0) / physics_dt
+                    touch.points.extend(contact.points)
+        return dict(sorted(touches.items()))
+
+    def _find_picks(self, env: Environment, touches: dict[tuple[str, int], dict[int, _Touch]]) -> None:
+        for key in list(self.free_steps):
+            self.free_steps[key] = 0 if key in touches else self.free_steps[key] + 1
+            if self.free_steps[key] >= HOLD_STEPS:
+                del self.free_steps[key]
+        gripped = [key for key, fingers in touches.items() if key[1] in self.movable and _oppose(fingers)]
+        self.grasp_steps = {key: self.grasp_steps.get(key, 0) + 1 for key in gripped}
+        for (arm, body), steps in self.grasp_steps.items():
+            if steps >= HOLD_STEPS and (arm, body) not in self.free_steps:
+                self.free_steps[arm, body] = 0
+                self.carrier[body] = arm
+                points = [point for touch in touches[arm, body].values() for point in touch.points]
+                self._add(env, "pick", arm, body, points)
+        for arm, body in touches:
+            if body in self.carrier:
+                self.carrier[body] = arm
+
+    def _find_presses(self, env: Environment, touches: dict[tuple[str, int], dict[int, _Touch]]) -> None:
+        for (arm, body), fingers in touches.items():
+            if body in self.press_targets - self.pressed and arm in self.closed:
+                self.pressed.add(body)
+                self._add(env, "press", arm, body, [point for touch in fingers.values() for point in touch.points])
+
+    def _find_places(self, env: Environment, contacts: list[Contact], touched: set[int]) -> None:
+        velocities = env.velocities()
+        for body, arm in list(self.carrier.items()):
+            linear, angular = velocities[body]
+            resting = np.linalg.norm(linear) < REST_SPEED and np.linalg.norm(angular) < REST_SPIN
+            support = None if body in touched or not resting else self._support(body, contacts)
+            self.rest_steps[body] = 0 if support is None else self.rest_steps.get(body, 0) + 1
+            if self.rest_steps[body] >= HOLD_STEPS:
+                del self.carrier[body], self.rest_steps[body]
+                points = [
+                    point
+                    for contact in contacts
+                    if {contact.body_a, contact.body_b} == {body, support}
+                    for point in contact.points
+                ]
+                self._add(env, "place", arm, support, points)
+
+    def _support(self, body: int, contacts: list[Contact]) -> int | None:
+        """The body, no part of the robot, that carries most of the weight of `body`, if one does."""
+        lift: dict[int, float] = {}
+        for contact in contacts:
+            for other, below, sign in ((contact.body_a, contact.body_b, 1), (contact.body_b, contact.body_a, -1)):
+                if other == body and below not in self.robot:
+                    lift[below] = lift.get(below, 0.0) + sign * contact.impulses[:, 2].sum()
+        support = max(lift, key=lift.get, default=None)
+        return support if support is not None and lift[support] > 0 else None
+
+    def _add(self, env: Environment, kind: str, arm: str, body: int, points: list[np.ndarray]) -> None:
+        pose = env.bodies()[body].pose
+        points = np.array(sorted(map(tuple, points)))
+        local = (points - pose[:3]) @ rotation_matrix(pose[3:])
+        self.found.append((kind, arm, len(self.poses), body, local))
+
+
+def _oppose(fingers: dict[int, _Touch]) -> bool:
+    """Whether two fingers push the body from opposite sides, each with more than `MIN_FORCE`."""
+    if len(fingers) < 2:
+        return False
+    first, second = (touch.push for touch in fingers.values())
+    strength = np.linalg.norm(first), np.linalg.norm(second)
+    return min(strength) > MIN_FORCE and first @ second < OPPOSITE * strength[0] * strength[1]
