@@ -46,8 +46,9 @@ class Contact:
     """Two bodies that push each other in the latest physics step, with N contact points.
 
     `points` (N, 3) in the world frame; `normals` (N, 3) unit vectors; `impulses` (N, 3) in N·s, acting on `body_a`
-    (on `body_b` their negative); `separations` (N,) in meters, negative where the shapes overlap. At least one point has
-    an impulse; the others are the rest of the patch, within a millimeter: a face that leans on one edge still has both.
+    (on `body_b` their negative); `separations` (N,) in meters, negative where the shapes overlap. At least one point
+    has an impulse; the others are the rest of the patch, within a millimeter: a face that leans on one edge still
+    has both. Bodies that are merely close are no contact.
     """
 
     body_a: int

@@ -27,7 +27,7 @@ def seed_range(purpose: Purpose) -> range:
 
 
 def check_seed(seed: int, purpose: Purpose | None = None) -> int:
-    """Returns the seed as an int, or raises ValueError where it lies outside the range of `purpose` (any, if None)."""
+    """Returns the seed as an int. Raises ValueError outside the range of `purpose`, or outside all if it is None."""
     ranges = {purpose: seed_range(purpose)} if purpose is not None else SEED_RANGES
     if (
         isinstance(seed, bool)

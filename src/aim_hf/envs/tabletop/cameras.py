@@ -32,9 +32,9 @@ class RendererMissing(RuntimeError):
 
     def __init__(self):
         super().__init__(
-            "SAPIEN found no device to render with. On a machine without a GPU it needs Mesa 24.3 or newer (lavapipe): "
-            "on Debian 12 install `mesa-vulkan-drivers` from bookworm-backports "
-            "(`apt-get install -t bookworm-backports mesa-vulkan-drivers`); on a machine with a GPU, its Vulkan driver. "
+            "SAPIEN found no device to render with. On a machine without a GPU it needs Mesa 24.3 or newer "
+            "(lavapipe): on Debian 12 install `mesa-vulkan-drivers` from bookworm-backports "
+            "(`apt-get install -t bookworm-backports mesa-vulkan-drivers`); on one with a GPU, its Vulkan driver. "
             "Physics alone needs no renderer: pass render=False."
         )
 
@@ -100,7 +100,7 @@ class CameraRig:
         return found
 
     def pictures(self, tint: np.ndarray) -> dict[str, np.ndarray]:
-        """Renders every camera: uint8 (height, width, 3). `tint` (3,) multiplies the colors, as colored light would."""
+        """Renders every camera: uint8 (height, width, 3). `tint` (3,) multiplies colors, as colored light would."""
         self._scene.sapien.update_render()
         pictures = {}
         for name, component in self._components.items():

@@ -201,7 +201,7 @@ class TabletopEnvironment:
         if not np.all(np.isfinite(action)):
             wrong = np.flatnonzero(~np.isfinite(action)).tolist()
             raise ValueError(
-                f"action has NaN or infinite values at {wrong}, expected finite numbers: mend them first."
+                f"action has NaN or infinite values at {wrong}, expected finite numbers: check what made it."
             )
         if mode == "ee":
             for arm, part in zip(ARMS, np.split(action, 2), strict=True):

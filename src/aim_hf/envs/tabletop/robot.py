@@ -31,8 +31,8 @@ TOOL_DOWN = np.array([0.5, -0.5, 0.5, 0.5])  # TCP x down, y to the left, z away
 _SHELL = (0.80, 0.81, 0.84)
 _JOINT = (0.46, 0.48, 0.53)
 _PALM = (0.30, 0.31, 0.35)
-_FINGERS = {"left": (0.10, 0.10, 0.13), "right": (0.10, 0.10, 0.13)}
-_TIPS = {"left": (1.0, 0.45, 0.85), "right": (1.0, 0.45, 0.85)}
+_FINGER = (0.10, 0.10, 0.13)
+_TIP = (1.0, 0.45, 0.85)  # unlike every object's color
 
 
 def _shape(geometry: str, xyz: tuple, rpy: tuple, color: tuple, visual: bool, collision: bool) -> str:
@@ -84,8 +84,8 @@ def arm_urdf(arm: str, visual: bool = True) -> str:
         thickness = 0.012
         y = side * (FINGER_GAP + thickness / 2)
         tip = 0.030
-        return box((finger_length, thickness, FINGER_WIDTH), (finger_center, y, 0), _FINGERS[arm]) + box(
-            (tip, thickness + 0.001, FINGER_WIDTH + 0.001), (FINGER_TIP - tip / 2 + 0.0005, y, 0), _TIPS[arm], False
+        return box((finger_length, thickness, FINGER_WIDTH), (finger_center, y, 0), _FINGER) + box(
+            (tip, thickness + 0.001, FINGER_WIDTH + 0.001), (FINGER_TIP - tip / 2 + 0.0005, y, 0), _TIP, False
         )
 
     links = [
@@ -105,10 +105,14 @@ def arm_urdf(arm: str, visual: bool = True) -> str:
         ),
         _link("wrist_roll", 0.4, cylinder(0.026, 0.05, (-0.025, 0, 0), forward, _JOINT)),
         _link("wrist_pitch", 0.4, cylinder(0.026, 0.054, (0, 0, 0), across, _SHELL)),
-        _link("hand", 0.5, box((0.035, 0.136, 0.036), (-0.0955, 0, 0), _PALM) + box((0.045, 0.04, 0.04), (-0.13, 0, 0), _SHELL)),
+        _link(
+            "hand",
+            0.5,
+            box((0.035, 0.136, 0.036), (-0.0955, 0, 0), _PALM) + box((0.045, 0.04, 0.04), (-0.13, 0, 0), _SHELL),
+        ),
         _link("finger_1", 0.1, finger(1)),
         _link("finger_2", 0.1, finger(-1)),
-    ]  # fmt: skip
+    ]
     limits = JOINT_LIMITS
     joints = [
         _joint("q1", "revolute", "base", "shoulder", (0, 0, SHOULDER_HEIGHT), (0, 0, 0), (0, 0, 1), limits[0]),

@@ -123,7 +123,7 @@ class Scene:
     # Building
 
     def add_table(self, color: tuple, height_offset: float = 0.0, texture: np.ndarray | None = None) -> None:
-        """The table; `height_offset` moves its top from the usual height. `texture` (H, W, 3) uint8 replaces `color`."""
+        """The table, its top `height_offset` above the usual height. `texture` (H, W, 3) uint8 replaces `color`."""
         self.table_top = TABLE_TOP + height_offset
         builder = self.sapien.create_actor_builder()
         builder.add_box_collision(half_size=TABLE_HALF_SIZE, material=self._material)
@@ -239,9 +239,13 @@ class Scene:
     def touching(self, name: str, others: list[int]) -> list[Contact]:
         """The contacts between a body and any of the bodies with the ids `others`."""
         own = self.body_id(name)
+        others = set(others)
         return [
-            c for c in self.contacts() if (c.body_a == own and c.body_b in others) or (c.body_b == own and c.body_a in others)
-        ]  # fmt: skip
+            contact
+            for contact in self.contacts()
+            if (contact.body_a == own and contact.body_b in others)
+            or (contact.body_b == own and contact.body_a in others)
+        ]
 
     def is_free(self, name: str) -> bool:
         """Whether no finger touches the body."""

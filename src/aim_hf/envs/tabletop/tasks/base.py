@@ -17,6 +17,12 @@ COLORS = {
     "blue": (0.12, 0.25, 0.95),
     "yellow": (0.98, 0.85, 0.05),
 }
+# For what objects are placed on or beside.
+TARGET_COLORS = {
+    "purple": (0.52, 0.12, 0.75),
+    "cyan": (0.05, 0.75, 0.85),
+    "orange": (1.00, 0.48, 0.02),
+}
 
 LARGEST_YAW = {"easy": np.deg2rad(10), "hard": np.deg2rad(20)}
 

@@ -7,12 +7,11 @@ import numpy as np
 from ...base import ExpertPath
 from ..motion import CLOSED, OPEN, Motion, above, home_poses
 from ..scene import Part, Scene
-from .base import COLORS, Task
+from .base import COLORS, TARGET_COLORS, Task
 
 _SIZE = (0.045, 0.15, 0.045)  # the block lies along y, away from the robot
 _GRIP = 0.048  # from the block's middle to where a gripper holds it
 _PAD_SIZE = (0.09, 0.18, 0.004)
-_PAD_COLORS = {"purple": (0.52, 0.12, 0.75), "cyan": (0.05, 0.75, 0.85), "orange": (1.00, 0.48, 0.02)}
 _LIFT = 0.07
 _MEETING = np.array([0.0, -0.01])  # of the block's middle
 _MEETING_HEIGHT = 0.10
@@ -44,8 +43,8 @@ class HandoverBlock(Task):
         pad_at = np.array([-side * rng.uniform(0.13, 0.23), rng.uniform(-reach, reach)])
         yaw = rng.uniform(-1, 1) * _LARGEST_YAW[split]
         self._a = str(rng.choice(list(COLORS)))
-        self._b = str(rng.choice(list(_PAD_COLORS)))
-        pad = Part("box", _PAD_SIZE, _PAD_COLORS[self._b], (0, 0, _PAD_SIZE[2] / 2))
+        self._b = str(rng.choice(list(TARGET_COLORS)))
+        pad = Part("box", _PAD_SIZE, TARGET_COLORS[self._b], (0, 0, _PAD_SIZE[2] / 2))
         block = Part("box", _SIZE, COLORS[self._a], (0, 0, _SIZE[2] / 2))
         scene.add_body("pad", [pad], *pad_at, dynamic=False)
         scene.add_body("block", [block], *block_at, yaw=yaw, density=_DENSITY)

@@ -9,10 +9,9 @@ import numpy as np
 from ...base import ExpertPath
 from ..motion import Motion, above, home_poses
 from ..scene import Part, Scene
-from .base import COLORS, LARGEST_YAW, Task, arm_beside, cube
+from .base import COLORS, LARGEST_YAW, TARGET_COLORS, Task, arm_beside, cube
 
-_DISC_COLORS = {"purple": (0.52, 0.12, 0.75), "cyan": (0.05, 0.75, 0.85), "orange": (1.00, 0.48, 0.02)}
-_DISC_RADIUS, _DISC_HEIGHT = 0.045, 0.018
+_DISC_RADIUS, _DISC_HEIGHT = 0.045, 0.012  # low enough for an open finger to pass above it
 _SIZE = 0.055
 _DISTANCE = 0.10  # between the middles, along x
 _TOLERANCE = np.array([0.04, 0.05])  # along x and y
@@ -46,14 +45,13 @@ class _PlaceA2B(Task):
             if np.linalg.norm(offset) > 0.11 and np.any(np.abs(offset - [_DISTANCE, 0]) > _TOLERANCE + 0.02):
                 break
         self._a = str(rng.choice(list(COLORS)))
-        self._b = str(rng.choice(list(_DISC_COLORS)))
-        disc = Part("cylinder", (_DISC_RADIUS, _DISC_HEIGHT), _DISC_COLORS[self._b], (0, 0, _DISC_HEIGHT / 2))
+        self._b = str(rng.choice(list(TARGET_COLORS)))
+        disc = Part("cylinder", (_DISC_RADIUS, _DISC_HEIGHT), TARGET_COLORS[self._b], (0, 0, _DISC_HEIGHT / 2))
         scene.add_body("disc", [disc], *disc_at)
-        scene.add_body(
-            "cube", [cube(_SIZE, COLORS[self._a])], *cube_at, yaw=rng.uniform(-1, 1) * LARGEST_YAW[split]
-        )
-        self._grasp = np.array([*cube_at, scene.table_top + _SIZE / 2])
-        self._goal = np.array([*(disc_at + [self.side * _DISTANCE, 0]), scene.table_top + _SIZE / 2])
+        scene.add_body("cube", [cube(_SIZE, COLORS[self._a])], *cube_at, yaw=rng.uniform(-1, 1) * LARGEST_YAW[split])
+        height = scene.table_top + _SIZE / 2 + 0.004
+        self._grasp = np.array([*cube_at, height])
+        self._goal = np.array([*(disc_at + [self.side * _DISTANCE, 0]), height])
         self._other_goal = disc_at - [self.side * _DISTANCE, 0]
         self._disc_at = disc_at
 

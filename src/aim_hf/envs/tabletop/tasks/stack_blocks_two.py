@@ -35,9 +35,7 @@ class StackBlocksTwo(Task):
     def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
         farthest = (0.24, 0.09) if split == "easy" else (0.26, 0.11)
         while True:  # until the cubes leave room for a gripper between them
-            red, green = (
-                rng.uniform((0.10, -farthest[1]), farthest) * [rng.choice([-1, 1]), 1] for _ in range(2)
-            )
+            red, green = (rng.uniform((0.12, -farthest[1]), farthest) * [rng.choice([-1, 1]), 1] for _ in range(2))
             if np.linalg.norm(red - green) > 0.12:
                 break
         scene.add_body("mark", [_MARK], *_MIDDLE, dynamic=False)
