@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from fixtures_pipeline import CANVAS, HEAD, WRIST, make_observation, make_pose, make_processor, make_tokenizer
-from scipy.spatial.transform import Rotation
 
 from aim_hf.processing_aim import AIMProcessor, t_pose_canvas
 
@@ -47,19 +46,19 @@ def test_unpacking_inverts_packing_exactly_at_native_size(rng, leading):
 
 
 def test_other_sizes_are_resized_by_area():
-    cameras = t_pose_canvas(CANVAS, head_size=(64, 64), wrist_size=(8, 16))
+    cameras = t_pose_canvas(CANVAS, head_size=(128, 128), wrist_size=(8, 16))
     processor = make_processor(cameras=cameras)
-    # A checkerboard of single pixels, halved, is its mean: antialiasing sees all pixels.
-    checkers = (np.indices((64, 64)).sum(0) % 2 * 254).astype(np.uint8)
+    # Every fourth column white, at a quarter of the size, is the mean: antialiasing sees all pixels.
+    stripes = np.tile((np.arange(128) % 4 == 0) * 252, (128, 1)).astype(np.uint8)
     gradient = np.tile(np.linspace(0, 240, 16).astype(np.uint8), (8, 1))
-    views = {"head_camera": checkers, "left_camera": gradient, "right_camera": np.full((8, 16), 77, np.uint8)}
+    views = {"head_camera": stripes, "left_camera": gradient, "right_camera": np.full((8, 16), 77, np.uint8)}
     canvas = processor.pack_canvas({name: np.repeat(v[..., None], 3, -1) for name, v in views.items()})
-    assert np.abs(canvas[2:30, 2:30].astype(int) - 127).max() <= 1
+    assert np.abs(canvas[2:30, 2:30].astype(int) - 63).max() <= 1
     assert np.array_equal(canvas[32:, :16, 0], np.tile(gradient[:1], (16, 1)))
     assert (canvas[32:, 16:] == 77).all()
     back = processor.unpack_canvas(canvas)
     assert {name: v.shape for name, v in back.items()} == {
-        "head_camera": (64, 64, 3),
+        "head_camera": (128, 128, 3),
         "left_camera": (8, 16, 3),
         "right_camera": (8, 16, 3),
     }
@@ -155,17 +154,23 @@ def test_observations_in_robotwins_layout(rng):
 # Actions
 
 
-def test_relative_actions_against_scipy(rng):
-    """xyz difference along the world's axes, q0^-1 * q, gripper untouched; scipy as the independent reference."""
+def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
+    w, x, y, z = quaternion
+    skew = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * w * skew + 2 * skew @ skew
+
+
+def test_relative_actions_against_rotation_matrices(rng):
+    """xyz difference along the world's axes, R0^T R with w >= 0, gripper untouched."""
     actions, initial = np.stack([make_pose(rng) for _ in range(20)]), make_pose(rng)
     relative = make_processor().relative_actions(actions, initial).numpy()
     for arm in (slice(0, 8), slice(8, 16)):
         a, i, r = actions[:, arm], initial[arm], relative[:, arm]
         assert r[:, :3] == pytest.approx(a[:, :3] - i[:3])
-        expected = Rotation.from_quat(i[3:7], scalar_first=True).inv() * Rotation.from_quat(
-            a[:, 3:7], scalar_first=True
-        )
-        assert r[:, 3:7] == pytest.approx(expected.as_quat(canonical=True, scalar_first=True))
+        for q, q_relative in zip(a[:, 3:7], r[:, 3:7], strict=True):
+            expected = rotation_matrix(i[3:7]).T @ rotation_matrix(q)
+            assert rotation_matrix(q_relative) == pytest.approx(expected, abs=1e-12)
+        assert (r[:, 3] >= 0).all()
         assert np.array_equal(r[:, 7], a[:, 7])
 
 
@@ -179,16 +184,18 @@ def test_relative_to_itself_is_the_identity(rng):
 def test_relative_quaternions_don_t_know_their_sign_and_move_continuously(rng):
     """A turn of +-170 degrees about an axis, its sign flipped at random, becomes a smooth curve with w >= 0."""
     processor, initial = make_processor(), make_pose(rng)
-    q0 = Rotation.from_quat(initial[3:7], scalar_first=True)
-    angles = np.radians(np.linspace(-170, 170, 200))
+    w, x, y, z = initial[3:7]
+    times_q0 = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])
+    half = np.radians(np.linspace(-85, 85, 200))
+    turns = np.stack([np.cos(half), np.zeros(200), 0.6 * np.sin(half), 0.8 * np.sin(half)])
     actions = np.tile(initial, (200, 1))
-    actions[:, 3:7] = (q0 * Rotation.from_rotvec(angles[:, None] * [0, 0.6, 0.8])).as_quat(scalar_first=True)
+    actions[:, 3:7] = (times_q0 @ turns).T
     flipped = actions.copy()
     flipped[:, 3:7] *= rng.choice([-1, 1], 200)[:, None]
     relative = processor.relative_actions(flipped, initial)
     assert torch.allclose(relative, processor.relative_actions(actions, initial), rtol=0, atol=1e-12)
     assert (relative[:, 3] >= 0).all()
-    assert relative[:, 3:7].diff(dim=0).norm(dim=-1).max() < 0.02
+    np.testing.assert_allclose(relative[:, 3:7], turns.T, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])

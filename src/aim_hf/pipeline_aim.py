@@ -81,7 +81,7 @@ class AIMSession:
 
     @torch.no_grad()
     def append(self, observations, executed_actions=None) -> None:
-        """Appends what really happened; the session is unchanged if this raises.
+        """Appends what really happened. Bad input is refused before anything changes.
 
         Args:
             observations: in RoboTwin's layout, in time order, one list a row; with one row the outer list may be left
@@ -114,14 +114,14 @@ class AIMSession:
         else:
             actions = self._executed(executed_actions)
 
-        model, encoder = self.pipe.model, self._encoder.fork()
-        latents = self.codec.encode(processor.canvas_to_pixels(canvas), encoder)
+        model = self.pipe.model
+        latents = self.codec.encode(processor.canvas_to_pixels(canvas), self._encoder)
         model.append(
             self.cache,
             latents.to(model.device, model.dtype),
             None if actions is None else actions.to(model.device, model.dtype),
         )
-        self._encoder, self.initial_pose = encoder, initial_pose
+        self.initial_pose = initial_pose
         self._undecoded.append(latents)
 
     @torch.no_grad()

@@ -367,9 +367,12 @@ class AIMProcessor(ProcessorMixin):
         Raises:
             ValueError: for a wrong width, NaN, quaternions that aren't unit, or missing statistics.
         """
-        actions = self.relative_actions(actions, initial_pose)
-        center, half_range = self._scale(actions)
-        return (actions - center) / half_range
+        return self.scale_actions(self.relative_actions(actions, initial_pose))
+
+    def scale_actions(self, relative: torch.Tensor) -> torch.Tensor:
+        """The second half of `normalize_actions`: what `relative_actions` gave, with q01 at -1 and q99 at 1."""
+        center, half_range = self._scale(relative)
+        return (relative - center) / half_range
 
     def unnormalize_actions(self, actions, initial_pose=None) -> torch.Tensor:
         """The inverse of `normalize_actions`: the network's (..., T, action_dim) -> physical units, absolute.

@@ -1,0 +1,520 @@
+"""The pipeline: what it computes, that rows and calls don't disturb each other, and that it saves and loads whole."""
+
+import copy
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from fixtures_pipeline import HEAD, WRIST, make_observation, make_pipeline, make_pose, randomize
+from safetensors.torch import load_file, save_file
+
+from aim_hf.checkpoint import written_whole
+from aim_hf.codec import VideoCodec
+from aim_hf.pipeline_aim import AIMPipeline, AIMPipelineOutput
+
+SIZES = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST}
+INSTRUCTIONS = ["put the red block", "ring bell", "lift pot left"]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> AIMPipeline:
+    return make_pipeline()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_episode(pipe: AIMPipeline, rng, chunks: int) -> tuple[dict, list[tuple[list[dict], np.ndarray]]]:
+    """A first observation, and what happened in each chunk: its observations and executed actions."""
+    first = make_observation(rng)
+    happened = []
+    for _ in range(chunks):
+        observations = [make_observation(rng) for _ in range(pipe.frames_per_chunk)]
+        happened.append((observations, np.stack([make_pose(rng) for _ in range(pipe.actions_per_chunk)])))
+    return first, happened
+
+
+def roll_out(pipe: AIMPipeline, instructions, episodes, generator, **kwargs) -> list[AIMPipelineOutput]:
+    """Closed loop over recorded episodes, one a row: outputs of every chunk."""
+    session = pipe.start(instructions)
+    outputs = [pipe([first for first, _ in episodes], session=session, generator=generator, **kwargs)]
+    for c in range(len(episodes[0][1])):
+        session.append([h[c][0] for _, h in episodes], np.stack([h[c][1] for _, h in episodes]))
+        outputs.append(pipe(session=session, generator=generator, **kwargs))
+    return outputs
+
+
+def assert_same(a: AIMPipelineOutput, b: AIMPipelineOutput, rows=slice(None), others=slice(None), atol: float = 0):
+    for field in ("frames", "value_maps"):
+        for camera in SIZES:
+            np.testing.assert_allclose(a[field][camera][rows], b[field][camera][others], rtol=0, atol=atol)
+    np.testing.assert_allclose(a.actions[rows], b.actions[others], rtol=0, atol=atol)
+
+
+# What it computes
+
+
+def reference_steps(shift: float, steps: int) -> list[tuple[float, float]]:
+    """(t, next t) of the flow-matching schedule t = s * u / (1 + (s - 1) * u), u falling evenly from 1 to 0."""
+    u = np.linspace(1, 0, steps + 1)
+    t = shift * u / (1 + (shift - 1) * u)
+    return list(zip(t[:-1], t[1:], strict=True))
+
+
+@pytest.mark.parametrize("chunk_latent_frames", [1, 2])
+@torch.no_grad()
+def test_pipeline_equals_the_model_called_by_hand(rng, chunk_latent_frames):
+    """Two chunks with Euler steps, codec, normalization and appending all spelled out."""
+    pipe = make_pipeline(chunk_latent_frames=chunk_latent_frames)
+    first, happened = make_episode(pipe, rng, chunks=1)
+    outputs = roll_out(
+        pipe, ["ring bell"], [(first, happened)], seeded(1), num_inference_steps=3, num_action_inference_steps=4
+    )
+
+    processor, model, config = pipe.processor, pipe.model, pipe.model.config
+    codec, generator, F = VideoCodec(pipe.vae), seeded(1), chunk_latent_frames
+    tokens = processor.tokenize("ring bell")
+    prompt_embeds = pipe.text_encoder(**tokens).last_hidden_state * tokens.attention_mask[..., None]
+    cache = model.new_cache(1, 3, 2)
+    model.set_text(cache, prompt_embeds)
+    initial = processor.initial_pose(first)
+    canvases, latents = [processor.pack_canvas(processor.observation_views(first))], None
+    executed = None
+    for c, out in enumerate(outputs):
+        if c:
+            canvases += [processor.pack_canvas(processor.observation_views(o)) for o in happened[c - 1][0]]
+            executed = processor.normalize_actions(torch.tensor(happened[c - 1][1]), initial).float()[None]
+        seen = 0 if latents is None else latents.shape[2]
+        latents = codec.encode(processor.canvas_to_pixels(np.stack(canvases)[None]))  # the whole video, every time
+        model.append(cache, latents[:, :, seen:], executed)
+
+        x, m, a = (
+            torch.randn(shape, generator=generator)
+            for shape in ((1, 4, F, 3, 2), (1, 4, F, 3, 2), (1, config.actions_per_chunk, 16))
+        )
+        for t, s in reference_steps(5.0, 3):
+            v_x, v_m = model.denoise_world(cache, x, m, torch.tensor([t], dtype=torch.float32))
+            x, m = x + (s - t) * v_x, m + (s - t) * v_m
+        model.condition_actions(cache, x, m)
+        for t, s in reference_steps(1.0, 4):
+            a = a + (s - t) * model.denoise_actions(cache, a, torch.tensor([t], dtype=torch.float32))
+
+        np.testing.assert_allclose(out.actions[0], processor.unnormalize_actions(a[0].double(), initial), atol=2e-5)
+        imagined = codec.decode(torch.cat([latents, x], dim=2))[:, :, -pipe.frames_per_chunk :]
+        frames = processor.unpack_canvas(processor.pixels_to_canvas(imagined))
+        maps = processor.unpack_canvas(processor.pixels_to_canvas(codec.decode_value_maps(m)))
+        for camera, size in SIZES.items():
+            assert out.frames[camera].shape == (1, 4 * F, *size, 3) and out.frames[camera].dtype == np.float32
+            assert out.value_maps[camera].shape == (1, 4 * F, *size)
+            np.testing.assert_allclose(out.frames[camera], frames[camera], atol=2e-5)
+            np.testing.assert_allclose(out.value_maps[camera], maps[camera].mean(-1), atol=2e-5)
+        assert out.actions.shape == (1, 8 * F, 16)
+    assert np.abs(outputs[0].actions - outputs[1].actions).max() > 1e-2
+
+
+def test_chunk_geometry():
+    pipe = make_pipeline(chunk_latent_frames=2, actions_per_latent_frame=16)
+    assert (pipe.frames_per_chunk, pipe.actions_per_chunk, pipe.actions_per_frame) == (8, 32, 4)
+
+
+def test_text_features_are_zero_beyond_the_prompt(pipe):
+    embeds = pipe.encode_prompt(["ring bell", "put the red block"])
+    assert embeds.shape == (2, 8, 16)
+    assert (embeds[0, 3:] == 0).all() and (embeds[1, 5:] == 0).all()
+    assert (embeds[0, :3] != 0).all()
+
+
+def test_qpos_actions(rng):
+    pipe = make_pipeline("qpos")
+    observation = make_observation(rng)
+    del observation["endpose"]
+    session = pipe.start("ring bell")
+    out = pipe(observation, session=session, num_inference_steps=1, num_action_inference_steps=1)
+    assert out.actions.shape == (1, 8, 14)
+    session.append([make_observation(rng) for _ in range(4)], out.actions)
+    assert session.chunks == 1
+
+
+# Seeds, rows, calls
+
+
+def test_the_same_seed_gives_the_same_rollout(pipe, rng):
+    """Over more chunks than the history holds."""
+    episodes = [make_episode(pipe, rng, chunks=3) for _ in range(2)]
+    first, again, other = (roll_out(pipe, INSTRUCTIONS[:2], episodes, seeded(seed)) for seed in (7, 7, 8))
+    for a, b, c in zip(first, again, other, strict=True):
+        assert_same(a, b)
+        assert np.abs(a.actions - c.actions).max() > 1e-3
+
+
+def test_a_row_with_its_own_generator_does_not_know_the_batch(pipe, rng):
+    episodes = [make_episode(pipe, rng, chunks=2) for _ in range(3)]
+    together = roll_out(pipe, INSTRUCTIONS, episodes, [seeded(i) for i in range(3)])
+    for i in range(3):
+        alone = roll_out(pipe, INSTRUCTIONS[i : i + 1], episodes[i : i + 1], [seeded(i)])
+        for a, b in zip(together, alone, strict=True):
+            assert_same(a, b, rows=slice(i, i + 1), atol=1e-4)
+
+
+def test_rows_do_not_influence_each_other(pipe, rng):
+    episodes = [make_episode(pipe, rng, chunks=2) for _ in range(3)]
+    for_row_0 = roll_out(pipe, INSTRUCTIONS[:2], episodes[:2], [seeded(0), seeded(1)])
+    changed = roll_out(pipe, [INSTRUCTIONS[0], INSTRUCTIONS[2]], [episodes[0], episodes[2]], [seeded(0), seeded(2)])
+    for a, b in zip(for_row_0, changed, strict=True):
+        assert_same(a, b, rows=slice(0, 1), others=slice(0, 1))
+        assert np.abs(a.actions[1] - b.actions[1]).max() > 1e-3
+
+
+def test_a_call_leaves_its_session_as_it_was(pipe, rng):
+    (first, happened), session = make_episode(pipe, rng, chunks=1), pipe.start("ring bell")
+    a = pipe(first, session=session, generator=seeded(0))
+    pipe(session=session, generator=seeded(1))
+    assert_same(pipe(session=session, generator=seeded(0)), a)
+    session.append(*happened[0])
+    pipe(session=session, generator=seeded(3))
+    fresh = pipe.start("ring bell")
+    pipe(first, session=fresh, output_type="latent")
+    fresh.append(*happened[0])
+    assert_same(pipe(session=session, generator=seeded(2)), pipe(session=fresh, generator=seeded(2)))
+
+
+def test_one_instruction_for_all_rows(pipe, rng):
+    episode = make_episode(pipe, rng, chunks=0)
+    session = pipe.start("ring bell", batch_size=2)
+    out = pipe([episode[0]] * 2, session=session, generator=[seeded(0), seeded(0)])
+    assert_same(out, out, rows=slice(0, 1), others=slice(1, 2), atol=1e-6)
+
+
+# Options
+
+
+def test_output_types(pipe, rng):
+    observation, session = make_observation(rng), pipe.start("ring bell")
+    array = pipe(observation, session=session, generator=seeded(0))
+    tensor = pipe(session=session, generator=seeded(0), output_type="pt")
+    picture = pipe(session=session, generator=seeded(0), output_type="pil")
+    latent = pipe(session=session, generator=seeded(0), output_type="latent")
+    for camera, size in SIZES.items():
+        assert tensor.frames[camera].shape == (1, 4, 3, *size)
+        assert np.array_equal(tensor.frames[camera].permute(0, 1, 3, 4, 2), array.frames[camera])
+        assert np.array_equal(tensor.value_maps[camera], array.value_maps[camera])
+        image, value = picture.frames[camera][0][3], picture.value_maps[camera][0][3]
+        assert isinstance(image, PIL.Image.Image) and (image.mode, value.mode) == ("RGB", "L")
+        assert image.size == size[::-1]
+        assert np.abs(np.asarray(image) / 255 - array.frames[camera][0, 3]).max() < 0.51 / 255
+        assert np.abs(np.asarray(value) / 255 - array.value_maps[camera][0, 3]).max() < 0.51 / 255
+    assert isinstance(tensor.actions, torch.Tensor) and np.array_equal(tensor.actions, array.actions)
+    assert latent.frames.shape == latent.value_maps.shape == (1, 4, 1, 3, 2)
+    assert np.array_equal(latent.actions, array.actions)
+    assert not latent.frames.requires_grad and not latent.actions.requires_grad
+    frames, value_maps, actions = pipe(session=session, generator=seeded(0), return_dict=False)
+    assert_same(AIMPipelineOutput(frames=frames, value_maps=value_maps, actions=actions), array)
+
+
+def test_frames_are_decoded_only_when_asked_for(rng):
+    """A session that decodes seldom catches up, and gives the frames of one that decodes always."""
+    pipe = make_pipeline()
+    first, happened = make_episode(pipe, rng, chunks=2)
+    reference = roll_out(pipe, ["ring bell"], [(first, happened)], seeded(0))
+
+    decoded = []
+    pipe.vae.decoder.register_forward_hook(lambda *_: decoded.append(1))
+    session, generator = pipe.start("ring bell"), seeded(0)
+    out = pipe(first, session=session, generator=generator, output_type="latent")
+    assert len(decoded) == 0 and out.frames is not None
+    session.append(*happened[0])
+    out = pipe(session=session, generator=generator, decode_frames=False)
+    assert out.frames is None and len(decoded) == 2  # a black frame once, and this chunk's value maps
+    np.testing.assert_array_equal(out.actions, reference[1].actions)
+    np.testing.assert_array_equal(out.value_maps["head_camera"], reference[1].value_maps["head_camera"])
+    session.append(*happened[1])
+    out = pipe(session=session, generator=generator)
+    assert len(decoded) == 2 + 3 + 1 + 1  # three real latent frames to catch up with, an imagined one, value maps
+    assert_same(out, reference[2])
+
+
+def test_given_value_maps_replace_the_predicted_ones(pipe, rng):
+    observation, session = make_observation(rng), pipe.start("ring bell")
+    predicted = pipe(observation, session=session, generator=seeded(0))
+    true = {camera: np.zeros((1, 4, *size), np.float32) for camera, size in SIZES.items()}
+    for value_map in true.values():
+        value_map[:, :, 4:8, 4:8] = 1
+    given = pipe(session=session, generator=seeded(0), value_maps=true)
+    for camera in SIZES:
+        np.testing.assert_array_equal(given.frames[camera], predicted.frames[camera])
+    assert np.abs(given.actions - predicted.actions).max() > 1e-4
+
+    processor, codec = pipe.processor, VideoCodec(pipe.vae)
+    canvas = processor.pack_canvas({camera: processor.value_to_rgb(m) for camera, m in true.items()})
+    latents = codec.encode_value_maps(processor.canvas_to_pixels(canvas))
+    again = pipe(session=session, generator=seeded(0), value_maps=true, output_type="latent")
+    torch.testing.assert_close(again.value_maps, latents, rtol=0, atol=1e-6)
+    # Its own prediction given back changes nothing: the override enters exactly where the prediction stood.
+    frozen = pipe(session=session, generator=seeded(0), output_type="latent")
+
+    def put(pipe, step, timestep, tensors):
+        return {"value_latents": frozen.value_maps} if step == 4 else {}
+
+    same = pipe(
+        session=session,
+        generator=seeded(0),
+        output_type="latent",
+        callback_on_step_end=put,
+        callback_on_step_end_tensor_inputs=["value_latents"],
+    )
+    assert torch.equal(same.actions, frozen.actions)
+
+
+def test_callback_sees_every_step_and_may_change_tensors(pipe, rng):
+    observation, session = make_observation(rng), pipe.start("ring bell")
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, float(timestep), {name: tensor.shape for name, tensor in tensors.items()}))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else {}
+
+    out = pipe(
+        observation,
+        session=session,
+        num_inference_steps=3,
+        num_action_inference_steps=2,
+        output_type="latent",
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents", "value_latents", "action_latents"],
+    )
+    assert [step for step, _, _ in seen] == [0, 1, 2, 3, 4]
+    expected = [1000 * t for t, _ in reference_steps(5.0, 3) + reference_steps(1.0, 2)]
+    assert [t for _, t, _ in seen] == pytest.approx(expected)
+    video = (1, 4, 1, 3, 2)
+    assert seen[0][2] == {"latents": video, "value_latents": video, "action_latents": (1, 8, 16)}
+    assert (out.frames == 0).all() and (out.value_maps != 0).any()
+
+
+def test_progress_bar(rng, capfd):
+    pipe = make_pipeline()
+    pipe.set_progress_bar_config(disable=False)
+    pipe(make_observation(rng), session=pipe.start("bell"), num_inference_steps=3, num_action_inference_steps=4)
+    assert "7/7" in capfd.readouterr().err
+
+
+def test_half_precision(rng):
+    pipe = make_pipeline().to(torch.bfloat16)
+    session = pipe.start("ring bell")
+    out = pipe(make_observation(rng), session=session, num_inference_steps=2, num_action_inference_steps=2)
+    assert out.frames["head_camera"].dtype == np.float32 and np.isfinite(out.actions).all()
+    session.append([make_observation(rng) for _ in range(4)], out.actions)
+    latents = pipe(session=session, output_type="latent").value_maps
+    assert latents.dtype == torch.float32 and not torch.equal(latents, latents.bfloat16().float())
+
+
+# Saving and loading
+
+
+def all_tensors(pipe: AIMPipeline) -> dict[str, torch.Tensor]:
+    return {
+        f"{component}.{name}": tensor
+        for component in ("vae", "text_encoder", "model")
+        for name, tensor in getattr(pipe, component).state_dict().items()
+    }
+
+
+def test_saving_and_loading_is_bit_equal(pipe, rng, tmp_path):
+    pipe.save_pretrained(tmp_path / "aim")
+    index = json.loads((tmp_path / "aim" / "model_index.json").read_text())
+    assert index["model"] == ["aim_hf.modeling_aim", "AIMForWorldAction"]
+    assert index["processor"] == ["aim_hf.processing_aim", "AIMProcessor"]
+    loaded = AIMPipeline.from_pretrained(tmp_path / "aim")
+    loaded.set_progress_bar_config(disable=True)
+    saved, read = all_tensors(pipe), all_tensors(loaded)
+    assert saved.keys() == read.keys() and all(torch.equal(saved[name], read[name]) for name in saved)
+    assert loaded.processor.to_dict() == pipe.processor.to_dict()
+    assert loaded.model.config.to_dict() == pipe.model.config.to_dict() | {"_name_or_path": loaded.model.name_or_path}
+    assert (loaded.scheduler.config.shift, loaded.action_scheduler.config.shift) == (5.0, 1.0)
+    episodes = [make_episode(pipe, rng, chunks=1)]
+    before, after = (roll_out(p, ["ring bell"], episodes, seeded(0)) for p in (pipe, loaded))
+    for a, b in zip(before, after, strict=True):
+        assert_same(a, b, atol=1e-5)  # loaded tensors lie elsewhere in memory, which rounds their products otherwise
+
+
+def test_plain_diffusion_pipeline_finds_the_class(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
+    assert type(loaded) is AIMPipeline
+
+
+def test_loading_in_another_dtype_and_with_given_components(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "vae" / "config.json").unlink()
+    loaded = AIMPipeline.from_pretrained(tmp_path, dtype=torch.float64, vae=pipe.vae)
+    assert loaded.model.dtype == loaded.text_encoder.dtype == torch.float64
+    assert loaded.vae is pipe.vae
+
+
+def test_saving_over_a_folder_keeps_its_other_files(pipe, tmp_path):
+    (tmp_path / "README.md").write_text("card")
+    pipe.save_pretrained(tmp_path)
+    changed = copy.copy(pipe)
+    changed.model = randomize(copy.deepcopy(pipe.model), seed=5)
+    (tmp_path / "model" / "stale.safetensors").write_bytes(b"old")
+    changed.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "card"
+    assert not (tmp_path / "model" / "stale.safetensors").exists()
+    loaded = AIMPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.model.proj_out.weight, changed.model.proj_out.weight)
+
+
+def test_an_interrupted_save_leaves_nothing(tmp_path):
+    for existing in (False, True):
+        folder = tmp_path / str(existing) / "aim"
+        if existing:
+            folder.mkdir(parents=True)
+            (folder / "model_index.json").write_text("{}")
+        with pytest.raises(RuntimeError), written_whole(folder) as partial:
+            (partial / "model_index.json").write_text("new")
+            raise RuntimeError("disk full")
+        assert sorted(p.name for p in folder.parent.iterdir()) == (["aim"] if existing else [])
+    assert (folder / "model_index.json").read_text() == "{}"
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model_index.json", "missing"),
+        ("model_index.json", "cut"),
+        ("model/model.safetensors", "missing"),
+        ("model/model.safetensors", "cut"),
+        ("vae/diffusion_pytorch_model.safetensors", "cut"),
+        ("text_encoder/model.safetensors", "cut"),
+        ("model/config.json", "missing"),
+        ("model/config.json", "cut"),
+        ("processor/processor_config.json", "missing"),
+        ("processor/tokenizer.json", "cut"),
+        ("scheduler/scheduler_config.json", "missing"),
+    ],
+)
+def test_damaged_folders_are_refused_by_name(pipe, tmp_path, name, damage):
+    pipe.save_pretrained(tmp_path)
+    cut_short(tmp_path / name) if damage == "cut" else (tmp_path / name).unlink()
+    with pytest.raises((OSError, ValueError), match=name.split("/")[0 if damage == "missing" else -1]):
+        AIMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "model"])
+@pytest.mark.parametrize("damage", ["lacks", "unknown"])
+def test_missing_and_unknown_tensors_are_refused_by_name(pipe, tmp_path, component, damage):
+    pipe.save_pretrained(tmp_path)
+    (file,) = (tmp_path / component).glob("*.safetensors")
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors["renamed"] = tensors.pop(name) if damage == "lacks" else torch.zeros(2)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=name if damage == "lacks" else "renamed"):
+        AIMPipeline.from_pretrained(tmp_path)
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(OSError, match="neither a folder nor a repo id"):
+        AIMPipeline.from_pretrained(tmp_path / "nothing" / "here")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"observation": None}, "observation is missing"),
+        ({"session": None}, "session is None; start one"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_action_inference_steps": -1}, "num_action_inference_steps is -1"),
+        ({"output_type": "jpg"}, "output_type is 'jpg'"),
+        ({"generator": [torch.Generator()] * 2}, "2 generators for 1 rows"),
+        ({"callback_on_step_end_tensor_inputs": ["x"]}, r"\['x'\]"),
+        ({"value_maps": {"head_camera": np.zeros((1, 4, *HEAD))}}, "cameras are"),
+        ({"value_maps": {c: np.zeros((1, 3, *s)) for c, s in SIZES.items()}}, r"leading shape \(1, 3\); .*\(1, 4\)"),
+        ({"value_maps": {c: np.full((1, 4, *s), np.nan) for c, s in SIZES.items()}}, "value map spans nan"),
+    ],
+)
+def test_wrong_calls_are_refused(pipe, rng, arguments, match):
+    session = pipe.start("ring bell")
+    with pytest.raises(ValueError, match=match):
+        pipe(**({"observation": make_observation(rng), "session": session} | arguments))
+    assert session.cache.chunks == 0
+
+
+def test_wrong_sessions_are_refused(pipe, rng):
+    other = make_pipeline().start("ring bell")
+    with pytest.raises(ValueError, match="another pipeline"):
+        pipe(make_observation(rng), session=other)
+    session = pipe.start("ring bell")
+    pipe(make_observation(rng), session=session, output_type="latent")
+    with pytest.raises(ValueError, match="session.append"):
+        pipe(make_observation(rng), session=session)
+    with pytest.raises(ValueError, match="2 instructions for batch_size 3"):
+        pipe.start(["ring bell", "lift pot"], batch_size=3)
+    with pytest.raises(ValueError, match="instruction 0 is ''"):
+        pipe.start("")
+
+
+def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):
+    first, happened = make_episode(pipe, rng, chunks=1)
+    observations, actions = happened[0]
+    session = pipe.start("ring bell")
+    broken = make_observation(rng)
+    broken["observation"]["head_camera"]["rgb"] = np.zeros((8, 8, 3), np.uint8)
+    for wrong, match in [
+        ((observations,), "row 0 has 4 observations; expected 1 before any action"),
+        ((first, actions), "with the first observation"),
+        (([first, first], None), "row 0 has 2 observations"),
+        ((broken,), "head_camera has shape"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            session.append(*wrong)
+    session.append(first)
+    nan = actions.copy()
+    nan[3, 2] = np.nan
+    for wrong, match in [
+        ((observations[:3], actions), "row 0 has 3 observations; .*after each chunk 4, one after every 2"),
+        ((observations,), "executed_actions are missing"),
+        ((observations, actions[:7]), r"shape \(1, 7, 16\); expected \(1, 8, 16\)"),
+        ((observations, actions[:, :14]), r"expected \(1, 8, 16\)"),
+        ((observations, nan), "NaN"),
+        (([observations] * 2, actions), "2 rows; this session has 1"),
+        ((observations[:3] + [broken], actions), "head_camera has shape"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            session.append(*wrong)
+    # Nothing of this stayed behind.
+    session.append(*happened[0])
+    fresh = pipe.start("ring bell")
+    fresh.append(first)
+    fresh.append(*happened[0])
+    assert_same(pipe(session=session, generator=seeded(0)), pipe(session=fresh, generator=seeded(0)))
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"in_channels": 8, "out_channels": 8}, "in_channels is 8 and vae.config.z_dim 4"),
+        ({"text_dim": 32}, "text_dim is 32"),
+        ({"action_dim": 14}, "action_dim is 14"),
+        ({"actions_per_latent_frame": 6}, "multiple of the 4"),
+        ({"patch_size": (1, 2, 2)}, "divisible by"),
+    ],
+)
+def test_components_that_do_not_fit_are_refused(config, match):
+    with pytest.raises(ValueError, match=match):
+        make_pipeline(**config)
