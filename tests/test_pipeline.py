@@ -488,6 +488,7 @@ def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):
     nan[3, 2] = np.nan
     for wrong, match in [
         ((observations[:3], actions), "row 0 has 3 observations; .*after each chunk 4, one after every 2"),
+        (([], actions), "row 0 has 0 observations"),
         ((observations,), "executed_actions are missing"),
         ((observations, actions[:7]), r"shape \(1, 7, 16\); expected \(1, 8, 16\)"),
         ((observations, actions[:, :14]), r"expected \(1, 8, 16\)"),

@@ -132,7 +132,8 @@ class AIMSession:
         return self.codec.decode(latents, self._decoder.fork())
 
     def _rows(self, observations) -> list[list[Mapping]]:
-        if isinstance(observations, Mapping) or (self.batch_size == 1 and isinstance(observations[0], Mapping)):
+        one_row = self.batch_size == 1 and all(isinstance(moment, Mapping) for moment in observations)
+        if isinstance(observations, Mapping) or one_row:
             observations = [observations]
         rows = [[row] if isinstance(row, Mapping) else list(row) for row in observations]
         if len(rows) != self.batch_size:
