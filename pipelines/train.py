@@ -1,0 +1,87 @@
+"""Stage 1: trains AIM by flow matching (eq. 9) on latents made by `dataset_scripts/encode_latents.py`.
+
+    accelerate launch pipelines/train.py --latents runs/latents --base runs/base --preset tiny --output_dir runs/aim \
+        --max_steps 20000 --per_device_train_batch_size 16 --learning_rate 1e-3
+
+Every option of transformers' `TrainingArguments` works. A run that finds checkpoints in its output folder continues
+from the last one. At the end (and with `--export_steps N` every N steps) `output_dir/pipeline` is a whole AIMPipeline
+with the averaged weights.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from transformers import AutoModelForTextEncoding, HfArgumentParser, TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from aim_hf import AIMForWorldAction, AIMPipeline
+from aim_hf.codec import VideoCodec
+from aim_hf.configuration_aim import PRESETS
+from aim_hf.data.latents import LatentWindows
+from aim_hf.training.samples import SampleCallback
+from aim_hf.training.trainer import AIMTrainer, AIMTrainingArguments
+
+
+@dataclass
+class TrainArguments:
+    latents: str = field(metadata={"help": "folder of latents"})
+    base: str = field(metadata={"help": "folder with vae/ and text_encoder/"})
+    preset: str = field(default="tiny", metadata={"help": f"model size: {', '.join(sorted(PRESETS))}"})
+    config: str = field(default="{}", metadata={"help": "JSON of AIMConfig fields that differ from the preset"})
+    init: str | None = field(default=None, metadata={"help": "model folder to start from, instead of new weights"})
+    window_chunks: int = field(default=3, metadata={"help": "K, chunks in a training window"})
+    held_out: int = field(default=48, metadata={"help": "episodes, spread over the set, that training never sees"})
+    export_steps: int = field(default=0, metadata={"help": "steps between two exports of the pipeline"})
+
+
+def main():
+    own, args = HfArgumentParser((TrainArguments, AIMTrainingArguments)).parse_args_into_dataclasses()
+    set_seed(args.seed)
+    if own.init:
+        model = AIMForWorldAction.from_pretrained(own.init)
+    else:
+        config = PRESETS[own.preset]()
+        model = AIMForWorldAction(type(config)(**{**config.to_diff_dict(), **json.loads(own.config)}))
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+
+    sizes = (model.config.chunk_latent_frames, model.config.actions_per_latent_frame)
+    train = LatentWindows(own.latents, *sizes, own.window_chunks, held_out=own.held_out)
+    held_out = LatentWindows(own.latents, *sizes, 1, held_out=own.held_out, only_held_out=True, first_only=True)
+    processor = train.processor
+    vae = AutoencoderKLWan.from_pretrained(Path(own.base) / "vae")
+    codec = VideoCodec(vae)
+
+    trainer = AIMTrainer(model=model, args=args, train_dataset=train)
+    batch = torch.utils.data.default_collate([held_out[i] for i in range(len(held_out))])
+    titles = [f"{entry['task']}: {entry['instruction']}" for entry in held_out.entries]
+    output = Path(args.output_dir)
+    trainer.add_callback(SampleCallback(trainer, batch, codec, processor, output / "samples", titles))
+
+    def export():
+        with trainer.averaged_model() as averaged:
+            AIMPipeline(
+                vae=vae,
+                text_encoder=AutoModelForTextEncoding.from_pretrained(Path(own.base) / "text_encoder"),
+                processor=processor,
+                model=trainer.accelerator.unwrap_model(averaged),
+                scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.video_shift),
+                action_scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.action_shift),
+            ).save_pretrained(output / "pipeline")
+
+    class Export(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if own.export_steps and state.global_step % own.export_steps == 0 and state.is_world_process_zero:
+                export()
+
+    trainer.add_callback(Export())
+    last = get_last_checkpoint(output) if output.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    if trainer.is_world_process_zero():
+        export()
+
+
+if __name__ == "__main__":
+    main()

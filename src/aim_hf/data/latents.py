@@ -1,0 +1,201 @@
+"""Episodes as the model trains on them: latents, value latents, actions and text features, computed once.
+
+    folder/processor/            the `AIMProcessor`, with the statistics of these actions
+    folder/shard-00000.safetensors
+    folder/index.json            one entry an episode: shard, name of its tensors, chunks, task, seed
+
+Training reads windows of K chunks from it and never runs the VAE or the text encoder. Shards are memory-mapped, so a
+window costs no more than its own bytes.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+
+from ..codec import VideoCodec
+from ..processing_aim import AIMProcessor
+from .episodes import Episode
+
+STORED_DTYPE = torch.float16  # of latents and text features; they are of order one
+
+
+def encode_episode(
+    episode: Episode,
+    codec: VideoCodec,
+    processor: AIMProcessor,
+    actions_per_latent_frame: int,
+    chunk_latent_frames: int,
+) -> dict[str, torch.Tensor]:
+    """One episode of T actions as K = ceil(T / actions of a chunk) whole chunks.
+
+    The last chunk is completed by standing still: its last frame, value map and action are repeated.
+
+    Returns:
+        latents (C, 1 + K*F, h, w), of the RGB frames as one stream; value_latents (C, K*F, h, w), each chunk on its
+        own; value_cells (K*F, h, w), the value map's maximum in each latent cell, in [0, 1];
+        actions, executed_actions (K*F*n, action_dim), relative (`relative_actions`) but not scaled.
+    """
+    F_, n = chunk_latent_frames, actions_per_latent_frame
+    stride = n // codec.temporal_factor  # control steps between two RGB frames
+    steps = len(episode.action)
+    chunks = -(-steps // (F_ * n))
+    frames = torch.arange(0, chunks * F_ * n + 1, stride).clamp(max=steps).numpy()
+
+    cameras = list(processor.cameras)
+    rgb = processor.pack_canvas({camera: episode.rgb[camera][frames] for camera in cameras})
+    latents = codec.encode(processor.canvas_to_pixels(rgb[None]))[0]
+
+    value = processor.pack_canvas({camera: episode.value_maps(camera)[frames[1:]] for camera in cameras})
+    clips = processor.canvas_to_pixels(value.reshape(chunks, F_ * codec.temporal_factor, *value.shape[1:]))
+    value_latents = codec.encode_value_maps(clips).transpose(0, 1).flatten(1, 2)
+    scalar = torch.from_numpy(processor.rgb_to_value(value)).unflatten(0, (chunks * F_, codec.temporal_factor))
+    value_cells = F.max_pool2d(scalar.amax(dim=1), codec.spatial_factor)
+
+    def padded(actions):
+        relative = processor.relative_actions(torch.from_numpy(actions).double(), _initial_pose(episode))
+        last = relative[-1:].expand(chunks * F_ * n - steps, -1)
+        return torch.cat([relative, last]).float()
+
+    return {
+        "latents": latents.to(STORED_DTYPE),
+        "value_latents": value_latents.to(STORED_DTYPE),
+        "value_cells": value_cells.to(STORED_DTYPE),
+        "actions": padded(episode.expert_action),
+        "executed_actions": padded(episode.action),
+    }
+
+
+def _initial_pose(episode: Episode) -> torch.Tensor:
+    pose = torch.from_numpy(episode.state[0]).double()
+    for arm in (0, 8):  # float32 storage leaves a quaternion a hair off unit length
+        pose[arm + 3 : arm + 7] /= pose[arm + 3 : arm + 7].norm()
+    return pose
+
+
+def write_latents(
+    folder: Path,
+    episodes: Iterable[tuple[dict, dict[str, torch.Tensor]]],
+    processor: AIMProcessor,
+    shard_size: int = 256,
+) -> None:
+    """Writes (description, tensors) of each episode as a latents folder, and sets the processor's action statistics.
+
+    The index is written last: a folder without one was not finished.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, shard, actions = [], {}, []
+
+    def flush():
+        name = f"shard-{len(list(folder.glob('shard-*.safetensors'))):05d}.safetensors"
+        temporary = folder / f".{name}"
+        save_file(shard, temporary)
+        os.replace(temporary, folder / name)
+        shard.clear()
+
+    for description, tensors in episodes:
+        key = f"{len(entries):06d}"
+        shard_index = len(entries) // shard_size
+        entries.append({**description, "shard": f"shard-{shard_index:05d}.safetensors", "key": key})
+        shard.update({f"{key}.{name}": tensor.contiguous() for name, tensor in tensors.items()})
+        actions.append(tensors["actions"])
+        if len(entries) % shard_size == 0:
+            flush()
+    if shard:
+        flush()
+    processor.action_statistics = processor.compute_action_statistics(torch.cat(actions))
+    processor.save_pretrained(folder / "processor")
+    temporary = folder / ".index.json"
+    temporary.write_text(json.dumps(entries, indent=1))
+    os.replace(temporary, folder / "index.json")
+
+
+class LatentWindows(Dataset):
+    """Windows of `window_chunks` chunks from a latents folder, one item for each place where a window fits.
+
+    Args:
+        folder: made by `dataset_scripts/encode_latents.py`.
+        chunk_latent_frames, actions_per_latent_frame: F and n of the model.
+        window_chunks: K.
+        held_out: this many episodes, evenly spread over the index, are left out ...
+        only_held_out: ... or are the only ones.
+        first_only: only the window at each episode's start.
+
+    An item holds the arguments of [`AIMForWorldAction.forward`]; `value_weights` are the value map's cells.
+
+    Raises:
+        FileNotFoundError: if the folder holds no index.
+        ValueError: if a shard is damaged, or no window fits.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        chunk_latent_frames: int,
+        actions_per_latent_frame: int,
+        window_chunks: int,
+        held_out: int = 0,
+        only_held_out: bool = False,
+        first_only: bool = False,
+    ):
+        self.folder = Path(folder)
+        if not (self.folder / "index.json").is_file():
+            raise FileNotFoundError(
+                f"{self.folder} has no index.json: it holds no latents, or their encoding was not finished. Run "
+                "dataset_scripts/encode_latents.py."
+            )
+        self.processor = AIMProcessor.from_pretrained(self.folder / "processor")
+        self.chunk_latent_frames, self.actions_per_latent_frame = chunk_latent_frames, actions_per_latent_frame
+        self.window_chunks = window_chunks
+        entries = json.loads((self.folder / "index.json").read_text())
+        if held_out >= len(entries):
+            raise ValueError(f"held_out is {held_out}; {self.folder} has only {len(entries)} episodes.")
+        out = {i * len(entries) // held_out for i in range(held_out)}
+        self.entries = [entry for i, entry in enumerate(entries) if (i in out) == only_held_out]
+        self._shards = {}
+        for name in {entry["shard"] for entry in self.entries}:
+            try:
+                self._shards[name] = safe_open(self.folder / name, framework="pt")
+            except Exception as error:
+                raise ValueError(f"{self.folder / name} is damaged ({error}); encode the latents again.") from error
+        self._places = []
+        for index, entry in enumerate(self.entries):
+            last = 0 if first_only else entry["chunks"] - window_chunks
+            self._places += [(index, start) for start in range(last + 1)]
+        if not self._places:
+            raise ValueError(f"no episode of {self.folder} has {window_chunks} chunks; take a smaller window_chunks.")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        index, start = self._places[item]
+        entry = self.entries[index]
+        shard, key = self._shards[entry["shard"]], entry["key"]
+        first = start * self.chunk_latent_frames
+        last = first + min(self.window_chunks, entry["chunks"] - start) * self.chunk_latent_frames
+        n = self.actions_per_latent_frame
+        # Stored without its padding; zeros up to the full length are part of what Wan's cross-attention reads.
+        text = shard.get_tensor(f"{key}.prompt_embeds").float()
+
+        def read(name, axis, begin, end):
+            stored = shard.get_slice(f"{key}.{name}")
+            return (stored[begin:end] if axis == 0 else stored[:, begin:end]).float()
+
+        def scaled(name):
+            return self.processor.scale_actions(read(name, 0, first * n, last * n))
+
+        return {
+            "latents": read("latents", 1, first, last + 1),
+            "value_latents": read("value_latents", 1, first, last),
+            "value_weights": read("value_cells", 0, first, last),
+            "actions": scaled("actions"),
+            "executed_actions": scaled("executed_actions"),
+            "prompt_embeds": F.pad(text, (0, 0, 0, self.processor.max_text_length - len(text))),
+        }

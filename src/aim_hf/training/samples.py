@@ -1,0 +1,164 @@
+"""What training looks at, beside its loss: sampled chunks of held-out episodes, as numbers and as a picture.
+
+The value loss is a poor guide, since most of a map is black; the distance between the predicted and the true peak is
+what decides whether the robot touches the right thing. Actions are sampled twice, from the predicted and from the true
+map, which splits errors of the map from errors of the action head.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import TrainerCallback
+
+from ..codec import VideoCodec
+from ..modeling_aim import AIMForWorldAction
+from ..processing_aim import AIMProcessor
+from .trainer import AIMTrainer
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+def euler(shift: float, steps: int, velocity: Callable, state: torch.Tensor) -> torch.Tensor:
+    """Integrates dx/dt = velocity(x, t) from t = 1 to 0 with diffusers' scheduler. t: (B,)."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+    for timestep in scheduler.timesteps:
+        time = (timestep / scheduler.config.num_train_timesteps).expand(state.shape[-5 if state.dim() > 4 else 0])
+        state = scheduler.step(velocity(state, time), timestep, state).prev_sample
+    return state
+
+
+@torch.no_grad()
+def sample_first_chunk(
+    model: AIMForWorldAction,
+    batch: dict[str, torch.Tensor],
+    num_inference_steps: int = 5,
+    num_action_inference_steps: int = 10,
+    generator: torch.Generator | None = None,
+) -> dict[str, torch.Tensor]:
+    """Samples the first chunk of each window from its first latent frame.
+
+    Returns:
+        rgb, value (B, C, F, h, w); actions and actions_from_true_map (B, F*n, action_dim), normalized.
+    """
+    config, latents = model.config, batch["latents"]
+    B, C, _, height, width = latents.shape
+    cache = model.new_cache(B, height, width)
+    model.set_text(cache, batch["prompt_embeds"])
+    model.append(cache, latents[:, :, :1])
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=latents.dtype).to(latents.device)
+
+    world = randn(2, B, C, config.chunk_latent_frames, height, width)
+    rgb, value = euler(
+        config.video_shift,
+        num_inference_steps,
+        lambda world, t: torch.stack(model.denoise_world(cache, *world, t)),
+        world,
+    )
+    noise = randn(B, config.actions_per_chunk, config.action_dim)
+
+    def act(x, m):
+        model.condition_actions(cache, x, m)
+        return euler(
+            config.action_shift, num_action_inference_steps, lambda a, t: model.denoise_actions(cache, a, t), noise
+        )
+
+    future = slice(1, 1 + config.chunk_latent_frames)
+    true_value = batch["value_latents"][:, :, : config.chunk_latent_frames]
+    return {
+        "rgb": rgb,
+        "value": value,
+        "actions": act(rgb, value),
+        "actions_from_true_map": act(latents[:, :, future], true_value),
+    }
+
+
+def head_peaks(codec: VideoCodec, processor: AIMProcessor, value_latents: torch.Tensor) -> torch.Tensor:
+    """Peak of the last frame's head-camera map, (B, 3): row and column on the canvas, and its height in [0, 1]."""
+    canvas = processor.pixels_to_canvas(codec.decode_value_maps(value_latents))[:, -1]
+    top, left, h, w = processor.cameras["head_camera"]["slot"]
+    maps = torch.from_numpy(processor.rgb_to_value(canvas))[:, top : top + h, left : left + w]
+    height, index = maps.flatten(1).max(dim=1)
+    return torch.stack([top + index // w, left + index % w, height], dim=1)
+
+
+class SampleCallback(TrainerCallback):
+    """Every `args.sample_steps` steps, samples the first chunks of held-out episodes with the averaged weights.
+
+    Logs (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels; `peak_within`, share
+    of peaks closer than 10 % of the canvas width; `action_error` and `action_error_true_map`, mean absolute errors of
+    normalized actions. Writes `samples/step-N.png`.
+    """
+
+    def __init__(
+        self, trainer: AIMTrainer, batch: dict, codec: VideoCodec, processor: AIMProcessor, folder: Path, titles: list[str]
+    ):
+        self.trainer, self.batch, self.codec, self.processor = trainer, batch, codec, processor
+        self.folder, self.titles = folder, titles
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.sample_steps and state.global_step % args.sample_steps == 0 and state.is_world_process_zero:
+            self.sample(state.global_step)
+
+    def sample(self, step: int) -> dict[str, float]:
+        batch = {name: tensor.to(self.trainer.args.device) for name, tensor in self.batch.items()}
+        generator = torch.Generator().manual_seed(0)
+        with self.trainer.averaged_model() as model:
+            model.eval()
+            sampled = sample_first_chunk(model, batch, generator=generator)
+            model.train()
+        config = self.trainer.model.config
+        true_value = batch["value_latents"][:, :, : config.chunk_latent_frames]
+        true_actions = batch["actions"][:, : config.actions_per_chunk]
+        true_peaks = head_peaks(self.codec, self.processor, true_value)
+        peaks = head_peaks(self.codec, self.processor, sampled["value"])
+        seen = true_peaks[:, 2] > 0.5
+        distance = (peaks - true_peaks)[seen, :2].norm(dim=1)
+        metrics = {
+            "sample_peak_error": distance.median().item(),
+            "sample_peak_within": (distance < 0.1 * self.processor.canvas_size[1]).float().mean().item(),
+            "sample_action_error": (sampled["actions"] - true_actions).abs().mean().item(),
+            "sample_action_error_true_map": (sampled["actions_from_true_map"] - true_actions).abs().mean().item(),
+        }
+        self.trainer.log(metrics)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._draw(batch, sampled, true_value, true_actions, metrics, self.folder / f"step-{step:07d}.png")
+        return metrics
+
+    def _draw(self, batch, sampled, true_value, true_actions, metrics, path: Path, rows: int = 6):
+        frames = self.trainer.model.config.chunk_latent_frames
+
+        def canvases(latents, decode):
+            return self.processor.pixels_to_canvas(decode(latents[:rows]))
+
+        now = canvases(batch["latents"][:, :, :1], self.codec.decode)[:, -1]
+        future = canvases(batch["latents"][:, :, : 1 + frames], self.codec.decode)[:, -1]
+        past_and_imagined = torch.cat([batch["latents"][:, :, :1], sampled["rgb"]], dim=2)
+        imagined = canvases(past_and_imagined, self.codec.decode)[:, -1]
+        value = canvases(true_value, self.codec.decode_value_maps)[:, -1]
+        predicted = canvases(sampled["value"], self.codec.decode_value_maps)[:, -1]
+        columns = {"now": now, "future": future, "imagined": imagined, "value map": value, "predicted map": predicted}
+        count = len(now)
+        figure, axes = plt.subplots(count, 6, figsize=(15, 2.4 * count), squeeze=False)
+        for row in range(count):
+            for axis, (title, pictures) in zip(axes[row], columns.items()):
+                axis.imshow(pictures[row], interpolation="nearest")
+                axis.set_axis_off()
+                axis.set_title(title if row else f"{title}\n{self.titles[row]}" if title == "now" else title, fontsize=7)
+            axis = axes[row, 5]
+            for number, color in zip((0, 1, 2, 8, 9, 10), ("C0", "C1", "C2", "C3", "C4", "C5")):
+                axis.plot(true_actions[row, :, number].cpu(), color=color, linewidth=1)
+                axis.plot(sampled["actions"][row, :, number].cpu(), color=color, linestyle="--", linewidth=1)
+            axis.set_ylim(-1.5, 1.5)
+            axis.set_title("xyz, left and right: true (line), predicted (dashes)", fontsize=7)
+        figure.suptitle("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path, dpi=80)
+        plt.close(figure)

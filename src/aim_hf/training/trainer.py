@@ -1,0 +1,100 @@
+"""Stage 1: supervised flow matching, eq. (9), on the Hugging Face Trainer."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..modeling_aim import AIMForWorldAction
+
+EMA_FILE = "ema.safetensors"
+LOSS_TERMS = ("rgb_loss", "value_loss", "action_loss")
+
+
+@dataclass
+class AIMTrainingArguments(TrainingArguments):
+    """`TrainingArguments` and what AIM adds to them."""
+
+    num_draws: int = field(default=1, metadata={"help": "noise draws per chunk; they share the clean tokens"})
+    value_foreground_weight: float = field(
+        default=10.0,
+        metadata={"help": "extra weight of the value loss where the map is bright: most of a map is black"},
+    )
+    ema_decay: float = field(default=0.999, metadata={"help": "decay of the averaged weights that are evaluated"})
+    sample_steps: int = field(default=1000, metadata={"help": "optimizer steps between two samples; 0 for none"})
+
+
+class AIMTrainer(Trainer):
+    """Trains [`AIMForWorldAction`] on windows of latents, logs each loss term, and keeps averaged weights.
+
+    The averaged weights (`ema`) are saved with every checkpoint and restored on resume; `averaged_model` gives them.
+    """
+
+    def __init__(self, model: AIMForWorldAction, args: AIMTrainingArguments, **kwargs):
+        super().__init__(model=model, args=args, **kwargs)
+        self.ema = EMAModel(model.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
+        self._terms = {name: [] for name in LOSS_TERMS}
+        self.add_callback(_UpdateEMA(self))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        # Value maps are mostly black; without more weight on their bright cells the peak is learned last.
+        inputs["value_weights"] = 1 + self.args.value_foreground_weight * inputs["value_weights"]
+        outputs = model(**inputs, num_draws=self.args.num_draws)
+        if not torch.isfinite(outputs.loss):
+            terms = {name: outputs[name].item() for name in LOSS_TERMS}
+            raise FloatingPointError(f"the loss is {outputs.loss.item()} at step {self.state.global_step}: {terms}.")
+        if model.training:
+            for name in LOSS_TERMS:
+                self._terms[name].append(outputs[name].detach())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs:
+            for name, values in self._terms.items():
+                if values:
+                    logs[name] = self.accelerator.gather(torch.stack(values).mean()).mean().item()
+                values.clear()
+        super().log(logs, *args, **kwargs)
+
+    def averaged_model(self) -> "AveragedWeights":
+        """Context in which the model has its averaged weights."""
+        return AveragedWeights(self)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            names = (name for name, _ in self.model.named_parameters())
+            save_file(dict(zip(names, self.ema.shadow_params, strict=True)), folder / EMA_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        tensors = load_file(Path(resume_from_checkpoint) / EMA_FILE, device=str(self.args.device))
+        for (name, _), shadow in zip(self.model.named_parameters(), self.ema.shadow_params, strict=True):
+            shadow.copy_(tensors[name])
+        self.ema.optimization_step = int(Path(resume_from_checkpoint).name.rsplit("-", 1)[1])
+
+
+class AveragedWeights:
+    def __init__(self, trainer: AIMTrainer):
+        self.trainer = trainer
+
+    def __enter__(self) -> AIMForWorldAction:
+        self.trainer.ema.store(self.trainer.model.parameters())
+        self.trainer.ema.copy_to(self.trainer.model.parameters())
+        return self.trainer.model
+
+    def __exit__(self, *_):
+        self.trainer.ema.restore(self.trainer.model.parameters())
+
+
+class _UpdateEMA(TrainerCallback):
+    def __init__(self, trainer: AIMTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.ema.step(self.trainer.model.parameters())

@@ -1,0 +1,172 @@
+"""Latents and the stage 1 trainer, on real small components."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aim_hf.codec import VideoCodec
+from aim_hf.data.episodes import Episode
+from aim_hf.data.latents import LatentWindows, encode_episode, write_latents
+from aim_hf.data.value_maps import Event
+from aim_hf.training.trainer import EMA_FILE, AIMTrainer, AIMTrainingArguments
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from fixtures_pipeline import HEAD, WRIST, make_pipeline, make_pose  # noqa: E402
+
+SIZES = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST}
+
+
+def make_episode(seed: int, steps: int = 19) -> Episode:
+    rng = np.random.default_rng(seed)
+    frames = steps + 1
+    poses = np.stack([make_pose(rng) for _ in range(frames)]).astype(np.float32)
+    camera = np.array([[30.0, 0, 16], [0, 30, 16], [0, 0, 1]], dtype=np.float32)
+    extrinsics = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1).astype(np.float32)
+    pose = np.tile(np.array([0, 0, 0.6, 1, 0, 0, 0], dtype=np.float32), (frames, 1))
+    event = Event("press", "left", steps - 3, "bell", np.zeros((1, 3), np.float32), pose)
+    return Episode(
+        suite="tabletop",
+        task="click_bell",
+        split="easy",
+        seed=seed,
+        instruction="ring the bell",
+        success=True,
+        fps=12.5,
+        rgb={name: rng.integers(0, 256, (frames, *size, 3), dtype=np.uint8) for name, size in SIZES.items()},
+        intrinsics={name: np.tile(camera, (frames, 1, 1)) for name in SIZES},
+        extrinsics={name: np.tile(extrinsics, (frames, 1, 1)) for name in SIZES},
+        state=poses,
+        action=poses[1:] * np.float32(1),
+        expert_action=np.stack([make_pose(rng) for _ in range(steps)]).astype(np.float32),
+        events=[event],
+    )
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def latents(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents")
+    codec, config = VideoCodec(pipe.vae), pipe.model.config
+
+    def encoded():
+        for seed in range(6):
+            episode = make_episode(seed)
+            tensors = encode_episode(
+                episode, codec, pipe.processor, config.actions_per_latent_frame, config.chunk_latent_frames
+            )
+            tensors["prompt_embeds"] = pipe.encode_prompt(episode.instruction)[0, :4].half()
+            yield {"task": episode.task, "seed": seed, "chunks": 3}, tensors
+
+    write_latents(folder, encoded(), pipe.processor, shard_size=4)
+    return folder
+
+
+def test_an_episode_is_encoded_as_a_rollout_would(pipe):
+    """Frames, value maps and actions of a chunk are those that a session appends and predicts."""
+    episode, codec, processor = make_episode(0), VideoCodec(pipe.vae), pipe.processor
+    tensors = encode_episode(episode, codec, processor, 8, 1)
+    assert tensors["latents"].shape[1] == 1 + 3 and tensors["value_latents"].shape[1] == 3
+    state, picked = codec.encoder_state(), []
+    for frames in ([0], [2, 4, 6, 8], [10, 12, 14, 16], [18, 19, 19, 19]):
+        canvas = processor.pack_canvas({name: rgb[frames] for name, rgb in episode.rgb.items()})
+        picked.append(codec.encode(processor.canvas_to_pixels(canvas[None]), state)[0])
+    torch.testing.assert_close(tensors["latents"].float(), torch.cat(picked, 1), rtol=2e-3, atol=2e-3)
+    # The map shows the press up to the frame where it happens, then nothing.
+    cells = tensors["value_cells"].amax(dim=(1, 2))
+    assert cells[1] > 0.8 and cells[2] == 0
+    last = processor.relative_actions(torch.tensor(episode.action[-1:]), torch.tensor(episode.state[0]))
+    torch.testing.assert_close(tensors["executed_actions"][-5:], last.expand(5, -1).float(), rtol=0, atol=1e-5)
+
+
+def test_windows_are_slices_of_the_episode(latents):
+    windows = LatentWindows(latents, 1, 8, window_chunks=2)
+    assert len(windows) == 6 * 2
+    first, second = windows[0], windows[1]
+    assert first["latents"].shape == (4, 3, 3, 2) and first["actions"].shape == (16, 16)
+    torch.testing.assert_close(first["latents"][:, 1:], second["latents"][:, :-1])
+    torch.testing.assert_close(first["actions"][8:], second["actions"][:8])
+    assert (first["prompt_embeds"][4:] == 0).all() and first["prompt_embeds"].shape[0] == 8
+    low, high = (np.quantile(torch.cat([windows[i]["actions"] for i in (0, 1)]), q) for q in (0.02, 0.98))
+    assert -1.5 < low < -0.3 and 0.3 < high < 1.5
+
+
+def test_held_out_episodes_are_not_trained_on(latents):
+    train = LatentWindows(latents, 1, 8, window_chunks=2, held_out=2)
+    rest = LatentWindows(latents, 1, 8, window_chunks=2, held_out=2, only_held_out=True)
+    seeds = [{entry["seed"] for entry in part.entries} for part in (train, rest)]
+    assert len(seeds[0]) == 4 and len(seeds[1]) == 2 and not seeds[0] & seeds[1]
+
+
+def test_unfinished_or_damaged_latents_are_named(latents, tmp_path):
+    with pytest.raises(FileNotFoundError, match="encode_latents"):
+        LatentWindows(tmp_path, 1, 8, window_chunks=2)
+    for file in ("index.json", "shard-00001.safetensors"):
+        (tmp_path / file).write_bytes((latents / file).read_bytes())
+    (tmp_path / "shard-00000.safetensors").write_bytes((latents / "shard-00000.safetensors").read_bytes()[:100])
+    (tmp_path / "processor").symlink_to(latents / "processor")
+    with pytest.raises(ValueError, match="shard-00000.safetensors is damaged"):
+        LatentWindows(tmp_path, 1, 8, window_chunks=2)
+    with pytest.raises(ValueError, match="smaller window_chunks"):
+        LatentWindows(latents, 1, 8, window_chunks=9)
+
+
+def train(pipe, latents, folder, max_steps, resume=None):
+    torch.manual_seed(0)
+    model = type(pipe.model)(pipe.model.config)
+    args = AIMTrainingArguments(
+        output_dir=str(folder),
+        max_steps=max_steps,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_steps=4,
+        num_draws=2,
+        sample_steps=0,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    trainer = AIMTrainer(model=model, args=args, train_dataset=LatentWindows(latents, 1, 8, window_chunks=2))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_resumed_training_is_the_uninterrupted_one(pipe, latents, tmp_path):
+    whole = train(pipe, latents, tmp_path / "whole", 8)
+    resumed = train(pipe, latents, tmp_path / "resumed", 8, resume=str(tmp_path / "whole" / "checkpoint-4"))
+    losses = [[log for log in t.state.log_history if "loss" in log] for t in (whole, resumed)]
+    assert len(losses[0]) == len(losses[1]) == 8
+    for a, b in zip(*losses):
+        for name in ("loss", "rgb_loss", "value_loss", "action_loss"):
+            assert a[name] == b[name], (a["step"], name)
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters()):
+        assert torch.equal(a, b), name
+    for a, b in zip(whole.ema.shadow_params, resumed.ema.shadow_params):
+        assert torch.equal(a, b)
+    assert (tmp_path / "resumed" / "checkpoint-8" / EMA_FILE).exists()
+
+
+def test_logged_terms_add_up_and_learning_happens(pipe, latents, tmp_path):
+    trainer = train(pipe, latents, tmp_path, 40)
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    for log in logs:
+        assert log["loss"] == pytest.approx(log["rgb_loss"] + log["value_loss"] + log["action_loss"], abs=2e-3)
+    assert np.mean([log["loss"] for log in logs[-5:]]) < np.mean([log["loss"] for log in logs[:5]])
+
+
+def test_a_loss_that_is_not_finite_stops_training(pipe, latents, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        LatentWindows, "__getitem__", lambda self, i, get=LatentWindows.__getitem__: get(self, i) | {"actions": torch.full((16, 16), torch.nan)}
+    )
+    with pytest.raises(FloatingPointError, match="action_loss"):
+        train(pipe, latents, tmp_path, 1)
