@@ -1,0 +1,111 @@
+"""How often the tabletop experts succeed, how long their episodes are, and how fast the suite runs.
+
+python benchmarks/tabletop_experts.py --episodes 100 --output benchmarks/tabletop_experts.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import sapien
+
+from aim_hf.envs import TASKS, make_environment
+from aim_hf.envs.base import SPLITS
+from aim_hf.envs.seeds import episode_seeds
+
+
+def measure_experts(task: str, split: str, seeds: list[int]) -> dict:
+    """Runs the expert once a seed, without rendering."""
+    environment = make_environment("tabletop", task, split, render=False)
+    failures, lengths, resetting, stepping = [], [], 0.0, 0.0
+    for seed in seeds:
+        start = time.perf_counter()
+        environment.reset(seed)
+        resetting += time.perf_counter() - start
+        actions = environment.expert().actions
+        start = time.perf_counter()
+        for action in actions:
+            result = environment.step(action, observe=False)
+        stepping += time.perf_counter() - start
+        lengths.append(len(actions))
+        if not result.success:
+            failures.append(seed)
+    return {
+        "episodes": len(seeds),
+        "successes": len(seeds) - len(failures),
+        "failed_seeds": failures,
+        "mean_length": float(np.mean(lengths)),
+        "shortest": min(lengths),
+        "longest": max(lengths),
+        "step_limit": environment.step_limit,
+        "control_steps_per_second": sum(lengths) / stepping,
+        "reset_ms": 1000 * resetting / len(seeds),
+    }
+
+
+def measure_observations(task: str, split: str, seed: int, count: int = 200) -> dict:
+    """Times what rendering costs: three-camera observations of a standing scene, and whole resets."""
+    environment = make_environment("tabletop", task, split)
+    environment.reset(seed)  # the first picture compiles the shaders
+    start = time.perf_counter()
+    for _ in range(count):
+        environment.observe()
+    observations_per_second = count / (time.perf_counter() - start)
+    start = time.perf_counter()
+    for other in range(20):
+        environment.reset(seed + other)
+    return {
+        "observations_per_second": observations_per_second,
+        "reset_with_rendering_ms": 1000 * (time.perf_counter() - start) / 20,
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=int, default=100, help="episodes a task and split")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+
+    seeds = episode_seeds("evaluation", 0, arguments.episodes)
+    report = {
+        "command": " ".join(["python", *sys.argv]),
+        "seeds": [seeds[0], seeds[-1]],
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]},
+        "software": {"python": platform.python_version(), "sapien": sapien.__version__},
+        "rendering": {split: measure_observations("stack_blocks_two", split, seeds[0]) for split in SPLITS},
+        "tasks": {},
+    }
+    print("| task | split | success | length (min–max) | steps/s | reset ms |\n|---|---|---|---|---|---|")
+    for task in TASKS["tabletop"]:
+        report["tasks"][task] = {}
+        for split in SPLITS:
+            row = report["tasks"][task][split] = measure_experts(task, split, seeds)
+            lengths = f"{row['mean_length']:.1f} ({row['shortest']}–{row['longest']})"
+            print(
+                f"| {task} | {split} | {row['successes']}/{row['episodes']} | {lengths} "
+                f"| {row['control_steps_per_second']:.0f} | {row['reset_ms']:.1f} |",
+                flush=True,
+            )
+    for split, row in report["rendering"].items():
+        print(f"{split}: {row['observations_per_second']:.0f} three-camera observations/s")
+    if arguments.output:
+        temporary = arguments.output.with_suffix(".tmp")
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+        temporary.replace(arguments.output)
+
+
+if __name__ == "__main__":
+    main()
