@@ -29,7 +29,8 @@ def main() -> int:
     remedies = {
         check_rendering: "SAPIEN can't render. It needs a Vulkan driver: your GPU's own, or Mesa 24.3 or newer "
         "(Debian 12: mesa-vulkan-drivers from bookworm-backports, with libvulkan1 and libx11-6).",
-        check_video: "torchcodec can't load. It needs ffmpeg's shared libraries (Debian: ffmpeg).",
+        check_video: "torchcodec can't load. It needs the shared libraries of ffmpeg and of Python (Debian: ffmpeg, "
+        "libpython3.11).",
     }
     failures = 0
     for check, remedy in remedies.items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what pip can't: Python's venv, ffmpeg's libraries (torchcodec) and a Vulkan driver (SAPIEN).
+# Installs what pip can't: Python's venv, libpython and ffmpeg's libraries (torchcodec), a Vulkan driver (SAPIEN).
 #
 # Needs root and apt; anywhere else it says what to install and changes nothing: scripts/check_setup.py then tells
 # whether the machine can render. SAPIEN's renderer needs Mesa 24.3 or newer on a CPU, and Debian 12 has 22.3, so
@@ -45,6 +45,8 @@ SOURCE
 
 packages=()
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || packages+=(python3.11-venv)
+# torchcodec links against it, and Debian's python3.11 holds it statically.
+"$PYTHON" -c 'import ctypes; ctypes.CDLL("libpython3.11.so.1.0")' 2>/dev/null || packages+=(libpython3.11)
 command -v ffmpeg >/dev/null || packages+=(ffmpeg)
 if command -v dpkg-query >/dev/null; then
     has_package libx11-6 || packages+=(libx11-6)  # SAPIEN links against it, screen or no screen
@@ -62,6 +64,7 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
     cat >&2 <<MESSAGE
 setup: not root on a Debian system, so nothing was installed. If the check at the end fails, install by hand:
   - Python 3.11 with venv              (Debian: python3.11-venv)
+  - Python's shared library            (Debian: libpython3.11)
   - ffmpeg and its shared libraries    (Debian: ffmpeg)
   - libX11                             (Debian: libx11-6)
   - a Vulkan driver: your GPU's own, or Mesa $MESA_MINIMUM or newer with lavapipe
