@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -82,6 +83,9 @@ def main() -> None:
     seeds = episode_seeds("evaluation", 0, arguments.episodes)
     report = {
         "command": " ".join(["python", *sys.argv]),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip(),
         "seeds": [seeds[0], seeds[-1]],
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]},
         "software": {"python": platform.python_version(), "sapien": sapien.__version__},

@@ -28,11 +28,13 @@ _SIDE_SHADE = 0.72  # of a shape's color on all but its top: the shader is unlit
 _LID = 0.0006  # thickness of the bright top, m
 
 # A drive's stiffness and damping act on accelerations: critically damped at 60 rad/s.
-_ARM_DRIVE = {"stiffness": 3600.0, "damping": 120.0, "force_limit": 400.0, "mode": "acceleration"}
+_ARM_DRIVE = {"stiffness": 3600.0, "damping": 120.0, "force_limit": 60.0, "mode": "acceleration"}
 # At most 40 N on a finger; a 5 cm cube is held with 25 N by each.
 _FINGER_DRIVE = {"stiffness": 1000.0, "damping": 40.0, "force_limit": 40.0, "mode": "force"}
 
 _TOUCHING = 0.001  # m: PhysX also reports shapes that are merely close, up to 2 cm
+
+_LARGEST_PUSH_OUT = 1.0  # m/s: what an arm presses into the table slips away and isn't shot away
 
 _REST_SPEED = 0.01  # m/s
 _REST_SPIN = 0.2  # rad/s
@@ -137,13 +139,14 @@ class Scene:
         self._entities["table"] = builder.build_static("table")
 
     def add_floor(self, color: tuple) -> None:
-        """What the cameras see beyond the table. Nothing touches it."""
+        """What the cameras see beyond the table, and what stops objects that fall off it."""
+        half_size = (4.0, 4.0, 0.05)
+        builder = self.sapien.create_actor_builder()
+        builder.add_box_collision(half_size=half_size, material=self._material)
         if self.visual:
-            builder = self.sapien.create_actor_builder()
-            builder.add_box_visual(half_size=(4.0, 4.0, 0.01), material=_render_material(color))
-            builder.set_initial_pose(sapien.Pose())
-            builder.set_physx_body_type("static")
-            builder.build_static("floor")
+            builder.add_box_visual(half_size=half_size, material=_render_material(color))
+        builder.set_initial_pose(sapien.Pose([0, 0, -half_size[2]]))
+        self._entities["floor"] = builder.build_static("floor")
 
     def add_body(
         self,
@@ -173,7 +176,10 @@ class Scene:
                 _add_visual(builder, part, part.height, 0.0, shade)
                 _add_visual(builder, part, _LID, part.height / 2, part.color)
         builder.set_initial_pose(sapien.Pose([x, y, self.table_top], yaw_quaternion(yaw)))
-        self._entities[name] = builder.build(name) if dynamic else builder.build_static(name)
+        entity = self._entities[name] = builder.build(name) if dynamic else builder.build_static(name)
+        if dynamic:
+            component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+            component.max_depenetration_velocity = _LARGEST_PUSH_OUT
 
     # Stepping and measuring
 

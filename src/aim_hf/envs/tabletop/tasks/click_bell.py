@@ -34,7 +34,7 @@ class ClickBell(Task):
     )
 
     def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
-        farthest = (0.22, 0.10) if split == "easy" else (0.25, 0.12)
+        farthest = (0.22, 0.10) if split == "easy" else (0.235, 0.12)
         x = rng.choice([-1, 1]) * rng.uniform(0.03, farthest[0])
         y = rng.uniform(-farthest[1], farthest[1])
         scene.add_body("bell", [_BASE, _DOME, _BUTTON], x, y)

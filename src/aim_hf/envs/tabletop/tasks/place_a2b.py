@@ -35,7 +35,7 @@ class _PlaceA2B(Task):
     )
 
     def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
-        half_width, half_depth = (0.25, 0.09) if split == "easy" else (0.26, 0.11)
+        half_width, half_depth = (0.24, 0.09) if split == "easy" else (0.25, 0.11)
         arm_side = rng.choice([-1, 1])
         while True:  # until the cube is beside neither side of the disc, nor on it
             # Seen from the cube's side, so that one arm reaches the cube and both goals.
