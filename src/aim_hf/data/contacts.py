@@ -120,11 +120,9 @@ class EventDetector:
                 self._add(env, "press", arm, body, [point for touch in fingers.values() for point in touch.points])
 
     def _find_places(self, env: Environment, contacts: list[Contact], touched: set[int]) -> None:
-        velocities = env.velocities()
         for body, arm in list(self.carrier.items()):
-            linear, angular = velocities[body]
-            resting = np.linalg.norm(linear) < REST_SPEED and np.linalg.norm(angular) < REST_SPIN
-            support = None if body in touched or not resting else self._support(body, contacts)
+            resting = body not in touched and _is_at_rest(env, body)
+            support = self._support(body, contacts) if resting else None
             self.rest_steps[body] = 0 if support is None else self.rest_steps.get(body, 0) + 1
             if self.rest_steps[body] >= HOLD_STEPS:
                 del self.carrier[body], self.rest_steps[body]
@@ -151,6 +149,11 @@ class EventDetector:
         points = np.array(sorted(map(tuple, points)))
         local = (points - pose[:3]) @ rotation_matrix(pose[3:])
         self.found.append((kind, arm, len(self.poses), body, local))
+
+
+def _is_at_rest(env: Environment, body: int) -> bool:
+    linear, angular = env.velocities()[body]
+    return bool(np.linalg.norm(linear) < REST_SPEED and np.linalg.norm(angular) < REST_SPIN)
 
 
 def _oppose(fingers: dict[int, _Touch]) -> bool:

@@ -112,7 +112,7 @@ class Episode:
             row[f"rgb_{camera}"] = {"bytes": encode_video(self.rgb[camera], self.fps), "path": None}
             row[f"value_{camera}"] = {"bytes": encode_video(self.value_maps(camera), self.fps), "path": None}
         check_row(row, f"{self.task} seed {self.seed}")
-        return row
+        return {name: row[name] for name in FEATURES}
 
     @classmethod
     def from_row(cls, row: dict) -> "Episode":
@@ -196,7 +196,7 @@ def write_shard(path: Path, episodes: list[dict], seeds: list[dict]) -> None:
     manifest.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(manifest, "".join(json.dumps(seed) + "\n" for seed in seeds))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part")
     try:
         Dataset.from_list(episodes, features=FEATURES).to_parquet(temporary)
         os.replace(temporary, path)

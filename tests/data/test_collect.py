@@ -1,0 +1,154 @@
+"""Collection: the same folder from any number of processes, and after any kill."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+
+from aim_hf.data.episodes import Episode, load_episodes
+from aim_hf.data.recorder import Failure, record_episode
+from aim_hf.data.video import decode_video
+from aim_hf.envs import make_environment
+from aim_hf.envs.base import CAMERAS
+from aim_hf.envs.seeds import SEED_RANGES, scene_generator
+
+COLLECT = Path(__file__).parents[2] / "dataset_scripts" / "collect.py"
+ARGUMENTS = ["--tasks", "click_bell", "--episodes", "6", "--shard-size", "2"]
+
+
+@pytest.fixture(scope="module")
+def collect():
+    spec = importlib.util.spec_from_file_location("collect", COLLECT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["collect"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["collect"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What one process makes without interruption."""
+    folder = tmp_path_factory.mktemp("collected")
+    subprocess.run([sys.executable, COLLECT, *ARGUMENTS, "--output", folder], check=True)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_plain_load_dataset_reads_what_was_collected(folder):
+    dataset = load_dataset(str(folder), split="easy")
+    assert len(dataset) == 6
+    for row in dataset:
+        assert row["success"] and row["task"] == "click_bell" and row["seed"] in SEED_RANGES["train"]
+        assert [event["kind"] for event in row["events"]] == ["press"]
+        for camera in CAMERAS:
+            assert row[f"rgb_{camera}"].metadata.num_frames == row["num_frames"]
+            assert row[f"value_{camera}"].metadata.num_frames == row["num_frames"]
+        assert len(row["action"]) == len(row["expert_action"]) == row["num_frames"] - 1
+        moved = np.abs(np.array(row["action"]) - row["expert_action"])
+        assert 0 < moved.max() < 0.05 and not moved[:, [3, 4, 5, 6, 7, 11, 12, 13, 14, 15]].any()
+
+
+def test_the_map_lies_on_the_bell_in_the_picture(folder):
+    """The bell is red under a yellow button; nothing else on the easy table is saturated but the fingertips."""
+    for row in load_dataset(str(folder), split="easy"):
+        picture = decode_video(row["rgb_head_camera"], [0])[0].astype(int)
+        value = decode_video(row["value_head_camera"], [0])[0, ..., 0].astype(float)
+        bell = (picture[..., 0] - picture[..., 2] > 100) & (picture[..., 0] > 120)
+        rows, columns = np.nonzero(bell)
+        at = np.unravel_index(value.argmax(), value.shape)
+        assert np.hypot(at[0] - rows.mean(), at[1] - columns.mean()) < 5
+
+
+def test_stored_events_render_the_recorded_maps_again(folder):
+    env = make_environment("tabletop", "click_bell")
+    row = load_episodes(folder)[0]
+    again = record_episode(env, row["seed"], 0.01, scene_generator("click_bell", "easy", row["seed"], "noise"))
+    stored = Episode.from_row(row)
+    for camera in CAMERAS:
+        assert np.array_equal(again.value_maps(camera), stored.value_maps(camera))
+    assert np.array_equal(again.state, stored.state) and np.array_equal(again.action, stored.action)
+    env.close()
+
+
+def test_two_processes_make_the_same_folder(folder, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    subprocess.run([*launch, COLLECT, *ARGUMENTS, "--output", tmp_path], check=True)
+    assert contents(tmp_path) == contents(folder)
+
+
+def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
+    command = [sys.executable, COLLECT, *ARGUMENTS, "--output", tmp_path]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("data/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 2 <= len(load_episodes(tmp_path)) < 6, "what is there is whole"
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/*.parquet")}
+    subprocess.run(command, check=True)
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "what was done is not made again"
+    assert contents(tmp_path) == contents(folder)
+
+
+def test_manifest_accounts_for_every_seed_tried(folder):
+    lines = "".join(path.read_text() for path in sorted(folder.glob("manifest/*"))).splitlines()
+    entries = [json.loads(line) for line in lines]
+    recorded = [entry["seed"] for entry in entries if entry["outcome"] == "recorded"]
+    assert recorded == [row["seed"] for row in load_episodes(folder).select_columns("seed")]
+    assert len({entry["seed"] for entry in entries}) == len(entries)
+
+
+def test_shards_never_share_a_seed(collect):
+    shards = collect.plan(["click_bell"], "easy", episodes=25, shard_size=10, start_seed=100)
+    assert [shard.episodes for shard in shards] == [10, 10, 5]
+    seeds = [seed for shard in shards for seed in shard.seeds]
+    assert len(set(seeds)) == len(seeds) and min(seeds) == 100
+    longer = collect.plan(["click_bell"], "easy", episodes=40, shard_size=10, start_seed=100)
+    assert longer[:2] == shards[:2] and longer[2].seeds == shards[2].seeds
+
+
+class Lazy:
+    """A tabletop environment whose expert does nothing on odd seeds."""
+
+    def __init__(self, env):
+        self._env = env
+
+    def __getattr__(self, name):
+        return getattr(self._env, name)
+
+    def reset(self, seed):
+        self.seed = seed
+        return self._env.reset(seed)
+
+    def expert(self):
+        path = self._env.expert()
+        return type(path)(path.actions[:3], [2]) if self.seed % 2 else path
+
+
+def test_failures_are_reported_and_never_stored(collect):
+    env = Lazy(make_environment("tabletop", "click_bell"))
+    failure = record_episode(env, 1, 0.0, np.random.default_rng(0))
+    assert isinstance(failure, Failure) and "not fulfilled" in failure.reason
+    assert env.on_physics_step == [], "the detector is gone"
+    with collect.tqdm(disable=True) as progress:
+        shard = collect.plan(["click_bell"], "easy", episodes=2, shard_size=2, start_seed=0)[0]
+        rows, tried = collect.collect_shard(env, shard, 0.0, progress)
+        assert [row["seed"] for row in rows] == [0, 2]
+        assert [entry["seed"] for entry in tried] == [0, 1, 2]
+        assert [entry["outcome"] for entry in tried] == ["recorded", "failed", "recorded"]
+        with pytest.raises(RuntimeError, match="only 1 of 2 episodes from the 3 seeds 0..3"):
+            collect.collect_shard(env, collect.Shard("click_bell", "easy", 0, 2, [0, 1, 3]), 0.0, progress)
+    env.close()

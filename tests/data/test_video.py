@@ -1,0 +1,58 @@
+"""Clips: what goes in comes out, and the same frames always give the same bytes."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fixtures_episodes import make_episode
+
+from aim_hf.data.video import count_frames, decode_video, encode_video
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    return 10 * np.log10(255**2 / np.mean((first.astype(float) - second.astype(float)) ** 2))
+
+
+@pytest.mark.parametrize("camera", ["head_camera", "left_camera"])
+def test_round_trip_keeps_frames_and_pictures(camera):
+    frames = make_episode().rgb[camera]
+    video = encode_video(frames, 12.5)
+    decoded = decode_video(video)
+    assert decoded.shape == frames.shape and decoded.dtype == np.uint8
+    assert count_frames(video) == len(frames)
+    assert psnr(frames, decoded) > 38
+
+
+def test_any_frames_are_decoded_alone():
+    frames = np.repeat(make_episode().rgb["head_camera"], 8, axis=0)  # several key frames
+    video = encode_video(frames, 12.5)
+    wanted = [40, 3, 17]
+    assert np.array_equal(decode_video(video, wanted), decode_video(video)[wanted])
+
+
+def test_the_same_frames_give_the_same_bytes_whatever_lies_in_memory():
+    # Fresh memory filled with a pattern makes a codec that reads it before writing give itself away.
+    program = (
+        "import hashlib; from fixtures_episodes import make_episode; from aim_hf.data.video import encode_video\n"
+        "print(hashlib.sha256(encode_video(make_episode().rgb['left_camera'], 12.5)).hexdigest())"
+    )
+    environment = os.environ | {"MALLOC_PERTURB_": "165", "PYTHONPATH": os.pathsep.join(sys.path)}
+    other = subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, check=True)
+    video = encode_video(make_episode().rgb["left_camera"], 12.5)
+    assert other.stdout.decode().strip() == hashlib.sha256(video).hexdigest()
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="float64"):
+        encode_video(np.zeros((3, 32, 48, 3)), 12.5)
+    with pytest.raises(ValueError, match="num_frames >= 1"):
+        encode_video(np.zeros((0, 32, 48, 3), np.uint8), 12.5)
+    video = encode_video(np.zeros((3, 32, 48, 3), np.uint8), 12.5)
+    with pytest.raises(IndexError, match="frame 3 of a video of 3"):
+        decode_video(video, [3])
+    for read in (decode_video, count_frames):
+        with pytest.raises(ValueError, match="100 bytes that do not open"):
+            read(video[:100])
