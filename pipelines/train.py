@@ -34,6 +34,7 @@ class TrainArguments:
     init: str | None = field(default=None, metadata={"help": "model folder to start from, instead of new weights"})
     window_chunks: int = field(default=3, metadata={"help": "K, chunks in a training window"})
     held_out: int = field(default=48, metadata={"help": "episodes, spread over the set, that training never sees"})
+    compile_blocks: bool = field(default=False, metadata={"help": "torch.compile the layers; needs a C++ compiler"})
     export_steps: int = field(default=0, metadata={"help": "steps between two exports of the pipeline"})
 
 
@@ -45,6 +46,8 @@ def main():
     else:
         config = PRESETS[own.preset]()
         model = AIMForWorldAction(type(config)(**{**config.to_diff_dict(), **json.loads(own.config)}))
+    if own.compile_blocks:
+        model.compile_blocks()
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
 
     sizes = (model.config.chunk_latent_frames, model.config.actions_per_latent_frame)

@@ -123,13 +123,13 @@ def table_of_the_paper(q: tuple, k: tuple, F_: int, history: int | None, reads_v
     match qk, kk:
         case Kind.OBSERVATION, Kind.OBSERVATION:
             return kc == qc or (kc < qc and in_window)
-        case (Kind.OBSERVATION | Kind.FUTURE_RGB | Kind.FUTURE_ACTION), Kind.ACTION:
+        case ((Kind.OBSERVATION | Kind.FUTURE_RGB | Kind.FUTURE_ACTION), Kind.ACTION):
             return kc < qc and in_window
         case Kind.ACTION, Kind.ACTION:
             return kc == qc or (kc < qc and in_window)
-        case (Kind.ACTION | Kind.FUTURE_ACTION), Kind.OBSERVATION:
+        case ((Kind.ACTION | Kind.FUTURE_ACTION), Kind.OBSERVATION):
             return kc == qc - 1 and kf == (qc - 1) * F_
-        case (Kind.FUTURE_RGB | Kind.FUTURE_VALUE), Kind.OBSERVATION:
+        case ((Kind.FUTURE_RGB | Kind.FUTURE_VALUE), Kind.OBSERVATION):
             return kc < qc and in_window
         case Kind.CLEAN_VALUE, Kind.OBSERVATION:
             return kc == qc or (kc < qc and in_window)
@@ -266,7 +266,12 @@ def test_masked_actions_and_unweighted_values_do_not_count():
     target_a[:, -2:] += change
     noise[2][:, 0, -2:] -= ((1 - s) / s)[:, None, None] * change
     masked = model(
-        **{**batch, "actions": target_a, "executed_actions": batch["actions"], "noise": (*batch["noise"][:2], noise[2])},
+        **{
+            **batch,
+            "actions": target_a,
+            "executed_actions": batch["actions"],
+            "noise": (*batch["noise"][:2], noise[2]),
+        },
         action_mask=mask,
     )
     torch.testing.assert_close(masked.action_loss, before.action_loss, rtol=0, atol=1e-9)

@@ -7,7 +7,7 @@ One buffer per layer holds
 so that the visible sets of eq. (10) are plain slices of it: V_x is the slice from the first action to the end of X,
 V_m the one from the first observation to the end of M, and attention at inference needs no mask. V_a is small (last
 observed latent frame, action history, value tokens); it is gathered once a chunk. Positions are absolute, so keys stay
-valid for as long as they are kept. Attention doesn't depend on the order of keys, which is what lets actions grow left.
+valid for as long as they are kept. Attention has no order of keys, which is what lets actions grow left.
 """
 
 import torch

@@ -89,7 +89,9 @@ class AIMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         unknown = sorted(set(kwargs) - _BASE_KEYS)
         if unknown:
-            raise ValueError(f"AIMConfig has no field {', '.join(map(repr, unknown))}; see the fields in its docstring.")
+            raise ValueError(
+                f"AIMConfig has no field {', '.join(map(repr, unknown))}; see the fields in its docstring."
+            )
         self.patch_size = tuple(self.patch_size)
         super().__post_init__(**kwargs)
 
@@ -112,7 +114,9 @@ class AIMConfig(PreTrainedConfig):
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim is {self.freq_dim}; it must be even.")
         if self.history_chunks is not None and self.history_chunks < 1:
-            raise ValueError(f"history_chunks is {self.history_chunks}; it must be at least 1, or None for all history.")
+            raise ValueError(
+                f"history_chunks is {self.history_chunks}; it must be at least 1, or None for all history."
+            )
         for name in ("video_shift", "action_shift"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number.")

@@ -108,6 +108,15 @@ def gate(hidden: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------ layers
 
 
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Full attention of q over k and v, each (B, heads, tokens, head_dim)."""
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # PyTorch's CPU kernel for the backward pass is several times slower in bfloat16 than in float32.
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 def unit_attention(q, k, v, mask: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     """Attention under a mask over units: exactly the dense masked attention, without the work of what is masked.
 
@@ -124,7 +133,7 @@ def unit_attention(q, k, v, mask: torch.Tensor, lengths: list[int]) -> torch.Ten
         groups.setdefault(tuple(index for index, seen in enumerate(row) if seen), []).append(unit)
     attended: list[torch.Tensor] = [None] * len(lengths)
     for keys, queries in groups.items():
-        answer = F.scaled_dot_product_attention(
+        answer = attention(
             torch.cat([q_units[i] for i in queries], dim=2),
             torch.cat([k_units[i] for i in keys], dim=2),
             torch.cat([v_units[i] for i in keys], dim=2),
@@ -192,9 +201,11 @@ class AIMBlock(nn.Module):
         hidden = (hidden + gate(self.attn1.out(attended), attention_gate)).to(hidden.dtype)
         if text is not None and text_tokens:
             reading = hidden[:, :text_tokens]
-            answer = F.scaled_dot_product_attention(self.attn2.query(self.norm2(reading)), *text)
+            answer = attention(self.attn2.query(self.norm2(reading)), *text)
             reading = reading + self.attn2.out(answer)
-            hidden = reading if text_tokens == hidden.shape[1] else torch.cat([reading, hidden[:, text_tokens:]], dim=1)
+            hidden = (
+                reading if text_tokens == hidden.shape[1] else torch.cat([reading, hidden[:, text_tokens:]], dim=1)
+            )
         normed = modulate(self.norm3(hidden), scale, shift).to(hidden.dtype)
         return (hidden + gate(self.ffn(normed), ffn_gate)).to(hidden.dtype)
 
@@ -251,8 +262,8 @@ class AIMForWorldAction(PreTrainedModel):
     """AIM: imagines RGB, predicts spatial value maps on it, and decodes actions through the value maps alone.
 
     `forward` is the training step: flow-matching losses over a window of an episode. A rollout uses, in this order,
-    `new_cache`, `set_text`, `append` (a real observation), `denoise_world`, `condition_actions`, `denoise_actions`, and
-    `append` again once the chunk has been executed. [`AIMPipeline`] does all of it.
+    `new_cache`, `set_text`, `append` (a real observation), `denoise_world`, `condition_actions`, `denoise_actions`,
+    and `append` again once the chunk has been executed. [`AIMPipeline`] does all of it.
     """
 
     config_class = AIMConfig
@@ -266,8 +277,8 @@ class AIMForWorldAction(PreTrainedModel):
         super().__init__(config)
         dim = config.hidden_size
         self.patch_embedding = nn.Conv3d(config.in_channels, dim, config.patch_size, stride=config.patch_size)
-        # [z^m, n^m] of eq. (5): a learned vector concatenated to the channels of every value token, and then the linear
-        # patch embedding, is the same as this learned vector added to the embedded token.
+        # [z^m, n^m] of eq. (5): a learned vector concatenated to the channels of every value token, followed by the
+        # linear patch embedding, is the same as this learned vector added to the embedded token.
         self.value_noise_token = nn.Parameter(torch.empty(dim))
         self.condition_embedder = AIMConditionEmbedding(config)
         self.blocks = nn.ModuleList(
@@ -303,6 +314,12 @@ class AIMForWorldAction(PreTrainedModel):
             init.zeros_(module.proj_out.weight)
         if isinstance(module, AIMForWorldAction):
             init.normal_(module.value_noise_token, std=std)
+
+    def compile_blocks(self) -> None:
+        """Compiles what a layer does before and after the shared attention, once for all layers of a stream."""
+        for block in (*self.blocks, *self.action_head.blocks):
+            block.project = torch.compile(block.project)
+            block.update = torch.compile(block.update)
 
     # ------------------------------------------------------------------------------------------------ tokens
 
@@ -368,7 +385,9 @@ class AIMForWorldAction(PreTrainedModel):
         T = N - 1  # future latent frames
         K, D = T // frames_per_chunk, num_draws
         if T < 1 or T % frames_per_chunk:
-            raise ValueError(f"latents hold {N} frames; expected 1 + a multiple of chunk_latent_frames={frames_per_chunk}.")
+            raise ValueError(
+                f"latents hold {N} frames; expected 1 + a multiple of chunk_latent_frames={frames_per_chunk}."
+            )
         if value_latents.shape != (B, C, T, height, width):
             raise ValueError(f"value_latents are {tuple(value_latents.shape)}; expected {(B, C, T, height, width)}.")
         if actions.shape != (B, T * n, config.action_dim):
@@ -462,9 +481,7 @@ class AIMForWorldAction(PreTrainedModel):
         is_value = (video_units.kind == Kind.FUTURE_VALUE) | (video_units.kind == Kind.CLEAN_VALUE)
         video = video + self.value_noise_token * is_value.repeat_interleave(L)[:, None]
         t_denoised = t_frame.flatten(1)
-        video_time = torch.cat(
-            [t_frame.new_zeros(B, T + 1), t_denoised, t_denoised, t_frame.new_zeros(B, T)], dim=1
-        )
+        video_time = torch.cat([t_frame.new_zeros(B, T + 1), t_denoised, t_denoised, t_frame.new_zeros(B, T)], dim=1)
         action = self.action_head.action_embedder(torch.cat([executed, a_t.flatten(1, 2)], dim=1))
         action_time = torch.cat([t_action.new_zeros(B, T), t_action.flatten(1)], dim=1)
         video_embedding, video_time = self.condition_embedder(video_time)
@@ -477,7 +494,10 @@ class AIMForWorldAction(PreTrainedModel):
         # 3. Layers: two streams, one shared self-attention.
         video_length = video.shape[1]
         for layer, (video_block, action_block) in enumerate(zip(self.blocks, self.action_head.blocks)):
-            video_modulation, action_modulation = video_block.modulation(video_time), action_block.modulation(action_time)
+            video_modulation, action_modulation = (
+                video_block.modulation(video_time),
+                action_block.modulation(action_time),
+            )
             projected_video = video_block.project(video, video_modulation, video_angles)
             projected_action = action_block.project(action, action_modulation, action_angles)
             q, k, v = (torch.cat(pair, dim=2) for pair in zip(projected_video, projected_action))
@@ -520,7 +540,9 @@ class AIMForWorldAction(PreTrainedModel):
         if cache.chunks == 0 and (f != 1 or actions is not None):
             raise ValueError(f"the first observation is one latent frame without actions, got {f} frames.")
         if cache.chunks > 0 and f != config.chunk_latent_frames:
-            raise ValueError(f"an observation after the first has {config.chunk_latent_frames} latent frames, got {f}.")
+            raise ValueError(
+                f"an observation after the first has {config.chunk_latent_frames} latent frames, got {f}."
+            )
         if cache.chunks > 0 and (actions is None or actions.shape != (B, n_actions, config.action_dim)):
             got = None if actions is None else tuple(actions.shape)
             raise ValueError(f"executed actions are {got}; expected {(B, n_actions, config.action_dim)}.")
@@ -548,10 +570,10 @@ class AIMForWorldAction(PreTrainedModel):
                 q_a, k_a, v_a = action_block.project(action, action_modulation, action_angles)
                 sources = (cache.current_frame(layer), cache.action_history(layer), (k_a, v_a))
                 keys, values = (torch.cat(parts, dim=2) for parts in zip(*sources))
-                attended = F.scaled_dot_product_attention(q_a, keys, values)
+                attended = attention(q_a, keys, values)
                 action = action_block.update(action, action_modulation, attended)
             cache.write(layer, stop, k, v)
-            attended = F.scaled_dot_product_attention(q, *cache.view(layer, start, stop + f * L))
+            attended = attention(q, *cache.view(layer, start, stop + f * L))
             video = video_block.update(video, modulation, attended, cache.text[layer], video.shape[1])
             if actions is not None:
                 cache.write(layer, start - n_actions, k_a, v_a)
@@ -596,12 +618,12 @@ class AIMForWorldAction(PreTrainedModel):
             modulation = block.modulation(time)
             q, k, v = block.project(hidden, modulation, angles)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(context, (k, v)))
-            hidden = block.update(hidden, modulation, F.scaled_dot_product_attention(q, keys, values))
+            hidden = block.update(hidden, modulation, attention(q, keys, values))
         return self.action_head.velocity(hidden, embedding)
 
     def _world_pass(self, cache, rgb, value, timestep):
         """[x | m] through the video stream. Writes their keys and values right of the observations."""
-        config, (B, _, f, height, width) = self.config, rgb.shape
+        config, (_, _, f, height, width) = self.config, rgb.shape
         if cache.chunks == 0:
             raise ValueError("the cache holds no observation yet; call append first.")
         if f != config.chunk_latent_frames or value.shape != rgb.shape:
@@ -623,8 +645,8 @@ class AIMForWorldAction(PreTrainedModel):
             modulation = block.modulation(time)
             q, k, v = block.project(hidden, modulation, angles)
             cache.write(layer, future, k, v)
-            attended_x = F.scaled_dot_product_attention(q[:, :, : f * L], *cache.view(layer, start, future + f * L))
-            attended_m = F.scaled_dot_product_attention(q[:, :, f * L :], *cache.view(layer, origin, future + 2 * f * L))
+            attended_x = attention(q[:, :, : f * L], *cache.view(layer, start, future + f * L))
+            attended_m = attention(q[:, :, f * L :], *cache.view(layer, origin, future + 2 * f * L))
             attended = torch.cat([attended_x, attended_m], dim=2)
             hidden = block.update(hidden, modulation, attended, cache.text[layer], text_tokens)
         return hidden, embedding

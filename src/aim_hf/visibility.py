@@ -77,8 +77,7 @@ def visible(
         Kind.OBSERVATION: past_o | past_a | (is_o & same_chunk),
         Kind.ACTION: current_o | past_a | (is_a & same_chunk),
         Kind.FUTURE_RGB: past_o | past_a | ((kk == Kind.FUTURE_RGB) & same_chunk & same_draw),
-        Kind.FUTURE_VALUE: past_o
-        | (((kk == Kind.FUTURE_RGB) | (kk == Kind.FUTURE_VALUE)) & same_chunk & same_draw),
+        Kind.FUTURE_VALUE: past_o | (((kk == Kind.FUTURE_RGB) | (kk == Kind.FUTURE_VALUE)) & same_chunk & same_draw),
         Kind.CLEAN_VALUE: past_o | (is_o & same_chunk) | ((kk == Kind.CLEAN_VALUE) & same_chunk),
         Kind.FUTURE_ACTION: current_o
         | past_a

@@ -1,6 +1,5 @@
 """Latents and the stage 1 trainer, on real small components."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def latents(pipe, tmp_path_factory):
                 episode, codec, pipe.processor, config.actions_per_latent_frame, config.chunk_latent_frames
             )
             tensors["prompt_embeds"] = pipe.encode_prompt(episode.instruction)[0, :4].half()
-            yield {"task": episode.task, "seed": seed, "chunks": 3}, tensors
+            yield {"task": episode.task, "seed": seed, "chunks": 4}, tensors
 
     write_latents(folder, encoded(), pipe.processor, shard_size=4)
     return folder
@@ -73,9 +72,9 @@ def test_an_episode_is_encoded_as_a_rollout_would(pipe):
     """Frames, value maps and actions of a chunk are those that a session appends and predicts."""
     episode, codec, processor = make_episode(0), VideoCodec(pipe.vae), pipe.processor
     tensors = encode_episode(episode, codec, processor, 8, 1)
-    assert tensors["latents"].shape[1] == 1 + 3 and tensors["value_latents"].shape[1] == 3
+    assert tensors["latents"].shape[1] == 1 + 4 and tensors["value_latents"].shape[1] == 4
     state, picked = codec.encoder_state(), []
-    for frames in ([0], [2, 4, 6, 8], [10, 12, 14, 16], [18, 19, 19, 19]):
+    for frames in ([0], [2, 4, 6, 8], [10, 12, 14, 16], [18, 19, 19, 19], [19] * 4):
         canvas = processor.pack_canvas({name: rgb[frames] for name, rgb in episode.rgb.items()})
         picked.append(codec.encode(processor.canvas_to_pixels(canvas[None]), state)[0])
     torch.testing.assert_close(tensors["latents"].float(), torch.cat(picked, 1), rtol=2e-3, atol=2e-3)
@@ -83,12 +82,12 @@ def test_an_episode_is_encoded_as_a_rollout_would(pipe):
     cells = tensors["value_cells"].amax(dim=(1, 2))
     assert cells[1] > 0.8 and cells[2] == 0
     last = processor.relative_actions(torch.tensor(episode.action[-1:]), torch.tensor(episode.state[0]))
-    torch.testing.assert_close(tensors["executed_actions"][-5:], last.expand(5, -1).float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(tensors["executed_actions"][-13:], last.expand(13, -1).float(), rtol=0, atol=1e-5)
 
 
 def test_windows_are_slices_of_the_episode(latents):
     windows = LatentWindows(latents, 1, 8, window_chunks=2)
-    assert len(windows) == 6 * 2
+    assert len(windows) == 6 * 3
     first, second = windows[0], windows[1]
     assert first["latents"].shape == (4, 3, 3, 2) and first["actions"].shape == (16, 16)
     torch.testing.assert_close(first["latents"][:, 1:], second["latents"][:, :-1])
@@ -166,7 +165,9 @@ def test_logged_terms_add_up_and_learning_happens(pipe, latents, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_training(pipe, latents, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        LatentWindows, "__getitem__", lambda self, i, get=LatentWindows.__getitem__: get(self, i) | {"actions": torch.full((16, 16), torch.nan)}
+        LatentWindows,
+        "__getitem__",
+        lambda self, i, get=LatentWindows.__getitem__: get(self, i) | {"actions": torch.full((16, 16), torch.nan)},
     )
     with pytest.raises(FloatingPointError, match="action_loss"):
         train(pipe, latents, tmp_path, 1)

@@ -33,9 +33,10 @@ def encode_episode(
     actions_per_latent_frame: int,
     chunk_latent_frames: int,
 ) -> dict[str, torch.Tensor]:
-    """One episode of T actions as K = ceil(T / actions of a chunk) whole chunks.
+    """One episode of T actions as K = ceil(T / actions of a chunk) + 1 whole chunks.
 
-    The last chunk is completed by standing still: its last frame, value map and action are repeated.
+    What is missing at the end is standing still: the last frame, value map and action are repeated. A whole chunk of
+    it, so that a policy learns to rest once it is done.
 
     Returns:
         latents (C, 1 + K*F, h, w), of the RGB frames as one stream; value_latents (C, K*F, h, w), each chunk on its
@@ -45,7 +46,7 @@ def encode_episode(
     F_, n = chunk_latent_frames, actions_per_latent_frame
     stride = n // codec.temporal_factor  # control steps between two RGB frames
     steps = len(episode.action)
-    chunks = -(-steps // (F_ * n))
+    chunks = -(-steps // (F_ * n)) + 1
     frames = torch.arange(0, chunks * F_ * n + 1, stride).clamp(max=steps).numpy()
 
     cameras = list(processor.cameras)

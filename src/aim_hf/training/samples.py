@@ -92,13 +92,19 @@ def head_peaks(codec: VideoCodec, processor: AIMProcessor, value_latents: torch.
 class SampleCallback(TrainerCallback):
     """Every `args.sample_steps` steps, samples the first chunks of held-out episodes with the averaged weights.
 
-    Logs (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels; `peak_within`, share
-    of peaks closer than 10 % of the canvas width; `action_error` and `action_error_true_map`, mean absolute errors of
+    Logs (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels; `peak_within`,
+    share of peaks closer than 10 % of the canvas width; `action_error` and `action_error_true_map`, mean absolute errors of
     normalized actions. Writes `samples/step-N.png`.
     """
 
     def __init__(
-        self, trainer: AIMTrainer, batch: dict, codec: VideoCodec, processor: AIMProcessor, folder: Path, titles: list[str]
+        self,
+        trainer: AIMTrainer,
+        batch: dict,
+        codec: VideoCodec,
+        processor: AIMProcessor,
+        folder: Path,
+        titles: list[str],
     ):
         self.trainer, self.batch, self.codec, self.processor = trainer, batch, codec, processor
         self.folder, self.titles = folder, titles
@@ -151,7 +157,9 @@ class SampleCallback(TrainerCallback):
             for axis, (title, pictures) in zip(axes[row], columns.items()):
                 axis.imshow(pictures[row], interpolation="nearest")
                 axis.set_axis_off()
-                axis.set_title(title if row else f"{title}\n{self.titles[row]}" if title == "now" else title, fontsize=7)
+                axis.set_title(
+                    title if row else f"{title}\n{self.titles[row]}" if title == "now" else title, fontsize=7
+                )
             axis = axes[row, 5]
             for number, color in zip((0, 1, 2, 8, 9, 10), ("C0", "C1", "C2", "C3", "C4", "C5")):
                 axis.plot(true_actions[row, :, number].cpu(), color=color, linewidth=1)
