@@ -1,0 +1,67 @@
+"""Closed-loop success rates:
+
+    accelerate launch pipelines/evaluate.py --policy checkpoints/aim-tiny --suite tabletop --split easy \
+        --tasks click_bell lift_pot --episodes 50 --output runs/easy
+
+Writes `results.json`, videos and a contact sheet; see `aim_hf/evaluation/evaluate.py` for the folder. A run that was
+killed goes on when the same command is given again. More episodes or tasks may be added to a folder, other settings
+may not. The numbers depend neither on `--batch-size` nor on the number of processes.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    # Imported here: the environments' worker processes import this file too, and need none of it.
+    from datetime import timedelta
+
+    import torch
+    from accelerate import PartialState
+
+    from aim_hf.envs import TASKS
+    from aim_hf.envs.base import SPLITS
+    from aim_hf.evaluation.evaluate import Protocol, evaluate, format_results
+    from aim_hf.evaluation.policies import AIMPolicy
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, or repo id")
+    parser.add_argument("--suite", choices=sorted(TASKS), default="tabletop")
+    parser.add_argument("--split", choices=SPLITS, default="easy")
+    parser.add_argument("--tasks", nargs="+", help="default: all tasks of the suite")
+    parser.add_argument("--episodes", type=int, required=True, help="of each task")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--start-seed", type=int, default=0, help="offset into the seeds kept for evaluation")
+    parser.add_argument("--instructions", choices=("seen", "unseen"), default="seen", help="wordings")
+    parser.add_argument("--value-maps", choices=("predicted", "true"), default="predicted", help="what it acts on")
+    parser.add_argument("--num-inference-steps", type=int, default=5, help="of RGB and value maps")
+    parser.add_argument("--num-action-inference-steps", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=8, help="episodes that run together in a process")
+    parser.add_argument("--videos", type=int, default=1, help="episodes of each task to film")
+    args = parser.parse_args()
+    unknown = set(args.tasks or ()) - set(TASKS[args.suite])
+    if unknown:
+        parser.error(f"no task {', '.join(unknown)} in suite {args.suite}; choose from {', '.join(TASKS[args.suite])}")
+
+    # Processes wait for each other at the end, for as long as the slowest of them takes.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+    protocol = Protocol(args.suite, args.split, args.instructions, args.value_maps, args.start_seed)
+    try:
+        policy = AIMPolicy.from_pretrained(
+            args.policy,
+            state.device,
+            num_inference_steps=args.num_inference_steps,
+            num_action_inference_steps=args.num_action_inference_steps,
+        )
+        results = evaluate(
+            policy, protocol, args.output, args.episodes, args.tasks, args.batch_size, args.videos, state=state
+        )
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    if results is not None:
+        print(format_results(results))
+        print(f"All in {args.output / 'results.json'}")
+
+
+if __name__ == "__main__":
+    main()

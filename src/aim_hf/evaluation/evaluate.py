@@ -1,0 +1,222 @@
+"""A whole evaluation, resumable and spread over processes.
+
+    output/settings.json            what the results depend on; another policy or other settings are refused
+    output/episodes/<task>.jsonl    one record an episode, appended when its batch has ended
+    output/videos/<task>-<seed>.*   filmed episodes: mp4, and png, their strip of the contact sheet
+    output/contact_sheet.png, output/results.json
+
+An episode's record depends on the settings, its task and its seed alone: neither on the batch nor on the process that
+it ran in. So whatever is missing can be run at any time, and nothing is counted twice.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ..data.episodes import replace_text
+from ..envs import TASKS
+from ..envs.base import SPLITS
+from ..envs.seeds import episode_seeds
+from .pictures import write_contact_sheet, write_strip, write_video
+from .policies import Policy
+from .rollout import EpisodeResult, ValueMaps, run_episodes
+from .statistics import provenance, summarize
+from .vector_env import VectorEnvironment
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is evaluated, whoever acts.
+
+    instructions: "seen" or "unseen" (templates kept out of training).
+    value_maps: "predicted", or "true": the diagnostic in which the policy acts on the oracle's maps.
+    start_seed: the episodes' seeds are those for evaluation from its `start_seed`-th on.
+
+    Raises:
+        ValueError: for an unknown suite, split or value.
+    """
+
+    suite: str = "tabletop"
+    split: str = "easy"
+    instructions: str = "seen"
+    value_maps: ValueMaps = "predicted"
+    start_seed: int = 0
+
+    def __post_init__(self):
+        for name, known in (
+            ("suite", tuple(TASKS)),
+            ("split", SPLITS),
+            ("instructions", ("seen", "unseen")),
+            ("value_maps", ("predicted", "true")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
+
+
+def evaluate(
+    policy: Policy,
+    protocol: Protocol,
+    output: Path,
+    episodes: int,
+    tasks: list[str] | None = None,
+    batch_size: int = 8,
+    videos: int = 1,
+    num_workers: int | None = None,
+    state: PartialState | None = None,
+) -> dict[str, Any] | None:
+    """Runs what is missing in `output` and writes `results.json` over all that is there.
+
+    Args:
+        episodes: of each task.
+        tasks: all of the suite's if not given.
+        batch_size: episodes that run together in a process.
+        videos: episodes of each task that are filmed.
+        num_workers: environment processes; one for each core that falls to this process if not given.
+
+    Returns:
+        The content of `results.json`, in the main process; None in others.
+
+    Raises:
+        ValueError: for unknown tasks or bad numbers.
+        FileExistsError: if `output` holds results of another policy or of other settings, which it names.
+    """
+    state = state or PartialState()
+    tasks = list(tasks or TASKS[protocol.suite])
+    unknown = [task for task in tasks if task not in TASKS[protocol.suite]]
+    if unknown:
+        known = ", ".join(TASKS[protocol.suite])
+        raise ValueError(f"no task {', '.join(unknown)} in suite {protocol.suite!r}; choose from {known}.")
+    for name, number in (("episodes", episodes), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; expected at least 1.")
+    seeds = episode_seeds("evaluation", protocol.start_seed, episodes)
+    settings = policy.settings | asdict(protocol)
+    _check_settings(output, settings)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        (output / "episodes").mkdir(parents=True, exist_ok=True)
+        _write_json(output / "settings.json", settings)
+        for path in output.glob("episodes/*.jsonl"):
+            _drop_torn_line(path)
+    state.wait_for_everyone()
+
+    done = {task: {record["seed"] for record in read_records(output, task)} for task in tasks}
+    batches = []
+    for task in tasks:
+        missing = [seed for seed in seeds if seed not in done[task]]
+        batches += [(task, missing[i : i + batch_size]) for i in range(0, len(missing), batch_size)]
+    state.wait_for_everyone()  # nobody adds records before everybody has read them
+    mine = batches[state.process_index :: state.num_processes]
+    if mine:
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = num_workers or max(cores, 1)
+        _run_batches(policy, protocol, output, mine, set(seeds[:videos]), min(workers, batch_size), state)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+
+    strips = sorted(output.glob("videos/*.png"))
+    if strips:
+        shown = {strip.name.rpartition("-")[0]: strip for strip in reversed(strips)}  # the first of each task
+        write_contact_sheet(output / "contact_sheet.png", [shown[task] for task in sorted(shown)])
+    recorded = {path.stem: read_records(output, path.stem) for path in output.glob("episodes/*.jsonl")}
+    headline = {name: settings[name] for name in ("suite", "split", "policy")}
+    results = headline | summarize(recorded) | settings | provenance(state.device)
+    _write_json(output / "results.json", results)
+    return results
+
+
+def _run_batches(policy, protocol, output, batches, filmed, num_workers, state) -> None:
+    finished = successes = 0
+    with (
+        VectorEnvironment(protocol.suite, protocol.split, num_workers) as environments,
+        tqdm(
+            total=sum(len(seeds) for _, seeds in batches),
+            unit="episode",
+            desc=f"process {state.process_index}" if state.num_processes > 1 else None,
+            position=state.process_index,
+        ) as progress,
+    ):
+        for task, seeds in batches:
+            progress.set_postfix_str(f"{task}, success {successes} of {finished}")
+            for result in run_episodes(
+                policy, environments, task, seeds, protocol.instructions, protocol.value_maps, filmed
+            ):
+                _append_record(output, result)
+                finished, successes = finished + 1, successes + result.success
+                progress.update()
+            progress.set_postfix_str(f"{task}, success {successes} of {finished}")
+
+
+def read_records(output: Path, task: str) -> list[dict[str, Any]]:
+    """The records of a task, one for each seed."""
+    path = output / "episodes" / f"{task}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return list({record["seed"]: record for record in map(json.loads, lines)}.values())
+
+
+def format_results(results: dict[str, Any]) -> str:
+    """The rates as a table for people."""
+    lines = [f"{'task':<20} success           95 % interval   first peak on the contact"]
+    for name, task in results["tasks"].items():
+        low, high = task["wilson"]
+        counts = f"{task['successes']} of {task['episodes']}"
+        peak = task["first_chunk_peak_within_10_percent"]
+        on_contact = "" if peak["share"] is None else f"{peak['share']:.0%} of {peak['count']}"
+        lines.append(f"{name:<20} {task['rate']:>4.0%}  {counts:<11} {low:>4.0%} to {high:>4.0%}    {on_contact}")
+    lines.append(f"{'mean':<20} {results['mean_rate']:>4.0%}")
+    return "\n".join(lines)
+
+
+def _append_record(output: Path, result: EpisodeResult) -> None:
+    video = None
+    if result.storyboard is not None:
+        video = f"videos/{result.task}-{result.seed}.mp4"
+        write_video(output / video, result.storyboard)
+        write_strip((output / video).with_suffix(".png"), result.storyboard)
+    record = {
+        "seed": result.seed,
+        "instruction": result.instruction,
+        "success": result.success,
+        "steps": result.steps,
+        "expert_success": result.expert_success,
+        "peak_error": result.peak_error,
+        "video": video,
+    }
+    path = output / "episodes" / f"{result.task}.jsonl"
+    # One write in append mode: lines of several processes never mix, and only the last can be torn by a kill.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, (json.dumps(record) + "\n").encode())
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _drop_torn_line(path: Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _check_settings(output: Path, settings: dict[str, Any]) -> None:
+    path = output / "settings.json"
+    if not path.exists():
+        return
+    stored = json.loads(path.read_text())
+    differing = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
+    if differing:
+        lines = "; ".join(f"{name} {stored.get(name)!r} there, {settings.get(name)!r} now" for name in differing)
+        raise FileExistsError(
+            f"{output} holds other results: {lines}. Choose another output folder, or delete this one."
+        )

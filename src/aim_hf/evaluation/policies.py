@@ -1,0 +1,187 @@
+"""What the evaluator drives: a small policy protocol, and AIM behind it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from ..checkpoint import local_folder
+from ..envs.base import ActionMode, Observation
+from ..pipeline_aim import AIMPipeline, AIMSession
+
+T = TypeVar("T")
+Pictures = Literal["none", "value_maps", "all"]
+
+# Rows of one call of the network, always: with fewer the last is repeated. A matrix product of another size may round
+# differently, and a rollout amplifies the last bit; with one size a row's result doesn't depend on how many episodes
+# run beside it. 8 is where a row costs the least on a CPU.
+ROWS = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One chunk of B rows with T actions and F frames.
+
+    actions: (B, T, action_dim) in physical units. value_maps: camera -> (B, F, H, W) in [0, 1]; frames: camera ->
+    (B, F, H, W, 3) in [0, 1]; each None where it wasn't asked for, or the policy has none.
+    """
+
+    actions: np.ndarray
+    value_maps: dict[str, np.ndarray] | None = None
+    frames: dict[str, np.ndarray] | None = None
+
+
+class Policy(Protocol):
+    """Acts on a batch of episodes that advance together, chunk by chunk. Rows don't influence each other.
+
+    settings: JSON-able; tells this policy from any other. It has "policy", its name, at least.
+    pixel_size: camera -> width and height of one of its pixels as shares of the canvas's width.
+    """
+
+    settings: dict[str, Any]
+    action_mode: ActionMode
+    actions_per_chunk: int
+    actions_per_frame: int  # control steps between two observations
+    pixel_size: dict[str, tuple[float, float]]
+
+    def start(self, instructions: list[str], seeds: list[int]) -> None:
+        """Starts a batch; a row's seed decides its randomness."""
+
+    def predict(
+        self,
+        observations: list[list[Observation]],
+        executed_actions: np.ndarray | None = None,
+        value_maps: Mapping[str, np.ndarray] | None = None,
+        pictures: Pictures = "none",
+    ) -> Prediction:
+        """The next chunk.
+
+        Args:
+            observations: of each row: at first one, then those after every `actions_per_frame` actions of the chunk.
+            executed_actions: (B, T, action_dim) of the chunk before; None at first.
+            value_maps: camera -> (B, F, H, W) in [0, 1]: act on these instead of the predicted maps.
+            pictures: what to decode besides the actions; "all" is value maps and frames.
+        """
+
+
+class AIMPolicy:
+    """An [`AIMPipeline`] as a [`Policy`]."""
+
+    def __init__(
+        self,
+        pipe: AIMPipeline,
+        settings: dict[str, Any],
+        num_inference_steps: int = 5,
+        num_action_inference_steps: int = 10,
+    ):
+        self.pipe = pipe
+        self.steps = {
+            "num_inference_steps": num_inference_steps,
+            "num_action_inference_steps": num_action_inference_steps,
+        }
+        self.settings = settings | self.steps
+        self.action_mode: ActionMode = pipe.processor.action_space
+        self.actions_per_chunk = pipe.actions_per_chunk
+        self.actions_per_frame = pipe.actions_per_frame
+        self.pixel_size = {}
+        for name, camera in pipe.processor.cameras.items():
+            (height, width), (_, _, slot_height, slot_width) = camera["size"], camera["slot"]
+            canvas_width = pipe.processor.canvas_size[1]
+            self.pixel_size[name] = (slot_width / width / canvas_width, slot_height / height / canvas_width)
+        self._sessions: list[AIMSession] = []
+        self._generators: list[list[torch.Generator]] = []
+        pipe.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, device: str | torch.device = "cpu", **steps):
+        """Loads a pipeline folder or a Hub repository. `steps`: numbers of inference steps, as in `__init__`.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, nor repository.
+            OSError, ValueError: for a damaged checkpoint, as `AIMPipeline.from_pretrained`.
+        """
+        try:
+            folder = local_folder(name_or_path)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise FileNotFoundError(
+                f"policy {str(name_or_path)!r} is no folder on this machine, nor could it be loaded from the Hub "
+                f"({type(error).__name__}). Give the folder of an AIMPipeline, or the id of a repository that you may "
+                "read."
+            ) from error
+        pipe = AIMPipeline.from_pretrained(folder).to(device)
+        return cls(pipe, {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}, **steps)
+
+    def start(self, instructions: list[str], seeds: list[int]) -> None:
+        self._sessions, self._generators = [], []
+        for first in range(0, len(seeds), ROWS):
+            self._sessions.append(self.pipe.start(_filled(instructions[first : first + ROWS])))
+            self._generators.append(
+                [torch.Generator().manual_seed(seed) for seed in _filled(seeds[first : first + ROWS])]
+            )
+
+    def predict(
+        self,
+        observations: list[list[Observation]],
+        executed_actions: np.ndarray | None = None,
+        value_maps: Mapping[str, np.ndarray] | None = None,
+        pictures: Pictures = "none",
+    ) -> Prediction:
+        parts = []
+        for index, (session, generators) in enumerate(zip(self._sessions, self._generators, strict=True)):
+            rows = slice(index * ROWS, (index + 1) * ROWS)
+            observed, first = _filled(observations[rows]), None
+            if executed_actions is None:
+                first = [row[0] for row in observed]
+            else:
+                session.append(observed, np.stack(_filled(executed_actions[rows])))
+            out = self.pipe(
+                first,
+                session=session,
+                value_maps=value_maps and {name: np.stack(_filled(m[rows])) for name, m in value_maps.items()},
+                generator=generators,
+                output_type="latent" if pictures == "none" else "np",
+                decode_frames=pictures == "all",
+                **self.steps,
+            )
+            parts.append(
+                Prediction(
+                    actions=np.asarray(out.actions),
+                    value_maps=None if pictures == "none" else out.value_maps,
+                    frames=out.frames,
+                )
+            )
+        count = len(observations)
+        return Prediction(
+            actions=np.concatenate([part.actions for part in parts])[:count],
+            value_maps=_joined([part.value_maps for part in parts], count),
+            frames=_joined([part.frames for part in parts], count),
+        )
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of a checkpoint's configurations and tensors: the same for the same policy, wherever it lies."""
+    digest = hashlib.sha256()
+    for file in sorted(f for pattern in ("**/*.json", "**/*.safetensors") for f in folder.glob(pattern)):
+        digest.update(f"{file.relative_to(folder)}\n".encode())
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _filled(rows: Sequence[T]) -> list[T]:
+    """Completed to `ROWS` by repeating the last one."""
+    return [*rows, *[rows[-1]] * (ROWS - len(rows))]
+
+
+def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, np.ndarray] | None:
+    if parts[0] is None:
+        return None
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}

@@ -1,0 +1,132 @@
+"""Closed loop: a batch of episodes of one task, from the reset to the end of the last of them.
+
+Rows start together and share every call of the network. In each chunk the policy predicts, each row's environment
+executes, and what was really seen goes back to the policy. A row that has ended idles: its last observation repeats.
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .pictures import Storyboard
+from .policies import Policy
+from .value_peak import value_peak_error
+from .vector_env import Chunks, Start, VectorEnvironment, WorkerLost
+
+MAX_TRIES = 2
+ValueMaps = Literal["predicted", "true"]
+
+
+@dataclass
+class EpisodeResult:
+    """
+    steps: control steps until success or the end. expert_success: whether the scripted expert fulfils this scene.
+    peak_error: camera -> distance between the peak of the first chunk's last value map and the true contact, as a
+        share of the canvas's width; None where that camera doesn't see it, or the policy predicts no maps.
+    storyboard: the pictures of a filmed episode.
+    """
+
+    task: str
+    seed: int
+    instruction: str
+    expert_success: bool
+    success: bool = False
+    steps: int = 0
+    peak_error: dict[str, float | None] | None = None
+    storyboard: Storyboard | None = None
+
+
+def run_episodes(
+    policy: Policy,
+    environments: VectorEnvironment,
+    task: str,
+    seeds: list[int],
+    instructions: str = "seen",
+    value_maps: ValueMaps = "predicted",
+    filmed: Collection[int] = (),
+) -> list[EpisodeResult]:
+    """Runs the episodes of `seeds` together.
+
+    Args:
+        instructions: "seen" or "unseen", the templates that the words come from.
+        value_maps: "true" lets the policy act on the oracle's maps instead of its own.
+        filmed: seeds whose pictures to keep.
+
+    Raises:
+        RuntimeError: if a worker was lost twice in the same episode, which it names, or an environment failed.
+    """
+    lost: Counter[int] = Counter()
+    while True:
+        try:
+            return _run(policy, environments, task, seeds, instructions, value_maps, filmed)
+        except WorkerLost as error:
+            lost[error.seed] += 1
+            if lost[error.seed] == MAX_TRIES:
+                raise RuntimeError(
+                    f"{error} of {task} ({environments.suite}, {environments.split}), {MAX_TRIES} times: look at that "
+                    "scene by itself, or at the memory that is left."
+                ) from error
+
+
+def _run(policy, environments, task, seeds, instructions, value_maps, filmed) -> list[EpisodeResult]:
+    chunks = Chunks(policy.actions_per_chunk, policy.actions_per_frame)
+    starts = environments.reset(task, seeds, instructions, chunks, true_value_maps=value_maps == "true")
+    policy.start([start.instruction for start in starts], seeds)
+    rows = [
+        _new_result(environments, task, seed, start, seed in filmed) for seed, start in zip(seeds, starts, strict=True)
+    ]
+    observations = [[start.observation] for start in starts]
+    maps = [start.value_maps for start in starts]
+    running, executed = list(range(len(seeds))), None
+    while running:
+        is_filmed = any(rows[row].storyboard for row in running)
+        prediction = policy.predict(
+            observations,
+            executed,
+            _stacked(maps) if value_maps == "true" else None,
+            "all" if is_filmed else "value_maps" if executed is None else "none",
+        )
+        if executed is None and prediction.value_maps is not None:
+            for row, (result, start) in enumerate(zip(rows, starts, strict=True)):
+                result.peak_error = _peak_error(policy, prediction.value_maps, row, start)
+        executed = prediction.actions
+        progress = environments.step({row: executed[row] for row in running}, policy.action_mode)
+        for row in running:
+            result, latest = rows[row], progress[row]
+            if result.storyboard:
+                result.storyboard.add_chunk(prediction, row, latest.observations, latest.steps - result.steps)
+                result.storyboard.success = latest.success
+            result.success, result.steps = latest.success, latest.steps
+            observations[row], maps[row] = latest.observations, latest.value_maps
+        for row in set(range(len(seeds))) - set(running):
+            observations[row] = [observations[row][-1]] * len(chunks.moments)
+        running = [row for row in running if not progress[row].done]
+    return rows
+
+
+def _new_result(environments: VectorEnvironment, task: str, seed: int, start: Start, filmed: bool) -> EpisodeResult:
+    result = EpisodeResult(task, seed, start.instruction, start.expert_success)
+    if filmed:
+        result.storyboard = Storyboard(
+            title=f"{task} ({environments.split}, seed {seed})",
+            instruction=start.instruction,
+            start=start.observation,
+            control_dt=start.control_dt,
+            step_limit=start.step_limit,
+        )
+    return result
+
+
+def _peak_error(policy: Policy, maps: dict[str, np.ndarray], row: int, start: Start) -> dict[str, float | None]:
+    return {
+        camera: value_peak_error(clips[row, -1], start.contacts[camera], policy.pixel_size[camera])
+        for camera, clips in maps.items()
+    }
+
+
+def _stacked(maps: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Each row's maps, camera -> (F, H, W) uint8, as camera -> (B, F, H, W) in [0, 1]."""
+    return {camera: np.stack([row[camera] for row in maps]) / 255 for camera in maps[0]}

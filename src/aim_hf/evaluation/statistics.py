@@ -1,0 +1,99 @@
+"""From episodes to rates: the Wilson interval, and results.json."""
+
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("aim-hf", "torch", "transformers", "diffusers", "accelerate", "sapien", "numpy")
+NEAR = 0.1  # of the canvas's width: a value map's peak this close to the true contact counts as on it
+
+
+def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a rate; 95 % with the default `z`.
+
+    Raises:
+        ValueError: unless 0 <= successes <= episodes and episodes >= 1.
+    """
+    if not 0 <= successes <= episodes or episodes < 1:
+        raise ValueError(f"{successes} successes of {episodes} episodes; expected 0 <= successes <= episodes >= 1.")
+    rate, share = successes / episodes, z * z / episodes
+    middle = (rate + share / 2) / (1 + share)
+    reach = z / (1 + share) * math.sqrt(rate * (1 - rate) / episodes + share / (4 * episodes))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def summarize(records: dict[str, list[dict[str, Any]]], camera: str = "head_camera") -> dict[str, Any]:
+    """Rates of each task, and over all.
+
+    Args:
+        records: task -> its episodes' records, as `evaluate` writes them; at least one of each task.
+        camera: whose value map the peak errors are of.
+
+    Returns:
+        `mean_rate`, the mean of the tasks' rates; `first_chunk_peak_within_10_percent`; `tasks`, name -> episodes,
+        successes, rate, wilson, mean_steps, expert_successes, peaks and seeds.
+    """
+    tasks = {}
+    for task, episodes in sorted(records.items()):
+        episodes = sorted(episodes, key=lambda record: record["seed"])
+        successes = sum(record["success"] for record in episodes)
+        tasks[task] = {
+            "episodes": len(episodes),
+            "successes": successes,
+            "rate": successes / len(episodes),
+            "wilson": list(wilson_interval(successes, len(episodes))),
+            "mean_steps": sum(record["steps"] for record in episodes) / len(episodes),
+            "expert_successes": sum(record["expert_success"] for record in episodes),
+            "first_chunk_peak_within_10_percent": _peaks(episodes, camera),
+            "seeds": [record["seed"] for record in episodes],
+        }
+    return {
+        "mean_rate": sum(task["rate"] for task in tasks.values()) / len(tasks),
+        "first_chunk_peak_within_10_percent": _peaks([r for task in records.values() for r in task], camera),
+        "tasks": tasks,
+    }
+
+
+def _peaks(episodes: list[dict[str, Any]], camera: str) -> dict[str, Any]:
+    """Of the episodes in which the camera sees the true contact: the share whose peak is near it, and their count."""
+    errors = [record["peak_error"][camera] for record in episodes if record["peak_error"] is not None]
+    errors = [error for error in errors if error is not None]
+    return {"share": sum(error <= NEAR for error in errors) / len(errors) if errors else None, "count": len(errors)}
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Where numbers come from: versions, commit, hardware and command."""
+    hardware = {"device": device.type, "cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    return {
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        "commit": _commit(),
+        "hardware": hardware,
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, marked if files differ from it; None outside of one."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,245 @@
+"""Environments in worker processes: physics and rendering of many episodes at once, chunk by chunk.
+
+A worker is a process on one core that hosts several environments and steps them one after another; more processes
+than cores only cost memory and seconds of start-up. Each command is for one row and its answer is awaited before the
+worker gets the next one: so it is known which row a worker died in.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+
+from ..envs import make_environment
+from ..envs.base import ActionMode, Environment, Observation
+from ..envs.seeds import check_seed
+from .oracle import ValueMapOracle, record_expert
+
+
+class WorkerLost(RuntimeError):
+    """A worker died or hung while it served the scene of `seed`."""
+
+    def __init__(self, seed: int, reason: str):
+        super().__init__(f"the environment worker {reason} in the episode of seed {seed}")
+        self.seed = seed
+
+
+@dataclass(frozen=True)
+class Start:
+    """An episode that has been reset.
+
+    expert_success: whether the scripted expert fulfils the task on this scene.
+    contacts: camera -> pixels (u, v) of the contacts that the last frame of the first chunk is to show.
+    value_maps: the true maps of the coming chunk, camera -> (F, H, W) uint8; None unless asked for.
+    """
+
+    observation: Observation
+    instruction: str
+    control_dt: float
+    step_limit: int
+    expert_success: bool
+    contacts: dict[str, list[tuple[float, float]]]
+    value_maps: dict[str, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A chunk that has been executed, up to the episode's end.
+
+    observations: F of them; from the episode's end on the last one, repeated.
+    steps: control steps executed since the reset. success: whether the task was fulfilled after any of them.
+    """
+
+    observations: list[Observation]
+    steps: int
+    success: bool
+    done: bool
+    value_maps: dict[str, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How an episode is cut: a chunk has `actions`, and is observed after every `actions_per_frame` of them."""
+
+    actions: int
+    actions_per_frame: int
+
+    @property
+    def moments(self) -> list[int]:
+        return list(range(self.actions_per_frame, self.actions + 1, self.actions_per_frame))
+
+
+class HostedEnvironment:
+    """One row of a [`VectorEnvironment`], in its worker: an environment, and the oracle that follows it."""
+
+    def __init__(self, suite: str, split: str):
+        self.suite, self.split = suite, split
+        self.env: Environment | None = None
+        self.oracle: ValueMapOracle | None = None
+
+    def reset(self, task: str, seed: int, instructions: str, chunks: Chunks, true_value_maps: bool) -> Start:
+        if self.oracle is not None:
+            self.oracle.close()
+            self.oracle = None
+        if self.env is None or self.env.task != task:
+            if self.env is not None:
+                self.env.close()
+            self.env = make_environment(self.suite, task, self.split)
+        env, self.chunks = self.env, chunks
+        run = record_expert(env, seed)
+        self.observation = env.reset(seed)
+        if true_value_maps:
+            self.oracle = ValueMapOracle(env, run)
+        return Start(
+            observation=self.observation,
+            instruction=env.instruction(instructions),
+            control_dt=env.control_dt,
+            step_limit=env.step_limit,
+            expert_success=run.success,
+            contacts=run.contacts(chunks.actions),
+            value_maps=self._value_maps(),
+        )
+
+    def step(self, actions: np.ndarray, mode: ActionMode) -> Progress:
+        observations, success, done = [], False, False
+        arm = actions.shape[1] // 2  # numbers of one arm, its gripper last
+        for index, action in enumerate(actions, start=1):
+            is_moment = index % self.chunks.actions_per_frame == 0
+            if not done:
+                if self.oracle is not None:
+                    self.oracle.before_step((action[arm - 1], action[-1]))
+                result = self.env.step(action, mode, observe=False)
+                success, done = result.success, result.info["done"]
+                if is_moment or done:
+                    self.observation = self.env.observe()
+            if is_moment:
+                observations.append(self.observation)
+        return Progress(observations, result.info["step"], success, done, self._value_maps())
+
+    def _value_maps(self) -> dict[str, np.ndarray] | None:
+        return None if self.oracle is None else self.oracle.value_maps(self.chunks.moments)
+
+
+class VectorEnvironment:
+    """The environments of a batch of episodes, which start together. Use it in a `with` statement.
+
+    Args:
+        suite, split: of every row; the task may differ from batch to batch.
+        num_workers: processes.
+        timeout: seconds after which a worker that hasn't answered counts as hung.
+
+    Methods raise WorkerLost, naming the seed, if a worker died or hung: it has been replaced, and the batch must be
+    reset. They raise RuntimeError with the worker's traceback for an error in the environment itself.
+    """
+
+    def __init__(self, suite: str, split: str, num_workers: int, timeout: float = 300):
+        self.suite, self.split, self.timeout = suite, split, timeout
+        self.seeds: list[int] = []
+        self.workers = [_Worker(suite, split) for _ in range(num_workers)]
+
+    def __enter__(self) -> VectorEnvironment:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def reset(
+        self, task: str, seeds: list[int], instructions: str, chunks: Chunks, true_value_maps: bool = False
+    ) -> list[Start]:
+        """Starts an episode for each seed. Raises ValueError for a seed that isn't for evaluation."""
+        self.seeds = [check_seed(seed, "evaluation") for seed in seeds]
+        options = {"instructions": instructions, "chunks": chunks, "true_value_maps": true_value_maps}
+        answers = self._ask({row: ("reset", {"task": task, "seed": seed} | options) for row, seed in enumerate(seeds)})
+        return [answers[row] for row in range(len(seeds))]
+
+    def step(self, actions: dict[int, np.ndarray], mode: ActionMode) -> dict[int, Progress]:
+        """Executes a chunk of actions (T, action_dim) in each of the given rows."""
+        return self._ask({row: ("step", {"actions": chunk, "mode": mode}) for row, chunk in actions.items()})
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+
+    def _ask(self, commands: dict[int, tuple[str, dict[str, Any]]]) -> dict[int, Any]:
+        """Sends each row's command to its worker. All workers are idle again when this returns or raises."""
+        queues: list[deque[int]] = [deque() for _ in self.workers]
+        for row in commands:
+            queues[row % len(self.workers)].append(row)
+        busy: dict[Connection, tuple[int, int]] = {}  # worker and row whose answer is awaited
+        answers, lost, failed = {}, None, None
+
+        def send_next(index: int) -> None:
+            if queues[index] and lost is None and failed is None:
+                row = queues[index].popleft()
+                connection = self.workers[index].connection
+                busy[connection] = index, row
+                try:
+                    connection.send((row, *commands[row]))
+                except OSError:
+                    pass  # the worker is dead; the end of its connection says so below
+
+        for index in range(len(self.workers)):
+            send_next(index)
+        while busy:
+            ready = wait(list(busy), self.timeout)
+            for connection in ready or list(busy):
+                index, row = busy.pop(connection)
+                try:
+                    if not ready:
+                        raise TimeoutError
+                    succeeded, answer = connection.recv()
+                except (EOFError, OSError) as error:  # TimeoutError is an OSError
+                    hung = isinstance(error, TimeoutError)
+                    lost = WorkerLost(self.seeds[row], f"hung for {self.timeout} s" if hung else "died")
+                    self.workers[index].kill()
+                    self.workers[index] = _Worker(self.suite, self.split)
+                    continue
+                if succeeded:
+                    answers[row] = answer
+                else:
+                    failed = RuntimeError(f"the environment failed with seed {self.seeds[row]}:\n{answer}")
+                send_next(index)
+        if failed is not None or lost is not None:
+            raise failed or lost
+        return answers
+
+
+class _Worker:
+    def __init__(self, suite: str, split: str):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, suite, split), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the connection ends when the process does
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(connection: Connection, suite: str, split: str) -> None:
+    """A worker's life: answers (row, method, arguments) with (True, result) or (False, traceback) until the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer: a core a worker
+    rows: dict[int, HostedEnvironment] = {}
+    while True:
+        try:
+            row, method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            if row not in rows:
+                rows[row] = HostedEnvironment(suite, split)
+            answer = True, getattr(rows[row], method)(**arguments)
+        except Exception:
+            answer = False, traceback.format_exc()
+        connection.send(answer)
