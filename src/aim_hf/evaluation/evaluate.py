@@ -123,8 +123,8 @@ def evaluate(
     strips = sorted(output.glob("videos/*.png"))
     if strips:
         shown = {strip.name.rpartition("-")[0]: strip for strip in reversed(strips)}  # the first of each task
-        write_contact_sheet(output / "contact_sheet.png", [shown[task] for task in sorted(shown)])
-    recorded = {path.stem: read_records(output, path.stem) for path in output.glob("episodes/*.jsonl")}
+        write_contact_sheet(output / "contact_sheet.png", [shown[task] for task in TASKS[protocol.suite] if task in shown])
+    recorded = {task: records for task in TASKS[protocol.suite] if (records := read_records(output, task))}
     headline = {name: settings[name] for name in ("suite", "split", "policy")}
     results = headline | summarize(recorded) | settings | provenance(state.device)
     _write_json(output / "results.json", results)

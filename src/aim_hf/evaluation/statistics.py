@@ -42,7 +42,7 @@ def summarize(records: dict[str, list[dict[str, Any]]], camera: str = "head_came
         successes, rate, wilson, mean_steps, expert_successes, peaks and seeds.
     """
     tasks = {}
-    for task, episodes in sorted(records.items()):
+    for task, episodes in records.items():
         episodes = sorted(episodes, key=lambda record: record["seed"])
         successes = sum(record["success"] for record in episodes)
         tasks[task] = {

@@ -1,0 +1,118 @@
+"""A whole evaluation: what it writes, and that a killed one goes on as if nothing had happened."""
+
+import json
+
+import pytest
+
+from aim_hf.data.video import count_frames
+from aim_hf.evaluation.evaluate import Protocol, evaluate, format_results
+from aim_hf.evaluation.policies import AIMPolicy
+
+TASKS = ["click_bell"]
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledLater:
+    """A policy whose process is killed, as far as files can tell, when its second batch starts."""
+
+    def __init__(self, policy):
+        self.policy, self.batches = policy, 0
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+    def start(self, instructions, seeds):
+        if self.batches == 1:
+            raise Killed
+        self.batches += 1
+        self.policy.start(instructions, seeds)
+
+
+@pytest.fixture(scope="module")
+def whole(policy, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    evaluate(policy, Protocol(), output, episodes=3, tasks=TASKS, batch_size=3, num_workers=1)
+    return output
+
+
+def test_results(whole, policy):
+    results = json.loads((whole / "results.json").read_text())
+    assert list(results)[:4] == ["suite", "split", "policy", "mean_rate"]
+    assert results["policy"] == "random-0" and results["num_inference_steps"] == 1
+    task = results["tasks"]["click_bell"]
+    assert {"episodes", "successes", "rate", "wilson", "seeds"} <= set(task)
+    assert task["episodes"] == task["expert_successes"] == 3 and task["rate"] == results["mean_rate"] == 0
+    assert task["seeds"] == [100_000_000, 100_000_001, 100_000_002]
+    assert results["first_chunk_peak_within_10_percent"]["count"] == 3
+    assert {"versions", "commit", "hardware", "command"} <= set(results)
+    assert "click_bell" in format_results(results) and "0 of 3" in format_results(results)
+
+
+def test_films_the_first_episode(whole):
+    records = [json.loads(line) for line in (whole / "episodes" / "click_bell.jsonl").read_text().splitlines()]
+    assert [record["video"] for record in records] == ["videos/click_bell-100000000.mp4", None, None]
+    assert count_frames((whole / records[0]["video"]).read_bytes()) > 20
+    assert (whole / "contact_sheet.png").stat().st_size > 10_000
+
+
+def test_a_killed_run_goes_on_to_the_same_results(whole, policy, tmp_path):
+    """In other batches, too: two episodes before the kill, the third after it."""
+    options = {"episodes": 3, "tasks": TASKS, "num_workers": 1}
+    with pytest.raises(Killed):
+        evaluate(KilledLater(policy), Protocol(), tmp_path, batch_size=2, **options)
+    records = tmp_path / "episodes" / "click_bell.jsonl"
+    assert len(records.read_text().splitlines()) == 2 and not (tmp_path / "results.json").exists()
+    with open(records, "a") as file:
+        file.write('{"seed": 100000002, "succ')  # torn by the kill
+    evaluate(policy, Protocol(), tmp_path, batch_size=2, **options)
+    for name in ("results.json", "settings.json", "episodes/click_bell.jsonl"):
+        assert (tmp_path / name).read_text() == (whole / name).read_text()
+
+    before = records.stat().st_mtime_ns
+    evaluate(KilledLater(policy), Protocol(), tmp_path, batch_size=2, **options)  # nothing is left to run
+    assert records.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "settings, protocol, message",
+    [
+        ({"policy": "another"}, Protocol(), "policy 'random-0' there, 'another' now"),
+        ({"policy": "random-0"}, Protocol(split="hard"), "split 'easy' there, 'hard' now"),
+        ({"policy": "random-0"}, Protocol(value_maps="true"), "value_maps 'predicted' there, 'true' now"),
+    ],
+)
+def test_refuses_to_mix_results(whole, policy, settings, protocol, message):
+    before = sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*"))
+    other = AIMPolicy(policy.pipe, settings, num_inference_steps=1, num_action_inference_steps=1)
+    with pytest.raises(FileExistsError, match=message):
+        evaluate(other, protocol, whole, episodes=1)
+    assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before
+
+
+def test_refuses_what_does_not_exist(policy, tmp_path):
+    with pytest.raises(ValueError, match="no task fly in suite 'tabletop'; choose from click_bell"):
+        evaluate(policy, Protocol(), tmp_path, episodes=1, tasks=["fly"])
+    with pytest.raises(ValueError, match="episodes is 0"):
+        evaluate(policy, Protocol(), tmp_path, episodes=0)
+    with pytest.raises(ValueError, match="start=-1"):
+        evaluate(policy, Protocol(start_seed=-1), tmp_path, episodes=1)
+    with pytest.raises(ValueError, match="split is 'medium'; choose one of easy, hard"):
+        Protocol(split="medium")
+    with pytest.raises(ValueError, match="suite is 'kitchen'"):
+        Protocol(suite="kitchen")
+    with pytest.raises(FileNotFoundError, match="policy 'no/where/at/all' is no folder on this machine"):
+        AIMPolicy.from_pretrained("no/where/at/all")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_policys_fingerprint_is_that_of_its_content(policy, tmp_path):
+    policy.pipe.save_pretrained(tmp_path / "a")
+    policy.pipe.save_pretrained(tmp_path / "b")
+    first, second = (AIMPolicy.from_pretrained(tmp_path / name).settings for name in "ab")
+    assert first["policy_sha256"] == second["policy_sha256"] and first["policy"] != second["policy"]
+    with open(tmp_path / "b" / "processor" / "processor_config.json", "a") as file:
+        file.write("\n")
+    assert AIMPolicy.from_pretrained(tmp_path / "b").settings["policy_sha256"] != first["policy_sha256"]
