@@ -1,0 +1,65 @@
+"""Makes the tiny VAE from episodes and writes `vae/` of the base folder: computes its encoder, trains its decoder.
+
+    accelerate launch pipelines/train_vae.py --dataset runs/episodes --base runs/base --output runs/vae
+
+Needs the base folder's `processor/`, made by `pipelines/train_text_encoder.py`. `vae/` is there as soon as its encoder
+is, so that `dataset_scripts/encode_latents.py` and the world-action model's training need not wait for the decoder.
+A run that finds a checkpoint in its output folder continues from it; there it also leaves `log.jsonl` and `samples/`:
+held-out canvases and value maps over their reconstructions.
+"""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKLWan
+
+from aim_hf import AIMProcessor
+from aim_hf.checkpoint import written_whole
+from aim_hf.data.episodes import load_episodes
+from aim_hf.training.vae import VAETrainer, VAETrainingArguments, canvas_episodes, set_encoder, tiny_vae
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="folder or repo id of episodes")
+    parser.add_argument("--base", type=Path, required=True, help="folder that has processor/ and gets vae/")
+    parser.add_argument("--output", type=Path, required=True, help="the run: checkpoint, log, samples")
+    parser.add_argument("--max-episodes", type=int, default=1000, help="episodes held in memory, evenly chosen")
+    parser.add_argument("--held-out", type=int, default=24, help="of these, how many only reports look at")
+    for field in fields(VAETrainingArguments):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
+    args = parser.parse_args()
+
+    dataset = load_episodes(args.dataset)
+    count = min(args.max_episodes, len(dataset))
+    if count <= args.held_out:
+        raise SystemExit(f"{args.dataset} gives {count} episodes, but --held-out is {args.held_out}; lower it.")
+    dataset = dataset.select([i * len(dataset) // count for i in range(count)]).shuffle(seed=args.seed)
+    episodes = canvas_episodes(dataset, AIMProcessor.from_pretrained(args.base / "processor"))
+
+    torch.manual_seed(args.seed)
+    existing = args.base / "vae"
+    if existing.is_dir():
+        vae = AutoencoderKLWan.from_pretrained(existing)
+    else:
+        vae = tiny_vae()
+        set_encoder(vae, episodes[args.held_out :], args.frame_stride, args.seed)
+        if PartialState().is_main_process:
+            with written_whole(existing) as folder:
+                vae.save_pretrained(folder)
+    training = VAETrainingArguments(
+        **{field.name: getattr(args, field.name) for field in fields(VAETrainingArguments)}
+    )
+    trainer = VAETrainer(vae, episodes[args.held_out :], episodes[: args.held_out], training, args.output)
+    metrics = trainer.train()
+    if PartialState().is_main_process:
+        with written_whole(args.base / "vae") as folder:
+            trainer.vae.save_pretrained(folder)
+        print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+
+
+if __name__ == "__main__":
+    main()
