@@ -71,7 +71,7 @@ def test_video_shows_three_panels_in_real_time(board, tmp_path):
     held = round(1.5 * 6 / (0.08 * 11))  # at 6 moments in 11 steps
     assert len(frames) == 6 + held
     panels = [frames[0][150, x].astype(int).mean() for x in (200, 592, 984)]
-    assert panels == pytest.approx([150, 127, 0.6 * 127], abs=6)
+    assert panels == pytest.approx([150, 127, 35 + 0.5 * 127], abs=6)
     assert list((tmp_path / "videos").iterdir()) == [tmp_path / "videos" / "episode.mp4"]
 
 

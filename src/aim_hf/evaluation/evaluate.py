@@ -5,8 +5,8 @@
     output/videos/<task>-<seed>.*   filmed episodes: mp4, and png, their strip of the contact sheet
     output/contact_sheet.png, output/results.json
 
-An episode's record depends on the settings, its task and its seed alone: neither on the batch nor on the process that
-it ran in. So whatever is missing can be run at any time, and nothing is counted twice.
+On one kind of hardware an episode's record depends on the settings, its task and its seed alone: neither on the batch
+nor on the process that it ran in. So whatever is missing can be run at any time, and nothing is counted twice.
 """
 
 import json
@@ -109,7 +109,8 @@ def evaluate(
     batches = []
     for task in tasks:
         missing = [seed for seed in seeds if seed not in done[task]]
-        batches += [(task, missing[i : i + batch_size]) for i in range(0, len(missing), batch_size)]
+        count = -(-len(missing) // batch_size)  # equally large, so that processes have equally much to do
+        batches += [(task, missing[i::count]) for i in range(count)]
     state.wait_for_everyone()  # nobody adds records before everybody has read them
     mine = batches[state.process_index :: state.num_processes]
     if mine:
@@ -123,7 +124,9 @@ def evaluate(
     strips = sorted(output.glob("videos/*.png"))
     if strips:
         shown = {strip.name.rpartition("-")[0]: strip for strip in reversed(strips)}  # the first of each task
-        write_contact_sheet(output / "contact_sheet.png", [shown[task] for task in TASKS[protocol.suite] if task in shown])
+        write_contact_sheet(
+            output / "contact_sheet.png", [shown[task] for task in TASKS[protocol.suite] if task in shown]
+        )
     recorded = {task: records for task in TASKS[protocol.suite] if (records := read_records(output, task))}
     headline = {name: settings[name] for name in ("suite", "split", "policy")}
     results = headline | summarize(recorded) | settings | provenance(state.device)

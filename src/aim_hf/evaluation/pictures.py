@@ -42,7 +42,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 def overlay(rgb: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Value maps in heat colors over darkened gray pictures: (..., H, W, 3) uint8 and (..., H, W) in [0, 1]."""
     value = np.clip(value, 0, 1)
-    gray = 0.6 * rgb.mean(axis=-1, keepdims=True)
+    gray = 35 + 0.5 * rgb.mean(axis=-1, keepdims=True)
     levels = np.linspace(0, 1, len(_HEAT))
     heat = np.stack([np.interp(value, levels, channel) for channel in _HEAT.T], axis=-1)
     opacity = np.clip(1.5 * value - 0.08, 0, 0.78)[..., None]

@@ -25,7 +25,8 @@ class EpisodeResult:
     """
     steps: control steps until success or the end. expert_success: whether the scripted expert fulfils this scene.
     peak_error: camera -> distance between the peak of the first chunk's last value map and the true contact, as a
-        share of the canvas's width; None where that camera doesn't see it, or the policy predicts no maps.
+        share of the canvas's width; None where that camera doesn't see it, or the policy predicts no maps. If it acts
+        on true maps, these are they, and the error is what the codec makes of them.
     storyboard: the pictures of a filmed episode.
     """
 

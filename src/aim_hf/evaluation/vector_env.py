@@ -12,6 +12,7 @@ import os
 import signal
 import traceback
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -227,19 +228,18 @@ class _Worker:
 
 
 def _serve(connection: Connection, suite: str, split: str) -> None:
-    """A worker's life: answers (row, method, arguments) with (True, result) or (False, traceback) until the end."""
+    """A worker's life: answers (row, method, arguments) with (True, result) or (False, traceback), until the parent
+    is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer: a core a worker
     rows: dict[int, HostedEnvironment] = {}
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):
+        while True:
             row, method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            if row not in rows:
-                rows[row] = HostedEnvironment(suite, split)
-            answer = True, getattr(rows[row], method)(**arguments)
-        except Exception:
-            answer = False, traceback.format_exc()
-        connection.send(answer)
+            try:
+                if row not in rows:
+                    rows[row] = HostedEnvironment(suite, split)
+                answer = True, getattr(rows[row], method)(**arguments)
+            except Exception:
+                answer = False, traceback.format_exc()
+            connection.send(answer)
