@@ -12,6 +12,7 @@ nor on the process that it ran in. So whatever is missing can be run at any time
 import json
 import os
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def evaluate(
     for task in tasks:
         missing = [seed for seed in seeds if seed not in done[task]]
         count = -(-len(missing) // batch_size)  # equally large, so that processes have equally much to do
-        batches += [(task, missing[i::count]) for i in range(count)]
+        edges = [-(-i * len(missing) // count) for i in range(count + 1)] if count else []
+        batches += [(task, missing[start:stop]) for start, stop in pairwise(edges)]
     state.wait_for_everyone()  # nobody adds records before everybody has read them
     mine = batches[state.process_index :: state.num_processes]
     if mine:
