@@ -143,19 +143,19 @@ def tiny() -> AIMConfig:
     """The miniature that two CPU cores can train: a chunk is 4 RGB frames and 8 actions."""
     return AIMConfig(
         patch_size=(1, 1, 1),
-        num_attention_heads=6,
+        num_attention_heads=5,
         attention_head_dim=32,
-        in_channels=48,
-        out_channels=48,
+        in_channels=96,
+        out_channels=96,
         text_dim=64,
         freq_dim=64,
-        ffn_dim=512,
+        ffn_dim=480,
         num_layers=5,
         action_hidden_size=96,
         action_ffn_dim=384,
         chunk_latent_frames=1,
         actions_per_latent_frame=8,
-        history_chunks=2,
+        history_chunks=1,
     )
 
 

@@ -93,8 +93,8 @@ class SampleCallback(TrainerCallback):
     """Every `args.sample_steps` steps, samples the first chunks of held-out episodes with the averaged weights.
 
     Logs (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels; `peak_within`,
-    share of peaks closer than 10 % of the canvas width; `action_error` and `action_error_true_map`, mean absolute errors of
-    normalized actions. Writes `samples/step-N.png`.
+    share of peaks closer than 10 % of the canvas width; `action_error` and `action_error_true_map`, mean absolute
+    errors of normalized actions. Writes `samples/step-N.png`.
     """
 
     def __init__(
