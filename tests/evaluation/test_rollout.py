@@ -5,7 +5,7 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import make_policy
+from fixtures_policy import make_policy
 
 from aim_hf.envs import make_environment
 from aim_hf.evaluation.rollout import run_episodes

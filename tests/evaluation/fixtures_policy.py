@@ -1,0 +1,25 @@
+"""A tiny random pipeline on the tabletop's canvas."""
+
+import sys
+from pathlib import Path
+
+from aim_hf.evaluation.policies import AIMPolicy
+from aim_hf.processing_aim import t_pose_canvas
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from fixtures_pipeline import make_pipeline, make_processor  # noqa: E402
+
+CANVAS, HEAD, WRIST = (96, 96), (64, 96), (32, 48)
+
+
+# Relative to the first pose: random actions tremble around it, and never press a bell by chance.
+STATISTICS = {"q01": [-0.03] * 3 + [0.9] + [-0.1] * 3 + [0], "q99": [0.03] * 3 + [1] + [0.1] * 3 + [1]}
+STATISTICS = {name: numbers * 2 for name, numbers in STATISTICS.items()}
+
+
+def make_policy(seed: int = 0) -> AIMPolicy:
+    pipe = make_pipeline(seed=seed)
+    cameras = t_pose_canvas(CANVAS, HEAD, WRIST)
+    processor = make_processor(canvas_size=CANVAS, cameras=cameras, max_text_length=32, action_statistics=STATISTICS)
+    pipe.register_modules(processor=processor)
+    return AIMPolicy(pipe, {"policy": f"random-{seed}"}, num_inference_steps=1, num_action_inference_steps=1)
