@@ -1,19 +1,23 @@
 """AIM on Hugging Face: a robot world-action model that predicts where it will act."""
 
-from .codec import VideoCodec
-from .configuration_aim import AIMConfig
-from .modeling_aim import AIMForWorldAction, AIMOutput
-from .pipeline_aim import AIMPipeline, AIMPipelineOutput, AIMSession
-from .processing_aim import AIMProcessor, t_pose_canvas
+from importlib import import_module
 
-__all__ = [
-    "AIMConfig",
-    "AIMForWorldAction",
-    "AIMOutput",
-    "AIMPipeline",
-    "AIMPipelineOutput",
-    "AIMProcessor",
-    "AIMSession",
-    "VideoCodec",
-    "t_pose_canvas",
-]
+# Imported when first asked for: simulator processes import this package too, and need neither torch nor diffusers.
+_MODULES = {
+    "AIMConfig": "configuration_aim",
+    "AIMForWorldAction": "modeling_aim",
+    "AIMOutput": "modeling_aim",
+    "AIMPipeline": "pipeline_aim",
+    "AIMPipelineOutput": "pipeline_aim",
+    "AIMProcessor": "processing_aim",
+    "AIMSession": "pipeline_aim",
+    "VideoCodec": "codec",
+    "t_pose_canvas": "processing_aim",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

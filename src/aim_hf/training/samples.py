@@ -15,6 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import TrainerCallback
 
 from ..codec import VideoCodec
+from ..evaluation.value_peak import peak
 from ..modeling_aim import AIMForWorldAction
 from ..processing_aim import AIMProcessor
 from .trainer import AIMTrainer
@@ -81,12 +82,11 @@ def sample_first_chunk(
 
 
 def head_peaks(codec: VideoCodec, processor: AIMProcessor, value_latents: torch.Tensor) -> torch.Tensor:
-    """Peak of the last frame's head-camera map, (B, 3): row and column on the canvas, and its height in [0, 1]."""
+    """Peak of the last frame's head-camera map, (B, 3): x and y on the canvas, and the map's maximum in [0, 1]."""
     canvas = processor.pixels_to_canvas(codec.decode_value_maps(value_latents))[:, -1]
     top, left, h, w = processor.cameras["head_camera"]["slot"]
-    maps = torch.from_numpy(processor.rgb_to_value(canvas))[:, top : top + h, left : left + w]
-    height, index = maps.flatten(1).max(dim=1)
-    return torch.stack([top + index // w, left + index % w, height], dim=1)
+    maps = processor.rgb_to_value(canvas)[:, top : top + h, left : left + w]
+    return torch.tensor([(left + x, top + y, map_.max()) for map_ in maps for x, y in [peak(map_)]])
 
 
 class SampleCallback(TrainerCallback):
