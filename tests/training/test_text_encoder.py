@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForTextEncoding, AutoTokenizer
 
-from aim_hf.training.text_encoder import tiny_text_encoder, train_text_encoder, train_tokenizer, vary
+from aim_hf.training.text_encoder import spell, tiny_text_encoder, train_text_encoder, train_tokenizer, vary
 
 COLORS = ("red", "green", "blue", "yellow")
 INSTRUCTIONS = [
@@ -26,7 +26,7 @@ def tokenizer():
 def trained(tokenizer):
     torch.manual_seed(0)
     encoder = tiny_text_encoder(len(tokenizer), width=32)
-    accuracy = train_text_encoder(encoder, tokenizer, INSTRUCTIONS, steps=400, batch_size=32, learning_rate=1e-2)
+    accuracy = train_text_encoder(encoder, tokenizer, INSTRUCTIONS, steps=400, batch_size=32, learning_rate=5e-3)
     return encoder, accuracy
 
 
@@ -85,6 +85,25 @@ def test_variation_keeps_an_instruction(tokenizer):
     rng = random.Random(0)
     varied = {vary("Press the bell.", rng) for _ in range(50)}
     assert len(varied) > 5 and all(text.strip(" .!") for text in varied)
+
+
+def test_some_words_are_spelled_in_training(tokenizer):
+    text = "Lift the pot with both hands."
+    ids = tokenizer(text)["input_ids"]
+    spellings = [spell(text, tokenizer, random.Random(seed)) for seed in range(40)]
+    assert ids in spellings and any(len(spelling) > len(ids) for spelling in spellings)
+    decoded = {tokenizer.decode(spelling, skip_special_tokens=True) for spelling in spellings}
+    assert decoded == {tokenizer.decode(ids, skip_special_tokens=True)}
+
+
+def test_the_seed_decides(tokenizer):
+    def weights(seed):
+        torch.manual_seed(0)
+        encoder = tiny_text_encoder(len(tokenizer), width=16)
+        train_text_encoder(encoder, tokenizer, INSTRUCTIONS, steps=3, batch_size=8, seed=seed)
+        return encoder.shared.weight
+
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
 
 
 def test_no_instructions():

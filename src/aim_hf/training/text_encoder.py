@@ -3,8 +3,8 @@
 Notable choices:
 - The classes are those of Wan2.2's text encoder; only the sizes differ.
 - Byte-pair encoding over lower-case text, with every printable ASCII character in its alphabet: a word that was never
-  seen is spelled out and never unknown. Merges are dropped at random in training, so that its pieces have learned
-  embeddings.
+  seen is spelled out and never unknown. In training some words are spelled out too, so that letters have learned
+  embeddings. (`tokenizers`' own BPE dropout takes no seed.)
 - The encoder learns to restore masked tokens of varied instructions. Its output layer is the embedding table itself.
 """
 
@@ -15,11 +15,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 PAD, END, UNKNOWN, MASK = "<pad>", "</s>", "<unk>", "<extra_id_0>"
-SPELLING_RATE = 0.1  # how often a merge of the tokenizer is dropped in training
+SPELLING_RATE = 0.05  # how often a word is spelled out in training
 MASK_RATE = 0.25
 
 
@@ -82,6 +83,18 @@ def vary(instruction: str, rng: random.Random) -> str:
     return opening + " ".join(kept) + ending
 
 
+def spell(instruction: str, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> list[int]:
+    """Token ids of an instruction, some words of it letter by letter."""
+    backend = tokenizer.backend_tokenizer
+    ids = []
+    for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(instruction)):
+        if rng.random() < SPELLING_RATE:
+            ids += [backend.token_to_id(letter) for letter in word]
+        else:
+            ids += [token.id for token in backend.model.tokenize(word)]
+    return [*ids, tokenizer.eos_token_id]
+
+
 def train_text_encoder(
     encoder: UMT5EncoderModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -94,9 +107,6 @@ def train_text_encoder(
     """Masked-token training on varied instructions; returns the accuracy over the last 100 steps' masked tokens."""
     corpus = sorted(set(instructions))
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    spelling = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    spelling.model.dropout = SPELLING_RATE
-    spelling.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=PAD)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     encoder.train()
@@ -104,9 +114,9 @@ def train_text_encoder(
     with tqdm(range(steps), desc="text encoder", unit="step") as progress:
         for step in progress:
             texts = [vary(text, rng) for text in rng.choices(corpus, k=batch_size)]
-            encoded = spelling.encode_batch(texts)
-            ids = torch.tensor([e.ids for e in encoded])
-            attention = torch.tensor([e.attention_mask for e in encoded])
+            rows = [torch.tensor(spell(text, tokenizer, rng)) for text in texts]
+            ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+            attention = (ids != tokenizer.pad_token_id).long()
             hidden_out = (torch.rand(ids.shape, generator=generator) < MASK_RATE) & (ids > tokenizer.eos_token_id)
             inputs = ids.masked_fill(hidden_out, tokenizer.mask_token_id)
             features = encoder(inputs, attention_mask=attention).last_hidden_state[hidden_out]
