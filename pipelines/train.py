@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import set_seed
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from transformers import AutoModelForTextEncoding, HfArgumentParser, TrainerCallback, set_seed
+from transformers import AutoModelForTextEncoding, HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from aim_hf import AIMForWorldAction, AIMPipeline
@@ -58,6 +59,7 @@ def main():
     codec = VideoCodec(vae)
 
     trainer = AIMTrainer(model=model, args=args, train_dataset=train)
+    set_seed(args.seed, device_specific=True)  # each process draws noise of its own
     batch = torch.utils.data.default_collate([held_out[i] for i in range(len(held_out))])
     titles = [f"{entry['task']}: {entry['instruction']}" for entry in held_out.entries]
     output = Path(args.output_dir)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from aim_hf import AIMForWorldAction
 from aim_hf.codec import VideoCodec
 from aim_hf.data.episodes import Episode
 from aim_hf.data.latents import LatentWindows, encode_episode, write_latents
@@ -152,7 +153,10 @@ def test_resumed_training_is_the_uninterrupted_one(pipe, latents, tmp_path):
         assert torch.equal(a, b), name
     for a, b in zip(whole.ema.shadow_params, resumed.ema.shadow_params):
         assert torch.equal(a, b)
-    assert (tmp_path / "resumed" / "checkpoint-8" / EMA_FILE).exists()
+    folder = tmp_path / "resumed" / "checkpoint-8"
+    assert (folder / EMA_FILE).exists()
+    loaded = AIMForWorldAction.from_pretrained(folder)
+    assert torch.equal(loaded.value_noise_token, resumed.model.value_noise_token)
 
 
 def test_logged_terms_add_up_and_learning_happens(pipe, latents, tmp_path):

@@ -92,9 +92,9 @@ def head_peaks(codec: VideoCodec, processor: AIMProcessor, value_latents: torch.
 class SampleCallback(TrainerCallback):
     """Every `args.sample_steps` steps, samples the first chunks of held-out episodes with the averaged weights.
 
-    Logs (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels; `peak_within`,
-    share of peaks closer than 10 % of the canvas width; `action_error` and `action_error_true_map`, mean absolute
-    errors of normalized actions. Writes `samples/step-N.png`.
+    Adds to the next log (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels;
+    `peak_within`, share of peaks closer than 10 % of the canvas width; `action_error` and `action_error_true_map`,
+    mean absolute errors of normalized actions. Writes `samples/step-N.png`.
     """
 
     def __init__(
@@ -133,7 +133,8 @@ class SampleCallback(TrainerCallback):
             "sample_action_error": (sampled["actions"] - true_actions).abs().mean().item(),
             "sample_action_error_true_map": (sampled["actions_from_true_map"] - true_actions).abs().mean().item(),
         }
-        self.trainer.log(metrics)
+        # Not trainer.log: called from within a step it would cancel that step's own log, in this process alone.
+        self.trainer.sample_metrics = metrics
         self.folder.mkdir(parents=True, exist_ok=True)
         self._draw(batch, sampled, true_value, true_actions, metrics, self.folder / f"step-{step:07d}.png")
         return metrics

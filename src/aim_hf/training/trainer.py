@@ -35,7 +35,10 @@ class AIMTrainer(Trainer):
 
     def __init__(self, model: AIMForWorldAction, args: AIMTrainingArguments, **kwargs):
         super().__init__(model=model, args=args, **kwargs)
+        # Trainer sets this field of language models on every config; ours refuses fields that it doesn't have.
+        del model.config.use_cache
         self.ema = EMAModel(model.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
+        self.sample_metrics: dict[str, float] = {}  # of the last sample, until they are logged
         self._terms = {name: [] for name in LOSS_TERMS}
         self.add_callback(_UpdateEMA(self))
 
@@ -58,6 +61,8 @@ class AIMTrainer(Trainer):
                 if values:
                     logs[name] = self.accelerator.gather(torch.stack(values).mean()).mean().item()
                 values.clear()
+            logs |= self.sample_metrics
+            self.sample_metrics = {}
         super().log(logs, *args, **kwargs)
 
     def averaged_model(self) -> "AveragedWeights":
