@@ -21,7 +21,7 @@ from accelerate import PartialState  # noqa: E402
 from datasets import disable_progress_bars  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from aim_hf.data.episodes import shard_path, write_card, write_shard  # noqa: E402
+from aim_hf.data.episodes import remove_leftovers, shard_path, write_card, write_shard  # noqa: E402
 from aim_hf.data.recorder import Failure, record_episode  # noqa: E402
 from aim_hf.envs import TASKS, make_environment  # noqa: E402
 from aim_hf.envs.base import SPLITS, Environment  # noqa: E402
@@ -96,6 +96,9 @@ def main() -> None:
     shards = plan(tasks, args.split, args.episodes, args.shard_size, args.start_seed)
     missing = [shard for shard in shards if not is_done(args.output, shard)]
     state = PartialState(cpu=True)
+    if state.is_main_process:
+        remove_leftovers(args.output)
+    state.wait_for_everyone()
     mine = missing[state.process_index :: state.num_processes]
     disable_progress_bars()  # of `datasets`, one for each file written
 

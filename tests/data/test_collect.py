@@ -98,6 +98,8 @@ def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
     process.wait()
     assert 2 <= len(load_episodes(tmp_path)) < 6, "what is there is whole"
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/*.parquet")}
+    for name in (".README.md.12345", "data/.easy-click_bell-00009.parquet.12345"):
+        (tmp_path / name).write_text("half")  # as a kill in the middle of writing leaves behind
     subprocess.run(command, check=True)
     assert {path: path.stat().st_mtime_ns for path in done} == done, "what was done is not made again"
     assert contents(tmp_path) == contents(folder)

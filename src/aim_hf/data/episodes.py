@@ -204,6 +204,14 @@ def write_shard(path: Path, episodes: list[dict], seeds: list[dict]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of writers that were killed; no writer may be at work."""
+    for place in (folder, folder / "data", folder / "manifest"):
+        for path in place.glob(".*.*"):
+            if path.suffix[1:].isdigit():  # the writer's process id
+                path.unlink()
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

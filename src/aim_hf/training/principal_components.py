@@ -37,12 +37,9 @@ def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor)
             f"{config.dim_mult}; principal components need False, 0 and [1, 1, 1]."
         )
     for module in encoder.modules():
-        if isinstance(module, WanResidualBlock):
-            module.conv2.weight.zero_()
-            module.conv2.bias.zero_()
-        elif isinstance(module, WanAttentionBlock):
-            module.proj.weight.zero_()
-            module.proj.bias.zero_()
+        if isinstance(module, WanResidualBlock | WanAttentionBlock):  # nothing but their shortcuts
+            for parameter in module.parameters():
+                parameter.zero_()
     spatial, temporal = zip(*((layer.resample[1], layer.time_conv) for layer in encoder.down_blocks))
     dim = spatial[0].out_channels
     means = dim * 3 // 4  # channels for the mean of two moments; the rest holds half differences

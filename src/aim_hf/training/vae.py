@@ -70,7 +70,7 @@ class VAETrainingArguments:
     seed: int = 0
 
 
-def tiny_vae(z_dim: int = 96, base_dim: int = 128, decoder_base_dim: int = 32) -> AutoencoderKLWan:
+def tiny_vae(z_dim: int = 96, base_dim: int = 96, decoder_base_dim: int = 32) -> AutoencoderKLWan:
     """A VAE of Wan2.2's compression, 4 x 16 x 16, whose encoder can hold principal components.
 
     The decoder starts as a shallow network of pictures: residual branches and attention begin at zero, spatial kernels
