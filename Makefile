@@ -28,11 +28,13 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 
 # What a checkpoint is made of, step by step; each step is resumable, and one that is done costs nothing.
-# On a machine with another number of cores or GPUs, only PROCESSES and PRECISION change.
+# On a machine with another number of cores or GPUs, PROCESSES is what changes.
 PROCESSES ?= 2
 LAUNCH = OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --multi_gpu --num_processes $(PROCESSES) --num_cpu_threads_per_process 1
-# bfloat16 pays on a CPU only where it has instructions for it.
+# bfloat16 pays on a CPU only where it has instructions for it; compiling needs a C++ compiler.
 PRECISION ?= $(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),--bf16)
+VAE_STEPS ?= 6000
+COMPILE ?= $(if $(shell command -v g++),--compile_blocks)
 
 train-tiny: RUN = runs/aim-tiny
 train-tiny: TASKS = click_bell place_a2b_left place_a2b_right stack_blocks_two lift_pot handover_block
@@ -41,19 +43,20 @@ train-tiny: STEPS = 20000
 train-click-bell: RUN = runs/click-bell
 train-click-bell: TASKS = click_bell
 train-click-bell: EPISODES = 800
-train-click-bell: STEPS = 1500
+train-click-bell: STEPS = 2500
 
 train-tiny train-click-bell: setup
 	LP_NUM_THREADS=1 $(LAUNCH) dataset_scripts/collect.py --suite tabletop --split easy --tasks $(TASKS) \
 		--episodes $(EPISODES) --output $(RUN)/episodes
 	test -d $(RUN)/base/text_encoder || $(VENV)/bin/python pipelines/train_text_encoder.py --dataset $(RUN)/episodes \
 		--base $(RUN)/base --max-text-length 32
-	$(LAUNCH) pipelines/train_vae.py --dataset $(RUN)/episodes --base $(RUN)/base --output $(RUN)/vae
+	$(LAUNCH) pipelines/train_vae.py --dataset $(RUN)/episodes --base $(RUN)/base --output $(RUN)/vae \
+		--steps $(VAE_STEPS)
 	test -f $(RUN)/latents/index.json || $(VENV)/bin/python dataset_scripts/encode_latents.py \
 		--dataset $(RUN)/episodes --base $(RUN)/base --output $(RUN)/latents
 	$(LAUNCH) pipelines/train.py --latents $(RUN)/latents --base $(RUN)/base --preset tiny --output_dir $(RUN)/model \
 		--max_steps $(STEPS) --per_device_train_batch_size 16 --learning_rate 1.5e-3 --lr_scheduler_type cosine \
-		--warmup_steps 60 --adam_beta2 0.99 --weight_decay 0.01 --optim adamw_torch_fused $(PRECISION) \
+		--warmup_steps 60 --adam_beta2 0.99 --weight_decay 0.01 --optim adamw_torch_fused $(PRECISION) $(COMPILE) \
 		--logging_steps 25 --sample_steps 250 --save_steps 250 --save_total_limit 2
 	$(VENV)/bin/python pipelines/evaluate.py --policy $(RUN)/model/pipeline --suite tabletop --split easy \
 		--tasks $(TASKS) --episodes 50 --output $(RUN)/evaluation
