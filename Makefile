@@ -32,7 +32,8 @@ lint: setup
 PROCESSES ?= 2
 LAUNCH = OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --multi_gpu --num_processes $(PROCESSES) --num_cpu_threads_per_process 1
 # bfloat16 pays on a CPU only where it has instructions for it; compiling needs a C++ compiler.
-PRECISION ?= $(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),--bf16)
+CPU_FLAGS = --use_cpu $(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),--bf16)
+DEVICE ?= $(if $(shell command -v nvidia-smi),--bf16,$(CPU_FLAGS))
 VAE_STEPS ?= 6000
 COMPILE ?= $(if $(shell command -v g++),--compile_blocks)
 
@@ -56,7 +57,7 @@ train-tiny train-click-bell: setup
 		--dataset $(RUN)/episodes --base $(RUN)/base --output $(RUN)/latents
 	$(LAUNCH) pipelines/train.py --latents $(RUN)/latents --base $(RUN)/base --preset tiny --output_dir $(RUN)/model \
 		--max_steps $(STEPS) --per_device_train_batch_size 16 --learning_rate 1.5e-3 --lr_scheduler_type cosine \
-		--warmup_steps 60 --adam_beta2 0.99 --weight_decay 0.01 --optim adamw_torch_fused $(PRECISION) $(COMPILE) \
+		--warmup_steps 60 --adam_beta2 0.99 --weight_decay 0.01 --optim adamw_torch_fused $(DEVICE) $(COMPILE) \
 		--logging_steps 25 --sample_steps 250 --save_steps 250 --save_total_limit 2
 	$(VENV)/bin/python pipelines/evaluate.py --policy $(RUN)/model/pipeline --suite tabletop --split easy \
 		--tasks $(TASKS) --episodes 50 --output $(RUN)/evaluation

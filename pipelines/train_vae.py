@@ -32,6 +32,7 @@ def main():
     for field in fields(VAETrainingArguments):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     args = parser.parse_args()
+    state = PartialState(cpu=not torch.cuda.is_available())
 
     dataset = load_episodes(args.dataset)
     count = min(args.max_episodes, len(dataset))
@@ -41,21 +42,19 @@ def main():
     episodes = canvas_episodes(dataset, AIMProcessor.from_pretrained(args.base / "processor"))
 
     torch.manual_seed(args.seed)
-    existing = args.base / "vae"
-    if existing.is_dir():
-        vae = AutoencoderKLWan.from_pretrained(existing)
-    else:
+    if state.is_main_process and not (args.base / "vae").is_dir():
         vae = tiny_vae()
         set_encoder(vae, episodes[args.held_out :], args.frame_stride, args.seed)
-        if PartialState().is_main_process:
-            with written_whole(existing) as folder:
-                vae.save_pretrained(folder)
+        with written_whole(args.base / "vae") as folder:
+            vae.save_pretrained(folder)
+    state.wait_for_everyone()
+    vae = AutoencoderKLWan.from_pretrained(args.base / "vae")
     training = VAETrainingArguments(
         **{field.name: getattr(args, field.name) for field in fields(VAETrainingArguments)}
     )
     trainer = VAETrainer(vae, episodes[args.held_out :], episodes[: args.held_out], training, args.output)
     metrics = trainer.train()
-    if PartialState().is_main_process:
+    if state.is_main_process:
         with written_whole(args.base / "vae") as folder:
             trainer.vae.save_pretrained(folder)
         print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
