@@ -63,7 +63,7 @@ def latents(pipe, tmp_path_factory):
                 episode, codec, pipe.processor, config.actions_per_latent_frame, config.chunk_latent_frames
             )
             tensors["prompt_embeds"] = pipe.encode_prompt(episode.instruction)[0, :4].half()
-            yield {"task": episode.task, "seed": seed, "chunks": 4}, tensors
+            yield {"task": episode.task, "instruction": episode.instruction, "seed": seed, "chunks": 4}, tensors
 
     write_latents(folder, encoded(), pipe.processor, shard_size=4)
     return folder

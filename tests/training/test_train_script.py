@@ -1,0 +1,52 @@
+"""`pipelines/train.py` on two CPU processes, as a user launches it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from aim_hf import AIMPipeline
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_stage1 import latents, pipe  # noqa: E402, F401
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_samples_logs_and_checkpoints_fall_on_one_step(pipe, latents, tmp_path):  # noqa: F811
+    """Process 0 alone samples; it must neither hold up nor lose the others when they log and save together."""
+    pipe.vae.save_pretrained(tmp_path / "base" / "vae")
+    pipe.text_encoder.save_pretrained(tmp_path / "base" / "text_encoder")
+    config = {
+        name: value for name, value in pipe.model.config.to_diff_dict().items() if name != "transformers_version"
+    }
+    config = {name: value for name, value in config.items() if name not in ("architectures", "model_type", "dtype")}
+    options = {
+        "latents": latents,
+        "base": tmp_path / "base",
+        "config": json.dumps(config),
+        "output_dir": tmp_path / "run",
+        "window_chunks": 2,
+        "held_out": 2,
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 2,
+        "sample_steps": 2,
+        "save_steps": 2,
+        "report_to": "none",
+    }
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    script = [ROOT / "pipelines" / "train.py", "--use_cpu"]
+    subprocess.run(
+        [*launch, *script, *(part for name, value in options.items() for part in (f"--{name}", str(value)))],
+        check=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
+    logged = [entry for entry in state["log_history"] if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4]
+    assert all("sample_peak_error" in entry and "value_loss" in entry for entry in logged)
+    assert (tmp_path / "run" / "samples" / "step-0000004.png").exists()
+    AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline")
