@@ -1,6 +1,6 @@
 """Collect expert episodes with value maps:
 
-    accelerate launch --num_processes 2 dataset_scripts/collect.py --suite tabletop --tasks click_bell lift_pot \
+    accelerate launch --multi_gpu --num_processes 2 dataset_scripts/collect.py --suite tabletop --tasks click_bell \
         --split easy --episodes 100 --output DIR
 
 The unit of work is a shard: `--shard-size` episodes of one task from a range of seeds of its own, whichever process

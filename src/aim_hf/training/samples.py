@@ -24,12 +24,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-def euler(shift: float, steps: int, velocity: Callable, state: torch.Tensor) -> torch.Tensor:
-    """Integrates dx/dt = velocity(x, t) from t = 1 to 0 with diffusers' scheduler. t: (B,)."""
+def euler(shift: float, steps: int, velocity: Callable, state: torch.Tensor, rows: int) -> torch.Tensor:
+    """Integrates dx/dt = velocity(x, t) from t = 1 to 0 with diffusers' scheduler. t: (rows,)."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
     for timestep in scheduler.timesteps:
-        time = (timestep / scheduler.config.num_train_timesteps).expand(state.shape[-5 if state.dim() > 4 else 0])
+        time = (timestep / scheduler.config.num_train_timesteps).expand(rows)
         state = scheduler.step(velocity(state, time), timestep, state).prev_sample
     return state
 
@@ -62,13 +62,14 @@ def sample_first_chunk(
         num_inference_steps,
         lambda world, t: torch.stack(model.denoise_world(cache, *world, t)),
         world,
+        B,
     )
     noise = randn(B, config.actions_per_chunk, config.action_dim)
 
     def act(x, m):
         model.condition_actions(cache, x, m)
         return euler(
-            config.action_shift, num_action_inference_steps, lambda a, t: model.denoise_actions(cache, a, t), noise
+            config.action_shift, num_action_inference_steps, lambda a, t: model.denoise_actions(cache, a, t), noise, B
         )
 
     future = slice(1, 1 + config.chunk_latent_frames)
