@@ -18,6 +18,7 @@ from aim_hf.data.recorder import Failure, record_episode
 from aim_hf.data.video import decode_video
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import CAMERAS
+from aim_hf.envs.demonstration import play_path
 from aim_hf.envs.seeds import SEED_RANGES, scene_generator
 
 COLLECT = Path(__file__).parents[2] / "dataset_scripts" / "collect.py"
@@ -138,6 +139,9 @@ class Lazy:
     def expert(self):
         path = self._env.expert()
         return type(path)(path.actions[:3], [2]) if self.seed % 2 else path
+
+    def demonstrate(self, noise, rng):
+        return play_path(self, self.expert(), noise, rng, observe=True)
 
 
 def test_failures_are_reported_and_never_stored(collect):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from aim_hf.data.contacts import HOLD_STEPS, EventDetector
-from aim_hf.data.recorder import perturbation
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import Body, Contact
+from aim_hf.envs.demonstration import perturbation
 
 LEFT, RIGHT, PALM, TABLE, BLOCK, BELL = (1, 2), (3, 4), 5, 10, 11, 12
 OPEN, CLOSED = np.ones(16), np.zeros(16)

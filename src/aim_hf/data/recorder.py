@@ -8,10 +8,6 @@ from ..envs.base import ARMS, Environment, Observation
 from .contacts import EventDetector
 from .episodes import CAMERAS, Episode
 
-CORRELATION_STEPS = 4  # the perturbation wanders over about this many control steps
-QUIET_STEPS = 2  # no perturbation this close to a key step ...
-FADE_STEPS = 3  # ... and all of it this much further away
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -24,31 +20,21 @@ class Failure:
 def record_episode(
     env: Environment, seed: int, noise: float, rng: np.random.Generator, instructions: str = "seen"
 ) -> Episode | Failure:
-    """Run the expert on the scene of `seed` and record it.
+    """Let the expert act on the scene of `seed`, perturbed by `noise` (m), and record it.
 
-    What is executed is the expert's path plus a smooth random offset of each tool's position, of `noise` m standard
-    deviation; what is labelled is the path itself. So a policy learns to come back to the path.
+    What is executed bears the perturbation; what is labelled is the expert's own action.
     """
-    observation = env.reset(seed)
-    path = env.expert()
-    expert_action = np.asarray(path.actions, dtype=np.float32)
-    action = expert_action.copy()
-    offset = perturbation(len(action), path.key_steps, noise, rng)
-    action[:, 0:3] += offset[:, 0]
-    action[:, 8:11] += offset[:, 1]
-
+    env.reset(seed)
     detector = EventDetector(env)
+    frames = []
     env.on_physics_step.append(detector)
     try:
-        observations, success = [observation], False
-        for step_action in action:
-            detector.add_frame(env, step_action)
-            result = env.step(step_action)
-            observations.append(result.observation)
-            success = result.success
-        detector.add_frame(env, None)
+        for frame in env.demonstrate(noise, rng):
+            detector.add_frame(env, frame.action)
+            frames.append(frame)
     finally:
         env.on_physics_step.remove(detector)
+    observations, success = [frame.observation for frame in frames], frames[-1].success
 
     if not success:
         return Failure(seed, "the task was not fulfilled at the end of the expert's path")
@@ -67,8 +53,8 @@ def record_episode(
         intrinsics=_stack(observations, "intrinsic_cv", np.float32),
         extrinsics=_stack(observations, "extrinsic_cv", np.float32),
         state=np.stack([measured_state(observation) for observation in observations]),
-        action=action,
-        expert_action=expert_action,
+        action=np.stack([frame.action for frame in frames[:-1]]),
+        expert_action=np.stack([frame.expert_action for frame in frames[:-1]]),
         events=events,
     )
 
@@ -78,21 +64,6 @@ def measured_state(observation: Observation) -> np.ndarray:
     pose = observation["endpose"]
     parts = [part for arm in ARMS for part in (pose[f"{arm}_endpose"], [pose[f"{arm}_gripper"]])]
     return np.concatenate(parts).astype(np.float32)
-
-
-def perturbation(num_steps: int, key_steps: list[int], noise: float, rng: np.random.Generator) -> np.ndarray:
-    """A smooth zero-mean offset of both arms' positions, `noise` m standard deviation: (num_steps, 2, 3) float32.
-
-    White noise under a Gaussian window of `CORRELATION_STEPS`; none at the start and around each key step.
-    """
-    reach = 3 * CORRELATION_STEPS
-    window = np.exp(-0.5 * (np.arange(-reach, reach + 1) / CORRELATION_STEPS) ** 2)
-    window /= np.linalg.norm(window)  # keeps the variance
-    white = rng.normal(scale=noise, size=(num_steps + 2 * reach, 2, 3))
-    smooth = np.apply_along_axis(np.convolve, 0, white, window, mode="valid")
-    distance = np.abs(np.arange(num_steps)[:, None] - np.array([-QUIET_STEPS, *key_steps])).min(axis=1)
-    fade = np.clip((distance - QUIET_STEPS) / FADE_STEPS, 0, 1)
-    return (smooth * fade[:, None, None]).astype(np.float32)
 
 
 def _stack(observations: list[Observation], key: str, dtype: type) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ seven numbers, xyz then wxyz; pictures are uint8 RGB of shape (height, width, 3)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -94,6 +94,21 @@ class ExpertPath:
     key_steps: list[int]
 
 
+@dataclass(frozen=True)
+class ExpertFrame:
+    """A frame of a demonstration, and the action that follows it.
+
+    `action` (16,) is what is executed next, in the `ee` layout; `expert_action` (16,) what the expert wanted: the two
+    differ where the demonstration is perturbed. Both are None in the last frame. `success` tells whether the scene
+    fulfils the task in this frame.
+    """
+
+    observation: Observation | None
+    action: np.ndarray | None
+    expert_action: np.ndarray | None
+    success: bool
+
+
 class Environment(Protocol):
     """A task in a simulator. An episode of T actions has T + 1 observations, the first one from `reset`."""
 
@@ -120,7 +135,17 @@ class Environment(Protocol):
         """
 
     def expert(self) -> ExpertPath:
-        """The nominal path for the scene as it was reset."""
+        """The expert's nominal path for the scene as it was reset. The scene stays as it was."""
+
+    def demonstrate(
+        self, noise: float = 0.0, rng: np.random.Generator | None = None, observe: bool = True
+    ) -> Iterator[ExpertFrame]:
+        """Lets the expert act on the scene as it was reset: T + 1 frames, evenly spaced in time.
+
+        A frame is yielded before its action is executed, while `cameras`, `bodies` and the rest tell of that frame.
+        `noise` (m) perturbs the tools' paths by `rng`, where the suite's expert can be perturbed; ValueError else.
+        Without `observe` the frames have no observation.
+        """
 
     def instruction(self, split: Literal["seen", "unseen"] = "seen") -> str:
         """A sentence that tells the task, decided by the seed; `unseen` templates are kept out of training."""

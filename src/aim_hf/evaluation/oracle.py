@@ -69,17 +69,15 @@ class ExpertRun:
 def record_expert(env: Environment, seed: int) -> ExpertRun:
     """Runs the expert on the scene of `seed`; the environment is left in the state that this ends in."""
     env.reset(seed)
-    actions = env.expert().actions
     detector = EventDetector(env)
-    cameras, fingers, success = [env.cameras()], [_fingers(env)], False
+    cameras, fingers, success = [], [], False
     env.on_physics_step.append(detector)
     try:
-        for action in actions:
-            detector.add_frame(env, action)
-            success = env.step(action, observe=False).success
+        for frame in env.demonstrate(observe=False):
+            detector.add_frame(env, frame.action)
             cameras.append(env.cameras())
             fingers.append(_fingers(env))
-        detector.add_frame(env, None)
+            success = frame.success
     finally:
         env.on_physics_step.remove(detector)
     return ExpertRun(

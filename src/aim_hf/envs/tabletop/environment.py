@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import sapien
 
-from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertPath, Observation, StepResult
+from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertFrame, ExpertPath, Observation, StepResult
+from ..demonstration import play_path
 from ..seeds import check_seed, scene_generator
 from . import robot
 from .cameras import CameraRig, RendererMissing
@@ -119,6 +120,11 @@ class TabletopEnvironment:
     def expert(self) -> ExpertPath:
         self._active_scene()
         return self._task.expert()
+
+    def demonstrate(
+        self, noise: float = 0.0, rng: np.random.Generator | None = None, observe: bool = True
+    ) -> Iterator[ExpertFrame]:
+        return play_path(self, self.expert(), noise, rng, observe)
 
     def instruction(self, split: str = "seen") -> str:
         self._active_scene()

@@ -1,0 +1,50 @@
+"""Plays an expert's path step by step, with smooth perturbations that teach a policy to come back to the path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .base import Environment, ExpertFrame, ExpertPath
+
+CORRELATION_STEPS = 4  # the perturbation wanders over about this many control steps
+QUIET_STEPS = 2  # no perturbation this close to a key step ...
+FADE_STEPS = 3  # ... and all of it this much further away
+
+
+def play_path(
+    env: Environment, path: ExpertPath, noise: float, rng: np.random.Generator | None, observe: bool
+) -> Iterator[ExpertFrame]:
+    """`Environment.demonstrate` for an expert that tells its path in advance.
+
+    What is executed is the path plus a smooth random offset of each tool's position, of `noise` m standard deviation;
+    what the expert wanted is the path itself.
+    """
+    expert_actions = np.asarray(path.actions, dtype=np.float32)
+    actions = expert_actions.copy()
+    if noise > 0:
+        offset = perturbation(len(actions), path.key_steps, noise, rng)
+        actions[:, 0:3] += offset[:, 0]
+        actions[:, 8:11] += offset[:, 1]
+    observation, success = env.observe() if observe else None, False
+    for action, expert_action in zip(actions, expert_actions):
+        yield ExpertFrame(observation, action, expert_action, success)
+        result = env.step(action, observe=observe)
+        observation, success = result.observation, result.success
+    yield ExpertFrame(observation, None, None, success)
+
+
+def perturbation(num_steps: int, key_steps: list[int], noise: float, rng: np.random.Generator) -> np.ndarray:
+    """A smooth zero-mean offset of both arms' positions, `noise` m standard deviation: (num_steps, 2, 3) float32.
+
+    White noise under a Gaussian window of `CORRELATION_STEPS`; none at the start and around each key step.
+    """
+    reach = 3 * CORRELATION_STEPS
+    window = np.exp(-0.5 * (np.arange(-reach, reach + 1) / CORRELATION_STEPS) ** 2)
+    window /= np.linalg.norm(window)  # keeps the variance
+    white = rng.normal(scale=noise, size=(num_steps + 2 * reach, 2, 3))
+    smooth = np.apply_along_axis(np.convolve, 0, white, window, mode="valid")
+    distance = np.abs(np.arange(num_steps)[:, None] - np.array([-QUIET_STEPS, *key_steps])).min(axis=1)
+    fade = np.clip((distance - QUIET_STEPS) / FADE_STEPS, 0, 1)
+    return (smooth * fade[:, None, None]).astype(np.float32)
