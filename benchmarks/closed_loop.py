@@ -37,7 +37,8 @@ def main():
 
     from aim_hf.evaluation.evaluate import Protocol, evaluate
     from aim_hf.evaluation.policies import AIMPolicy
-    from aim_hf.evaluation.statistics import provenance, wilson_interval
+    from aim_hf.evaluation.statistics import wilson_interval
+    from aim_hf.provenance import provenance
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=sorted(STUDIES), required=True)

@@ -16,7 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.configuration_aim import PRESETS
-from aim_hf.evaluation.statistics import provenance
+from aim_hf.provenance import provenance
 from aim_hf.sampling import sample_chunk
 
 LATENT_SIZE = {"tiny": (6, 6), "wan2.2-ti2v-5b": (24, 20)}  # of the presets' canvases

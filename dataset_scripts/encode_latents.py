@@ -21,8 +21,9 @@ from transformers import AutoModelForTextEncoding
 from aim_hf.checkpoint import fingerprint
 from aim_hf.codec import VideoCodec
 from aim_hf.configuration_aim import PRESETS
-from aim_hf.data.episodes import Episode, load_episodes
+from aim_hf.data.episodes import Episode
 from aim_hf.data.latents import encode_episode, plan_shards, write_index
+from aim_hf.data.shards import load_episodes
 from aim_hf.processing_aim import AIMProcessor
 
 DESCRIPTION = ["suite", "task", "split", "seed", "instruction"]

@@ -24,9 +24,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from aim_hf import AIMForWorldAction, AIMPipeline
 from aim_hf.codec import VideoCodec
 from aim_hf.configuration_aim import PRESETS
-from aim_hf.data.episodes import replace_text
 from aim_hf.data.latents import LatentWindows
-from aim_hf.evaluation.statistics import provenance
+from aim_hf.files import write_text
+from aim_hf.provenance import provenance
 from aim_hf.training.curve import plot_training
 from aim_hf.training.lora import with_lora
 from aim_hf.training.samples import SampleCallback
@@ -98,7 +98,7 @@ def main():
         ).save_pretrained(output / "pipeline")
         plot_training(trainer.state.log_history, output / "pipeline" / "training_curve.png")
         record = {"steps": trainer.state.global_step, "log_history": trainer.state.log_history}
-        replace_text(output / "training.json", json.dumps(record | provenance(args.device), indent=1) + "\n")
+        write_text(output / "training.json", json.dumps(record | provenance(args.device), indent=1) + "\n")
 
     class Export(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

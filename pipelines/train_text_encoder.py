@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from aim_hf import AIMProcessor, t_pose_canvas
-from aim_hf.checkpoint import written_whole
-from aim_hf.data.episodes import Episode, load_episodes
+from aim_hf.data.episodes import Episode
+from aim_hf.data.shards import load_episodes
+from aim_hf.files import written_folder
 from aim_hf.training.text_encoder import tiny_text_encoder, train_text_encoder, train_tokenizer
 
 
@@ -38,9 +39,9 @@ def main():
     processor = AIMProcessor(
         tokenizer, canvas, t_pose_canvas(canvas, head, wrist), max_text_length=args.max_text_length
     )
-    with written_whole(args.base / "text_encoder") as folder:
+    with written_folder(args.base / "text_encoder") as folder:
         encoder.save_pretrained(folder)
-    with written_whole(args.base / "processor") as folder:
+    with written_folder(args.base / "processor") as folder:
         processor.save_pretrained(folder)
     print(
         f"{len(instructions)} instructions, {len(tokenizer)} tokens, "

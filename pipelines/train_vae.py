@@ -17,8 +17,8 @@ from accelerate import PartialState
 from diffusers import AutoencoderKLWan
 
 from aim_hf import AIMProcessor
-from aim_hf.checkpoint import written_whole
-from aim_hf.data.episodes import load_episodes
+from aim_hf.data.shards import load_episodes
+from aim_hf.files import written_folder
 from aim_hf.training.vae import VAETrainer, VAETrainingArguments, canvas_episodes, set_encoder, tiny_vae, trained_steps
 
 
@@ -63,7 +63,7 @@ def main():
 
 
 def export(vae: AutoencoderKLWan, base: Path) -> None:
-    with written_whole(base / "vae") as folder:
+    with written_folder(base / "vae") as folder:
         vae.save_pretrained(folder)
 
 

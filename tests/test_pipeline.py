@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline
 from fixtures_pipeline import HEAD, WRIST, make_observation, make_pipeline, make_pose, randomize
 from safetensors.torch import load_file, save_file
 
-from aim_hf.checkpoint import written_whole
 from aim_hf.codec import VideoCodec
+from aim_hf.files import written_folder
 from aim_hf.pipeline_aim import AIMPipeline, AIMPipelineOutput, AIMSession
 
 SIZES = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST}
@@ -379,7 +379,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path):
         if existing:
             folder.mkdir(parents=True)
             (folder / "model_index.json").write_text("{}")
-        with pytest.raises(RuntimeError), written_whole(folder) as partial:
+        with pytest.raises(RuntimeError), written_folder(folder) as partial:
             (partial / "model_index.json").write_text("new")
             raise RuntimeError("disk full")
         assert sorted(p.name for p in folder.parent.iterdir()) == (["aim"] if existing else [])

@@ -8,9 +8,7 @@ only once it is complete.
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -116,28 +114,3 @@ def _weights(component: Path) -> list[Path]:
     if not any(component.glob("*.json")) or (files and not (component / "config.json").is_file()):
         raise OSError(f"{component} has no configuration; save or download the checkpoint again.")
     return files
-
-
-@contextmanager
-def written_whole(folder: str | os.PathLike) -> Iterator[Path]:
-    """Gives an empty folder to write into, and moves what is in it to `folder` when all is written.
-
-    If writing fails, `folder` stays as it was. Other files in an existing `folder` stay too. `model_index.json` goes
-    first and comes last, so that an interrupted move leaves a folder that `stored_tensors` refuses.
-    """
-    folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if not folder.exists():
-            partial.rename(folder)
-            return
-        (folder / "model_index.json").unlink(missing_ok=True)
-        for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "model_index.json"):
-            if entry.is_dir():
-                shutil.rmtree(folder / entry.name, ignore_errors=True)
-            entry.replace(folder / entry.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

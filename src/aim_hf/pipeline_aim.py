@@ -32,8 +32,8 @@ from .checkpoint import (
     component_tensors,
     local_folder,
     stored_tensors,
-    written_whole,
 )
+from .files import written_folder
 from .modeling_aim import AIMForWorldAction
 from .processing_aim import AIMProcessor, robotwin_processor
 from .sampling import NUM_ACTION_INFERENCE_STEPS, sample_chunk
@@ -195,7 +195,7 @@ class AIMPipeline(DiffusionPipeline):
         finds this class."""
         if push_to_hub:
             kwargs.setdefault("repo_id", Path(save_directory).name)
-        with written_whole(save_directory) as folder:
+        with written_folder(save_directory) as folder:
             (folder / "pipeline.py").write_text(f"from {__name__} import {type(self).__name__}  # noqa: F401\n")
             super().save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
 

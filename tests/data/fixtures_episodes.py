@@ -43,6 +43,7 @@ def make_episode(seed: int = 0, task: str = "click_bell", split: str = "easy") -
         instruction="Slide the red block.",
         success=True,
         fps=12.5,
+        action_space="ee",
         rgb=rgb,
         intrinsics={name: camera[0].astype(np.float32) for name, camera in cameras.items()},
         extrinsics={name: camera[1].astype(np.float32) for name, camera in cameras.items()},

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from aim_hf.data.episodes import Episode, load_episodes
+from aim_hf.data.episodes import Episode
 from aim_hf.data.recorder import Failure, record_episode
+from aim_hf.data.shards import load_episodes
 from aim_hf.data.video import decode_video
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import CAMERAS

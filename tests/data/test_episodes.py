@@ -1,5 +1,10 @@
 """Episodes on disk: plain `load_dataset` reads them, and damage is named."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -7,9 +12,21 @@ from datasets import Dataset, load_dataset
 from fixtures_episodes import NUM_FRAMES, make_episode
 from test_video import psnr
 
-from aim_hf.data.episodes import FEATURES, Episode, load_episodes, shard_path, write_card, write_shard
+from aim_hf.data.card import write_card
+from aim_hf.data.episodes import Episode, episode_features
+from aim_hf.data.shards import ShardWriter, load_episodes, read_rows
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
+
+PROVENANCE = {"suite": "tabletop", "simulator": {"sapien": "3"}}
+
+
+def write_shard(folder, episodes, split="easy", index=0):
+    writer = ShardWriter(folder, split, "click_bell", index)
+    for episode in episodes:
+        writer.add(episode.to_row())
+    writer.finish(PROVENANCE)
+    return writer.path
 
 
 @pytest.fixture
@@ -17,9 +34,7 @@ def folder(tmp_path):
     """Two shards: seeds 0 and 1, easy; seed 2, hard."""
     folder = tmp_path / "episodes"
     for split, seeds in (("easy", (0, 1)), ("hard", (2,))):
-        episodes = [make_episode(seed, split=split) for seed in seeds]
-        path = shard_path(folder, split, "click_bell", 0)
-        write_shard(path, [episode.to_row() for episode in episodes], [{"seed": seed} for seed in seeds])
+        write_shard(folder, [make_episode(seed, split=split) for seed in seeds], split)
     write_card(folder)
     return folder
 
@@ -27,7 +42,7 @@ def folder(tmp_path):
 def test_plain_load_dataset_reads_the_folder_with_its_videos(folder):
     splits = load_dataset(str(folder))
     assert {name: split.num_rows for name, split in splits.items()} == {"easy": 2, "hard": 1}
-    assert splits["easy"].features == FEATURES
+    assert splits["easy"].features == episode_features()
     for row, seed in zip(splits["easy"], (0, 1), strict=True):
         original = make_episode(seed)
         assert row["seed"] == seed and row["num_frames"] == NUM_FRAMES and row["fps"] == 12.5
@@ -75,15 +90,73 @@ def test_row_keeps_every_number(folder):
         assert np.array_equal(event.body_pose, expected.body_pose)
 
 
-def test_a_failed_write_leaves_nothing_behind(folder, monkeypatch):
-    def full_disk(self, path):
-        path.write_bytes(b"PAR1 and then nothing")
-        raise OSError("No space left on device")
+def test_an_episode_of_what_little_is_known_keeps_just_that(tmp_path):
+    """One camera without calibration, no contacts, the seven numbers of one arm."""
+    episode = make_episode()
+    episode.rgb = {"head_camera": episode.rgb["head_camera"]}
+    episode.intrinsics, episode.extrinsics, episode.events, episode.action_space = {}, {}, None, "qpos"
+    episode.state, episode.action, episode.expert_action = (
+        x[:, :7] for x in (episode.state, episode.action, episode.expert_action)
+    )
+    path = write_shard(tmp_path, [episode])
+    (row,) = read_rows(path)
+    assert row["rgb_left_camera"] is None and row["value_head_camera"] is None and row["events"] is None
+    stored = Episode.from_row(load_episodes(tmp_path)[0])
+    assert list(stored.rgb) == ["head_camera"] and stored.events is None and stored.value_maps("head_camera") is None
+    assert np.array_equal(stored.action, episode.action) and stored.action_space == "qpos"
 
-    monkeypatch.setattr(Dataset, "to_parquet", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_shard(shard_path(folder, "easy", "click_bell", 1), [make_episode(7).to_row()], [{"seed": 7}])
-    assert len(list((folder / "data").iterdir())) == 2
+
+def test_value_maps_of_unknown_contacts_are_those_that_were_recorded(tmp_path):
+    episode = make_episode()
+    maps = {camera: episode.value_maps(camera) for camera in CAMERAS}
+    episode.events, episode.recorded_value_maps = None, maps
+    stored = Episode.from_row(load_episodes(write_shard(tmp_path, [episode]).parents[1])[0])
+    for camera in CAMERAS:
+        assert np.abs(stored.value_maps(camera).astype(int) - maps[camera]).max() < 25
+
+
+# Writing
+
+
+def test_a_shard_goes_on_where_its_writer_was_killed(tmp_path):
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    expected = write_shard(whole, [make_episode(seed) for seed in (0, 2, 3)])
+    first = ShardWriter(pieces, "easy", "click_bell", 0)
+    first.add(make_episode(2).to_row())
+    first.reject(1, "the block fell")
+    again = ShardWriter(pieces, "easy", "click_bell", 0)
+    assert again.tried == {1: "the block fell", 2: None} and again.num_episodes == 1 and not again.is_done(3)
+    again.add(make_episode(3).to_row())
+    again.add(make_episode(0).to_row())
+    again.finish(PROVENANCE)
+    assert again.path.read_bytes() == expected.read_bytes(), "ordered by seed, whatever the order of recording"
+    manifest = json.loads(again.manifest.read_text())
+    assert manifest["seeds"][1] == {"seed": 1, "outcome": "failed", "reason": "the block fell"}
+    assert again.is_done(3) and not list(pieces.glob(".unfinished/*"))
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from fixtures_episodes import make_episode
+from aim_hf.data.shards import ShardWriter
+row = make_episode(7).to_row()
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # the kernel refuses more, as a full disk does
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    ShardWriter(Path({folder!r}), "easy", "click_bell", 1).add(row)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_loses_nothing_that_was_written(folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code = FULL_DISK.format(tests=str(Path(__file__).parent), folder=str(folder))
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "could not be written" in answer and "Make room, then run the same command again" in answer
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert len(load_episodes(folder)) == 3
 
 
@@ -107,45 +180,73 @@ def test_an_empty_or_foreign_folder_is_refused(tmp_path):
 
 
 def test_a_truncated_shard_is_named(folder):
-    path = shard_path(folder, "easy", "click_bell", 0)
+    path = folder / "data" / "easy-click_bell-00000.parquet"
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match="easy-click_bell-00000.parquet is no whole Parquet file.*delete it"):
         load_episodes(folder)
 
 
-def change(folder, **columns) -> None:
+def change(folder, **columns) -> Path:
     """Overwrite columns of the first row of the easy shard."""
-    path = shard_path(folder, "easy", "click_bell", 0)
+    path = folder / "data" / "easy-click_bell-00000.parquet"
     rows = pq.read_table(path).to_pylist()
     rows[0] |= {name: change(rows[0]) for name, change in columns.items()}
-    Dataset.from_list(rows, features=FEATURES).to_parquet(path)
+    Dataset.from_list(rows, features=episode_features()).to_parquet(path)
+    return path
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"rgb_left_camera": lambda row: None}, "row 0: rgb_left_camera holds no video"),
-        ({"rgb_left_camera": lambda row: {"bytes": b"junk", "path": None}}, "row 0: rgb_left_camera is damaged"),
-        ({"num_frames": lambda row: 8}, "row 0: state has 7 entries, expected 8"),
-        ({"action": lambda row: row["action"][:-1]}, "row 0: action has 5 entries, expected 6"),
-        ({"expert_action": lambda row: [[np.nan] * 16] * 6}, "row 0: expert_action holds NaN"),
-        ({"instruction": lambda row: " "}, "row 0: the instruction is empty"),
-        ({"events": lambda row: [row["events"][0] | {"frame": 7}]}, "row 0: event at frame 7"),
+        ({f"rgb_{camera}": lambda row: None for camera in CAMERAS}, "no camera has a video"),
+        ({"rgb_left_camera": lambda row: None}, "value_left_camera has no rgb_left_camera"),
+        ({"value_left_camera": lambda row: None}, "value_left_camera holds no video"),
+        ({"rgb_left_camera": lambda row: {"bytes": b"junk", "path": None}}, "rgb_left_camera is damaged"),
+        ({"num_frames": lambda row: 8}, "state has 7 entries, expected 8"),
+        ({"action": lambda row: row["action"][:-1]}, "action has 5 entries, expected 6"),
+        ({"expert_action": lambda row: [[np.nan] * 16] * 6}, "expert_action holds NaN"),
+        ({"intrinsics_left_camera": lambda row: None}, "left_camera has only one of intrinsics"),
+        ({"instruction": lambda row: " "}, "the instruction is empty"),
+        ({"events": lambda row: [row["events"][0] | {"frame": 7}]}, "event at frame 7"),
         (
             {"events": lambda row: [row["events"][0] | {"body_pose": [[0.0] * 7]}]},
             "body_pose of the pick on block has 1",
         ),
-        ({"seed": lambda row: 1}, "episode .*'easy', 1.* is in .*easy-click_bell-00000.parquet too"),
     ],
 )
 def test_a_bad_row_is_named(folder, columns, message):
-    change(folder, **columns)
-    with pytest.raises(ValueError, match=f"easy-click_bell-00000.parquet.*{message}"):
-        load_episodes(folder)
+    path = change(folder, **columns)
+    with pytest.raises(ValueError, match=f"easy-click_bell-00000.parquet, row 0: {message}"):
+        list(read_rows(path))
 
 
 def test_a_video_of_another_length_is_named(folder):
     short = encode_video(make_episode().rgb["head_camera"][:4], 12.5)
-    change(folder, rgb_head_camera=lambda row: {"bytes": short, "path": None})
-    with pytest.raises(ValueError, match="row 0: rgb_head_camera has 4 frames, expected num_frames = 7"):
+    path = change(folder, rgb_head_camera=lambda row: {"bytes": short, "path": None})
+    message = "rgb_head_camera has 4 frames, expected num_frames = 7"
+    with pytest.raises(ValueError, match=f"row 0: {message}"):
+        list(read_rows(path))
+    with pytest.raises(ValueError, match=f"click_bell seed 0: {message}"):
+        Episode.from_row(load_episodes(folder)[0])
+
+
+def test_an_episode_that_is_there_twice_is_named(folder):
+    change(folder, seed=lambda row: 1)
+    with pytest.raises(ValueError, match="episode .*'easy', 1.* is in .*easy-click_bell-00000.parquet too"):
+        load_episodes(folder)
+
+
+def test_episodes_out_of_order_are_named(folder):
+    change(folder, seed=lambda row: 5)
+    with pytest.raises(ValueError, match="episode .*'easy', 5.* comes before .*'easy', 1"):
+        load_episodes(folder)
+
+
+def test_actions_of_two_sizes_in_one_folder_are_refused(folder):
+    episode = make_episode(9)
+    episode.state, episode.action, episode.expert_action = (
+        x[:, :7] for x in (episode.state, episode.action, episode.expert_action)
+    )
+    write_shard(folder, [episode], index=1)
+    with pytest.raises(ValueError, match="mixes actions of 16 numbers .* and 7 numbers"):
         load_episodes(folder)

@@ -1,6 +1,7 @@
 import pytest
 
-from aim_hf.evaluation.statistics import provenance, summarize, wilson_interval
+from aim_hf.evaluation.statistics import summarize, wilson_interval
+from aim_hf.provenance import provenance
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def make_episode(seed: int, steps: int = 19) -> Episode:
         instruction="ring the bell",
         success=True,
         fps=12.5,
+        action_space="ee",
         rgb={name: rng.integers(0, 256, (frames, *size, 3), dtype=np.uint8) for name, size in SIZES.items()},
         intrinsics={name: np.tile(camera, (frames, 1, 1)) for name in SIZES},
         extrinsics={name: np.tile(extrinsics, (frames, 1, 1)) for name in SIZES},

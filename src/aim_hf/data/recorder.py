@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..envs.base import ARMS, Environment, Observation
+from ..envs.base import ARMS, CAMERAS, Environment, Observation, SeedRejected
 from .contacts import EventDetector
-from .episodes import CAMERAS, Episode
+from .episodes import Episode
+from .value_maps import visible_shares
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ def record_episode(
 
     What is executed bears the perturbation; what is labelled is the expert's own action.
     """
-    env.reset(seed)
+    try:
+        env.reset(seed)
+    except SeedRejected as rejected:
+        return Failure(seed, str(rejected))
     detector = EventDetector(env)
     frames = []
     env.on_physics_step.append(detector)
@@ -32,6 +36,8 @@ def record_episode(
         for frame in env.demonstrate(noise, rng):
             detector.add_frame(env, frame.action)
             frames.append(frame)
+    except SeedRejected as rejected:
+        return Failure(seed, str(rejected))
     finally:
         env.on_physics_step.remove(detector)
     observations, success = [frame.observation for frame in frames], frames[-1].success
@@ -40,7 +46,12 @@ def record_episode(
         return Failure(seed, "the task was not fulfilled at the end of the expert's path")
     events = detector.events()
     if not events:
-        return Failure(seed, "the task was fulfilled, but no pick, place or press was seen")
+        return Failure(seed, "the task was fulfilled, but no contact that it turns on was seen")
+    intrinsics, extrinsics = (_stack(observations, key, np.float32) for key in ("intrinsic_cv", "extrinsic_cv"))
+    if "depth" in observations[0]["observation"][CAMERAS[0]]:
+        for camera, depth in _stack(observations, "depth", np.float32).items():
+            for event in events:
+                event.visible[camera] = visible_shares(event, intrinsics[camera], extrinsics[camera], depth)
     return Episode(
         suite=env.suite,
         task=env.task,
@@ -49,9 +60,10 @@ def record_episode(
         instruction=env.instruction(instructions),
         success=success,
         fps=1 / env.control_dt,
+        action_space="ee",
         rgb=_stack(observations, "rgb", np.uint8),
-        intrinsics=_stack(observations, "intrinsic_cv", np.float32),
-        extrinsics=_stack(observations, "extrinsic_cv", np.float32),
+        intrinsics=intrinsics,
+        extrinsics=extrinsics,
         state=np.stack([measured_state(observation) for observation in observations]),
         action=np.stack([frame.action for frame in frames[:-1]]),
         expert_action=np.stack([frame.expert_action for frame in frames[:-1]]),

@@ -5,16 +5,17 @@ of the episode. A frame's map is a pure function of events and cameras: put the 
 project them, and draw around each a Gaussian as wide as `RADIUS` metres appear at its depth. So the maps of a stored
 episode can be rendered again, bit by bit.
 
-Left out: occlusion. A map shows where to act, seen or hidden.
+A map shows where to act, seen or hidden; `visible_shares` tells how much of it a camera really sees.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 RADIUS = 0.02  # m, the standard deviation of the Gaussian around a contact point
 MIN_SIGMA = 1.5  # pixels: a smaller spot would fall between them
 MAX_SIGMA = 0.15  # of the image width: a larger one would no longer say where
+DEPTH_TOLERANCE = 0.01  # m
 TOGETHER = 5  # frames: the next events of two arms that are no further apart are shown in one map
 # 255 * exp(-z^2 / 2) rounds to 0 beyond this many standard deviations, so that nothing need be drawn there.
 REACH = float(np.sqrt(2 * np.log(510)))
@@ -31,6 +32,7 @@ class Event:
     body_name: the body that the points are fixed to: what is picked or pressed, or the support of a place.
     points (num_points, 3) float32: contact points in the frame of that body (m).
     body_pose (num_frames, 7) float32: its pose in each frame, xyz (m) and quaternion wxyz, in the world.
+    visible: per camera (num_frames,) float32, the share of the points that it sees; cameras without depth are absent.
     """
 
     kind: str
@@ -39,6 +41,7 @@ class Event:
     body_name: str
     points: np.ndarray
     body_pose: np.ndarray
+    visible: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
@@ -70,6 +73,12 @@ def fill_hull(points: np.ndarray, spacing: float = RADIUS / 2) -> np.ndarray:
         _, first = np.unique(np.ravel_multi_index(tuple(cells.T), shape), return_index=True)
         points = points[np.sort(first)]
     return points
+
+
+def world_points(points: np.ndarray, body_pose: np.ndarray) -> np.ndarray:
+    """Points (num_points, 3) of a body's frame in the world, at poses (num_frames, 7): (num_frames, num_points, 3)."""
+    pose = np.asarray(body_pose, dtype=np.float64)
+    return points @ np.swapaxes(rotation_matrix(pose[:, 3:]), -1, -2) + pose[:, None, :3]
 
 
 def shown_events(events: list[Event], num_frames: int) -> np.ndarray:
@@ -142,11 +151,33 @@ def render_value_maps(
     intrinsics, extrinsics = np.asarray(intrinsics, dtype=np.float64), np.asarray(extrinsics, dtype=np.float64)
     maps = np.zeros((len(intrinsics), height, width), dtype=np.float32)
     for event, shown in zip(events, shown_events(events, len(intrinsics)), strict=True):
-        pose = np.asarray(event.body_pose[shown], dtype=np.float64)
-        points = fill_hull(event.points) @ np.swapaxes(rotation_matrix(pose[:, 3:]), -1, -2) + pose[:, None, :3]
+        points = world_points(fill_hull(event.points), event.body_pose[shown])
         pixels, depth = project(points, intrinsics[shown], extrinsics[shown])
         focal_length = intrinsics[shown, 0, 0][:, None]
         sigma = np.clip(focal_length * RADIUS / np.maximum(depth, 1e-3), MIN_SIGMA, MAX_SIGMA * width)
         maps[shown] = np.maximum(maps[shown], splat(pixels, sigma, height, width))
     gray = np.rint(255 * maps).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1)
+
+
+def visible_shares(event: Event, intrinsics: np.ndarray, extrinsics: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """The share of an event's points that one camera sees, in each frame: (num_frames,) float32.
+
+    intrinsics, extrinsics as in `render_value_maps`; depth (num_frames, height, width) in m along the camera's axis. A
+    point is seen where the picture is no nearer than the point is, by more than `DEPTH_TOLERANCE`, in its pixel or one
+    beside it: contact points lie on surfaces, and pixels are coarse. Out of view is not seen.
+    """
+    height, width = depth.shape[1:]
+    pixels, distance = project(
+        world_points(event.points, event.body_pose), intrinsics.astype(np.float64), extrinsics.astype(np.float64)
+    )
+    u, v = pixels[..., 0], pixels[..., 1]
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    columns, rows = (np.where(inside, x, 0).astype(int) for x in (u, v))
+    frames = np.arange(len(depth))[:, None]
+    farthest = np.full(columns.shape, -np.inf)
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            near = depth[frames, np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
+            np.maximum(farthest, near, out=farthest)
+    return (inside & (distance <= farthest + DEPTH_TOLERANCE)).mean(axis=1).astype(np.float32)

@@ -21,10 +21,19 @@ SPLITS = ("easy", "hard")
 Arm = Literal["left", "right"]
 ActionMode = Literal["ee", "qpos"]
 
-# {"observation": {camera: {"rgb": (H, W, 3) uint8, "intrinsic_cv": (3, 3), "extrinsic_cv": (3, 4)}},
+# {"observation": {camera: {"rgb": (H, W, 3) uint8, "intrinsic_cv": (3, 3), "extrinsic_cv": (3, 4),
+#                           "depth": (H, W) float32, m along the camera's axis; only where it was asked for}},
 #  "joint_action": {"vector": (14,)},
 #  "endpose": {"left_endpose": (7,), "left_gripper": float, "right_endpose": (7,), "right_gripper": float}}
 Observation = dict[str, Any]
+
+
+class SeedRejected(RuntimeError):
+    """The suite has no episode to offer for a seed: its scene is unstable, or its expert fails on it."""
+
+
+class SimulatorLost(RuntimeError):
+    """The process that simulates died or hung. The environment can be reset: that starts another."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class Environment(Protocol):
     control_dt: float  # seconds a control step
     physics_dt: float  # seconds a physics step, so that force = impulse / physics_dt
     step_limit: int
+    simulator: dict[str, str]  # versions and commits of what simulates, for the record
     on_physics_step: list[Callable[[Environment], None]]  # called after every physics step
 
     def reset(self, seed: int) -> Observation:

@@ -19,14 +19,15 @@ from typing import Any
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..data.episodes import replace_text
 from ..envs import TASKS
 from ..envs.base import SPLITS
 from ..envs.seeds import episode_seeds
+from ..files import write_text
+from ..provenance import provenance
 from .pictures import write_contact_sheet, write_strip, write_video
 from .policies import Policy
 from .rollout import EpisodeResult, ValueMaps, run_episodes
-from .statistics import provenance, summarize
+from .statistics import summarize
 from .vector_env import VectorEnvironment
 
 
@@ -211,7 +212,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _check_settings(output: Path, settings: dict[str, Any]) -> None:

@@ -1,18 +1,8 @@
 """From episodes to rates: the Wilson interval, and results.json."""
 
 import math
-import os
-import platform
-import shlex
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import torch
-
-PACKAGES = ("aim-hf", "torch", "transformers", "diffusers", "accelerate", "sapien", "numpy")
 NEAR = 0.1  # of the canvas's width: a value map's peak this close to the true contact counts as on it
 
 
@@ -67,41 +57,3 @@ def _peaks(episodes: list[dict[str, Any]], camera: str) -> dict[str, Any]:
     errors = [record["peak_error"][camera] for record in episodes if record["peak_error"] is not None]
     errors = [error for error in errors if error is not None]
     return {"share": sum(error <= NEAR for error in errors) / len(errors) if errors else None, "count": len(errors)}
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Where numbers come from: versions, commit, hardware and command."""
-    hardware = {"device": device.type, "cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if device.type == "cuda":
-        hardware["gpu"] = torch.cuda.get_device_name(device)
-    return {
-        "versions": {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES},
-        "commit": _commit(),
-        "hardware": hardware,
-        "command": shlex.join(sys.argv),
-    }
-
-
-def _version(package: str) -> str | None:
-    """None where it isn't installed: a GPU machine that only times the model needs no simulator."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from, marked if files differ from it; None outside of one."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except FileNotFoundError:
-        return None
-    return answer.stdout.strip() or None

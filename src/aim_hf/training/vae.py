@@ -30,9 +30,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from ..checkpoint import written_whole
 from ..codec import BLACK, VideoCodec
 from ..data.episodes import Episode
+from ..files import written_folder
 from ..processing_aim import AIMProcessor
 from .muon import MuonWithAdamW
 from .principal_components import set_principal_component_encoder
@@ -369,7 +369,7 @@ class VAETrainer:
         return metrics
 
     def _save(self):
-        with written_whole(self.folder / "checkpoint") as folder:
+        with written_folder(self.folder / "checkpoint") as folder:
             self.vae.save_pretrained(folder)
             save_file(_tensors(self.optimizer), folder / "optimizer.safetensors")
             (folder / "training.json").write_text(json.dumps({"step": self.step, **asdict(self.args)}, indent=1))

@@ -99,8 +99,9 @@ class CameraRig:
             found[name] = Camera(intrinsics, _OPENCV_FROM_SAPIEN @ world_to_camera[:3], width, height)
         return found
 
-    def pictures(self, tint: np.ndarray) -> dict[str, np.ndarray]:
-        """Renders every camera: uint8 (height, width, 3). `tint` (3,) multiplies colors, as colored light would."""
+    def pictures(self, tint: np.ndarray, depth: bool = False) -> dict[str, dict[str, np.ndarray]]:
+        """Renders every camera: `rgb` uint8 (height, width, 3) and, if wanted, `depth` float32 (height, width) in m.
+        `tint` (3,) multiplies colors, as colored light would."""
         self._scene.sapien.update_render()
         pictures = {}
         for name, component in self._components.items():
@@ -108,5 +109,9 @@ class CameraRig:
             large = component.get_picture("Color")[..., :3]
             width, height = SIZES[name]
             mean = large.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3).mean(axis=(1, 3), dtype=np.float32)
-            pictures[name] = np.clip(mean * tint * 255 + 0.5, 0, 255).astype(np.uint8)
+            pictures[name] = {"rgb": np.clip(mean * tint * 255 + 0.5, 0, 255).astype(np.uint8)}
+            if depth:
+                # OpenGL camera coordinates: z points backwards. An average of depths would lie on no surface.
+                position = component.get_picture("Position")[::SUPERSAMPLING, ::SUPERSAMPLING, 2]
+                pictures[name]["depth"] = np.where(position < 0, -position, np.inf).astype(np.float32)
         return pictures

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import sapien
 
+from ...provenance import package_version, source_commit
 from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertFrame, ExpertPath, Observation, StepResult
 from ..demonstration import play_path
 from ..seeds import check_seed, scene_generator
@@ -28,7 +29,8 @@ class TabletopEnvironment:
     """One task of the tabletop suite; see `envs.base.Environment` for the methods' contracts.
 
     Observations' `endpose` is the measured pose of the tool center point itself, and `joint_action/vector` holds
-    measured positions. With `render=False` observations carry no `rgb`, and neither Vulkan nor a GPU is needed.
+    measured positions. With `render=False` observations carry no `rgb`, and neither Vulkan nor a GPU is needed; with
+    `depth=True` each camera has its `depth` beside its `rgb`.
 
     Raises ValueError for an unknown task or split, RendererMissing where pictures are wanted but can't be made.
     """
@@ -38,7 +40,7 @@ class TabletopEnvironment:
     control_dt = PHYSICS_STEPS * PHYSICS_DT
     physics_dt = PHYSICS_DT
 
-    def __init__(self, task: str, split: str = "easy", render: bool = True):
+    def __init__(self, task: str, split: str = "easy", render: bool = True, depth: bool = False):
         if task not in TASKS:
             raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
         if split not in SPLITS:
@@ -46,7 +48,8 @@ class TabletopEnvironment:
         self.task, self.split = task, split
         self.step_limit = TASKS[task].step_limit
         self.on_physics_step: list[Callable[[TabletopEnvironment], None]] = []
-        self._render = render
+        self.simulator = {"sapien": sapien.__version__, "aim_hf": source_commit() or package_version("aim-hf")}
+        self._render, self._depth = render, depth
         if render:
             _use_fast_shader()
         self._arm_builders = ArmBuilders(visual=render)
@@ -142,10 +145,10 @@ class TabletopEnvironment:
     def observe(self) -> Observation:
         scene = self._active_scene()
         observation: Observation = {"observation": {}, "joint_action": {}, "endpose": {}}
-        pictures = self._rig.pictures(self._tint) if self._render else {}
+        pictures = self._rig.pictures(self._tint, self._depth) if self._render else {}
         for name, camera in self.cameras().items():
             view = {"intrinsic_cv": camera.intrinsics, "extrinsic_cv": camera.extrinsics}
-            observation["observation"][name] = view | ({"rgb": pictures[name]} if pictures else {})
+            observation["observation"][name] = view | pictures.get(name, {})
         vector = []
         for arm in ARMS:
             vector.extend([*scene.arms[arm].qpos[:6], scene.gripper(arm)])

@@ -1,0 +1,137 @@
+"""The dataset card of a folder of episodes: metadata that `load_dataset` and the Hub read, and what is in it."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from ..files import write_text
+from .shards import shard_paths
+
+# What the columns hold.
+COLUMNS = {
+    "suite, task, split, seed": "the simulator's suite, the task, Easy or Hard, and the seed that gives the scene",
+    "instruction": "what the robot is told",
+    "success": "whether the task was fulfilled at the end",
+    "fps, num_frames": "frames a second; T + 1 frames for T actions",
+    "rgb_*": "MP4 of the head, left and right wrist camera; null where a view is missing",
+    "value_*": "MP4 of the value map of each camera, gray: bright where an arm makes its next contact; null where "
+    "the contacts are unknown",
+    "action_space": "`ee`: for each arm, left first, xyz (m), quaternion wxyz and gripper (0 closed .. 1 open) of the "
+    "tool center point in the world; `qpos`: joint positions and grippers",
+    "state": "measured in each frame, in the layout of an action",
+    "action": "executed after each frame but the last, with the perturbation that teaches recovery",
+    "expert_action": "what the expert wanted: the target of training",
+    "events": "contacts in order: kind (pick, place, press, push), arm, first frame that shows it done, body, contact "
+    "points in the body's frame (m), its pose in each frame, and the share of the points that each camera sees; null "
+    "where they are unknown",
+    "intrinsics_*, extrinsics_*": "of each camera in each frame: 3 x 3 in pixels, 3 x 4 world to camera (OpenCV), "
+    "row by row; null without calibration",
+}
+
+
+RECORDED = """Scripted experts in a simulator, recorded by `dataset_scripts/collect.py` of aim-hf; contacts come from
+the simulator's physics. Only episodes that fulfil their task are kept. `manifest/` names, shard by shard, every seed
+that was tried, what became of it, and the simulator: {simulators}.
+
+No person or place appears in the data. A policy that is trained on it alone has seen nothing but this simulator."""
+
+
+def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0") -> None:
+    """Write `README.md` from the shards' footers and manifests; no video is read. `preview.png` is shown if it is
+    there.
+
+    Args:
+        folder: of the episodes.
+        origin: how they were made, in Markdown; `{simulators}` becomes the manifests' versions of what simulated.
+        license: the Hub's name of it.
+    """
+    rows, simulators = _contents(folder)
+    splits, suites = sorted({row["split"] for row in rows}), sorted({row["suite"] for row in rows})
+    total = sum(row["episodes"] for row in rows)
+    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits)
+    columns = "\n".join(f"| `{name}` | {text} |" for name, text in COLUMNS.items())
+    table = "\n".join(
+        f"| {row['split']} | {row['task']} | {row['episodes']} | {row['bytes'] / row['episodes'] / 1e3:.0f} kB | "
+        f"{row['failed']} |"
+        for row in rows
+    )
+    picture = "![Frames, and the value maps over them](preview.png)\n\n" if (folder / "preview.png").exists() else ""
+    write_text(
+        folder / "README.md",
+        f"""---
+license: {license}
+task_categories:
+- robotics
+tags:
+- aim
+- value-maps
+- world-action-model
+size_categories:
+- {_size_category(total)}
+configs:
+- config_name: default
+  data_files:
+{files}
+---
+# {total} episodes of {", ".join(suites)} with value maps
+
+A row is an episode: the videos of up to three cameras, for each of them its *action-based spatial value maps* (where
+the robot will make its next contact), states, actions, the contacts themselves and the cameras' calibration, from
+which the maps can be rendered again, bit by bit.
+
+{picture}```python
+from datasets import load_dataset
+
+episode = load_dataset("<this folder or repo>", split="{splits[0]}")[0]
+frames = episode["rgb_head_camera"].get_frames_in_range(0, episode["num_frames"]).data
+```
+
+## Columns
+
+| column | content |
+|---|---|
+{columns}
+
+Actions have {rows[0]["action_dim"]} numbers.
+
+## Episodes
+
+{total} episodes, {sum(row["bytes"] for row in rows) / 1e6:.1f} MB.
+
+| split | task | episodes | size of one | seeds on which the expert failed |
+|---|---|---|---|---|
+{table}
+
+## How it was made
+
+{origin.replace("{simulators}", "; ".join(simulators) or "unknown")}
+""",
+    )
+
+
+def _contents(folder: Path) -> tuple[list[dict], list[str]]:
+    """A row for each split and task, and the simulators that the manifests name."""
+    rows: dict[tuple[str, str], dict] = {}
+    simulators = set()
+    for path in shard_paths(folder):
+        file = pq.ParquetFile(path)
+        names = file.read_row_group(0, columns=["suite", "split", "task"]).to_pylist()[0]
+        action_dim = file.schema_arrow.field("action").type.value_type.list_size
+        row = rows.setdefault(
+            (names["split"], names["task"]), names | {"action_dim": action_dim, "episodes": 0, "bytes": 0, "failed": 0}
+        )
+        row["episodes"] += file.metadata.num_rows
+        row["bytes"] += path.stat().st_size
+        manifest = folder / "manifest" / f"{path.stem}.json"
+        if manifest.exists():
+            made = json.loads(manifest.read_text())
+            simulators.add(", ".join(f"{name} {version}" for name, version in made["simulator"].items()))
+            row["failed"] += sum(seed["outcome"] == "failed" for seed in made["seeds"])
+    return [rows[key] for key in sorted(rows)], sorted(simulators)
+
+
+def _size_category(count: int) -> str:
+    """The Hub's name for a number of rows."""
+    names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M")
+    return names[sum(count >= limit for limit in (1_000, 10_000, 100_000))]

@@ -1,0 +1,63 @@
+"""Episodes at a glance: frames, and below them the same in gray under their value maps."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
+
+from ..envs.base import CAMERAS
+from .shards import shard_paths
+from .video import decode_video
+
+LABEL_HEIGHT = 14
+CELL_WIDTH = 192
+
+
+def overlay(rgb: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Frames in gray with their value maps in red, both (num_frames, height, width, 3) uint8."""
+    gray = 0.6 * rgb.mean(axis=-1, keepdims=True)
+    weight = value[..., :1].astype(np.float32) / 255
+    return ((1 - weight) * gray + weight * np.array([255, 40, 20])).astype(np.uint8)
+
+
+def contact_sheet(row: dict, num_frames: int, max_cameras: int = len(CAMERAS)) -> Image.Image:
+    """RGB above overlay for each camera at `num_frames` moments, the events' frames among them. Views and value maps
+    that the row lacks are left out."""
+    cameras = [camera for camera in CAMERAS if row[f"rgb_{camera}"] is not None][:max_cameras]
+    moments = np.linspace(0, row["num_frames"] - 1, num_frames).astype(int)
+    for event in row["events"] or ():
+        moments[np.abs(moments - event["frame"]).argmin()] = event["frame"]
+
+    def frames_of(column: str) -> np.ndarray:
+        video = row[column]
+        return decode_video(video["bytes"] if isinstance(video, dict) else video, list(moments))
+
+    strips = []
+    for camera in cameras:
+        pictures = [frames_of(f"rgb_{camera}")]
+        if row[f"value_{camera}"] is not None:
+            pictures.append(overlay(pictures[0], frames_of(f"value_{camera}")))
+        height = CELL_WIDTH * pictures[0].shape[1] // pictures[0].shape[2]
+        for frames in pictures:
+            cells = [np.asarray(Image.fromarray(f).resize((CELL_WIDTH, height), Image.NEAREST)) for f in frames]
+            strips.append(np.concatenate(cells, axis=1))
+    sheet = Image.fromarray(np.concatenate([np.zeros((2 * LABEL_HEIGHT, *strips[0].shape[1:]), np.uint8), *strips]))
+    draw = ImageDraw.Draw(sheet)
+    events = ", ".join(f"{e['kind']} {e['arm']} {e['body_name']} @{e['frame']}" for e in row["events"] or ())
+    draw.text((2, 0), f"{row['task']} {row['split']} seed {row['seed']}: {row['instruction']} | {events}", "white")
+    for column, moment in enumerate(moments):
+        draw.text((column * CELL_WIDTH + 2, LABEL_HEIGHT), f"frame {moment}", "white")
+    return sheet
+
+
+def write_preview(folder: Path, episodes: int = 12) -> None:
+    """Draws `preview.png`, the dataset card's picture: the first camera in the first episode of each task and split,
+    of up to `episodes` of them."""
+    firsts: dict[str, Path] = {}
+    for path in shard_paths(folder):
+        firsts.setdefault(path.stem.rsplit("-", 1)[0], path)
+    chosen = list(firsts.values())[:: -(-len(firsts) // episodes)]
+    rows = [pq.ParquetFile(path).read_row_group(0).to_pylist()[0] for path in chosen]
+    sheets = [np.asarray(contact_sheet(row, 8, max_cameras=1)) for row in rows]
+    Image.fromarray(np.concatenate(sheets)).save(folder / "preview.png", optimize=True)

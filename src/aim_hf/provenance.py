@@ -1,0 +1,52 @@
+"""Where numbers and data come from: versions, commit, hardware and command."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("aim-hf", "torch", "transformers", "diffusers", "accelerate", "sapien", "numpy")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Where numbers come from: versions, commit, hardware and command."""
+    hardware = {"device": device.type, "cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    return {
+        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in PACKAGES},
+        "commit": source_commit(),
+        "hardware": hardware,
+        "command": shlex.join(sys.argv),
+    }
+
+
+def package_version(name: str) -> str | None:
+    """None where it isn't installed: a GPU machine that only times the model needs no simulator."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def source_commit() -> str | None:
+    """The commit of the checkout that this package runs from, marked if files differ from it; None outside of one."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None
