@@ -1,11 +1,15 @@
 """A hand-made episode whose geometry can be worked out on paper."""
 
+from pathlib import Path
+
 import numpy as np
 
 from aim_hf.data.episodes import Episode
+from aim_hf.data.shards import ShardWriter
 from aim_hf.data.value_maps import Event
 
 NUM_FRAMES = 7
+PROVENANCE = {"suite": "tabletop", "simulator": {"sapien": "3"}}
 SIZES = {"head_camera": (64, 96), "left_camera": (32, 48), "right_camera": (32, 48)}
 
 
@@ -55,3 +59,12 @@ def make_episode(seed: int = 0, task: str = "click_bell", split: str = "easy") -
             Event("place", "left", 5, "table", corners + np.float32([0.2, 0, 0]), resting_at(0, 0, 0.74)),
         ],
     )
+
+
+def write_shard(folder: Path, episodes: list[Episode], split: str = "easy", index: int = 0) -> Path:
+    """The path of a finished shard."""
+    writer = ShardWriter(folder, split, "click_bell", index)
+    for episode in episodes:
+        writer.add(episode.to_row())
+    writer.finish(PROVENANCE)
+    return writer.path

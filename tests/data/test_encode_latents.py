@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures_episodes import write_shard
 from safetensors.torch import load_file
 
 from aim_hf.codec import VideoCodec
-from aim_hf.data.episodes import shard_path, write_shard
 from aim_hf.data.latents import LatentWindows, encode_episode
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +30,7 @@ def material(tmp_path_factory):
     pipe.text_encoder.save_pretrained(folder / "base" / "text_encoder")
     pipe.processor.save_pretrained(folder / "base" / "processor")
     for index, seeds in enumerate(([0, 1, 2], [3, 4])):
-        rows = [make_episode(seed).to_row() for seed in seeds]
-        write_shard(shard_path(folder / "episodes", "easy", "click_bell", index), rows, [])
+        write_shard(folder / "episodes", [make_episode(seed) for seed in seeds], index=index)
     return folder, pipe
 
 

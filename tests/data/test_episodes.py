@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
-from fixtures_episodes import NUM_FRAMES, make_episode
+from fixtures_episodes import NUM_FRAMES, PROVENANCE, make_episode, write_shard
 from test_video import psnr
 
 from aim_hf.data.card import write_card
@@ -17,16 +17,6 @@ from aim_hf.data.episodes import Episode, episode_features
 from aim_hf.data.shards import ShardWriter, load_episodes, read_rows
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
-
-PROVENANCE = {"suite": "tabletop", "simulator": {"sapien": "3"}}
-
-
-def write_shard(folder, episodes, split="easy", index=0):
-    writer = ShardWriter(folder, split, "click_bell", index)
-    for episode in episodes:
-        writer.add(episode.to_row())
-    writer.finish(PROVENANCE)
-    return writer.path
 
 
 @pytest.fixture

@@ -1,0 +1,69 @@
+"""Kills collections at random moments, for `test_collect.py`: python kill_collect.py COLLECT.PY REFERENCE SCRATCH ARGS...
+
+Runs are forked from a process that has imported everything, so that a kill costs no start-up. A run that gets through
+is compared with the reference folder, and the next one starts in a new folder.
+"""
+
+import importlib.util
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from aim_hf.data.shards import read_rows
+
+KILLS = 20
+LONGEST = 2.0  # seconds
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def safe_seeds(folder: Path) -> set[int]:
+    """The seeds of the episodes that are there, in shards or in pieces."""
+    seeds = {int(path.stem) for path in folder.glob(".unfinished/*/[0-9]*.parquet")}
+    for path in folder.glob("data/[!.]*.parquet"):
+        seeds |= set(pq.read_table(path, columns=["seed"])["seed"].to_pylist())
+    return seeds
+
+
+def main(script: str, reference: Path, scratch: Path, *arguments: str) -> None:
+    spec = importlib.util.spec_from_file_location("collect", script)
+    collect = importlib.util.module_from_spec(spec)
+    sys.modules["collect"] = collect
+    spec.loader.exec_module(collect)
+    moments = random.Random(0)
+    kills = runs = 0
+    while kills < KILLS or runs == 0:
+        output, before = scratch / str(runs), safe_seeds(scratch / str(runs))
+        shards = {path: path.stat().st_mtime_ns for path in output.glob("data/[!.]*.parquet")}
+        child = os.fork()
+        if child == 0:
+            sys.argv = [script, *arguments, "--output", str(output)]
+            collect.main()
+            os._exit(0)
+        # Longer and longer, so that slow machines get through, too.
+        time.sleep(moments.uniform(0, LONGEST) * (1 + kills // KILLS))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert safe_seeds(output) >= before, "at most the episode in flight is lost"
+        for path, time_written in shards.items():
+            assert path.stat().st_mtime_ns == time_written, "what was done is not made again"
+        for path in output.glob("data/[!.]*.parquet"):
+            list(read_rows(path))
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+            assert contents(output) == contents(reference), "the same folder as without kills"
+            runs += 1
+        else:
+            assert os.WIFSIGNALED(status), status
+            kills += 1
+    print(f"{kills} kills, {runs} runs got through")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
