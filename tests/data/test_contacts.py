@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from aim_hf.data.contacts import HOLD_STEPS, EventDetector
+from aim_hf.data.contacts import CHECK_EVERY, HOLD_CHECKS, EventDetector
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import Body, Contact
 from aim_hf.envs.demonstration import perturbation
 
 LEFT, RIGHT, PALM, TABLE, BLOCK, BELL = (1, 2), (3, 4), 5, 10, 11, 12
-OPEN, CLOSED = np.ones(16), np.zeros(16)
+WIDE, LOOSE, CLOSED = np.ones(16), np.full(16, 0.9), np.zeros(16)  # what the grippers are told
 STILL, MOVING = (np.zeros(3), np.zeros(3)), (np.array([0, 0, -0.05]), np.zeros(3))
 
 
@@ -30,17 +30,18 @@ class Contacts:
     def press_targets(self):
         return [BELL]
 
-    def bodies(self):
+    def bodies(self, of=None):
         here = np.array([0, 0, 0, 1.0, 0, 0, 0])
         links = {link: Body(f"link_{link}", here, False) for link in self.robot_links()}
         fixed = {TABLE: Body("table", here, False), BELL: Body("bell", here, True)}
-        return links | fixed | {BLOCK: Body("block", self.block, True)}
+        bodies = links | fixed | {BLOCK: Body("block", self.block, True)}
+        return {body: state for body, state in bodies.items() if of is None or body in of}
 
-    def contacts(self):
-        return self.now
+    def contacts(self, of):
+        return [contact for contact in self.now if contact.body_a in of or contact.body_b in of]
 
-    def velocities(self):
-        return {BLOCK: self.motion}
+    def velocities(self, of):
+        return {body: self.motion for body in of}
 
 
 def push(first: int, second: int, force: tuple, at: tuple = (0, 0, 0)) -> Contact:
@@ -60,19 +61,19 @@ REST = [push(BLOCK, TABLE, (0, 0, 1), at) for at in ((0, 0, 0), (0.1, 0, 0), (0,
 
 
 class Episode:
-    """Drives a detector through frames of one physics step's contacts each, held for `steps`."""
+    """Drives a detector through stretches of the same contacts."""
 
     def __init__(self):
         self.env = Contacts()
         self.detector = EventDetector(self.env)
-        self.add_frame(OPEN)
+        self.add_frame()
 
-    def add_frame(self, action=OPEN):
+    def add_frame(self, action=LOOSE):
         self.detector.add_frame(self.env, action)
 
-    def run(self, contacts, steps=HOLD_STEPS):
+    def run(self, contacts, checks=HOLD_CHECKS):
         self.env.now = contacts
-        for _ in range(steps):
+        for _ in range(checks * CHECK_EVERY):
             self.detector(self.env)
         return self
 
@@ -86,7 +87,7 @@ def episode():
 
 
 def test_a_pick_is_a_lasting_grip_from_both_sides(episode):
-    episode.run(grip(), HOLD_STEPS - 1)
+    episode.run(grip(), HOLD_CHECKS - 1)
     assert episode.kinds() == []
     episode.run(grip(), 1)
     assert episode.kinds() == [("pick", "left", "block")]
@@ -108,14 +109,21 @@ def test_a_pick_is_a_lasting_grip_from_both_sides(episode):
     ids=["weak", "one finger", "same side", "two arms' fingers", "not movable"],
 )
 def test_what_is_no_pick(episode, contacts):
-    assert episode.run(contacts, 3 * HOLD_STEPS).kinds() == []
+    assert episode.run(contacts, 3 * HOLD_CHECKS).kinds() == []
+
+
+def test_a_gripper_that_is_told_to_be_wide_open_holds_nothing(episode):
+    episode.add_frame(WIDE)
+    assert episode.run(grip()).kinds() == []
+    episode.add_frame(LOOSE)
+    assert episode.run(grip()).kinds() == [("pick", "left", "block")]
 
 
 def test_a_grip_that_flickers_is_one_pick_and_one_after_a_release_another(episode):
     for _ in range(4):
-        episode.run(grip()).run(grip()[:1], 2).run([], HOLD_STEPS - 3)
+        episode.run(grip()).run(grip()[:1], 1).run([], HOLD_CHECKS - 1)
     assert len(episode.kinds()) == 1
-    assert episode.run([], 3).run(grip()).kinds() == [("pick", "left", "block")] * 2
+    assert episode.run([], 1).run(grip()).kinds() == [("pick", "left", "block")] * 2
 
 
 def test_friction_does_not_hide_that_fingers_oppose(episode):
@@ -127,29 +135,32 @@ def test_friction_does_not_hide_that_fingers_oppose(episode):
 
 def test_a_place_is_lasting_rest_on_a_support_free_of_fingers(episode):
     episode.run(grip())
-    episode.run(grip() + REST, 3 * HOLD_STEPS)
+    episode.run(grip() + REST, 3 * HOLD_CHECKS)
     assert episode.kinds()[1:] == [], "still held"
     episode.env.motion = MOVING
-    episode.run(REST, 3 * HOLD_STEPS)
+    episode.run(REST, 3 * HOLD_CHECKS)
     assert episode.kinds()[1:] == [], "still moving"
     episode.env.motion = STILL
-    episode.run([], 3 * HOLD_STEPS)
+    episode.run([], 3 * HOLD_CHECKS)
     assert episode.kinds()[1:] == [], "in the air"
-    episode.run([push(BLOCK, PALM, (0, 0, 1))], 3 * HOLD_STEPS)
+    episode.run([push(BLOCK, PALM, (0, 0, 1))], 3 * HOLD_CHECKS)
     assert episode.kinds()[1:] == [], "on the robot"
     episode.add_frame()
-    episode.run(REST, 3 * HOLD_STEPS)
+    episode.run(REST, 3 * HOLD_CHECKS)
     assert episode.kinds()[1:] == [("place", "left", "table")]
     place = episode.detector.events()[1]
     assert place.frame == 2 and len(place.points) == 4
 
 
 def test_what_was_never_picked_is_not_placed(episode):
-    assert episode.run(REST, 3 * HOLD_STEPS).kinds() == []
+    assert episode.run(REST, 3 * HOLD_CHECKS).kinds() == []
 
 
 def test_after_a_handover_the_second_arm_places(episode):
-    episode.run(grip()).run(grip() + grip(RIGHT)).run(grip(RIGHT)).run(REST)
+    right_alone = np.concatenate([WIDE[:8], LOOSE[8:]])
+    episode.run(grip()).run(grip() + grip(RIGHT)).add_frame(right_alone)
+    episode.run(grip(RIGHT)).add_frame(WIDE)
+    episode.run(REST)
     assert episode.kinds() == [("pick", "left", "block"), ("pick", "right", "block"), ("place", "right", "table")]
 
 

@@ -16,6 +16,7 @@ from aim_hf.data.value_maps import (
     rotation_matrix,
     shown_events,
     splat,
+    visible_shares,
 )
 
 HEIGHT, WIDTH = 64, 96
@@ -151,3 +152,26 @@ def test_splat_equals_the_gaussian_of_every_point_on_every_pixel():
     expected = np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / (2 * scale**2)).max(axis=1)
     drawn = splat(pixels, sigma, HEIGHT, WIDTH)
     assert np.abs(np.rint(255 * drawn) - 255 * expected).max() <= 0.501
+
+
+def test_frames_in_which_nothing_moves_are_drawn_as_if_alone():
+    rng = np.random.default_rng(1)
+    pixels, sigma = rng.uniform(-20, 120, (3, 5, 2)), rng.uniform(2, 9, (3, 5))
+    still = [0, 0, 1, 1, 1, 2, 0]
+    together = splat(pixels[still], sigma[still], HEIGHT, WIDTH)
+    for frame, source in zip(together, still, strict=True):
+        alone = splat(pixels[source : source + 1], sigma[source : source + 1], HEIGHT, WIDTH)[0]
+        assert np.array_equal(np.rint(255 * frame), np.rint(255 * alone))
+
+
+def test_a_contact_is_visible_where_nothing_stands_before_it():
+    """Two points 1 m below a camera at the height of 1.74 m; something 0.5 m below it covers the right half."""
+    intrinsics, extrinsics = camera_above(4, HEIGHT, WIDTH, 100.0, 1.74)
+    points = np.array([[-0.2, 0, 0], [0.2, 0, 0]])
+    depth = np.full((4, HEIGHT, WIDTH), 1.0, dtype=np.float32)
+    depth[1, :, WIDTH // 2 :] = 0.5
+    depth[2] = 0.5
+    outside = np.array([[2.0, 0, 0]])
+    events = [event(2, resting_at(0, 0, 0.74, 4), points), event(3, resting_at(0, 0, 0.74, 4), outside)]
+    shares = visible_shares(events, intrinsics, extrinsics, depth)
+    assert shares[0].tolist() == [1, 0.5, 0, 0] and shares[1].tolist() == [0, 0, 0, 0]

@@ -6,6 +6,7 @@ import pytest
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import CAMERAS
 from aim_hf.envs.tabletop.cameras import SUPERSAMPLING
+from aim_hf.envs.tabletop.scene import TABLE_TOP
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +80,18 @@ def test_home_pose_leaves_the_workspace_in_view():
     assert saturated.sum() > 100, "both cubes are large and saturated"
     robot = picture.max(axis=-1) < 50
     assert robot.mean() < 0.01
+
+
+def test_depth_is_that_of_the_table_under_each_pixel():
+    """Seen from above, an empty corner of the table lies where its plane meets the pixel's ray."""
+    env = make_environment("tabletop", "click_bell", depth=True)
+    view = env.reset(0)["observation"]["head_camera"]
+    (height, width), camera = view["depth"].shape, env.cameras()["head_camera"]
+    assert view["rgb"].shape[:2] == (height, width) and view["depth"].dtype == np.float32
+    row, column = height - 4, width // 2  # the table's near edge, where nothing stands
+    ray = np.linalg.inv(camera.intrinsics) @ [column + 0.25, row + 0.25, 1]  # the first of its 2 x 2 samples
+    rotation, translation = camera.extrinsics[:, :3], camera.extrinsics[:, 3]
+    origin, direction = -rotation.T @ translation, rotation.T @ ray
+    expected = (TABLE_TOP - origin[2]) / direction[2]
+    assert view["depth"][row, column] == pytest.approx(expected, abs=1e-3)
+    env.close()

@@ -1,6 +1,7 @@
 """Contact events of an episode, found while it is simulated: what is picked, where it is placed, what is pressed.
 
-`EventDetector` looks at the contacts after every physics step. It depends on the environment protocol alone.
+`EventDetector` looks at the contacts now and then: what lasts shorter is no event, and looking at all of
+them would cost a third as much as simulating them. It depends on the environment protocol alone.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ import numpy as np
 from ..envs.base import Contact, Environment
 from .value_maps import Event, rotation_matrix
 
-HOLD_STEPS = 10  # physics steps for which a grasp or a rest must last
+CHECK_EVERY = 10  # physics steps between two looks at the contacts: 40 ms
+CHECK_EVERY_HOLDING = 40  # ... while all that closes holds something already
+HOLD_CHECKS = 2  # looks in a row that a grasp or a rest must last
 MIN_FORCE = 0.2  # N, of each finger on what it holds
 OPPOSITE = -0.5  # cosine between the two fingers' pushes: at least 120 degrees apart
 REST_SPEED = 0.01  # m/s
@@ -32,9 +35,9 @@ class EventDetector:
         env.on_physics_step.append(detector)
         detector.add_frame(env, action)            # before each action, and once after the last with None
 
-    pick: both fingers of an arm push the same movable body from opposite sides, for `HOLD_STEPS`. The next pick of
+    pick: both fingers of an arm push the same movable body from opposite sides, for `HOLD_CHECKS`. The next pick of
         that body by that arm needs a release first.
-    place: a picked body is free of all fingers and at rest, for `HOLD_STEPS`, on a body that is no part of the robot.
+    place: a picked body is free of all fingers and at rest, for `HOLD_CHECKS`, on a body that is no part of the robot.
         The arm is the one that touched it last.
     press: a closed finger touches one of the task's press targets for the first time.
     """
@@ -45,29 +48,40 @@ class EventDetector:
         self.press_targets = set(env.press_targets())
         bodies = env.bodies()
         self.names = {body: state.name for body, state in bodies.items()}
-        self.movable = {body for body, state in bodies.items() if state.dynamic} - self.press_targets
-        self.poses: list[dict[int, np.ndarray]] = []  # of every body, in each frame
+        self.moving = {body for body, state in bodies.items() if state.dynamic}
+        self.movable = self.moving - self.press_targets
+        self.start = {body: state.pose for body, state in bodies.items()}
+        self.poses: list[dict[int, np.ndarray]] = []  # of what can move, in each frame
         self.closed: set[str] = set()  # arms whose gripper is told to be closed
-        self.grasp_steps: dict[tuple[str, int], int] = {}  # (arm, body): physics steps for which it has been gripped
-        self.free_steps: dict[tuple[str, int], int] = {}  # (arm, body) picked: steps since a finger last touched it
+        self.gripping: set[str] = set()  # arms whose gripper is told to close at all: fully open ones hold nothing
+        self.steps = 0  # physics steps so far
+        self.grasp_checks: dict[tuple[str, int], int] = {}  # (arm, body): looks for which it has been gripped
+        self.free_checks: dict[tuple[str, int], int] = {}  # (arm, body) picked: looks since a finger last touched it
         self.carrier: dict[int, str] = {}  # body picked and not yet placed: the arm that touched it last
-        self.rest_steps: dict[int, int] = {}  # body in `carrier`: steps for which it has been at rest
+        self.rest_checks: dict[int, int] = {}  # body in `carrier`: looks for which it has been at rest
         self.pressed: set[int] = set()
         self.found: list[tuple[str, str, int, int, np.ndarray]] = []  # kind, arm, frame, body, points in its frame
 
     def add_frame(self, env: Environment, action: np.ndarray | None) -> None:
         """Note where the bodies are in this frame, and which grippers the action (16,) that follows it closes."""
-        self.poses.append({body: state.pose for body, state in env.bodies().items()})
+        self.poses.append({body: state.pose for body, state in env.bodies(self.moving).items()})
         if action is not None:
-            self.closed = {arm for arm, gripper in (("left", action[7]), ("right", action[15])) if gripper < 0.5}
+            grippers = {"left": action[7], "right": action[15]}
+            self.closed = {arm for arm, gripper in grippers.items() if gripper < 0.5}
+            self.gripping = {arm for arm, gripper in grippers.items() if gripper < 1}
 
     def __call__(self, env: Environment) -> None:
-        contacts = env.contacts()
-        touches = self._touches(contacts, env.physics_dt)
+        self.steps += 1
+        holding, carrying = {arm for arm, _ in self.free_checks}, set(self.carrier.values())
+        if not (self.gripping or holding or carrying):
+            return
+        settled = self.gripping == holding and carrying <= holding
+        if self.steps % (CHECK_EVERY_HOLDING if settled else CHECK_EVERY):
+            return
+        touches = self._touches(env.contacts(self.arm_of), env.physics_dt)
         self._find_picks(env, touches)
         self._find_presses(env, touches)
-        if self.carrier:
-            self._find_places(env, contacts, {body for _, body in touches})
+        self._find_places(env, {body for _, body in touches})
 
     def events(self) -> list[Event]:
         """The events so far, in the order in which they happened, with their bodies' poses in the frames so far."""
@@ -78,7 +92,7 @@ class EventDetector:
                 frame=frame,
                 body_name=self.names[body],
                 points=points.astype(np.float32),
-                body_pose=np.array([poses[body] for poses in self.poses], dtype=np.float32),
+                body_pose=np.array([poses.get(body, self.start[body]) for poses in self.poses], dtype=np.float32),
             )
             for kind, arm, frame, body, points in self.found
         ]
@@ -89,23 +103,23 @@ class EventDetector:
         for contact in contacts:
             for finger, body, sign in ((contact.body_a, contact.body_b, -1), (contact.body_b, contact.body_a, 1)):
                 if finger in self.arm_of and body not in self.robot:
-                    along = np.sum(contact.impulses * contact.normals, axis=1, keepdims=True) * contact.normals
+                    along = np.einsum("pi,pi->p", contact.impulses, contact.normals) @ contact.normals
                     fingers = touches.setdefault((self.arm_of[finger], body), {})
                     touch = fingers.setdefault(finger, _Touch(np.zeros(3), []))
-                    touch.push = touch.push + sign * along.sum(axis=0) / physics_dt
+                    touch.push += sign / physics_dt * along
                     touch.points.extend(contact.points)
         return dict(sorted(touches.items()))
 
     def _find_picks(self, env: Environment, touches: dict[tuple[str, int], dict[int, _Touch]]) -> None:
-        for key in list(self.free_steps):
-            self.free_steps[key] = 0 if key in touches else self.free_steps[key] + 1
-            if self.free_steps[key] >= HOLD_STEPS:
-                del self.free_steps[key]
+        for key in list(self.free_checks):
+            self.free_checks[key] = 0 if key in touches else self.free_checks[key] + 1
+            if self.free_checks[key] >= HOLD_CHECKS:
+                del self.free_checks[key]
         gripped = [key for key, fingers in touches.items() if key[1] in self.movable and _oppose(fingers)]
-        self.grasp_steps = {key: self.grasp_steps.get(key, 0) + 1 for key in gripped}
-        for (arm, body), steps in self.grasp_steps.items():
-            if steps >= HOLD_STEPS and (arm, body) not in self.free_steps:
-                self.free_steps[arm, body] = 0
+        self.grasp_checks = {key: self.grasp_checks.get(key, 0) + 1 for key in gripped}
+        for (arm, body), checks in self.grasp_checks.items():
+            if checks >= HOLD_CHECKS and (arm, body) not in self.free_checks:
+                self.free_checks[arm, body] = 0
                 self.carrier[body] = arm
                 points = [point for touch in touches[arm, body].values() for point in touch.points]
                 self._add(env, "pick", arm, body, points)
@@ -119,13 +133,16 @@ class EventDetector:
                 self.pressed.add(body)
                 self._add(env, "press", arm, body, [point for touch in fingers.values() for point in touch.points])
 
-    def _find_places(self, env: Environment, contacts: list[Contact], touched: set[int]) -> None:
-        for body, arm in list(self.carrier.items()):
-            resting = body not in touched and _is_at_rest(env, body)
-            support = self._support(body, contacts) if resting else None
-            self.rest_steps[body] = 0 if support is None else self.rest_steps.get(body, 0) + 1
-            if self.rest_steps[body] >= HOLD_STEPS:
-                del self.carrier[body], self.rest_steps[body]
+    def _find_places(self, env: Environment, touched: set[int]) -> None:
+        still = {body for body in self.carrier if body not in touched and _is_at_rest(env, body)}
+        self.rest_checks = {body: checks for body, checks in self.rest_checks.items() if body in still}
+        contacts = env.contacts(still) if still else []
+        for body in sorted(still):
+            support = self._support(body, contacts)
+            self.rest_checks[body] = 0 if support is None else self.rest_checks.get(body, 0) + 1
+            if self.rest_checks[body] >= HOLD_CHECKS:
+                arm = self.carrier.pop(body)
+                del self.rest_checks[body]
                 points = [
                     point
                     for contact in contacts
@@ -145,14 +162,14 @@ class EventDetector:
         return support if support is not None and lift[support] > 0 else None
 
     def _add(self, env: Environment, kind: str, arm: str, body: int, points: list[np.ndarray]) -> None:
-        pose = env.bodies()[body].pose
+        pose = env.bodies([body])[body].pose
         points = np.array(sorted(map(tuple, points)))
         local = (points - pose[:3]) @ rotation_matrix(pose[3:])
         self.found.append((kind, arm, len(self.poses), body, local))
 
 
 def _is_at_rest(env: Environment, body: int) -> bool:
-    linear, angular = env.velocities()[body]
+    linear, angular = env.velocities([body])[body]
     return bool(np.linalg.norm(linear) < REST_SPEED and np.linalg.norm(angular) < REST_SPIN)
 
 

@@ -50,8 +50,9 @@ def record_episode(
     intrinsics, extrinsics = (_stack(observations, key, np.float32) for key in ("intrinsic_cv", "extrinsic_cv"))
     if "depth" in observations[0]["observation"][CAMERAS[0]]:
         for camera, depth in _stack(observations, "depth", np.float32).items():
-            for event in events:
-                event.visible[camera] = visible_shares(event, intrinsics[camera], extrinsics[camera], depth)
+            shares = visible_shares(events, intrinsics[camera], extrinsics[camera], depth)
+            for event, share in zip(events, shares):
+                event.visible[camera] = share
     return Episode(
         suite=env.suite,
         task=env.task,

@@ -9,6 +9,7 @@ A map shows where to act, seen or hidden; `visible_shares` tells how much of it 
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -43,6 +44,11 @@ class Event:
     body_pose: np.ndarray
     visible: dict[str, np.ndarray] = field(default_factory=dict)
 
+    @cached_property
+    def filled_points(self) -> np.ndarray:
+        """The points that are drawn, see `fill_hull`."""
+        return fill_hull(self.points)
+
 
 def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
     """Unit quaternions wxyz (..., 4) as rotation matrices (..., 3, 3)."""
@@ -55,7 +61,7 @@ def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.array(matrix), (0, 1), (-2, -1))
 
 
-def fill_hull(points: np.ndarray, spacing: float = RADIUS / 2) -> np.ndarray:
+def fill_hull(points: np.ndarray, spacing: float = 0.7 * RADIUS) -> np.ndarray:
     """Points (num_filled, 3) float64 that fill the convex hull of `points` (num_points, 3) about `spacing` m apart.
 
     A box that touches a box gives its four corners alone; drawn by themselves they would be four spots around nothing.
@@ -121,22 +127,36 @@ def splat(pixels: np.ndarray, sigma: np.ndarray, height: int, width: int) -> np.
     pixels (num_frames, num_points, 2), inf where not to be drawn; sigma (num_frames, num_points) in pixels.
     """
     maps = np.zeros((len(pixels), height, width), dtype=np.float32)
-    axes = []  # columns, then rows: the box, equally large in each frame, outside which every value is 0
+    axes, drawn = [], np.ones(len(pixels), dtype=bool)
     for points, size in ((pixels[..., 0], width), (pixels[..., 1], height)):
         reach = np.where(np.isfinite(points), REACH * sigma, 0)
         low = np.clip(np.floor((points - reach).min(axis=1)), 0, size).astype(int)
         high = np.clip(np.ceil(np.where(np.isfinite(points), points + reach, -1).max(axis=1)), 0, size).astype(int)
-        extent = np.maximum(high - low, 0).max(initial=0)
-        axes.append(np.minimum(low, size - extent)[:, None] + np.arange(extent))
-    columns, rows = axes
-    nearest = np.full((len(pixels), rows.shape[1], columns.shape[1]), np.inf, dtype=np.float32)
-    for index in range(pixels.shape[1]):
-        u, v, scale = (x[:, None] for x in (pixels[:, index, 0], pixels[:, index, 1], sigma[:, index]))
-        across = np.square((columns + 0.5 - u) / scale).astype(np.float32)
-        down = np.square((rows + 0.5 - v) / scale).astype(np.float32)
-        np.minimum(nearest, down[:, :, None] + across[:, None, :], out=nearest)
-    frames = np.arange(len(pixels))[:, None, None]
+        drawn &= high > low
+        axes.append((low, high, size))
+    # A camera and a body that both stand still give the same map again.
+    moved = (pixels[1:] != pixels[:-1]).any(axis=(1, 2)) | (sigma[1:] != sigma[:-1]).any(axis=1)
+    fresh = drawn & np.concatenate([[True], moved])
+    if not fresh.any():
+        return maps
+    boxes = []  # columns, then rows: the box, equally large in each frame, outside which every value is 0
+    for low, high, size in axes:
+        extent = (high - low)[fresh].max()
+        boxes.append(np.minimum(low[fresh], size - extent)[:, None] + np.arange(extent))
+    columns, rows = boxes
+    across, down = (  # squared distances along each axis, in standard deviations: (num_points, frames, box)
+        np.square((box + 0.5 - points.T[..., None]) / sigma[fresh].T[..., None]).astype(np.float32)
+        for box, points in ((columns, pixels[fresh, :, 0]), (rows, pixels[fresh, :, 1]))
+    )
+    nearest = np.full((len(columns), rows.shape[1], columns.shape[1]), np.inf, dtype=np.float32)
+    distance = np.empty_like(nearest)
+    for index in range(len(across)):
+        np.add(down[index, :, :, None], across[index, :, None, :], out=distance)
+        np.minimum(nearest, distance, out=nearest)
+    frames = np.flatnonzero(fresh)[:, None, None]
     maps[frames, rows[:, :, None], columns[:, None, :]] = np.exp(-nearest / 2)
+    source = np.maximum.accumulate(np.where(fresh, np.arange(len(maps)), 0))
+    maps[drawn] = maps[source[drawn]]
     return maps
 
 
@@ -151,7 +171,7 @@ def render_value_maps(
     intrinsics, extrinsics = np.asarray(intrinsics, dtype=np.float64), np.asarray(extrinsics, dtype=np.float64)
     maps = np.zeros((len(intrinsics), height, width), dtype=np.float32)
     for event, shown in zip(events, shown_events(events, len(intrinsics)), strict=True):
-        points = world_points(fill_hull(event.points), event.body_pose[shown])
+        points = world_points(event.filled_points, event.body_pose[shown])
         pixels, depth = project(points, intrinsics[shown], extrinsics[shown])
         focal_length = intrinsics[shown, 0, 0][:, None]
         sigma = np.clip(focal_length * RADIUS / np.maximum(depth, 1e-3), MIN_SIGMA, MAX_SIGMA * width)
@@ -160,24 +180,30 @@ def render_value_maps(
     return np.repeat(gray[..., None], 3, axis=-1)
 
 
-def visible_shares(event: Event, intrinsics: np.ndarray, extrinsics: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """The share of an event's points that one camera sees, in each frame: (num_frames,) float32.
+def visible_shares(
+    events: list[Event], intrinsics: np.ndarray, extrinsics: np.ndarray, depth: np.ndarray
+) -> list[np.ndarray]:
+    """The share of each event's points that one camera sees, in the frames that show the event and 0 in others:
+    (num_frames,) float32 each.
 
     intrinsics, extrinsics as in `render_value_maps`; depth (num_frames, height, width) in m along the camera's axis. A
     point is seen where the picture is no nearer than the point is, by more than `DEPTH_TOLERANCE`, in its pixel or one
     beside it: contact points lie on surfaces, and pixels are coarse. Out of view is not seen.
     """
+    intrinsics, extrinsics = np.asarray(intrinsics, dtype=np.float64), np.asarray(extrinsics, dtype=np.float64)
     height, width = depth.shape[1:]
-    pixels, distance = project(
-        world_points(event.points, event.body_pose), intrinsics.astype(np.float64), extrinsics.astype(np.float64)
-    )
-    u, v = pixels[..., 0], pixels[..., 1]
-    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    columns, rows = (np.where(inside, x, 0).astype(int) for x in (u, v))
-    frames = np.arange(len(depth))[:, None]
-    farthest = np.full(columns.shape, -np.inf)
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            near = depth[frames, np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
-            np.maximum(farthest, near, out=farthest)
-    return (inside & (distance <= farthest + DEPTH_TOLERANCE)).mean(axis=1).astype(np.float32)
+    shares = np.zeros((len(events), len(depth)), dtype=np.float32)
+    for share, event, shown in zip(shares, events, shown_events(events, len(depth)), strict=True):
+        points = world_points(event.points, event.body_pose[shown])
+        pixels, distance = project(points, intrinsics[shown], extrinsics[shown])
+        u, v = pixels[..., 0], pixels[..., 1]
+        inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+        columns, rows = (np.where(inside, x, 0).astype(int) for x in (u, v))
+        frames = np.flatnonzero(shown)[:, None]
+        farthest = np.full(columns.shape, -np.inf)
+        for down in (-1, 0, 1):
+            for right in (-1, 0, 1):
+                beside = depth[frames, np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
+                np.maximum(farthest, beside, out=farthest)
+        share[shown] = (inside & (distance <= farthest + DEPTH_TOLERANCE)).mean(axis=1)
+    return list(shares)

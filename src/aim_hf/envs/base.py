@@ -8,7 +8,7 @@ seven numbers, xyz then wxyz; pictures are uint8 RGB of shape (height, width, 3)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -178,14 +178,14 @@ class Environment(Protocol):
     def press_targets(self) -> list[int]:
         """The ids of the bodies that this task wants pressed with closed fingers; empty where it wants none."""
 
-    def bodies(self) -> dict[int, Body]:
-        """Every rigid body by id. Ids hold for one episode."""
+    def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
+        """Every rigid body by id, or only the bodies `of`. Ids hold for one episode."""
 
-    def contacts(self) -> list[Contact]:
-        """The contacts of the latest physics step."""
+    def contacts(self, of: Collection[int] | None = None) -> list[Contact]:
+        """The contacts of the latest physics step, or only those that one of the bodies `of` takes part in."""
 
-    def velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Each body's linear (3,) velocity (m/s) and angular (3,) velocity (rad/s)."""
+    def velocities(self, of: Collection[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The linear (3,) velocity (m/s) and angular (3,) velocity (rad/s) of the bodies `of`, or of all."""
 
     def close(self) -> None:
         """Frees the simulator's resources."""

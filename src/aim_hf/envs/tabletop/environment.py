@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import sapien
@@ -179,14 +179,14 @@ class TabletopEnvironment:
     def press_targets(self) -> list[int]:
         return [self._active_scene().body_id(name) for name in self._task.press_targets]
 
-    def bodies(self) -> dict[int, Body]:
-        return self._active_scene().bodies()
+    def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
+        return self._active_scene().bodies(of)
 
-    def contacts(self) -> list[Contact]:
-        return self._active_scene().contacts()
+    def contacts(self, of: Collection[int] | None = None) -> list[Contact]:
+        return self._active_scene().contacts(of)
 
-    def velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        return self._active_scene().velocities()
+    def velocities(self, of: Collection[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        return self._active_scene().velocities(of)
 
     # Inside
 

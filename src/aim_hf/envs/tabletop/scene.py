@@ -7,6 +7,7 @@ the same to the last bit.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +122,7 @@ class Scene:
         }
 
         self.robot_links = list(self._links)
+        self._ids: dict[sapien.physx.PhysxBaseComponent, int] = {}
 
     # Building
 
@@ -201,57 +203,59 @@ class Scene:
         """The measured opening of an arm's gripper, 0 closed .. 1 open."""
         return float(np.clip(self.arms[arm].qpos[6:].mean() / robot.FINGER_STROKE, 0.0, 1.0))
 
-    def bodies(self) -> dict[int, Body]:
+    def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
         found = {}
         for name, entity in self._entities.items():
-            dynamic = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent) is not None
-            found[entity.per_scene_id] = Body(name, from_pose(entity.pose), dynamic)
+            if of is None or entity.per_scene_id in of:
+                dynamic = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent) is not None
+                found[entity.per_scene_id] = Body(name, from_pose(entity.pose), dynamic)
         for body_id, (name, link) in self._links.items():
-            found[body_id] = Body(name, from_pose(link.entity.pose), False)
+            if of is None or body_id in of:
+                found[body_id] = Body(name, from_pose(link.entity.pose), False)
         return found
 
-    def velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def velocities(self, of: Collection[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         found = {}
         for entity in self._entities.values():
-            component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
-            if component is None:
-                found[entity.per_scene_id] = (np.zeros(3), np.zeros(3))
-            else:
-                found[entity.per_scene_id] = _velocity(component)
+            if of is None or entity.per_scene_id in of:
+                component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+                still = (np.zeros(3), np.zeros(3))
+                found[entity.per_scene_id] = still if component is None else _velocity(component)
         for body_id, (_, link) in self._links.items():
-            found[body_id] = _velocity(link)
+            if of is None or body_id in of:
+                found[body_id] = _velocity(link)
         return found
 
-    def contacts(self) -> list[Contact]:
+    def contacts(self, of: Collection[int] | None = None) -> list[Contact]:
         found = []
         for contact in self.sapien.get_contacts():
-            if any(np.any(point.impulse) for point in contact.points):
-                points = [point for point in contact.points if point.separation < _TOUCHING or np.any(point.impulse)]
-                first, second = (component.entity.per_scene_id for component in contact.bodies)
-                found.append(
-                    Contact(
-                        first,
-                        second,
-                        np.array([point.position for point in points], dtype=np.float64),
-                        np.array([point.normal for point in points], dtype=np.float64),
-                        np.array([point.impulse for point in points], dtype=np.float64),
-                        np.array([point.separation for point in points], dtype=np.float64),
-                    )
-                )
+            first, second = (self._body_id(component) for component in contact.bodies)
+            if of is not None and first not in of and second not in of:
+                continue
+            points = [(point, point.impulse) for point in contact.points]
+            pushing = [impulse.any() for _, impulse in points]
+            if any(pushing):
+                rows = [
+                    np.concatenate([point.position, point.normal, impulse, [point.separation]], dtype=np.float64)
+                    for (point, impulse), pushes in zip(points, pushing)
+                    if pushes or point.separation < _TOUCHING
+                ]
+                table = np.stack(rows)
+                found.append(Contact(first, second, table[:, :3], table[:, 3:6], table[:, 6:9], table[:, 9]))
         return found
+
+    def _body_id(self, component) -> int:
+        """The id of a physics component's body: remembered, for asking the simulator costs as much as a contact."""
+        if component not in self._ids:
+            self._ids[component] = component.entity.per_scene_id
+        return self._ids[component]
 
     # What success checks ask
 
     def touching(self, name: str, others: list[int]) -> list[Contact]:
         """The contacts between a body and any of the bodies with the ids `others`."""
         own = self.body_id(name)
-        others = set(others)
-        return [
-            contact
-            for contact in self.contacts()
-            if (contact.body_a == own and contact.body_b in others)
-            or (contact.body_b == own and contact.body_a in others)
-        ]
+        return [c for c in self.contacts([own]) if c.body_a in others or c.body_b in others]
 
     def is_free(self, name: str) -> bool:
         """Whether no finger touches the body."""
