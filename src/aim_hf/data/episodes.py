@@ -114,8 +114,8 @@ class Episode:
             ValueError: if the episode's parts don't fit together or hold NaN.
         """
 
-        def video(frames: np.ndarray | None) -> dict | None:
-            return None if frames is None else {"bytes": encode_video(frames, self.fps), "path": None}
+        def video(frames: np.ndarray | None, gray: bool = False) -> dict | None:
+            return None if frames is None else {"bytes": encode_video(frames, self.fps, gray), "path": None}
 
         def matrices(of: dict[str, np.ndarray], camera: str) -> np.ndarray | None:
             return of[camera].reshape(len(of[camera]), -1) if camera in of else None
@@ -129,7 +129,7 @@ class Episode:
         check_row(row, f"{self.task} seed {self.seed}")
         for camera in CAMERAS:
             row[f"rgb_{camera}"] = video(self.rgb.get(camera))
-            row[f"value_{camera}"] = video(self.value_maps(camera))
+            row[f"value_{camera}"] = video(self.value_maps(camera), gray=True)
         return {name: row[name] for name in episode_features(self.state.shape[1])}
 
     @classmethod
@@ -163,7 +163,7 @@ class Episode:
             intrinsics=matrices("intrinsics", 3, 3),
             extrinsics=matrices("extrinsics", 3, 4),
             **{name: np.asarray(row[name], dtype=np.float32) for name in ("state", "action", "expert_action")},
-            events=None if events is None else [_event_from_row(event) for event in events],
+            events=None if events is None else [event_from_row(event) for event in events],
             recorded_value_maps=videos("value") if events is None else {},
         )
 
@@ -174,7 +174,8 @@ def _event_to_row(event: Event) -> dict:
     return row | {f"visible_{camera}": visible.get(camera) for camera in CAMERAS}
 
 
-def _event_from_row(row: dict) -> Event:
+def event_from_row(row: dict) -> Event:
+    """An event of a row's column `events`."""
     visible = {camera: row[f"visible_{camera}"] for camera in CAMERAS}
     return Event(
         **{name: row[name] for name in ("kind", "arm", "frame", "body_name")},

@@ -8,6 +8,7 @@ episode can be rendered again, bit by bit.
 A map shows where to act, seen or hidden; `visible_shares` tells how much of it a camera really sees.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -127,6 +128,8 @@ def splat(pixels: np.ndarray, sigma: np.ndarray, height: int, width: int) -> np.
     pixels (num_frames, num_points, 2), inf where not to be drawn; sigma (num_frames, num_points) in pixels.
     """
     maps = np.zeros((len(pixels), height, width), dtype=np.float32)
+    if not len(pixels):
+        return maps
     axes, drawn = [], np.ones(len(pixels), dtype=bool)
     for points, size in ((pixels[..., 0], width), (pixels[..., 1], height)):
         reach = np.where(np.isfinite(points), REACH * sigma, 0)
@@ -161,17 +164,24 @@ def splat(pixels: np.ndarray, sigma: np.ndarray, height: int, width: int) -> np.
 
 
 def render_value_maps(
-    events: list[Event], intrinsics: np.ndarray, extrinsics: np.ndarray, height: int, width: int
+    events: list[Event],
+    intrinsics: np.ndarray,
+    extrinsics: np.ndarray,
+    height: int,
+    width: int,
+    frames: Sequence[int] | None = None,
 ) -> np.ndarray:
     """The value maps of one camera over an episode: (num_frames, height, width, 3) uint8, gray as RGB.
 
     intrinsics (num_frames, 3, 3), extrinsics (num_frames, 3, 4) as in `project`. Frames after the last event are
-    black, as is what lies out of view.
+    black, as is what lies out of view. With `frames` only those, in that order.
     """
-    intrinsics, extrinsics = np.asarray(intrinsics, dtype=np.float64), np.asarray(extrinsics, dtype=np.float64)
-    maps = np.zeros((len(intrinsics), height, width), dtype=np.float32)
-    for event, shown in zip(events, shown_events(events, len(intrinsics)), strict=True):
-        points = world_points(event.filled_points, event.body_pose[shown])
+    frames = np.arange(len(intrinsics)) if frames is None else np.asarray(frames)
+    all_shown = shown_events(events, len(intrinsics))[:, frames]
+    intrinsics, extrinsics = (np.asarray(m, dtype=np.float64)[frames] for m in (intrinsics, extrinsics))
+    maps = np.zeros((len(frames), height, width), dtype=np.float32)
+    for event, shown in zip(events, all_shown, strict=True):
+        points = world_points(event.filled_points, event.body_pose[frames[shown]])
         pixels, depth = project(points, intrinsics[shown], extrinsics[shown])
         focal_length = intrinsics[shown, 0, 0][:, None]
         sigma = np.clip(focal_length * RADIUS / np.maximum(depth, 1e-3), MIN_SIGMA, MAX_SIGMA * width)

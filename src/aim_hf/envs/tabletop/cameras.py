@@ -53,23 +53,24 @@ def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> sapien.
 class CameraRig:
     """The head camera, which stands still, and a camera on either hand.
 
-    `head_jitter` (6,) moves the head camera: meters along x, y, z and radians about x, y, z.
+    `head_jitter` (6,) moves the head camera: meters along x, y, z and radians about x, y, z. `sizes`: camera ->
+    (width, height) of its pictures.
     """
 
-    def __init__(self, scene: Scene, head_jitter: np.ndarray | None = None):
+    def __init__(self, scene: Scene, head_jitter: np.ndarray | None = None, sizes: dict[str, tuple[int, int]] = SIZES):
         jitter = np.zeros(6) if head_jitter is None else head_jitter
         head = look_at(HEAD_POSITION, HEAD_TARGET, np.array([0.0, 0.0, 1.0]))
         turn = sapien.Pose()
         turn.set_rpy(jitter[3:])
         self._head_pose = sapien.Pose(head.p + jitter[:3], (turn * sapien.Pose(q=head.q)).q)
         self._wrist_pose = look_at(_WRIST_POSITION, _WRIST_TARGET, np.array([0.0, 0.0, 1.0]))
-        self._scene = scene
+        self._scene, self._sizes = scene, sizes
         self._components = self._add_components() if scene.visual else {}
 
     def _add_components(self) -> dict[str, sapien.render.RenderCameraComponent]:
         components = {}
         for name in CAMERAS:
-            width, height = (SUPERSAMPLING * size for size in SIZES[name])
+            width, height = (SUPERSAMPLING * size for size in self._sizes[name])
             component = sapien.render.RenderCameraComponent(width, height)
             component.set_fovy(FOVY[name], compute_x=True)
             component.near, component.far = 0.01, 10.0
@@ -92,7 +93,7 @@ class CameraRig:
         found = {}
         for name in CAMERAS:
             pose = self._head_pose if name == "head_camera" else self._hand(name).pose * self._wrist_pose
-            width, height = SIZES[name]
+            width, height = self._sizes[name]
             focal = height / 2 / np.tan(FOVY[name] / 2)
             intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
             world_to_camera = pose.inv().to_transformation_matrix().astype(np.float64)
@@ -107,7 +108,7 @@ class CameraRig:
         for name, component in self._components.items():
             component.take_picture()
             large = component.get_picture("Color")[..., :3]
-            width, height = SIZES[name]
+            width, height = self._sizes[name]
             mean = large.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3).mean(axis=(1, 3), dtype=np.float32)
             pictures[name] = {"rgb": np.clip(mean * tint * 255 + 0.5, 0, 255).astype(np.uint8)}
             if depth:

@@ -12,7 +12,7 @@ from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertFrame, ExpertPath,
 from ..demonstration import play_path
 from ..seeds import check_seed, scene_generator
 from . import robot
-from .cameras import CameraRig, RendererMissing
+from .cameras import SIZES, CameraRig, RendererMissing
 from .kinematics import ArmKinematics
 from .motion import OPEN, home_poses
 from .randomization import add_clutter, sample_look
@@ -30,7 +30,7 @@ class TabletopEnvironment:
 
     Observations' `endpose` is the measured pose of the tool center point itself, and `joint_action/vector` holds
     measured positions. With `render=False` observations carry no `rgb`, and neither Vulkan nor a GPU is needed; with
-    `depth=True` each camera has its `depth` beside its `rgb`.
+    `depth=True` each camera has its `depth` beside its `rgb`. `sizes`: camera -> (width, height) of its pictures.
 
     Raises ValueError for an unknown task or split, RendererMissing where pictures are wanted but can't be made.
     """
@@ -40,7 +40,14 @@ class TabletopEnvironment:
     control_dt = PHYSICS_STEPS * PHYSICS_DT
     physics_dt = PHYSICS_DT
 
-    def __init__(self, task: str, split: str = "easy", render: bool = True, depth: bool = False):
+    def __init__(
+        self,
+        task: str,
+        split: str = "easy",
+        render: bool = True,
+        depth: bool = False,
+        sizes: dict[str, tuple[int, int]] = SIZES,
+    ):
         if task not in TASKS:
             raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
         if split not in SPLITS:
@@ -49,7 +56,7 @@ class TabletopEnvironment:
         self.step_limit = TASKS[task].step_limit
         self.on_physics_step: list[Callable[[TabletopEnvironment], None]] = []
         self.simulator = {"sapien": sapien.__version__, "aim_hf": source_commit() or package_version("aim-hf")}
-        self._render, self._depth = render, depth
+        self._render, self._depth, self._sizes = render, depth, sizes
         if render:
             _use_fast_shader()
         self._arm_builders = ArmBuilders(visual=render)
@@ -73,7 +80,7 @@ class TabletopEnvironment:
         add_clutter(scene, self.split, self._task.keep_clear(), self._generator("clutter"))
         scene.add_floor(look.floor_color)
         self._tint = look.tint
-        self._rig = CameraRig(scene, look.head_jitter)
+        self._rig = CameraRig(scene, look.head_jitter, self._sizes)
         self._scene = scene
         self._step = 0
         self._joints = {arm: joints.copy() for arm, joints in self._home.items()}

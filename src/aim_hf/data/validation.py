@@ -1,0 +1,141 @@
+"""Whether a folder of episodes holds what it says: every row checked, samples rendered and simulated again."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ..envs import TASKS, make_environment
+from ..envs.base import CAMERAS
+from ..envs.seeds import scene_generator
+from .episodes import Episode
+from .recorder import Failure, record_episode
+from .shards import UNFINISHED, check_folder, read_rows, shard_paths
+from .video import decode_video
+
+VIDEO_ERROR = 32  # of 255: how far a value map's video may be from the map, by compression
+
+
+@dataclass
+class Report:
+    """What was looked at, and what is wrong."""
+
+    episodes: int = 0
+    frames: int = 0
+    bytes: int = 0
+    rendered: int = 0  # episodes whose value maps were compared with those rendered from the contacts
+    simulated: int = 0  # episodes whose seeds were simulated again and compared
+    largest_video_error: int = 0  # of 255
+    problems: list[str] = field(default_factory=list)
+
+
+def validate(folder: Path, render: int, simulate: int, **simulator_options) -> Report:
+    """Checks a folder and goes on after a problem, so that the report names all of them.
+
+    Args:
+        folder: of episodes.
+        render, simulate: how many episodes are rendered and simulated again, evenly spread over the folder.
+        simulator_options: of the suite's environment.
+    """
+    report = Report()
+    try:
+        check_folder(folder)
+    except (ValueError, FileNotFoundError) as error:
+        report.problems.append(str(error))
+        return report
+    if not (folder / "README.md").exists():
+        report.problems.append(f"{folder} has no README.md: without it, load_dataset can't tell the splits apart")
+    for pieces in sorted(folder.glob(f"{UNFINISHED}/*")):
+        report.problems.append(f"{pieces} is an unfinished shard; run dataset_scripts/collect.py again to finish it")
+
+    total = sum(pq.read_metadata(path).num_rows for path in shard_paths(folder))
+    to_render, to_simulate = _spread(render, total), _spread(simulate, total)
+    number, env = 0, None
+    with tqdm(total=total, unit="episode", desc="validate") as progress:
+        for path in shard_paths(folder):
+            report.bytes += path.stat().st_size
+            manifest, seeds = _manifest(folder, path, report), []
+            try:
+                for row in read_rows(path):
+                    seeds.append(row["seed"])
+                    report.frames += row["num_frames"]
+                    episode = Episode.from_row(row) if number in to_render | to_simulate else None
+                    if number in to_render:
+                        _check_value_maps(row, episode, report)
+                    if number in to_simulate and row["suite"] in TASKS and manifest is not None:
+                        if env is None or (env.suite, env.task, env.split) != (
+                            row["suite"],
+                            row["task"],
+                            row["split"],
+                        ):
+                            if env is not None:
+                                env.close()
+                            env = make_environment(row["suite"], row["task"], row["split"], **simulator_options)
+                        report.problems += _differences(episode, env, manifest["noise"])
+                        report.simulated += 1
+                    number += 1
+                    progress.update()
+            except ValueError as error:
+                report.problems.append(str(error))
+            if manifest is not None and seeds != [s["seed"] for s in manifest["seeds"] if s["outcome"] == "recorded"]:
+                report.problems.append(f"{path}: its seeds aren't those that its manifest calls recorded")
+    if env is not None:
+        env.close()
+    report.episodes = number
+    return report
+
+
+def _spread(count: int, total: int) -> set[int]:
+    """`count` numbers of range(total), evenly spread."""
+    count = min(count, total)
+    return {i * total // count for i in range(count)}
+
+
+def _manifest(folder: Path, shard: Path, report: Report) -> dict | None:
+    """The shard's manifest; imported episodes have none."""
+    path = folder / "manifest" / f"{shard.stem}.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        report.problems.append(f"{path} is no JSON ({error}); delete it and its shard, and collect again")
+        return None
+
+
+def _check_value_maps(row: dict, episode: Episode, report: Report) -> None:
+    """Renders the value maps from the contacts and compares them with their videos."""
+    if episode.events is None:
+        return
+    for camera in CAMERAS:
+        if row[f"value_{camera}"] is None:
+            continue
+        stored = decode_video(row[f"value_{camera}"]["bytes"]).astype(int)
+        error = int(np.abs(stored - episode.value_maps(camera)).max())
+        report.largest_video_error = max(report.largest_video_error, error)
+        if error > VIDEO_ERROR:
+            report.problems.append(
+                f"{episode.task} seed {episode.seed}: value_{camera} is up to {error} of 255 from the map of its "
+                f"contacts, expected at most {VIDEO_ERROR}; record this episode again"
+            )
+    report.rendered += 1
+
+
+def _differences(episode: Episode, env, noise: float) -> Iterator[str]:
+    """Simulates the episode's seed again, and names what comes out different."""
+    where = f"{episode.task} {episode.split} seed {episode.seed}"
+    rng = scene_generator(episode.task, episode.split, episode.seed, "noise")
+    again = record_episode(env, episode.seed, noise, rng)
+    if isinstance(again, Failure):
+        yield f"{where}: simulated again, it fails: {again.reason}"
+        return
+    for name in ("state", "action", "expert_action"):
+        stored, simulated = getattr(episode, name), getattr(again, name)
+        if stored.shape != simulated.shape or not np.array_equal(stored, simulated):
+            yield f"{where}: simulated again, {name} differs; other versions of simulator or project made it"
+    if [(e.kind, e.arm, e.frame) for e in episode.events] != [(e.kind, e.arm, e.frame) for e in again.events]:
+        yield f"{where}: simulated again, the events differ"

@@ -1,0 +1,192 @@
+"""Windows of raw episodes, for what trains on pictures: only the frames that a window shows are decoded.
+
+Stage 1 trains on latents (`latents.py`), which is faster still; these windows serve codecs, other models, and
+augmentations. An episode is a row group of its own, so a window costs that episode's bytes of the columns that are
+wanted, and as many decoded frames as lie between it and the key frame before it.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from ..envs.base import CAMERAS
+from .episodes import event_from_row
+from .shards import check_folder, shard_paths
+from .value_maps import render_value_maps
+from .video import decode_video
+
+VALUE_MAPS = ("rendered", "decoded", None)
+SENTENCES = ("task", "seed", "instruction")
+VECTORS = ("state", "action", "expert_action")
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a window holds.
+
+    num_frames: pictures. frame_stride: control steps between two of them. cameras: the views that are wanted.
+    value_maps: `"rendered"` from the contacts, `"decoded"` from their videos, or None.
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    num_frames: int
+    frame_stride: int = 1
+    cameras: tuple[str, ...] = CAMERAS
+    value_maps: str | None = "rendered"
+
+    def __post_init__(self):
+        if self.num_frames < 2 or self.frame_stride < 1:
+            raise ValueError(
+                f"num_frames={self.num_frames}, frame_stride={self.frame_stride}; expected >= 2 and >= 1."
+            )
+        if not self.cameras or not set(self.cameras) <= set(CAMERAS):
+            raise ValueError(f"cameras={self.cameras}; expected some of {CAMERAS}.")
+        if self.value_maps not in VALUE_MAPS:
+            raise ValueError(f"value_maps={self.value_maps!r}; expected one of {VALUE_MAPS}.")
+
+    @property
+    def steps(self) -> int:
+        """The actions of a window, T."""
+        return (self.num_frames - 1) * self.frame_stride
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a window is cut from."""
+        names = [*SENTENCES, *VECTORS, *(f"rgb_{camera}" for camera in self.cameras)]
+        if self.value_maps == "decoded":
+            names += [f"value_{camera}" for camera in self.cameras]
+        if self.value_maps == "rendered":
+            names += ["events"]
+            names += [f"{kind}_{camera}" for kind in ("intrinsics", "extrinsics") for camera in self.cameras]
+        return names
+
+    def cut(self, row: dict, start: int) -> dict:
+        """The window of an episode's row from frame `start` on.
+
+        Returns:
+            `task`, `seed`, `instruction` and `start`; `state` (T + 1, D), `action` (T, D) and `expert_action` (T, D)
+            float32; `rgb`, camera -> (num_frames, H, W, 3) uint8, of the views that are there; `value`, camera ->
+            (num_frames, H, W) uint8, of those that have value maps.
+
+        Raises:
+            ValueError: if the window holds NaN, or a video is damaged or too short; names the episode.
+        """
+        where = f"{row['task']} seed {row['seed']}"
+        window = {name: row[name] for name in SENTENCES} | {"start": start}
+        for name in VECTORS:
+            values = np.array(row[name][start : start + self.steps + (name == "state")], dtype=np.float32)
+            if not np.isfinite(values).all():
+                raise ValueError(f"{where}: {name} holds NaN or infinity; record this episode again")
+            window[name] = torch.from_numpy(values)
+        frames = list(range(start, start + self.steps + 1, self.frame_stride))
+
+        def decoded(name: str) -> np.ndarray:
+            try:
+                video = row[name]
+                return decode_video(video["bytes"] if isinstance(video, dict) else video, frames)
+            except (ValueError, IndexError) as error:
+                raise ValueError(f"{where}: {name} is damaged ({error}); record this episode again") from error
+
+        rgb = {c: decoded(f"rgb_{c}") for c in self.cameras if row[f"rgb_{c}"] is not None}
+        value = {}
+        if self.value_maps == "decoded":
+            value = {c: decoded(f"value_{c}")[..., 0] for c in rgb if row[f"value_{c}"] is not None}
+        elif self.value_maps == "rendered" and row["events"] is not None:
+            events = [event_from_row(event) for event in row["events"]]
+            for camera in rgb:
+                if row[f"intrinsics_{camera}"] is not None:
+                    intrinsics = np.reshape(row[f"intrinsics_{camera}"], (-1, 3, 3))
+                    extrinsics = np.reshape(row[f"extrinsics_{camera}"], (-1, 3, 4))
+                    size = rgb[camera].shape[1:3]
+                    value[camera] = render_value_maps(events, intrinsics, extrinsics, *size, frames)[..., 0]
+        window["rgb"] = {camera: torch.from_numpy(pictures) for camera, pictures in rgb.items()}
+        window["value"] = {camera: torch.from_numpy(np.ascontiguousarray(maps)) for camera, maps in value.items()}
+        return window
+
+
+class EpisodeWindows(Dataset):
+    """Every window of a folder of episodes, in order: a `DataLoader` draws them at random, with any number of workers.
+
+    An item is what [`Window.cut`] returns.
+
+    Raises:
+        FileNotFoundError, ValueError: of `check_folder`; ValueError if no episode is as long as a window.
+    """
+
+    def __init__(self, folder: str | Path, window: Window):
+        folder = Path(folder)
+        check_folder(folder)
+        self.window, self.paths = window, shard_paths(folder)
+        self._places: list[tuple[int, int]] = []  # (shard, row group) of each episode that is long enough
+        counts = []
+        for shard, path in enumerate(self.paths):
+            for group, length in enumerate(pq.read_table(path, columns=["num_frames"])["num_frames"].to_pylist()):
+                if length > window.steps:
+                    self._places.append((shard, group))
+                    counts.append(length - window.steps)
+        if not counts:
+            raise ValueError(f"no episode of {folder} has {window.steps + 1} frames; take fewer, or a smaller stride.")
+        self._ends = np.cumsum(counts)
+        self._files: dict[int, pq.ParquetFile] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_files": {}}  # a worker opens its own
+
+    def __getitem__(self, item: int) -> dict:
+        if not 0 <= item < len(self):
+            raise IndexError(f"window {item} of {len(self)}")
+        episode = int(np.searchsorted(self._ends, item, side="right"))
+        shard, group = self._places[episode]
+        if shard not in self._files:
+            self._files[shard] = pq.ParquetFile(self.paths[shard])
+        table = self._files[shard].read_row_group(group, columns=self.window.columns)
+        start = item - (int(self._ends[episode - 1]) if episode else 0)
+        return self.window.cut(_row(table), start)
+
+
+class StreamedWindows(IterableDataset):
+    """Random windows of episodes that arrive one after another, such as from the Hub:
+
+        rows = load_dataset("org/aim-robotwin-30k", split="easy", streaming=True).shuffle(seed=0)
+        loader = DataLoader(StreamedWindows(rows, Window(9), windows_per_episode=4), batch_size=8, num_workers=4)
+
+    Workers share the dataset's shards among them. An episode is read once and gives `windows_per_episode` windows, in
+    a row: shuffle the rows with a buffer, and the batches are mixed.
+    """
+
+    def __init__(self, rows: Iterable[dict], window: Window, windows_per_episode: int = 1, seed: int = 0):
+        self.rows, self.window, self.windows_per_episode, self.seed = rows, window, windows_per_episode, seed
+
+    def __iter__(self) -> Iterator[dict]:
+        for row in self.rows:
+            last = row["num_frames"] - 1 - self.window.steps
+            if last < 0:
+                continue
+            rng = np.random.default_rng([self.seed, row["seed"]])
+            for start in rng.integers(last + 1, size=self.windows_per_episode):
+                yield self.window.cut(row, int(start))
+
+
+def _row(table: pa.Table) -> dict:
+    """The one row of a table; its matrices as arrays, for a list of lists costs more than the decoding."""
+    row = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        vectors = pa.types.is_list(column.type) and pa.types.is_fixed_size_list(column.type.value_type)
+        if vectors and column.null_count == 0:
+            width = column.type.value_type.list_size
+            row[name] = column.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        else:
+            row[name] = column.to_pylist()[0]
+    return row

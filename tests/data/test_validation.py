@@ -1,0 +1,71 @@
+"""Validation accepts what collection makes, and names what is wrong with what was changed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures_episodes import make_episode
+
+from aim_hf.data.card import write_card
+from aim_hf.data.episodes import Episode
+from aim_hf.data.shards import ShardWriter, read_rows, shard_paths
+from aim_hf.data.validation import validate
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("collected")
+    options = ["--tasks", "click_bell", "--episodes", "2", "--output", folder]
+    subprocess.run([sys.executable, ROOT / "dataset_scripts" / "collect.py", *options], check=True)
+    return folder
+
+
+def test_what_was_collected_is_found_whole_and_simulates_again_bit_by_bit(collected):
+    report = validate(collected, render=2, simulate=2)
+    assert report.problems == []
+    assert (report.episodes, report.rendered, report.simulated) == (2, 2, 2)
+    assert 0 < report.largest_video_error < 32
+
+
+def test_another_state_is_found_by_simulating(collected, tmp_path):
+    (path,) = shard_paths(collected)
+    manifest = json.loads((collected / "manifest" / f"{path.stem}.json").read_text())
+    episodes = [Episode.from_row(row) for row in read_rows(path)]
+    episodes[1].state[3, 0] += 1e-6
+    writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
+    for episode in episodes:
+        writer.add(episode.to_row())
+    writer.finish({name: manifest[name] for name in manifest if name != "seeds"})
+    write_card(tmp_path)
+    report = validate(tmp_path, render=0, simulate=2)
+    assert report.problems == [
+        f"click_bell easy seed {episodes[1].seed}: simulated again, state differs; other versions of simulator or "
+        "project made it"
+    ]
+
+
+def test_every_problem_is_named(tmp_path):
+    right, shifted = make_episode(1), make_episode(1)
+    maps = {camera: right.value_maps(camera) for camera in right.rgb}
+    shifted.recorded_value_maps = {camera: np.roll(frames, 20, axis=2) for camera, frames in maps.items()}
+    shifted.events = None
+    wrong = {name: value for name, value in shifted.to_row().items() if name.startswith("value_")}
+    writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
+    writer.add(make_episode(0).to_row())
+    writer.add(right.to_row() | wrong)
+    writer.finish({"suite": "tabletop", "simulator": {}, "noise": 0.0})
+    writer.manifest.write_text(writer.manifest.read_text().replace('"seed": 1', '"seed": 9'))
+    ShardWriter(tmp_path, "easy", "lift_pot", 0).add(make_episode(5).to_row())
+    expected = ["no README.md", "unfinished shard"]
+    expected += [f"seed 1: value_{camera} is up to" for camera in right.rgb] + [
+        "those that its manifest calls recorded"
+    ]
+    problems = validate(tmp_path, render=2, simulate=0).problems
+    assert len(problems) == len(expected)
+    for problem, message in zip(problems, expected, strict=True):
+        assert message in problem
