@@ -40,7 +40,7 @@ def record_episode(
         return Failure(seed, "the task was not fulfilled at the end of the expert's path")
     events = detector.events()
     if not events:
-        return Failure(seed, "the task was fulfilled, but no pick, place or press was seen")
+        return Failure(seed, "the task was fulfilled, but no pick, place, press or push was seen")
     return Episode(
         suite=env.suite,
         task=env.task,
