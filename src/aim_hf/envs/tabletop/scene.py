@@ -160,7 +160,9 @@ class Scene:
         friction: float = _FRICTION,
     ) -> None:
         """A body of primitives that stands on the table at (x, y). Its frame's origin lies in its bottom's middle:
-        every part's `center` counts from there. Raises ValueError if the name is taken."""
+        every part's `center` counts from there. Where two bodies touch, the mean of their `friction` counts.
+
+        Raises ValueError if the name is taken."""
         if name in self._entities:
             raise ValueError(f"name={name!r} is taken in this scene: give each body a name of its own.")
         material = self._material

@@ -22,7 +22,7 @@ _LIFT = 0.075
 
 
 class BlocksRankingRGB(Task):
-    step_limit = 210
+    step_limit = 230
     seen = (
         "Arrange the blocks from left to right: red, green, blue.",
         "Put the red, the green and the blue cube in a row on the strip.",

@@ -59,7 +59,8 @@ class _StackBlocks(Task):
                 # This arm fetches its cube while the other goes home, and never waits beside it.
                 motion.wait_until(arm, arms[level - 1])
                 motion.go_home(arms[level - 1])
-            motion.pick(arm, position, _LIFT)
+            # An arm that has just left the tower leaves it at that height, so that its fingers don't catch on it.
+            motion.pick(arm, position, _LIFT + max(level - 1, 0) * _SIZE)
             motion.place(arm, above(self._goal, level * _SIZE + 0.003), _LIFT)
         return motion.path()
 

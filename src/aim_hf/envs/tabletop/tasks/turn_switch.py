@@ -10,11 +10,11 @@ from ..scene import Part, Scene
 from .base import COLORS, LARGEST_YAW, TARGET_COLORS, Task, arm_beside
 
 # The knob's foot slides on the table between rails, from one end stop to the other.
-_FOOT = (0.06, 0.04, 0.012)
-_HANDLE = (0.03, 0.034, 0.05)
+_FOOT = (0.064, 0.046, 0.012)
+_HANDLE = (0.04, 0.04, 0.05)
 _TRAVEL = 0.07
 _WALL, _CLEARANCE = 0.014, 0.0015
-_FRICTION = 0.0  # of the knob
+_FRICTION = 0.0  # of the knob, so that it neither tips nor jams
 _MOVED = 0.8 * _TRAVEL
 _TOUCH_HEIGHT = 0.040  # of the tool center point above the table
 _SIDEWAYS = _HANDLE[0] / 2 + 0.014  # from the handle's middle to that of the closed fingers that touch it
@@ -63,7 +63,6 @@ class TurnSwitch(Task):
             self._side * moved @ self._along > _MOVED
             and abs(np.linalg.det([moved, self._along])) < 0.01  # still in its slot
             and abs(knob[2] - self._table_top) < 0.01
-            and scene.is_at_rest("knob")
         )
 
     def expert(self) -> ExpertPath:
