@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from aim_hf.data.contacts import CHECK_EVERY, HOLD_CHECKS, EventDetector
+from aim_hf.data.value_maps import TOGETHER, rotation_matrix
 from aim_hf.envs import make_environment
-from aim_hf.envs.base import Body, Contact
+from aim_hf.envs.base import ARMS, Body, Contact
 from aim_hf.envs.demonstration import perturbation
 
-LEFT, RIGHT, PALM, TABLE, BLOCK, BELL = (1, 2), (3, 4), 5, 10, 11, 12
+LEFT, RIGHT, PALM, TABLE, BLOCK, BELL, KNOB = (1, 2), (3, 4), 5, 10, 11, 12, 13
 WIDE, LOOSE, CLOSED = np.ones(16), np.full(16, 0.9), np.zeros(16)  # what the grippers are told
 STILL, MOVING = (np.zeros(3), np.zeros(3)), (np.array([0, 0, -0.05]), np.zeros(3))
 
@@ -30,11 +31,14 @@ class Contacts:
     def press_targets(self):
         return [BELL]
 
+    def push_targets(self):
+        return [KNOB]
+
     def bodies(self, of=None):
         here = np.array([0, 0, 0, 1.0, 0, 0, 0])
         links = {link: Body(f"link_{link}", here, False) for link in self.robot_links()}
-        fixed = {TABLE: Body("table", here, False), BELL: Body("bell", here, True)}
-        bodies = links | fixed | {BLOCK: Body("block", self.block, True)}
+        still = {TABLE: Body("table", here, False), BELL: Body("bell", here, True), KNOB: Body("knob", here, True)}
+        bodies = links | still | {BLOCK: Body("block", self.block, True)}
         return {body: state for body, state in bodies.items() if of is None or body in of}
 
     def contacts(self, of):
@@ -164,15 +168,23 @@ def test_after_a_handover_the_second_arm_places(episode):
     assert episode.kinds() == [("pick", "left", "block"), ("pick", "right", "block"), ("place", "right", "table")]
 
 
-def test_a_press_is_the_first_touch_of_a_closed_finger(episode):
-    touch = [push(BELL, LEFT[0], (0, 0, -1), (0.3, 0.1, 0.2))]
+@pytest.mark.parametrize(("kind", "target", "body"), [("press", BELL, "bell"), ("push", KNOB, "knob")])
+def test_a_press_or_a_push_is_the_first_effective_touch_of_a_closed_finger(episode, kind, target, body):
+    touch = [push(target, LEFT[0], (0, 0, -1), (0.3, 0.1, 0.2))]
     assert episode.run(touch, 5).kinds() == [], "open"
     episode.add_frame(CLOSED)
     episode.run([push(BLOCK, LEFT[0], (0, 0, -1))], 5)
-    assert episode.kinds() == [], "no press target"
+    assert episode.kinds() == [], "no target"
+    episode.run([push(target, LEFT[0], (0, 0, -0.1))], 5)
+    assert episode.kinds() == [], "weak"
     episode.run(touch, 1).run([], 5).run(touch, 5)
-    assert episode.kinds() == [("press", "left", "bell")]
+    assert episode.kinds() == [(kind, "left", body)]
     assert episode.detector.events()[0].frame == 2
+
+
+def test_a_target_is_not_picked(episode):
+    episode.run([push(KNOB, LEFT[0], (5, 0, 0)), push(KNOB, LEFT[1], (-5, 0, 0))], 3 * HOLD_CHECKS)
+    assert episode.kinds() == []
 
 
 def test_order_of_contacts_does_not_matter():
@@ -196,42 +208,60 @@ def test_poses_are_those_of_each_frame(episode):
     np.testing.assert_allclose(event.body_pose[1:], poses, rtol=1e-6)
 
 
-ARM = {"left": "right", "right": "left"}
-
-
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("split", "seed"), [("easy", 0), ("hard", 1)])
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        ("click_bell", [("press", "bell")]),
-        ("place_a2b_left", [("pick", "cube"), ("place", "table")]),
-        ("place_a2b_right", [("pick", "cube"), ("place", "table")]),
-        ("stack_blocks_two", [("pick", None), ("place", "table"), ("pick", None), ("place", None)]),
-        ("lift_pot", [("pick", "pot"), ("pick", "pot")]),
-        ("handover_block", [("pick", "block"), ("pick", "block"), ("place", "pad")]),
+        ("click_bell", ["press bell"]),
+        ("place_a2b_left", ["pick cube", "place table"]),
+        ("place_a2b_right", ["pick cube", "place table"]),
+        ("stack_blocks_two", ["pick red_cube", "place table", "pick green_cube", "place red_cube"]),
+        ("lift_pot", ["pick pot", "pick pot"]),
+        ("handover_block", ["pick block", "pick block", "place pad"]),
+        ("press_stapler", ["press stapler"]),
+        ("turn_switch", ["push knob"]),
+        ("move_pillbottle_pad", ["pick bottle", "place pad"]),
+        ("pick_dual_bottles", ["pick left_bottle", "pick right_bottle"]),
+        (
+            "stack_blocks_three",
+            [
+                *("pick red_cube", "place table", "pick green_cube", "place red_cube"),
+                *("pick blue_cube", "place green_cube"),
+            ],
+        ),
+        (
+            "blocks_ranking_rgb",
+            ["pick red_cube", "place table", "pick green_cube", "place table", "pick blue_cube", "place table"],
+        ),
     ],
 )
-def test_the_experts_events_are_those_of_the_task(task, expected, seed):
-    env = make_environment("tabletop", task, render=False)
+def test_the_experts_events_are_those_of_the_task(task, expected, split, seed):
+    env = make_environment("tabletop", task, split, render=False)
     env.reset(seed)
     detector = EventDetector(env)
     env.on_physics_step.append(detector)
     path = env.expert()
-    for action in path.actions:
+    tools = []
+    for action in [*path.actions, None]:
         detector.add_frame(env, action)
-        env.step(action)
-    detector.add_frame(env, None)
+        tools.append({arm: env.tcp(arm)[:3] for arm in ARMS})
+        if action is not None:
+            env.step(action, observe=False)
     events = detector.events()
-    assert [event.kind for event in events] == [kind for kind, _ in expected]
-    for event, (_, body) in zip(events, expected, strict=True):
-        assert body is None or event.body_name == body
+    found = [f"{event.kind} {event.body_name}" for event in events]
+    if task in ("lift_pot", "pick_dual_bottles"):
+        assert sorted(event.arm for event in events) == ["left", "right"]
+        assert abs(events[0].frame - events[1].frame) <= TOGETHER, "both are shown in one map"
+        found.sort()
+    assert found == expected
+    for event in events:
         assert min(abs(event.frame - step) for step in path.key_steps) <= 4, "an event happens at a key step"
-    if task == "stack_blocks_two":
-        assert events[3].body_name == events[0].body_name != events[2].body_name
-    if task == "lift_pot":
-        assert {event.arm for event in events} == {"left", "right"} and abs(events[0].frame - events[1].frame) <= 5
+        pose = event.body_pose[event.frame]
+        contact = pose[:3] + rotation_matrix(pose[3:]) @ event.points.mean(axis=0)
+        distance = {arm: np.linalg.norm(tool - contact) for arm, tool in tools[event.frame].items()}
+        assert min(distance, key=distance.get) == event.arm and distance[event.arm] < 0.1, "its own arm is there"
     if task == "handover_block":
-        assert events[1].arm == events[2].arm == ARM[events[0].arm]
+        assert events[0].arm != events[1].arm == events[2].arm
     env.close()
 
 

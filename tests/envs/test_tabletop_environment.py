@@ -271,4 +271,10 @@ def test_tasks_are_listed():
         "stack_blocks_two",
         "lift_pot",
         "handover_block",
+        "press_stapler",
+        "turn_switch",
+        "move_pillbottle_pad",
+        "pick_dual_bottles",
+        "stack_blocks_three",
+        "blocks_ranking_rgb",
     }

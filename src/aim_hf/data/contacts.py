@@ -1,4 +1,4 @@
-"""Contact events of an episode, found while it is simulated: what is picked, where it is placed, what is pressed.
+"""Contact events of an episode, found while it is simulated: what is picked, pressed or pushed, where it is placed.
 
 `EventDetector` looks at the contacts now and then: what lasts shorter is no event, and looking at all of
 them would cost a third as much as simulating them. It depends on the environment protocol alone.
@@ -14,7 +14,7 @@ from .value_maps import Event, rotation_matrix
 CHECK_EVERY = 10  # physics steps between two looks at the contacts: 40 ms
 CHECK_EVERY_HOLDING = 40  # ... while all that closes holds something already
 HOLD_CHECKS = 2  # looks in a row that a grasp or a rest must last
-MIN_FORCE = 0.2  # N, of each finger on what it holds
+MIN_FORCE = 0.2  # N, of each finger on what it holds, and of a finger on what it presses or pushes
 OPPOSITE = -0.5  # cosine between the two fingers' pushes: at least 120 degrees apart
 REST_SPEED = 0.01  # m/s
 REST_SPIN = 0.2  # rad/s
@@ -39,17 +39,17 @@ class EventDetector:
         that body by that arm needs a release first.
     place: a picked body is free of all fingers and at rest, for `HOLD_CHECKS`, on a body that is no part of the robot.
         The arm is the one that touched it last.
-    press: a closed finger touches one of the task's press targets for the first time.
+    press, push: a closed finger pushes one of the task's press or push targets for the first time.
     """
 
     def __init__(self, env: Environment):
         self.arm_of = {finger: arm for arm, fingers in env.fingers().items() for finger in fingers}
         self.robot = set(env.robot_links())
-        self.press_targets = set(env.press_targets())
+        self.targets = dict.fromkeys(env.press_targets(), "press") | dict.fromkeys(env.push_targets(), "push")
         bodies = env.bodies()
         self.names = {body: state.name for body, state in bodies.items()}
         self.moving = {body for body, state in bodies.items() if state.dynamic}
-        self.movable = self.moving - self.press_targets
+        self.movable = self.moving - self.targets.keys()
         self.start = {body: state.pose for body, state in bodies.items()}
         self.poses: list[dict[int, np.ndarray]] = []  # of what can move, in each frame
         self.closed: set[str] = set()  # arms whose gripper is told to be closed
@@ -59,7 +59,7 @@ class EventDetector:
         self.free_checks: dict[tuple[str, int], int] = {}  # (arm, body) picked: looks since a finger last touched it
         self.carrier: dict[int, str] = {}  # body picked and not yet placed: the arm that touched it last
         self.rest_checks: dict[int, int] = {}  # body in `carrier`: looks for which it has been at rest
-        self.pressed: set[int] = set()
+        self.reached: set[int] = set()  # targets pressed or pushed
         self.found: list[tuple[str, str, int, int, np.ndarray]] = []  # kind, arm, frame, body, points in its frame
 
     def add_frame(self, env: Environment, action: np.ndarray | None) -> None:
@@ -80,7 +80,7 @@ class EventDetector:
             return
         touches = self._touches(env.contacts(self.arm_of), env.physics_dt)
         self._find_picks(env, touches)
-        self._find_presses(env, touches)
+        self._find_presses_and_pushes(env, touches)
         self._find_places(env, {body for _, body in touches})
 
     def events(self) -> list[Event]:
@@ -127,11 +127,13 @@ class EventDetector:
             if body in self.carrier:
                 self.carrier[body] = arm
 
-    def _find_presses(self, env: Environment, touches: dict[tuple[str, int], dict[int, _Touch]]) -> None:
+    def _find_presses_and_pushes(self, env: Environment, touches: dict[tuple[str, int], dict[int, _Touch]]) -> None:
         for (arm, body), fingers in touches.items():
-            if body in self.press_targets - self.pressed and arm in self.closed:
-                self.pressed.add(body)
-                self._add(env, "press", arm, body, [point for touch in fingers.values() for point in touch.points])
+            if body in self.targets.keys() - self.reached and arm in self.closed:
+                if max(np.linalg.norm(touch.push) for touch in fingers.values()) > MIN_FORCE:
+                    self.reached.add(body)
+                    points = [point for touch in fingers.values() for point in touch.points]
+                    self._add(env, self.targets[body], arm, body, points)
 
     def _find_places(self, env: Environment, touched: set[int]) -> None:
         still = {body for body in self.carrier if body not in touched and _is_at_rest(env, body)}

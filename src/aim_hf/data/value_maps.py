@@ -27,11 +27,11 @@ REACH = float(np.sqrt(2 * np.log(510)))
 class Event:
     """A contact that an arm's task turns on.
 
-    kind: "pick" (both fingers hold the body), "place" (what was held rests on the body) or "press" (a closed finger
-        touches the body).
+    kind: "pick" (both fingers hold the body), "place" (what was held rests on the body), "press" or "push" (a closed
+        finger pushes the body, down or along).
     arm: "left" or "right".
     frame: the first frame that shows the event done.
-    body_name: the body that the points are fixed to: what is picked or pressed, or the support of a place.
+    body_name: the body that the points are fixed to: what is picked, pressed or pushed, or the support of a place.
     points (num_points, 3) float32: contact points in the frame of that body (m).
     body_pose (num_frames, 7) float32: its pose in each frame, xyz (m) and quaternion wxyz, in the world.
     visible: per camera (num_frames,) float32, the share of the points that it sees; cameras without depth are absent.

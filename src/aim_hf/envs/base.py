@@ -95,8 +95,8 @@ class StepResult:
 class ExpertPath:
     """The scripted expert's nominal path: `actions` (T, 16) in the `ee` layout, one a control step.
 
-    `key_steps` are the indices of the actions that grasp, release or press: there the path must be tracked exactly,
-    while elsewhere it bears a perturbation of about a centimeter.
+    `key_steps` are the indices of the actions that grasp, release, press or push: there the path must be tracked
+    exactly, while elsewhere it bears a perturbation of about a centimeter.
     """
 
     actions: np.ndarray
@@ -177,6 +177,9 @@ class Environment(Protocol):
 
     def press_targets(self) -> list[int]:
         """The ids of the bodies that this task wants pressed with closed fingers; empty where it wants none."""
+
+    def push_targets(self) -> list[int]:
+        """The ids of the bodies that this task wants pushed along with closed fingers; empty where it wants none."""
 
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
         """Every rigid body by id, or only the bodies `of`. Ids hold for one episode."""

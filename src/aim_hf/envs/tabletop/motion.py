@@ -65,6 +65,12 @@ class Motion:
         self.move(arm, position, speed)
         self._key_steps.add(len(self._rows[arm]) - 2)
 
+    def push(self, arm: str, position: np.ndarray, speed: float = 0.016) -> None:
+        """Moves straight to `position` and shoves along what is in the way. All its steps are key steps."""
+        first = len(self._rows[arm]) - 1
+        self.move(arm, position, speed)
+        self._key_steps.update(range(first, len(self._rows[arm]) - 1))
+
     def hold(self, arm: str, steps: int) -> None:
         self._rows[arm].extend(self._rows[arm][-1].copy() for _ in range(steps))
 

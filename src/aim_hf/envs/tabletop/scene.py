@@ -159,16 +159,22 @@ class Scene:
         yaw: float = 0.0,
         dynamic: bool = True,
         density: float = DENSITY,
+        friction: float = _FRICTION,
     ) -> None:
         """A body of primitives that stands on the table at (x, y). Its frame's origin lies in its bottom's middle:
-        every part's `center` counts from there. Raises ValueError if the name is taken."""
+        every part's `center` counts from there. Where two bodies touch, the mean of their `friction` counts.
+
+        Raises ValueError if the name is taken."""
         if name in self._entities:
             raise ValueError(f"name={name!r} is taken in this scene: give each body a name of its own.")
+        material = self._material
+        if friction != _FRICTION:
+            material = sapien.physx.PhysxMaterial(friction, friction, 0.0)
         builder = self.sapien.create_actor_builder()
         for part in parts:
             if part.solid:
                 pose, size = _geometry(part, part.height, 0.0)
-                common = {"pose": pose, "material": self._material, "density": density}
+                common = {"pose": pose, "material": material, "density": density}
                 if part.shape == "box":
                     builder.add_box_collision(half_size=size, **common)
                 else:

@@ -35,6 +35,7 @@ class Task(ABC):
 
     step_limit: ClassVar[int]
     press_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers are to press
+    push_targets: ClassVar[tuple[str, ...]] = ()  # ... and of those that they are to push along
     seen: ClassVar[tuple[str, ...]]
     unseen: ClassVar[tuple[str, ...]]
 
