@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo test lint train-tiny train-click-bell
+.PHONY: setup demo test lint dataset-sample train-tiny train-click-bell
 
 setup: $(STAMP)
 
@@ -57,9 +57,8 @@ train-click-bell: STEPS = 2400
 train-click-bell: VAE_STEPS = 2500
 
 train-tiny train-click-bell: setup
-	set -e; for split in $(SPLITS); do \
-		LP_NUM_THREADS=1 $(LAUNCH) dataset_scripts/collect.py --suite tabletop --split $$split --tasks $(TASKS) \
-			--episodes $(EPISODES) --output $(RUN)/episodes; done
+	LP_NUM_THREADS=1 $(LAUNCH) dataset_scripts/collect.py --suite tabletop --splits $(SPLITS) --tasks $(TASKS) \
+		--episodes $(EPISODES) --output $(RUN)/episodes
 	test -d $(RUN)/base/text_encoder || $(VENV)/bin/python pipelines/train_text_encoder.py --dataset $(RUN)/episodes \
 		--base $(RUN)/base --max-text-length 32
 	$(LAUNCH) pipelines/train_vae.py --dataset $(RUN)/episodes --base $(RUN)/base --output $(RUN)/vae \
@@ -74,3 +73,9 @@ train-tiny train-click-bell: setup
 	set -e; for split in $(SPLITS); do \
 		$(VENV)/bin/python pipelines/evaluate.py --policy $(RUN)/$(MODEL)/pipeline --suite tabletop --split $$split \
 			--tasks $(TASKS) --episodes 50 --output $(RUN)/$(MODEL)/evaluation/$$split; done
+
+# Ten episodes of every tabletop task, and a check of all of them.
+dataset-sample: setup
+	LP_NUM_THREADS=1 $(LAUNCH) dataset_scripts/collect.py --suite tabletop --splits easy --episodes 10 \
+		--output outputs/dataset-sample
+	$(VENV)/bin/python dataset_scripts/validate.py outputs/dataset-sample
