@@ -130,30 +130,35 @@ def collect(args: argparse.Namespace) -> dict:
 def size(args: argparse.Namespace) -> dict:
     tasks, numbers = ("stack_blocks_two", "blocks_ranking_rgb", "place_a2b_left"), {}
     for split in SPLITS:
-        bytes_, frames = Counter(), 0
-        for task in tasks:
-            env = make_environment("tabletop", task, split, depth=True, sizes=ROBOTWIN_SIZES)
-            for seed in tqdm(range(args.episodes), desc=f"{task} {split}"):
-                with tempfile.TemporaryDirectory() as folder:
-                    episode = record(env, seed)
-                    row = episode.to_row()
-                    frames += episode.num_frames
-                    for name in VIDEO_COLUMNS:
-                        bytes_["rgb" if name.startswith("rgb") else "value"] += len(row[name]["bytes"])
-                    writer = ShardWriter(Path(folder), split, task, 0)
-                    writer.add(row)
-                    writer.finish({})
-                    bytes_["parquet"] += writer.path.stat().st_size
-            env.close()
-        per_frame = {name: count / frames for name, count in bytes_.items()}
+        total, seconds, frames = Counter(), Counter(), 0
+        with stopwatch(seconds):
+            for task in tasks:
+                env = make_environment("tabletop", task, split, depth=True, sizes=ROBOTWIN_SIZES)
+                for seed in tqdm(range(args.episodes), desc=f"{task} {split}"):
+                    with tempfile.TemporaryDirectory() as folder:
+                        episode = record(env, seed)
+                        row = episode.to_row()
+                        frames += episode.num_frames
+                        for name in VIDEO_COLUMNS:
+                            total["rgb" if name.startswith("rgb") else "value"] += len(row[name]["bytes"])
+                        writer = ShardWriter(Path(folder), split, task, 0)
+                        writer.add(row)
+                        writer.finish({})
+                        total["parquet"] += writer.path.stat().st_size
+                env.close()
+        megabytes = total["parquet"] / frames * ROBOTWIN_FRAMES / 1e6
         numbers[split] = {
-            "tasks": tasks,
             "frames": frames,
-            "bytes_per_frame": per_frame,
-            f"megabytes_of_{ROBOTWIN_FRAMES}_frames": per_frame["parquet"] * ROBOTWIN_FRAMES / 1e6,
-            "gigabytes_of_30000_episodes": per_frame["parquet"] * ROBOTWIN_FRAMES * 30_000 / 1e9,
+            "bytes_per_frame": {name: count / frames for name, count in total.items()},
+            "seconds_per_frame": {share: seconds[share] / frames for share in ("labelling", "encoding")},
+            "megabytes_per_episode": megabytes,
+            "gigabytes_of_30000_episodes": megabytes * 30,
         }
-    return numbers
+    return {
+        "tasks": tasks,
+        "episodes_per_task_and_split": args.episodes,
+        "frames_of_an_episode": ROBOTWIN_FRAMES,
+    } | numbers
 
 
 def read(args: argparse.Namespace) -> dict:
@@ -222,7 +227,7 @@ def main() -> None:
     torch.set_num_threads(1)
     result = {"collect": collect, "size": size, "read": read}[args.what](args)
     result |= provenance(torch.device("cpu"))
-    print(json.dumps({name: value for name, value in result.items() if name != "tasks"}, indent=1))
+    print(json.dumps(result, indent=1))
     if args.output is not None:
         write_text(args.output, json.dumps(result, indent=1) + "\n")
 

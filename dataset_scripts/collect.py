@@ -6,7 +6,12 @@
 The work is cut into shards: `--shard-size` episodes of one task and split, from a range of seeds of its own, whichever
 process makes it. So the folder's content doesn't depend on the number of processes or machines. Each episode is safe
 once it is recorded: a run that was killed goes on with the next one when the same command is given again. Machines
-that share no disk write folders that may simply be copied into one.
+that share no disk write folders that may simply be copied into one; the same command there then only writes the card.
+
+RoboTwin 2.0 runs in its own checkout and interpreter:
+
+    accelerate launch dataset_scripts/collect.py --suite robotwin --robotwin-root ~/RoboTwin \
+        --robotwin-python ~/miniconda3/envs/RoboTwin/bin/python --seeds-per-episode 20 --episodes 600 --output DIR
 """
 
 import argparse
@@ -28,6 +33,8 @@ from aim_hf.data.shards import ShardWriter, remove_leftovers  # noqa: E402
 from aim_hf.envs import TASKS, make_environment  # noqa: E402
 from aim_hf.envs.base import SPLITS, Environment, SimulatorLost  # noqa: E402
 from aim_hf.envs.seeds import episode_seeds, scene_generator  # noqa: E402
+
+NOISE = {"tabletop": 0.01, "robotwin": 0.0}
 
 
 @dataclass(frozen=True)
@@ -108,13 +115,23 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["easy"])
     parser.add_argument("--episodes", type=int, required=True, help="recorded episodes of each task and split")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--noise", type=float, default=0.01, help="standard deviation of the tools' offsets in m")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        help="standard deviation of the tools' offsets in m; default: 0.01, and 0 where the expert bears none",
+    )
     parser.add_argument("--start-seed", type=int, default=0)
     parser.add_argument("--shard-size", type=int, default=50, help="episodes of a Parquet file")
     parser.add_argument(
         "--seeds-per-episode", type=int, default=2, help="a shard may try this many seeds for each episode it wants"
     )
+    parser.add_argument("--robotwin-root", help="a RoboTwin 2.0 checkout; default: ROBOTWIN_ROOT")
+    parser.add_argument("--robotwin-python", help="the interpreter it is installed in; default: ROBOTWIN_PYTHON")
     args = parser.parse_args()
+    for name in ("robotwin_root", "robotwin_python"):
+        if getattr(args, name) is not None:
+            os.environ[name.upper()] = getattr(args, name)
+    noise = NOISE[args.suite] if args.noise is None else args.noise
 
     # Processes meet only at the start and at the end, which may be days away.
     state = PartialState(cpu=True, timeout=timedelta(days=30))
@@ -140,7 +157,7 @@ def main() -> None:
                     env.close()
                 env = make_environment(args.suite, shard.task, shard.split, depth=True)
             try:
-                collect_shard(env, shard, writer, args.noise, progress)
+                collect_shard(env, shard, writer, noise, progress)
             except SeedsExhausted as error:  # the other tasks shall not wait for this one
                 exhausted.append(str(error))
     if env is not None:

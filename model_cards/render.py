@@ -1,9 +1,10 @@
-"""Writes model cards, and the README's result tables, from result files: no number is typed by hand.
+"""Writes model cards, and the README's and docs' tables, from result files: no number is typed by hand.
 
     python model_cards/render.py
 
 benchmarks/results/NAME/*.json are the `results.json` of evaluations of the checkpoint NAME. Where model_cards/NAME.md
-is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME.
+is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME;
+in docs/data.md, the figures of benchmarks/results/dataset.
 """
 
 import json
@@ -59,6 +60,54 @@ def commands(results: dict[str, dict]) -> str:
     return "".join(lines)
 
 
+def data_figures(folder: Path) -> str:
+    """What collecting, storing and reading cost, and what 30,000 episodes of RoboTwin would, as Markdown."""
+    collect, size, read = (json.loads((folder / f"{name}.json").read_text()) for name in ("collect", "size", "read"))
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in collect["shares"].items())
+    frames, hard = size["frames_of_an_episode"], size["hard"]
+    after = frames * (hard["seconds_per_frame"]["labelling"] + hard["seconds_per_frame"]["encoding"])
+    rows = [
+        ["collecting `tabletop`, one core", f"{collect['episodes_per_hour_and_core']:,.0f} episodes an hour"],
+        ["of which", shares],
+        ["labelling over simulating and rendering", f"{collect['labelling_over_simulating_and_rendering']:.1%}"],
+    ]
+    rows += [
+        [
+            f"an episode of {frames} frames, three views of 320 x 240, {split.capitalize()}",
+            f"{size[split]['megabytes_per_episode']:.2f} MB (RGB {size[split]['bytes_per_frame']['rgb'] / 1e3:.1f} kB "
+            f"and value maps {size[split]['bytes_per_frame']['value'] / 1e3:.1f} kB a frame)",
+        ]
+        for split in ("easy", "hard")
+    ]
+    rates = {name: f"{rate:.1f}" for name, rate in read["windows_per_second"].items()}
+    whole = read["windows_over_whole_episodes"]
+    rows += [
+        ["random windows, maps rendered", f"{rates['windows_rendered']} a second"],
+        ["random windows, maps decoded", f"{rates['windows_decoded']} a second"],
+        ["decoding the whole episode for each", f"{rates['whole_episodes']} a second: {whole:.1f} times slower"],
+    ]
+    if "lerobot" in rates:
+        ratio = read["windows_decoded_over_lerobot"]
+        rows.append(["lerobot's own reader, maps decoded", f"{rates['lerobot']} a second: {ratio:.1f} times slower"])
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows)
+    plan = "".join(
+        f"| {seconds} s | "
+        + " | ".join(f"{30_000 * (seconds / rate + after) / 86_400:.1f}" for rate in (0.9, 0.6, 0.3))
+        + " |\n"
+        for seconds in (20, 60, 120)
+    )
+    machine = collect["hardware"]
+    return (
+        f"| what | measured |\n|---|---|\n{table}\nMeasured on {machine['cpu']}, {machine['cores']} cores, one process; "
+        f"commands and commits are in `benchmarks/results/dataset`.\n\n"
+        f"30,000 episodes of {frames} frames are {hard['gigabytes_of_30000_episodes']:.0f} GB at Hard's size. Labelling "
+        f"and encoding one takes {after:.1f} s of a core; what RoboTwin's own simulation, ray tracing and planning "
+        "takes of a GPU has not been measured here. Days of one process, by that time for a seed and by the share of "
+        "seeds on which the expert succeeds:\n\n"
+        f"| a seed takes | 90 % succeed | 60 % | 30 % |\n|---|---|---|---|\n{plan}"
+    )
+
+
 def render() -> dict[Path, str]:
     """File -> the text that it should have."""
     texts = {}
@@ -71,6 +120,9 @@ def render() -> dict[Path, str]:
         results = read_results(ROOT / "benchmarks" / "results" / match[2])
         return match[1] + success_table(results) + match[3]
 
+    figures = ROOT / "benchmarks" / "results" / "dataset"
+    data = (ROOT / "docs" / "data.md").read_text()
+    texts[ROOT / "docs" / "data.md"] = SECTION.sub(lambda match: match[1] + data_figures(figures) + match[3], data)
     texts[ROOT / "README.md"] = SECTION.sub(section, (ROOT / "README.md").read_text())
     return texts
 
