@@ -96,14 +96,15 @@ def data_figures(folder: Path) -> str:
         + " |\n"
         for seconds in (20, 60, 120)
     )
-    machine = collect["hardware"]
+    hardware = collect["hardware"]
     return (
-        f"| what | measured |\n|---|---|\n{table}\nMeasured on {machine['cpu']}, {machine['cores']} cores, one process; "
-        f"commands and commits are in `benchmarks/results/dataset`.\n\n"
-        f"30,000 episodes of {frames} frames are {hard['gigabytes_of_30000_episodes']:.0f} GB at Hard's size. Labelling "
-        f"and encoding one takes {after:.1f} s of a core; what RoboTwin's own simulation, ray tracing and planning "
-        "takes of a GPU has not been measured here. Days of one process, by that time for a seed and by the share of "
-        "seeds on which the expert succeeds:\n\n"
+        f"| what | measured |\n|---|---|\n{table}\n"
+        f"Measured on {hardware['cpu']}, {hardware['cores']} cores, one process; commands and commits are in "
+        "`benchmarks/results/dataset`.\n\n"
+        f"30,000 episodes of {frames} frames are {hard['gigabytes_of_30000_episodes']:.0f} GB at Hard's size. "
+        f"Labelling and encoding one takes {after:.1f} s of a core; what RoboTwin's own simulation, ray tracing and "
+        "planning takes of a GPU has not been measured here. Days of one process, by that time for a seed and by the "
+        "share of seeds on which the expert succeeds:\n\n"
         f"| a seed takes | 90 % succeed | 60 % | 30 % |\n|---|---|---|---|\n{plan}"
     )
 
