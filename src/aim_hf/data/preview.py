@@ -41,13 +41,14 @@ def contact_sheet(row: dict, num_frames: int, max_cameras: int = len(CAMERAS)) -
         height = CELL_WIDTH * pictures[0].shape[1] // pictures[0].shape[2]
         for frames in pictures:
             cells = [np.asarray(Image.fromarray(f).resize((CELL_WIDTH, height), Image.NEAREST)) for f in frames]
+            cells = [np.pad(cell, ((0, 0), (0, 2), (0, 0))) for cell in cells]
             strips.append(np.concatenate(cells, axis=1))
     sheet = Image.fromarray(np.concatenate([np.zeros((2 * LABEL_HEIGHT, *strips[0].shape[1:]), np.uint8), *strips]))
     draw = ImageDraw.Draw(sheet)
     events = ", ".join(f"{e['kind']} {e['arm']} {e['body_name']} @{e['frame']}" for e in row["events"] or ())
     draw.text((2, 0), f"{row['task']} {row['split']} seed {row['seed']}: {row['instruction']} | {events}", "white")
     for column, moment in enumerate(moments):
-        draw.text((column * CELL_WIDTH + 2, LABEL_HEIGHT), f"frame {moment}", "white")
+        draw.text((column * (CELL_WIDTH + 2) + 2, LABEL_HEIGHT), f"frame {moment}", "white")
     return sheet
 
 
