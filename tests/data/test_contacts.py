@@ -11,7 +11,7 @@ from aim_hf.envs.demonstration import perturbation
 
 LEFT, RIGHT, PALM, TABLE, BLOCK, BELL, KNOB = (1, 2), (3, 4), 5, 10, 11, 12, 13
 WIDE, LOOSE, CLOSED = np.ones(16), np.full(16, 0.9), np.zeros(16)  # what the grippers are told
-STILL, MOVING = (np.zeros(3), np.zeros(3)), (np.array([0, 0, -0.05]), np.zeros(3))
+STILL, MOVING = np.zeros(3), np.array([0, 0, -0.05])  # m/s
 
 
 class Contacts:
@@ -44,9 +44,6 @@ class Contacts:
     def contacts(self, of):
         return [contact for contact in self.now if contact.body_a in of or contact.body_b in of]
 
-    def velocities(self, of):
-        return {body: self.motion for body in of}
-
 
 def push(first: int, second: int, force: tuple, at: tuple = (0, 0, 0)) -> Contact:
     """A contact that pushes `first` with `force` (N)."""
@@ -78,6 +75,8 @@ class Episode:
     def run(self, contacts, checks=HOLD_CHECKS):
         self.env.now = contacts
         for _ in range(checks * CHECK_EVERY):
+            moved = self.env.block[:3] + self.env.motion * self.env.physics_dt
+            self.env.block = np.concatenate([moved, self.env.block[3:]])
             self.detector(self.env)
         return self
 

@@ -16,6 +16,8 @@ CHECK_EVERY_HOLDING = 40  # ... while all that closes holds something already
 HOLD_CHECKS = 2  # looks in a row that a grasp or a rest must last
 MIN_FORCE = 0.2  # N, of each finger on what it holds, and of a finger on what it presses or pushes
 OPPOSITE = -0.5  # cosine between the two fingers' pushes: at least 120 degrees apart
+# At rest is what moves less than this from look to look. Its velocity at one instant doesn't tell: a simulator reports
+# several cm/s for a light block on a stack that stays where it is.
 REST_SPEED = 0.01  # m/s
 REST_SPIN = 0.2  # rad/s
 
@@ -58,7 +60,8 @@ class EventDetector:
         self.grasp_checks: dict[tuple[str, int], int] = {}  # (arm, body): looks for which it has been gripped
         self.free_checks: dict[tuple[str, int], int] = {}  # (arm, body) picked: looks since a finger last touched it
         self.carrier: dict[int, str] = {}  # body picked and not yet placed: the arm that touched it last
-        self.rest_checks: dict[int, int] = {}  # body in `carrier`: looks for which it has been at rest
+        # Body in `carrier`: the pose from which it has hardly moved since, and for how many looks.
+        self.rest: dict[int, tuple[np.ndarray, int]] = {}
         self.reached: set[int] = set()  # targets pressed or pushed
         self.found: list[tuple[str, str, int, int, np.ndarray]] = []  # kind, arm, frame, body, points in its frame
 
@@ -136,15 +139,17 @@ class EventDetector:
                     self._add(env, self.targets[body], arm, body, points)
 
     def _find_places(self, env: Environment, touched: set[int]) -> None:
-        still = {body for body in self.carrier if body not in touched and _is_at_rest(env, body)}
-        self.rest_checks = {body: checks for body, checks in self.rest_checks.items() if body in still}
-        contacts = env.contacts(still) if still else []
-        for body in sorted(still):
-            support = self._support(body, contacts)
-            self.rest_checks[body] = 0 if support is None else self.rest_checks.get(body, 0) + 1
-            if self.rest_checks[body] >= HOLD_CHECKS:
+        free = self.carrier.keys() - touched
+        self.rest = {body: rest for body, rest in self.rest.items() if body in free}
+        bodies, contacts = (env.bodies(free), env.contacts(free)) if free else ({}, [])
+        for body in sorted(free):
+            pose, support = bodies[body].pose, self._support(body, contacts)
+            start, checks = self.rest.get(body, (pose, 0))
+            resting = support is not None and _is_near(pose, start, (HOLD_CHECKS - 1) * CHECK_EVERY * env.physics_dt)
+            self.rest[body] = (start, checks + 1) if resting else (pose, 0)
+            if self.rest[body][1] >= HOLD_CHECKS:
                 arm = self.carrier.pop(body)
-                del self.rest_checks[body]
+                del self.rest[body]
                 points = [
                     point
                     for contact in contacts
@@ -170,9 +175,11 @@ class EventDetector:
         self.found.append((kind, arm, len(self.poses), body, local))
 
 
-def _is_at_rest(env: Environment, body: int) -> bool:
-    linear, angular = env.velocities([body])[body]
-    return bool(np.linalg.norm(linear) < REST_SPEED and np.linalg.norm(angular) < REST_SPIN)
+def _is_near(pose: np.ndarray, other: np.ndarray, seconds: float) -> bool:
+    """Whether a body at rest may come from one pose to the other in this time."""
+    shift = np.linalg.norm(pose[:3] - other[:3])
+    turn = 2 * np.arccos(min(1.0, abs(float(pose[3:] @ other[3:]))))
+    return bool(shift < REST_SPEED * seconds and turn < REST_SPIN * seconds)
 
 
 def _oppose(fingers: dict[int, _Touch]) -> bool:
