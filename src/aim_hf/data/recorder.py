@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..envs.base import ARMS, Environment, Observation
+from ..envs.base import ARMS, Environment, Observation, SeedRejected
 from .contacts import EventDetector
 from .episodes import CAMERAS, Episode
 
@@ -24,16 +24,19 @@ def record_episode(
 
     What is executed bears the perturbation; what is labelled is the expert's own action.
     """
-    env.reset(seed)
-    detector = EventDetector(env)
-    frames = []
-    env.on_physics_step.append(detector)
     try:
-        for frame in env.demonstrate(noise, rng):
-            detector.add_frame(env, frame.action)
-            frames.append(frame)
-    finally:
-        env.on_physics_step.remove(detector)
+        env.reset(seed)
+        detector = EventDetector(env)
+        frames = []
+        env.on_physics_step.append(detector)
+        try:
+            for frame in env.demonstrate(noise, rng):
+                detector.add_frame(env, frame.action)
+                frames.append(frame)
+        finally:
+            env.on_physics_step.remove(detector)
+    except SeedRejected as error:
+        return Failure(seed, error.reason)
     observations, success = [frame.observation for frame in frames], frames[-1].success
 
     if not success:
