@@ -1,8 +1,9 @@
 """A stand-in for a RoboTwin 2.0 checkout: the same files, names and habits around a simulator of a few lines.
 
 `write_checkout` writes it into a folder, in either layout, together with an "interpreter" that finds stand-ins for
-the packages that RoboTwin imports. Its arms go where they are told, a closed gripper holds what is between its fingers,
-and what is let go falls. The last digit of a seed chooses what goes wrong; a gripper command can crash or hang it.
+the packages that RoboTwin imports. Its arms go where they are told, a closed gripper holds what is between its
+fingers, and what is let go falls. The last digit of a seed chooses what goes wrong; a gripper command can crash or
+hang it.
 """
 
 import json

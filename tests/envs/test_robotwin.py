@@ -11,10 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fixtures_robotwin import (  # noqa: E402
+from fixtures_robotwin import (
     CRASH_COMMAND,
     CRASHES,
     EXITS,
@@ -29,15 +26,15 @@ from fixtures_robotwin import (  # noqa: E402
     write_checkout,
 )
 
-from aim_hf.data.contacts import EventDetector  # noqa: E402
-from aim_hf.data.recorder import Failure, record_episode  # noqa: E402
-from aim_hf.envs import TASKS, make_environment  # noqa: E402
-from aim_hf.envs.base import ARMS, CAMERAS, Environment, SeedRejected  # noqa: E402
-from aim_hf.envs.robotwin import RoboTwinEnvironment, RoboTwinError, RoboTwinMissing, SimulatorLost  # noqa: E402
-from aim_hf.envs.robotwin.tasks import simulator_seed  # noqa: E402
-from aim_hf.envs.seeds import SEED_RANGES  # noqa: E402
-from aim_hf.envs.tabletop import TabletopEnvironment  # noqa: E402
-from aim_hf.evaluation.oracle import record_expert  # noqa: E402
+from aim_hf.data.contacts import EventDetector
+from aim_hf.data.recorder import Failure, record_episode
+from aim_hf.envs import TASKS, make_environment
+from aim_hf.envs.base import ARMS, CAMERAS, Environment, SeedRejected
+from aim_hf.envs.robotwin import RoboTwinEnvironment, RoboTwinError, RoboTwinMissing, SimulatorLost
+from aim_hf.envs.robotwin.tasks import simulator_seed
+from aim_hf.envs.seeds import SEED_RANGES
+from aim_hf.envs.tabletop import TabletopEnvironment
+from aim_hf.evaluation.oracle import record_expert
 
 EVALUATION = SEED_RANGES["evaluation"].start
 RL = SEED_RANGES["rl"].start
