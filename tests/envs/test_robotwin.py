@@ -35,6 +35,7 @@ from aim_hf.envs.robotwin.tasks import simulator_seed
 from aim_hf.envs.seeds import SEED_RANGES
 from aim_hf.envs.tabletop import TabletopEnvironment
 from aim_hf.evaluation.oracle import record_expert
+from aim_hf.evaluation.vector_env import Chunks, VectorEnvironment
 
 EVALUATION = SEED_RANGES["evaluation"].start
 RL = SEED_RANGES["rl"].start
@@ -101,7 +102,7 @@ def test_observation(env):
         assert view["rgb"].shape == (camera.height, camera.width, 3) == (12, 16, 3) and view["rgb"].dtype == np.uint8
         np.testing.assert_array_equal(view["intrinsic_cv"], camera.intrinsics)
         np.testing.assert_array_equal(view["extrinsic_cv"], camera.extrinsics)
-        assert "depth" not in view
+        assert view["rgb"].flags.writeable and "depth" not in view
     assert env.action_dims == {"ee": 16, "qpos": 14}
     assert observation["joint_action"]["vector"].shape == (14,)
     for arm in ARMS:
@@ -258,14 +259,14 @@ def test_training_seeds_are_set_up_and_no_more(env):
 @pytest.mark.parametrize("layout", ["env_cfg/task_config", "task_config"])
 def test_expert_is_that_of_the_own_script_and_the_checkout_untouched(tmp_path, monkeypatch, layout):
     checkout = write_checkout(tmp_path, layout)
-    root, python = checkout
+    root, _ = checkout
     before = digest(root)
     initial, final, success, info = own_script(checkout, "stack_blocks_two", 100_001)
     assert success and digest(root) == before
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("ROBOTWIN_ROOT", "../RoboTwin")
-    monkeypatch.setenv("ROBOTWIN_PYTHON", str(python))
+    monkeypatch.setenv("ROBOTWIN_PYTHON", "../python")
     environment = make_environment("robotwin", "stack_blocks_two")
     environment.reset(EVALUATION)  # what came before doesn't matter
     environment.reset(EVALUATION + 1)
@@ -410,6 +411,18 @@ def test_press_is_found_and_looking_latches_nothing(checkout):
     environment.close()
 
 
+def test_evaluation_runs_unchanged(checkout, monkeypatch):
+    for name, path in zip(("ROBOTWIN_ROOT", "ROBOTWIN_PYTHON"), checkout):
+        monkeypatch.setenv(name, str(path))
+    with VectorEnvironment("robotwin", "easy", num_workers=1) as environments:
+        (start,) = environments.reset("stack_blocks_two", [EVALUATION + 1], "unseen", Chunks(4, 2), True)
+        assert start.expert_success and start.instruction == "Pile red block, green block"
+        assert start.value_maps["head_camera"].shape == (2, 12, 16)
+        action = np.concatenate([[*start.observation["endpose"][f"{arm}_endpose"], 1.0] for arm in ARMS])
+        progress = environments.step({0: np.tile(action, (4, 1))}, "ee")[0]
+        assert progress.steps == 4 and not progress.done and len(progress.observations) == 2
+
+
 # A simulator that dies or hangs
 
 
@@ -486,7 +499,7 @@ def test_missing_checkout_and_interpreter(checkout, tmp_path, monkeypatch):
 
 
 def test_all_that_is_missing_is_said_at_once(tmp_path):
-    root, python = checkout = write_checkout(tmp_path)
+    root, _ = checkout = write_checkout(tmp_path)
     (tmp_path / "packages/sapien/no_vulkan").touch()
     (tmp_path / "packages/curobo/wrap/reacher/motion_gen.py").write_text("import nvidia_driver")
     (tmp_path / "packages/mplib/__init__.py").write_text("__version__ = '0.2.1'")
@@ -509,7 +522,7 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
 
 
 def test_missing_assets_are_told_apart(tmp_path):
-    root, python = checkout = write_checkout(tmp_path)
+    root, _ = checkout = write_checkout(tmp_path)
     demo = root / "env_cfg/task_config/demo_clean.yml"
     demo.write_text(demo.read_text().replace("random_background: false", "random_background: true"))
     (root / "assets/embodiments/aloha-agilex/config.yml").unlink()
@@ -521,7 +534,7 @@ def test_missing_assets_are_told_apart(tmp_path):
 
 
 def test_broken_planner_is_an_error_and_no_rejected_seed(tmp_path):
-    root, python = checkout = write_checkout(tmp_path)
+    root, _ = checkout = write_checkout(tmp_path)
     config = root / "assets/embodiments/aloha-agilex/config.yml"
     config.write_text(config.read_text() + "broken: true\n")
     environment = make(checkout)

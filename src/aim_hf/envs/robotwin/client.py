@@ -96,7 +96,7 @@ class Client:
             with suppress(BrokenPipeError):
                 stream.close()
 
-    def _read(self, size: int, deadline: float, timeout: float) -> bytes:
+    def _read(self, size: int, deadline: float, timeout: float) -> bytearray:
         descriptor, parts = self._process.stdout.fileno(), []
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
@@ -111,7 +111,7 @@ class Client:
                 self._lose("ended")
             elif time.monotonic() > deadline:
                 self._lose(f"hung for {timeout:.0f} s")
-        return b"".join(parts)
+        return bytearray().join(parts)  # so that arrays in it can be written to
 
     def _lose(self, what: str) -> None:
         with suppress(subprocess.TimeoutExpired):

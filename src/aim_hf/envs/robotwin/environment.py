@@ -121,11 +121,12 @@ class RoboTwinEnvironment:
         self.task, self.split = task, split
         self.on_physics_step: list[Callable[[RoboTwinEnvironment], None]] = []
         self._root = _checkout(root, task)
-        self._python = python or os.environ.get(_PYTHON_VARIABLE)
-        if not self._python:
+        python = os.path.expanduser(python or os.environ.get(_PYTHON_VARIABLE, ""))
+        if not python:
             raise RoboTwinMissing(
                 [f"no interpreter is given: pass python=, or set {_PYTHON_VARIABLE}, RoboTwin's own python"]
             )
+        self._python = os.path.abspath(python) if os.path.dirname(python) else python  # a bare name is in PATH
         self._options = {"embodiment": embodiment, "shader": shader, "depth": depth}
         self._timeout = timeout
         self._client: Client | None = None
