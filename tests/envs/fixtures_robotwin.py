@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 UNSTABLE, NO_PLAN, UNFULFILLED, RAISES, EXITS, CRASHES, HANGS = 3, 4, 5, 6, 7, 8, 9  # last digits of seeds
-CRASH_COMMAND, HANG_COMMAND = 0.125, 0.25  # a left gripper's
+CRASH_COMMAND, HANG_COMMAND, FREEZE_COMMAND = 0.125, 0.25, 0.375  # a gripper's
 
 TEMPLATES = {
     "stack_blocks_two": {
@@ -22,14 +22,17 @@ TEMPLATES = {
 }
 
 _SIMULATOR = '''
-import os, signal, time
+import ctypes, os, signal, time
+import cv2, gymnasium, h5py, imageio, open3d, toppra, torch, transforms3d, trimesh
+import mplib.sapien_utils, curobo.wrap.reacher.motion_gen
 import numpy as np
 import sapien
 import yaml
 from ._GLOBAL_CONFIGS import CONFIGS_PATH
 from .utils import *
 
-open("./assets/objects/objaverse/list.json").close()  # at import, and relative to the working directory
+for file in ("objaverse/list.json", "same.json"):  # at import, and relative to the working directory
+    open("./assets/objects/" + file).close()
 print("missing pytorch3d")
 
 
@@ -320,6 +323,8 @@ class Base_Task:
                 os.kill(os.getpid(), signal.SIGSEGV)
             if grippers[arm] == 0.25:
                 time.sleep(1000)
+            if grippers[arm] == 0.375:  # as in a renderer that keeps the interpreter's lock
+                ctypes.PyDLL(None).sleep(1000)
             if action_type == "ee":
                 result = getattr(self.robot, arm + "_plan_path")(part[:-1])
                 paths[arm] = result.get("position")
@@ -618,7 +623,7 @@ def write_checkout(folder: Path, layout: str = "env_cfg/task_config") -> tuple[P
         "assets/objects/objaverse/list.json": "{}",
         "assets/objects/same.json": "{}",
         f"{robot}/config.yml": "arm_joints_name: [[a, b, c, d, e, f], [a, b, c, d, e, f]]\n",
-        f"{robot}/curobo_left.yml": f"robot_cfg: {{urdf_path: {root}/{robot}/config.yml, usd_robot_root: /robot}}\n",
+        f"{robot}/curobo_left.yml": f"robot_cfg: {{kinematics: {{urdf_path: {root}/{robot}/config.yml}}}}\n",
         f"{robot}/curobo_right.yml": "planner: {}\n",
     }
     for task, code in _TASKS.items():

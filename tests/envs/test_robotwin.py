@@ -15,6 +15,7 @@ from fixtures_robotwin import (
     CRASH_COMMAND,
     CRASHES,
     EXITS,
+    FREEZE_COMMAND,
     HANG_COMMAND,
     HANGS,
     NO_PLAN,
@@ -458,18 +459,31 @@ def test_hung_simulator_is_killed_with_all_it_started(checkout):
 
 
 def test_simulator_ends_with_its_parent(checkout):
+    """Even while it hangs, with no thread of its Python running."""
     root, python = checkout
-    code = (
-        "import os, sys; from aim_hf.envs import make_environment\n"
-        f"env = make_environment('robotwin', 'stack_blocks_two', root={str(root)!r}, python={str(python)!r})\n"
-        "env.reset(0); print(env._client._process.pid, flush=True); os._exit(0)"
-    )
+    code = f"""if True:
+        import numpy as np, os
+        from aim_hf.envs import make_environment
+        env = make_environment("robotwin", "stack_blocks_two", root={str(root)!r}, python={str(python)!r})
+        env.reset(0)
+        action = np.concatenate([[*env.tcp(arm), {FREEZE_COMMAND}] for arm in ("left", "right")])
+        env._client.send("step", {{"action": action}}, mode="ee", observe=False, record=False)
+        print(env._client._process.pid, flush=True)
+        os._exit(0)
+    """
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{done.stdout.strip()}/cmdline").exists():
+    while _is_alive(int(done.stdout)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 # What is missing
@@ -504,7 +518,7 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
     (tmp_path / "packages/curobo/wrap/reacher/motion_gen.py").write_text("import nvidia_driver")
     (tmp_path / "packages/mplib/__init__.py").write_text("__version__ = '0.2.1'")
     curobo = root / "assets/embodiments/aloha-agilex/curobo_left.yml"
-    curobo.write_text("robot_cfg: {urdf_path: /old/place/assets/embodiments/aloha-agilex/config.yml}")
+    curobo.write_text("robot_cfg: {kinematics: {urdf_path: /old/place/robot.urdf}}")
     curobo.with_name("curobo_right.yml").rename(curobo.with_name("curobo_right_tmp.yml"))
     (root / "assets/objects/same.json").unlink()
     message = lacking(checkout)
@@ -513,8 +527,8 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
         ("curobo.wrap.reacher.motion_gen (ModuleNotFoundError: No module named 'nvidia_driver')", "NVIDIA GPU"),
         ("mplib 0.2.1 crashes with numpy", "install 'numpy<2'"),
         ("no Vulkan device to render with (RuntimeError: failed to find a rendering device)", "Mesa 24.3"),
-        ("curobo_left.yml points to /old/place/assets", "run `update_embodiment_config_path.py`"),
-        ("curobo_right.yml isn't there", "run `update_embodiment_config_path.py`"),
+        ("curobo_left.yml points to /old/place/robot.urdf", "update_embodiment_config_path.py"),
+        ("curobo_right.yml isn't there", "update_embodiment_config_path.py"),
         ("assets/objects/same.json isn't there", "objects.zip"),
     ):
         line = next(line for line in message.splitlines() if said in line)
@@ -525,11 +539,11 @@ def test_missing_assets_are_told_apart(tmp_path):
     root, _ = checkout = write_checkout(tmp_path)
     demo = root / "env_cfg/task_config/demo_clean.yml"
     demo.write_text(demo.read_text().replace("random_background: false", "random_background: true"))
-    (root / "assets/embodiments/aloha-agilex/config.yml").unlink()
-    (root / "assets/objects").rename(root / "assets/things")
+    assert lacking(checkout).count("\n- ") == 1
+    (root / "assets").rename(root / "things")
     message = lacking(checkout)
-    assert message.count("\n- ") == 3
-    for archive in ("objects.zip", "embodiments.zip", "background_texture.zip"):
+    assert message.count("\n- ") == 4
+    for archive in ("(objects.zip)", "(embodiments.zip)", "(background_texture.zip)"):
         assert archive in message
 
 

@@ -54,8 +54,7 @@ class Client:
 
     def __init__(self, root: Path, python: str):
         self._output = tempfile.TemporaryFile()
-        variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-        variables["PYTHONDONTWRITEBYTECODE"] = "1"  # of the planners' processes, too
+        variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # in the planners' processes, too
         try:
             self._process = subprocess.Popen(
                 [python, "-u", worker.__file__, str(root)],

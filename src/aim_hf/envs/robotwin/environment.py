@@ -75,8 +75,9 @@ class RoboTwinEnvironment:
         python: the interpreter that RoboTwin is installed in; default: ROBOTWIN_PYTHON.
         embodiment: a robot of RoboTwin's `_embodiment_config.yml` alone, or two and the distance between them in
             meters, such as ["franka-panda", "franka-panda", 0.6]; default: the config's own.
-        shader: SAPIEN's shader pack for the cameras, such as "default" or "minimal". By default RoboTwin's own ray
-            tracing, which a CPU takes minutes for: pictures of another one differ from those of official results.
+        shader: SAPIEN's shader pack for the cameras, such as "default" or "minimal" (which has no depth), for a
+            machine whose Vulkan device is too slow for RoboTwin's own ray tracing, as a CPU is. Pictures then differ
+            from those of official results.
         depth: observations carry `depth` (H, W) float32 in meters, too.
         timeout: seconds without an answer after which the simulator counts as hung.
 

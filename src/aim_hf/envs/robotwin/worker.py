@@ -15,11 +15,11 @@ import importlib
 import json
 import os
 import random
+import select
+import signal
 import struct
 import subprocess
 import sys
-import threading
-import time
 import traceback
 
 import numpy as np
@@ -28,6 +28,7 @@ ARMS = ("left", "right")
 CAMERAS = ("head_camera", "left_camera", "right_camera")
 
 TOUCHING = 0.001  # m: PhysX also reports shapes that are merely close, up to 2 cm
+THERE = 1e-3  # rad: for a shorter way RoboTwin's time-optimal planner finds nothing
 DESCRIPTIONS = 100  # instructions to make for a scene: as many as an official run of 100 episodes makes
 
 # What RoboTwin imports, and how to get it.
@@ -77,78 +78,45 @@ class Abandoned(BaseException):
 # What is missing
 
 
-def find_missing(config, names):
-    """What keeps RoboTwin from running with a config and its embodiments: sentences, each with its mend."""
-    import yaml
-
-    missing = []
-    for folder, used_for in (
-        ("objects/objaverse", "objects.zip"),
-        ("embodiments", "embodiments.zip"),
-        ("background_texture", "background_texture.zip"),
-    ):
-        wanted = folder != "background_texture" or config["domain_randomization"]["random_background"]
-        if wanted and not os.path.isdir(os.path.join("assets", folder)):
-            missing.append(
-                f"assets/{folder} isn't there: download RoboTwin's assets ({used_for}) with its `_download_assets.sh`"
-            )
-    for file in ("objects/objaverse/list.json", "objects/same.json"):
-        if os.path.isdir("assets/objects/objaverse") and not os.path.isfile(os.path.join("assets", file)):
-            missing.append(f"assets/{file} isn't there: download objects.zip again with `_download_assets.sh`")
-    if not os.path.isdir("assets/embodiments"):
-        return missing
-    for name, folder in names.items():
-        if not os.path.isfile(os.path.join(folder, "config.yml")):
-            missing.append(
-                f"{os.path.join(folder, 'config.yml')} of the embodiment {name!r} isn't there: download "
-                "embodiments.zip with `_download_assets.sh`"
-            )
-            continue
-        planner_files = ("curobo_left.yml", "curobo_right.yml") if len(config["embodiment"]) == 1 else ("curobo.yml",)
-        for file in (os.path.join(folder, file) for file in planner_files):
-            mend = "run `update_embodiment_config_path.py` of RoboTwin's folder script/ or scripts/ in its root"
-            if not os.path.isfile(file):
-                made = os.path.isfile(file.replace(".yml", "_tmp.yml"))
-                missing.append(
-                    f"{file} isn't there: "
-                    + (
-                        mend
-                        if made
-                        else f"{name!r} doesn't serve as config {config['embodiment']}, or download it again"
-                    )
-                )
-                continue
-            with open(file, encoding="utf-8") as stream:
-                stale = [path for path in _paths(yaml.safe_load(stream)) if not os.path.exists(path)]
-            if stale:
-                missing.append(f"{file} points to {stale[0]}, which isn't there: its paths are old; {mend}")
-    return missing
-
-
-def _paths(value):
-    """The paths of embodiments' files, filled in or not, in a nested structure."""
-    if isinstance(value, dict):
-        return [path for item in value.values() for path in _paths(item)]
-    if isinstance(value, list):
-        return [path for item in value for path in _paths(item)]
-    return [value] if isinstance(value, str) and "assets/embodiments" in value else []
-
-
-def find_missing_modules():
+def missing_for_import():
+    """Why no task can be imported: sentences, each with its mend."""
     missing = []
     for name, mend in MODULES.items():
         try:
             importlib.import_module(name)
         except BaseException as error:  # an import may even exit
             missing.append(f"{sys.executable} can't import {name} ({type(error).__name__}: {error}): {mend}")
+    return missing + _missing_files("objects.zip", "assets/objects/objaverse/list.json", "assets/objects/same.json")
+
+
+def missing_for_scenes(config, folders):
+    """Why a config's scenes can't be set up, with the embodiments in `folders`."""
+    import yaml
+
+    missing = []
+    if config["domain_randomization"]["random_background"] and not os.path.isdir("assets/background_texture"):
+        missing += _missing_files("background_texture.zip", "assets/background_texture")
+    for folder in dict.fromkeys(folders):
+        missing += _missing_files("embodiments.zip", os.path.join(folder, "config.yml"))
+        for file in ("curobo.yml", "curobo_left.yml", "curobo_right.yml"):
+            path = os.path.join(folder, file)
+            stale = None
+            if os.path.isfile(path):
+                with open(path, encoding="utf-8") as stream:
+                    robot = (yaml.safe_load(stream) or {}).get("robot_cfg") or {}
+                urdf = (robot.get("kinematics") or {}).get("urdf_path", "")
+                if os.path.isabs(urdf) and not os.path.isfile(urdf) or "ASSETS_PATH" in urdf:
+                    stale = f"{path} points to {urdf}, which isn't there"
+            elif os.path.isfile(path.replace(".yml", "_tmp.yml")):
+                stale = f"{path} isn't there"
+            if stale:
+                missing.append(f"{stale}: run RoboTwin's update_embodiment_config_path.py in its root")
     if getattr(sys.modules.get("mplib"), "__version__", None) == "0.2.1" and int(np.__version__.split(".")[0]) > 1:
         missing.append(f"mplib 0.2.1 crashes with numpy {np.__version__}: install 'numpy<2' for {sys.executable}")
     if "sapien" in sys.modules:
         # In a process of its own: RoboTwin sets limits that hold only before the first renderer.
         code = "import sapien; sapien.render.RenderSystem()"
-        probe = subprocess.run(
-            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        probe = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE)
         if probe.returncode:
             reason = (probe.stderr.decode(errors="replace").strip().splitlines() or [f"exit {probe.returncode}"])[-1]
             missing.append(
@@ -156,6 +124,14 @@ def find_missing_modules():
                 "24.3 or newer (lavapipe) on a machine without one"
             )
     return missing
+
+
+def _missing_files(archive, *paths):
+    return [
+        f"{path} isn't there: download RoboTwin's assets ({archive}) with its _download_assets.sh"
+        for path in paths
+        if not os.path.exists(path)
+    ]
 
 
 # The scene
@@ -297,10 +273,10 @@ class Simulator:
 
     def open(self, request, arrays):
         """Imports the task. Answers with what is missing, or with what is known before the first scene."""
-        missing = find_missing_modules()
-        if "yaml" not in sys.modules:
-            raise Failed("missing", "\n".join(missing))
-        import yaml
+        try:
+            import yaml
+        except ImportError:
+            raise Failed("missing", "\n".join(missing_for_import())) from None
 
         def load(path):
             with open(path, encoding="utf-8") as stream:
@@ -319,12 +295,20 @@ class Simulator:
                 f"embodiment={args['embodiment']} is unknown: give one of {list(known)} alone, or two and the "
                 "distance between them in meters",
             )
-        missing += find_missing(args, {name: known[name]["file_path"] for name in names})
+        missing, folders = [], [known[name]["file_path"] for name in (names[0], names[-1])]
+        try:
+            import sapien
+
+            self.module = importlib.import_module("envs." + self.task)
+        except BaseException:
+            missing = missing_for_import()
+            if not missing:
+                raise
+        missing += missing_for_scenes(args, folders)
         if missing:
             raise Failed("missing", "\n".join(missing))
 
         # The arguments as RoboTwin's own scripts make them.
-        folders = [known[name]["file_path"] for name in (names[0], names[-1])]
         args.update(task_name=self.task, task_config=request["config"], dual_arm_embodied=len(names) == 1)
         args.update(left_robot_file=folders[0], right_robot_file=folders[1], render_freq=0)
         args.update({f"{arm}_embodiment_config": load(os.path.join(f, "config.yml")) for arm, f in zip(ARMS, folders)})
@@ -334,12 +318,9 @@ class Simulator:
         args["camera"].update(collect_head_camera=True, collect_wrist_camera=True)
         self.args, self.depth = args, request["depth"]
 
-        import sapien
-
         if request["shader"] is not None:
             choose = sapien.render.set_camera_shader_dir
             sapien.render.set_camera_shader_dir = lambda _: choose(request["shader"])
-        self.module = importlib.import_module("envs." + self.task)
         self.env = getattr(self.module, self.task)()
         clutter = type(self.env).get_cluttered_table
         self.clutter_defaults = copy.deepcopy(clutter.__defaults__)
@@ -465,7 +446,7 @@ class Simulator:
                 return result
 
             def noted_topp(path, *args, **kwargs):
-                if np.array_equal(path[0], path[-1]):  # there already: nothing to plan
+                if np.abs(path[-1] - path[0]).max() < THERE:
                     return plan(path, *args, **kwargs)
                 return noted(path, *args, **kwargs)
 
@@ -574,8 +555,8 @@ def serve(root, source, sink):
 
     def read(size):
         data = source.read(size)
-        if len(data) < size:  # the other side is gone
-            os._exit(0)
+        if len(data) < size:
+            os._exit(0)  # the other side is gone
         return data
 
     def receive():
@@ -594,16 +575,20 @@ def serve(root, source, sink):
         send(*(answer if isinstance(answer, tuple) else (answer,)))
 
 
-def _end_with(parent):
-    """Ends this process, and what it started, when its parent is gone: it may be busy and not see its pipe close."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.killpg(0, 9)
+def end_with_parent():
+    """Starts a process that ends this one, and what it started, when the pipe closes: the simulator may be busy for
+    minutes in which no thread of Python runs."""
+    if os.fork() == 0:
+        os.close(1)  # or the worker's own end would go unseen
+        poll = select.poll()
+        poll.register(0, 0)
+        poll.poll()
+        os.killpg(0, signal.SIGKILL)
 
 
 def main():
     root = sys.argv[1]
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     # RoboTwin prints much, and may ask: the pipe moves away from the standard streams.
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDONLY)
