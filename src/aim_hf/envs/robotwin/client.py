@@ -39,7 +39,7 @@ class SimulatorLost(RoboTwinError):
 
 
 class OperationFailed(RoboTwinError):
-    """The worker's answer is an error. `kind` is `unstable`, `expert`, `missing`, `setup` or `failure`."""
+    """The worker's answer is an error. `kind` is `missing`, `setup`, `scene`, `expert` or `failure`."""
 
     def __init__(self, error: dict):
         super().__init__(error["message"])

@@ -334,7 +334,7 @@ class RoboTwinEnvironment:
         try:
             self._scene, arrays = self._ask("setup", seed=self._own_seed, evaluation=evaluation, observe=observe)
         except OperationFailed as error:
-            self._reject(f"its scene is unstable: {error}")
+            self._reject(str(error))
         self._starting = False
         self._moment = self._first_moment = self._unpack_moment(arrays)
         self._untouched, self._ended, self._step = True, None, 0

@@ -64,7 +64,7 @@ def read_message(read):
 
 
 class Failed(Exception):
-    """An operation failed in a way that its caller tells apart: `unstable`, `expert`, `missing` or `setup`."""
+    """An operation failed in a way that its caller tells apart: `missing`, `setup`, `scene` or `expert`."""
 
     def __init__(self, kind, message):
         super().__init__(message)
@@ -157,7 +157,7 @@ class Scene:
             prefix = articulation.get_name() + "/"
             for link in articulation.get_links():
                 is_robot = link.entity.per_scene_id in robot_links
-                name = link.get_name() if is_robot and len(entities) == 1 else prefix + link.get_name()
+                name = ("" if is_robot and len(entities) == 1 else prefix) + link.get_name()
                 found[link.entity.per_scene_id] = (name, not is_robot and _is_movable(link), link.entity, link)
         self.ids = sorted(found)
         self.bodies = [found[body] for body in self.ids]
@@ -175,13 +175,20 @@ class Scene:
             return [link.entity.per_scene_id for link in actor.get_links() if _is_movable(link)]
         return [actor.per_scene_id]
 
-    def names(self):
-        """A name for each body. RoboTwin calls all blocks `box`: such are numbered, in the order of their ids."""
+    def description(self):
+        """What holds for the episode. RoboTwin calls all blocks `box`: such are numbered, in order of their ids."""
         given = [name or "unnamed" for name, *_ in self.bodies]
-        return [
-            name if given.count(name) == 1 else f"{name}_{given[: index + 1].count(name)}"
-            for index, name in enumerate(given)
-        ]
+        return {
+            "ids": self.ids,
+            "names": [
+                name if given.count(name) == 1 else f"{name}_{given[: index + 1].count(name)}"
+                for index, name in enumerate(given)
+            ],
+            "dynamic": [bool(movable) for _, movable, *_ in self.bodies],
+            "fingers": self.fingers,
+            "robot_links": self.robot_links,
+            "press_targets": self.press_targets,
+        }
 
     def sample(self, touched_only):
         """Poses (B, 7), velocities (B, 6) and contacts after a physics step.
@@ -354,12 +361,10 @@ class Simulator:
         except (Exception, SystemExit) as error:
             if type(error).__name__ == "UnStableError":
                 self.came_up = True
-                raise Failed("unstable", str(error)) from error
-            if not self.came_up:
-                # A robot without its planner would make every later seed fail in some other way.
-                self.env = type(env)()
+                raise Failed("scene", f"its scene is unstable: {error}") from error
+            if not self.came_up:  # nor will any other: a planner or an asset is broken, and no seed is to blame
                 raise
-            raise Failed("unstable", f"{type(error).__name__}: {error}") from error
+            raise Failed("scene", f"its scene can't be set up: {type(error).__name__}: {error}") from error
         self.came_up = True
         cameras = env.cameras
         shown = [index for index, name in enumerate(cameras.static_camera_name) if name == "head_camera"]
@@ -379,14 +384,7 @@ class Simulator:
                 self.on_step()
 
         env.scene.step = watched_step
-        scene = self.scene
-        header = {
-            "names": scene.names(),
-            "dynamic": [bool(movable) for _, movable, *_ in scene.bodies],
-            "ids": scene.ids,
-        }
-        header.update(fingers=scene.fingers, robot_links=scene.robot_links, press_targets=scene.press_targets)
-        return header, {**scene.state(), **self._observation(request["observe"])}
+        return self.scene.description(), {**self.scene.state(), **self._observation(request["observe"])}
 
     def _set_expected_attributes(self):
         """What three tasks' success checks read and only their experts set: functions of the scene as set up."""
@@ -436,26 +434,22 @@ class Simulator:
         """Notes of each arm whether a path to the target was found: RoboTwin goes on without one."""
         robot, planned, restore = self.env.robot, dict.fromkeys(ARMS, True), []
 
-        def note(arm, owner, name, found):
+        def note(arm, owner, name, is_there, found):
             plan, own = getattr(owner, name), name in vars(owner)
 
-            def noted(path, *args, **kwargs):
-                planned[arm] = False
-                result = plan(path, *args, **kwargs)
-                planned[arm] = found(result)
+            def noted(goal, *args, **kwargs):
+                planned[arm] = is_there(goal)
+                result = plan(goal, *args, **kwargs)
+                planned[arm] = planned[arm] or found(result)
                 return result
 
-            def noted_topp(path, *args, **kwargs):
-                if np.abs(path[-1] - path[0]).max() < THERE:
-                    return plan(path, *args, **kwargs)
-                return noted(path, *args, **kwargs)
-
-            setattr(owner, name, noted_topp if name == "TOPP" else noted)
+            setattr(owner, name, noted)
             restore.append((lambda: setattr(owner, name, plan)) if own else (lambda: delattr(owner, name)))
 
         for arm in ARMS:
-            note(arm, robot, f"{arm}_plan_path", lambda result: result["status"] == "Success")
-            note(arm, getattr(robot, f"{arm}_mplib_planner"), "TOPP", lambda result: len(result[1]) > 0)
+            note(arm, robot, arm + "_plan_path", lambda pose: False, lambda result: result["status"] == "Success")
+            planner = getattr(robot, arm + "_mplib_planner")
+            note(arm, planner, "TOPP", _goes_nowhere, lambda result: len(result[1]) > 0)
         try:
             yield planned
         finally:
@@ -506,6 +500,8 @@ class Simulator:
         attributes = dict(vars(self.env))
         try:
             return bool(self.env.check_success())
+        except AttributeError:  # it reads what the expert hasn't set yet
+            return False
         finally:
             vars(self.env).clear()
             vars(self.env).update(attributes)
@@ -542,6 +538,10 @@ class Simulator:
         finally:
             random.setstate(state)
         return {"instructions": found[0].get(request["split"], []) if found else []}
+
+
+def _goes_nowhere(path):
+    return bool(np.abs(path[-1] - path[0]).max() < THERE)
 
 
 class _Posed:
