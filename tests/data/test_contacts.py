@@ -10,7 +10,7 @@ from aim_hf.envs.demonstration import perturbation
 
 LEFT, RIGHT, PALM, TABLE, BLOCK, BELL = (1, 2), (3, 4), 5, 10, 11, 12
 OPEN, CLOSED = np.ones(16), np.zeros(16)
-STILL, MOVING = (np.zeros(3), np.zeros(3)), (np.array([0, 0, -0.05]), np.zeros(3))
+STILL, MOVING = np.zeros(3), np.array([0, 0, -0.05])  # m/s
 
 
 class Contacts:
@@ -38,9 +38,6 @@ class Contacts:
 
     def contacts(self):
         return self.now
-
-    def velocities(self):
-        return {BLOCK: self.motion}
 
 
 def push(first: int, second: int, force: tuple, at: tuple = (0, 0, 0)) -> Contact:
@@ -73,6 +70,8 @@ class Episode:
     def run(self, contacts, steps=HOLD_STEPS):
         self.env.now = contacts
         for _ in range(steps):
+            moved = self.env.block[:3] + self.env.motion * self.env.physics_dt
+            self.env.block = np.concatenate([moved, self.env.block[3:]])
             self.detector(self.env)
         return self
 

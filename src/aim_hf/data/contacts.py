@@ -13,6 +13,8 @@ from .value_maps import Event, rotation_matrix
 HOLD_STEPS = 10  # physics steps for which a grasp or a rest must last
 MIN_FORCE = 0.2  # N, of each finger on what it holds
 OPPOSITE = -0.5  # cosine between the two fingers' pushes: at least 120 degrees apart
+# At rest is what moves less than this over the steps of a rest. Its velocity at one instant doesn't tell: a simulator
+# reports several cm/s for a light block on a stack that stays where it is.
 REST_SPEED = 0.01  # m/s
 REST_SPIN = 0.2  # rad/s
 
@@ -51,7 +53,8 @@ class EventDetector:
         self.grasp_steps: dict[tuple[str, int], int] = {}  # (arm, body): physics steps for which it has been gripped
         self.free_steps: dict[tuple[str, int], int] = {}  # (arm, body) picked: steps since a finger last touched it
         self.carrier: dict[int, str] = {}  # body picked and not yet placed: the arm that touched it last
-        self.rest_steps: dict[int, int] = {}  # body in `carrier`: steps for which it has been at rest
+        # Body in `carrier`: the pose from which it has hardly moved since, and for how many steps.
+        self.rest: dict[int, tuple[np.ndarray, int]] = {}
         self.pressed: set[int] = set()
         self.found: list[tuple[str, str, int, int, np.ndarray]] = []  # kind, arm, frame, body, points in its frame
 
@@ -120,12 +123,15 @@ class EventDetector:
                 self._add(env, "press", arm, body, [point for touch in fingers.values() for point in touch.points])
 
     def _find_places(self, env: Environment, contacts: list[Contact], touched: set[int]) -> None:
+        bodies = env.bodies()
         for body, arm in list(self.carrier.items()):
-            resting = body not in touched and _is_at_rest(env, body)
-            support = self._support(body, contacts) if resting else None
-            self.rest_steps[body] = 0 if support is None else self.rest_steps.get(body, 0) + 1
-            if self.rest_steps[body] >= HOLD_STEPS:
-                del self.carrier[body], self.rest_steps[body]
+            support = self._support(body, contacts) if body not in touched else None
+            pose = bodies[body].pose
+            start, steps = self.rest.get(body, (pose, 0))
+            resting = support is not None and _is_near(pose, start, HOLD_STEPS * env.physics_dt)
+            self.rest[body] = (start, steps + 1) if resting else (pose, 0)
+            if self.rest[body][1] >= HOLD_STEPS:
+                del self.carrier[body], self.rest[body]
                 points = [
                     point
                     for contact in contacts
@@ -151,9 +157,11 @@ class EventDetector:
         self.found.append((kind, arm, len(self.poses), body, local))
 
 
-def _is_at_rest(env: Environment, body: int) -> bool:
-    linear, angular = env.velocities()[body]
-    return bool(np.linalg.norm(linear) < REST_SPEED and np.linalg.norm(angular) < REST_SPIN)
+def _is_near(pose: np.ndarray, other: np.ndarray, seconds: float) -> bool:
+    """Whether a body at rest may come from one pose to the other in this time."""
+    shift = np.linalg.norm(pose[:3] - other[:3])
+    turn = 2 * np.arccos(min(1.0, abs(float(pose[3:] @ other[3:]))))
+    return bool(shift < REST_SPEED * seconds and turn < REST_SPIN * seconds)
 
 
 def _oppose(fingers: dict[int, _Touch]) -> bool:
