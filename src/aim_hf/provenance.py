@@ -41,12 +41,13 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def source_commit() -> str | None:
-    """The commit of the checkout that this package runs from, marked if files differ from it; None outside of one."""
-    folder = Path(__file__).parent
+def source_commit(folder: Path = Path(__file__).parent) -> str | None:
+    """The commit of the checkout that a folder (this package's) is in, marked if files differ from it; None outside of
+    one. Nothing is written."""
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    variables = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, env=variables)
     except FileNotFoundError:
         return None
     return answer.stdout.strip() or None

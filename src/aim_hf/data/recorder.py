@@ -27,19 +27,17 @@ def record_episode(
     """
     try:
         env.reset(seed)
-    except SeedRejected as rejected:
-        return Failure(seed, str(rejected))
-    detector = EventDetector(env)
-    frames = []
-    env.on_physics_step.append(detector)
-    try:
-        for frame in env.demonstrate(noise, rng):
-            detector.add_frame(env, frame.action)
-            frames.append(frame)
-    except SeedRejected as rejected:
-        return Failure(seed, str(rejected))
-    finally:
-        env.on_physics_step.remove(detector)
+        detector = EventDetector(env)
+        frames = []
+        env.on_physics_step.append(detector)
+        try:
+            for frame in env.demonstrate(noise, rng):
+                detector.add_frame(env, frame.action)
+                frames.append(frame)
+        finally:
+            env.on_physics_step.remove(detector)
+    except SeedRejected as error:
+        return Failure(seed, error.reason)
     observations, success = [frame.observation for frame in frames], frames[-1].success
 
     if not success:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from .base import Environment
+from .robotwin import TASKS as _ROBOTWIN_TASKS
+from .robotwin import RoboTwinEnvironment
 from .tabletop import TASKS as _TABLETOP_TASKS
 from .tabletop import TabletopEnvironment
 
-TASKS: dict[str, tuple[str, ...]] = {"tabletop": tuple(_TABLETOP_TASKS)}
+TASKS: dict[str, tuple[str, ...]] = {"tabletop": tuple(_TABLETOP_TASKS), "robotwin": _ROBOTWIN_TASKS}
 
-_ENVIRONMENTS = {"tabletop": TabletopEnvironment}
+_ENVIRONMENTS = {"tabletop": TabletopEnvironment, "robotwin": RoboTwinEnvironment}
 
 
 def make_environment(suite: str, task: str, split: str = "easy", **options) -> Environment:

@@ -28,10 +28,6 @@ ActionMode = Literal["ee", "qpos"]
 Observation = dict[str, Any]
 
 
-class SeedRejected(RuntimeError):
-    """The suite has no episode to offer for a seed: its scene is unstable, or its expert fails on it."""
-
-
 class SimulatorLost(RuntimeError):
     """The process that simulates died or hung. The environment can be reset: that starts another."""
 
@@ -118,6 +114,17 @@ class ExpertFrame:
     success: bool
 
 
+class SeedRejected(RuntimeError):
+    """The scene of a seed is no fair one: it doesn't come to rest, or the suite's own expert fails on it.
+
+    A collector counts it as a failed seed; an evaluation whose protocol says so goes on to the next one.
+    """
+
+    def __init__(self, seed: int, reason: str):
+        super().__init__(f"seed {seed} is rejected: {reason}")
+        self.seed, self.reason = seed, reason
+
+
 class Environment(Protocol):
     """A task in a simulator. An episode of T actions has T + 1 observations, the first one from `reset`."""
 
@@ -132,7 +139,7 @@ class Environment(Protocol):
     on_physics_step: list[Callable[[Environment], None]]  # called after every physics step
 
     def reset(self, seed: int) -> Observation:
-        """Sets up the scene that (task, split, seed) determine."""
+        """Sets up the scene that (task, split, seed) determine. Raises SeedRejected where a suite filters scenes."""
 
     def observe(self) -> Observation:
         """Renders the scene as it is now."""

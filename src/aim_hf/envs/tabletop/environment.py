@@ -8,6 +8,7 @@ import numpy as np
 import sapien
 
 from ...provenance import package_version, source_commit
+from ..actions import checked_action
 from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertFrame, ExpertPath, Observation, StepResult
 from ..demonstration import play_path
 from ..seeds import check_seed, scene_generator
@@ -99,7 +100,7 @@ class TabletopEnvironment:
         Raises ValueError for a bad action or mode, RuntimeError before `reset` and after the last step.
         """
         scene = self._active_scene()
-        action = self._checked(action, mode)
+        action = checked_action(action, mode, self.action_dims)
         if self._step >= self.step_limit:
             raise RuntimeError(f"the episode has ended after its {self.step_limit} steps: call reset(seed).")
         joints, fingers, reached = {}, {}, {}
@@ -172,7 +173,7 @@ class TabletopEnvironment:
         return self._active_scene().tcp(arm)
 
     def fk(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
-        qpos = self._checked(qpos, "qpos")
+        qpos = checked_action(qpos, "qpos", self.action_dims)
         return {
             arm: self._kinematics[arm].forward(part[:6]) for arm, part in zip(ARMS, np.split(qpos, 2), strict=True)
         }
@@ -207,30 +208,6 @@ class TabletopEnvironment:
 
     def _generator(self, stream: str) -> np.random.Generator:
         return scene_generator(self.task, self.split, self._seed, stream)
-
-    def _checked(self, action: np.ndarray, mode: str) -> np.ndarray:
-        if mode not in self.action_dims:
-            raise ValueError(f"mode={mode!r} is unknown: choose one of {list(self.action_dims)}.")
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != (self.action_dims[mode],):
-            raise ValueError(
-                f"action has shape {action.shape}, mode {mode!r} expects ({self.action_dims[mode]},): pass one action "
-                "for both arms, left first."
-            )
-        if not np.all(np.isfinite(action)):
-            wrong = np.flatnonzero(~np.isfinite(action)).tolist()
-            raise ValueError(
-                f"action has NaN or infinite values at {wrong}, expected finite numbers: check what made it."
-            )
-        if mode == "ee":
-            for arm, part in zip(ARMS, np.split(action, 2), strict=True):
-                norm = np.linalg.norm(part[3:7])
-                if not 0.5 < norm < 2:
-                    raise ValueError(
-                        f"the {arm} arm's quaternion {part[3:7].tolist()} has norm {norm:.3g}, expected about 1: "
-                        "normalise it (wxyz)."
-                    )
-        return action
 
     def _simulate(self, joints: dict[str, np.ndarray], fingers: dict[str, float]) -> None:
         """Brings the drives' targets to the given ones, evenly over the control step."""

@@ -1,0 +1,31 @@
+"""Checks of actions, the same in every suite."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .base import ARMS
+
+
+def checked_action(action: np.ndarray, mode: str, action_dims: dict[str, int]) -> np.ndarray:
+    """The action as float64. Raises ValueError for an unknown mode, a wrong shape, NaN, or a bad quaternion."""
+    if mode not in action_dims:
+        raise ValueError(f"mode={mode!r} is unknown: choose one of {list(action_dims)}.")
+    action = np.asarray(action, dtype=np.float64)
+    if action.shape != (action_dims[mode],):
+        raise ValueError(
+            f"action has shape {action.shape}, mode {mode!r} expects ({action_dims[mode]},): pass one action for both "
+            "arms, left first."
+        )
+    if not np.all(np.isfinite(action)):
+        wrong = np.flatnonzero(~np.isfinite(action)).tolist()
+        raise ValueError(f"action has NaN or infinite values at {wrong}, expected finite numbers: check what made it.")
+    if mode == "ee":
+        for arm, part in zip(ARMS, np.split(action, 2), strict=True):
+            norm = np.linalg.norm(part[3:7])
+            if not 0.5 < norm < 2:
+                raise ValueError(
+                    f"the {arm} arm's quaternion {part[3:7].tolist()} has norm {norm:.3g}, expected about 1: "
+                    "normalise it (wxyz)."
+                )
+    return action

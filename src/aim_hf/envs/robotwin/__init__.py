@@ -1,0 +1,7 @@
+"""The robotwin suite: an adapter to a RoboTwin 2.0 checkout that the user has installed."""
+
+from .client import RoboTwinError, RoboTwinMissing, SimulatorLost
+from .environment import RoboTwinEnvironment
+from .tasks import TASKS
+
+__all__ = ["TASKS", "RoboTwinEnvironment", "RoboTwinError", "RoboTwinMissing", "SimulatorLost"]

@@ -1,0 +1,123 @@
+"""Starts the worker in RoboTwin's interpreter, talks to it, and ends it: it may be missing, die, or hang."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from ..base import SimulatorLost
+from . import worker
+
+START_TIMEOUT = 1200.0  # s: the first import of CuRobo compiles its kernels
+_POLL = 0.5  # s
+_TAIL = 2000  # characters of what the simulator printed last
+
+Answer = tuple[dict, dict[str, np.ndarray]]
+
+
+class RoboTwinError(RuntimeError):
+    """RoboTwin's own code failed."""
+
+
+class RoboTwinMissing(RoboTwinError):
+    """Something that RoboTwin needs isn't there. `missing` are sentences, each with its mend."""
+
+    def __init__(self, missing: list[str]):
+        super().__init__("RoboTwin can't run:\n" + "\n".join(f"- {sentence}." for sentence in missing))
+        self.missing = missing
+
+
+class OperationFailed(RoboTwinError):
+    """The worker's answer is an error. `kind` is `missing`, `setup`, `scene`, `expert` or `failure`."""
+
+    def __init__(self, error: dict):
+        super().__init__(error["message"])
+        self.kind, self.traceback = error["kind"], error["traceback"]
+
+
+class Client:
+    """A worker process that serves the checkout at `root`, in a process group of its own.
+
+    Raises RoboTwinMissing if the interpreter can't be started.
+    """
+
+    def __init__(self, root: Path, python: str):
+        self._output = tempfile.TemporaryFile()
+        variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # in the planners' processes, too
+        try:
+            self._process = subprocess.Popen(
+                [python, "-u", worker.__file__, str(root)],
+                cwd=root,
+                env=variables,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._output,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise RoboTwinMissing(
+                [f"the interpreter {python!r} can't be started ({error.strerror}): give RoboTwin's own python"]
+            ) from error
+
+    def ask(self, op: str, timeout: float, arrays: dict[str, np.ndarray] | None = None, **request) -> Answer:
+        """The answer to a request. Raises OperationFailed, or SimulatorLost: then the process is gone."""
+        self.send(op, arrays, **request)
+        return self.receive(timeout)
+
+    def send(self, op: str, arrays: dict[str, np.ndarray] | None = None, **request) -> None:
+        with suppress(BrokenPipeError):  # `receive` says what became of the process
+            worker.write_message(self._process.stdin, {"op": op} | request, arrays)
+
+    def receive(self, timeout: float) -> Answer:
+        deadline = time.monotonic() + timeout
+        header, arrays = worker.read_message(lambda size: self._read(size, deadline, timeout))
+        if "error" in header:
+            raise OperationFailed(header["error"])
+        return header, arrays
+
+    def kill(self) -> None:
+        """Ends the process and all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._output):
+            with suppress(BrokenPipeError):
+                stream.close()
+
+    def _read(self, size: int, deadline: float, timeout: float) -> bytearray:
+        descriptor, parts = self._process.stdout.fileno(), []
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while size:
+            if poll.poll(1000 * _POLL):
+                part = os.read(descriptor, min(size, 1 << 20))
+                if not part:
+                    self._lose("ended")
+                parts.append(part)
+                size -= len(part)
+            elif self._process.poll() is not None:  # a process that it started may still hold the pipe
+                self._lose("ended")
+            elif time.monotonic() > deadline:
+                self._lose(f"hung for {timeout:.0f} s")
+        return bytearray().join(parts)  # so that arrays in it can be written to
+
+    def _lose(self, what: str) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1 if what == "ended" else 0)
+        code = self._process.returncode
+        self._output.seek(max(0, self._output.seek(0, os.SEEK_END) - _TAIL))
+        tail = self._output.read().decode(errors="replace").strip()
+        self.kill()
+        if code is None:
+            ending = "and was killed"
+        else:
+            ending = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        raise SimulatorLost(f"the simulator's process {what} {ending}. It printed last:\n{tail or '(nothing)'}")

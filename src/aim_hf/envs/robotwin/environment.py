@@ -1,0 +1,506 @@
+"""The robotwin suite's environment: RoboTwin's tasks behind the protocol of `envs.base`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ...provenance import source_commit
+from ..actions import checked_action
+from ..base import (
+    ARMS,
+    CAMERAS,
+    SPLITS,
+    Body,
+    Camera,
+    Contact,
+    ExpertFrame,
+    ExpertPath,
+    Observation,
+    SeedRejected,
+    SimulatorLost,
+    StepResult,
+)
+from ..seeds import SEED_RANGES, scene_generator
+from .client import START_TIMEOUT, Answer, Client, OperationFailed, RoboTwinError, RoboTwinMissing
+from .tasks import CONFIGS, PRESS_TARGETS, PUSH_TARGETS, TASKS, simulator_seed
+
+_CONFIGS = ("_embodiment_config", "_camera_config", "_eval_step_limit")
+_LAYOUTS = ("env_cfg/task_config", "task_config")  # of today, and of the releases of 2025
+_FRAME_BEHIND_TCP = 0.12  # m along the tool's x: where RoboTwin's `ee` poses are
+
+_PLAYED = "with the expert's play"
+_ROOT_VARIABLE, _PYTHON_VARIABLE = "ROBOTWIN_ROOT", "ROBOTWIN_PYTHON"
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The bodies after one physics step: `poses` (B, 7), `velocities` (B, 6), and their contacts."""
+
+    poses: np.ndarray
+    velocities: np.ndarray
+    contacts: list[Contact]
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """All that can be measured at one instant. `tools` (2, 8): each arm's TCP pose and commanded gripper."""
+
+    sample: _Sample
+    tools: np.ndarray
+    cameras: dict[str, Camera]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame of the expert's play, with a sample of each physics step since the frame before."""
+
+    moment: _Moment
+    observation: Observation | None
+    success: bool
+    samples: list[_Sample]
+
+
+class RoboTwinEnvironment:
+    """One task of a RoboTwin 2.0 checkout; see `envs.base.Environment` for the methods' contracts.
+
+    The checkout runs in a process and an interpreter of its own, started here and again by `reset` where it was lost.
+    It is what RoboTwin's scripts run: the split `easy` is its `demo_clean`, `hard` its `demo_randomized`.
+
+    Args:
+        root: the checkout, with its assets; default: the environment variable ROBOTWIN_ROOT.
+        python: the interpreter that RoboTwin is installed in; default: ROBOTWIN_PYTHON.
+        embodiment: a robot of RoboTwin's `_embodiment_config.yml` alone, or two and the distance between them in
+            meters, such as ["franka-panda", "franka-panda", 0.6]; default: the config's own.
+        shader: SAPIEN's shader pack for the cameras, such as "default" or "minimal" (which has no depth), for a
+            machine whose Vulkan device is too slow for RoboTwin's own ray tracing, as a CPU is. Pictures then differ
+            from those of official results.
+        depth: observations carry `depth` (H, W) float32 in meters, too.
+        timeout: seconds without an answer after which the simulator counts as hung.
+
+    Seeds: `tasks.simulator_seed` tells which of RoboTwin's a seed is. Scenes of training seeds look like those of its
+    collection; `reset` sets them up and no more. For evaluation and rl, `reset` does as RoboTwin's evaluation: it sets
+    the scene up, lets the expert play, raises SeedRejected unless it succeeds, and sets the scene up again. That play
+    is kept: `demonstrate(observe=False)` and `expert()` tell of it, and a `reset` of the same seed, while no action
+    has been taken, costs nothing. Scenes of evaluation seeds have the textures kept for it.
+
+    Differences to `tabletop`: observations are RoboTwin's, so `joint_action/vector` holds the drives' targets and
+    grippers their commands, while `endpose` is the measured pose of the tool center point. A control step takes as
+    long as RoboTwin's planner takes for the way: `info["physics_steps"]` tells; `control_dt` is the expert's. RoboTwin
+    ends an episode with success. `on_physics_step` is called after the action, once for each physics step in it; then
+    `bodies` and `velocities` are those of that step, `contacts` those of what the fingers have touched in the
+    episode, while `tcp` and `cameras` tell of the action's end.
+
+    One thing is not as in RoboTwin's own long runs: it shifts the region of clutter with every `hard` scene of
+    dump_bin_bigbin and put_bottles_dustbin, here each has the region of a first scene.
+
+    Raises ValueError for an unknown task or split or a bad option, RoboTwinMissing (with all that is missing and how
+    to mend it), RoboTwinError where its code fails.
+    """
+
+    suite = "robotwin"
+    physics_dt = 1 / 250
+
+    def __init__(
+        self,
+        task: str,
+        split: str = "easy",
+        root: str | os.PathLike | None = None,
+        python: str | os.PathLike | None = None,
+        embodiment: list | None = None,
+        shader: str | None = None,
+        depth: bool = False,
+        timeout: float = 300.0,
+    ):
+        if task not in TASKS:
+            raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} is unknown: choose one of {list(SPLITS)}.")
+        self.task, self.split = task, split
+        self.on_physics_step: list[Callable[[RoboTwinEnvironment], None]] = []
+        self._root = _checkout(root, task)
+        python = os.path.expanduser(python or os.environ.get(_PYTHON_VARIABLE, ""))
+        if not python:
+            raise RoboTwinMissing(
+                [f"no interpreter is given: pass python=, or set {_PYTHON_VARIABLE}, RoboTwin's own python"]
+            )
+        self._python = os.path.abspath(python) if os.path.dirname(python) else python  # a bare name is in PATH
+        self._options = {"embodiment": embodiment, "shader": shader, "depth": depth}
+        self._timeout = timeout
+        self._client: Client | None = None
+        self._moment: _Moment | None = None
+        self._seed: int | None = None
+        self._untouched = False  # whether the simulator's scene is as it was set up
+        self._ended: str | None = None  # how the episode did
+        self._info: dict[str, str] | None = None  # what the expert told of this seed's scene
+        self._recording: list[_Frame] | None = None  # of its play
+        self._start()
+
+    # Episodes
+
+    def reset(self, seed: int) -> Observation:
+        """Sets up the scene of (task, split, seed). Raises ValueError for a seed that `tasks.simulator_seed` refuses,
+        SeedRejected for a scene that RoboTwin's own scripts pass over."""
+        own_seed = simulator_seed(seed)
+        if self._client is None:
+            self._start()
+        if self._untouched and seed == self._seed:
+            self._moment, self._ended = self._first_moment, None
+            return self._first_observation
+        if seed != self._seed:
+            self._info = self._recording = None
+        self._seed, self._own_seed = seed, own_seed
+        if self._info is None and seed not in SEED_RANGES["train"]:
+            self._set_up(observe=False)
+            recording = list(self._play(observe=False, record=True))
+            if not recording[-1].success:
+                self._reject("the expert doesn't fulfil the task")
+            self._recording = recording
+        self._first_observation = self._set_up(observe=True)
+        return self._first_observation
+
+    def step(self, action: np.ndarray, mode: str = "ee", observe: bool = True) -> StepResult:
+        """Executes one action. `info["reached"]` tells of each arm whether RoboTwin found a way to the target:
+        where it didn't, the arm stayed. `info["physics_steps"]` is the action's length.
+
+        Raises ValueError for a bad action or mode, RuntimeError before `reset` and after the episode's end.
+        """
+        self._active_moment()
+        action = checked_action(action, mode, self.action_dims)
+        if self._ended is not None:
+            raise RuntimeError(f"the episode has ended {self._ended}: call reset(seed).")
+        self._untouched = False
+        command = _behind_tcp(action) if mode == "ee" else action
+        header, arrays = self._ask(
+            "step", {"action": command}, mode=mode, observe=observe, record=bool(self.on_physics_step)
+        )
+        self._step += 1
+        moment = self._unpack_moment(arrays)
+        self._replay(moment, self._unpack_samples(arrays, "steps/"))
+        self._moment = moment
+        success = header["success"]
+        if success:
+            self._ended = "with success"
+        elif self._step >= self.step_limit:
+            self._ended = f"after its {self.step_limit} steps"
+        info = {
+            "step": self._step,
+            "step_limit": self.step_limit,
+            "done": self._ended is not None,
+            "reached": header["reached"],
+            "physics_steps": header["physics_steps"],
+        }
+        return StepResult(self._unpack_observation(arrays) if observe else None, success, info)
+
+    def expert(self) -> ExpertPath:
+        """The path that a demonstration takes."""
+        self._require_untouched()
+        frames = self._recording
+        if frames is None:
+            frames = list(self._play(observe=False, record=False))
+            self._set_up(observe=False)
+        grippers = np.array([frame.moment.tools[:, 7] for frame in frames])
+        moved = np.any(np.diff(grippers, axis=0) != 0, axis=1)
+        return ExpertPath(np.array([_reaching(frame) for frame in frames[1:]]), np.flatnonzero(moved).tolist())
+
+    def demonstrate(
+        self, noise: float = 0.0, rng: np.random.Generator | None = None, observe: bool = True
+    ) -> Iterator[ExpertFrame]:
+        """Lets RoboTwin's expert play: a frame every 15 physics steps (`save_freq`), the last one when it is done.
+
+        An action is where the tools are in the next frame, with the grippers' commands. Raises ValueError for noise,
+        which RoboTwin's expert doesn't bear, SeedRejected where it can't plan its way.
+        """
+        if noise:
+            raise ValueError(f"noise={noise} can't be added: RoboTwin's expert plans as it moves; pass noise=0.")
+        self._require_untouched()
+        return self._demonstrate(observe)
+
+    def _demonstrate(self, observe: bool) -> Iterator[ExpertFrame]:
+        self._ended = _PLAYED
+        if self._recording is not None and not observe:
+            frames = (frame for frame in self._recording)
+        else:
+            frames = self._play(observe, record=bool(self.on_physics_step))
+        with closing(frames):
+            current = next(frames)
+            for following in frames:
+                self._moment = current.moment
+                action = _reaching(following)
+                yield ExpertFrame(current.observation, action, action, current.success)
+                self._replay(following.moment, following.samples)
+                current = following
+            self._moment = current.moment
+            yield ExpertFrame(current.observation, None, None, current.success)
+
+    def instruction(self, split: str = "seen") -> str:
+        """A sentence by RoboTwin's own generator, chosen by the seed; the task's name where it has none.
+
+        Raises RuntimeError for a training seed before `demonstrate`: RoboTwin words a scene by what its expert did.
+        """
+        self._active_moment()
+        if split not in ("seen", "unseen"):
+            raise ValueError(f"split={split!r} is unknown: choose 'seen' or 'unseen'.")
+        if self._info is None:
+            raise RuntimeError(
+                "RoboTwin words a scene by what its expert did, which it hasn't yet: run demonstrate() first, or take "
+                "a seed for evaluation."
+            )
+        header, _ = self._ask("instructions", info=self._info, split=split, seed=self._own_seed)
+        found = header["instructions"] or [self.task]
+        generator = scene_generator(self.task, self.split, self._seed, f"instruction/{split}")
+        return found[generator.integers(len(found))]
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.kill()
+        self._client = self._moment = None
+        self._untouched = False
+
+    # What can be seen and measured
+
+    def observe(self) -> Observation:
+        self._active_moment()
+        if self._untouched and self._ended is not None:
+            raise RuntimeError("the expert's play was recorded without pictures: call reset(seed), then observe.")
+        return self._unpack_observation(self._ask("observe")[1])
+
+    def cameras(self) -> dict[str, Camera]:
+        return dict(self._active_moment().cameras)
+
+    def tcp(self, arm: str) -> np.ndarray:
+        return self._active_moment().tools[ARMS.index(arm), :7].copy()
+
+    def fk(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
+        self._active_moment()
+        qpos = checked_action(qpos, "qpos", self.action_dims)
+        _, arrays = self._ask("fk", {"qpos": qpos}, split=self._arm_joints[0] + 1)
+        return dict(zip(ARMS, arrays["tcp"], strict=True))
+
+    def fingers(self) -> dict[str, list[int]]:
+        self._active_moment()
+        return self._scene["fingers"]
+
+    def robot_links(self) -> list[int]:
+        self._active_moment()
+        return self._scene["robot_links"]
+
+    def press_targets(self) -> list[int]:
+        self._active_moment()
+        return self._scene["targets"] if self.task in PRESS_TARGETS else []
+
+    def push_targets(self) -> list[int]:
+        self._active_moment()
+        return self._scene["targets"] if self.task in PUSH_TARGETS else []
+
+    def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
+        scene, poses = self._scene, self._active_moment().sample.poses
+        return {
+            body: Body(name, pose, dynamic)
+            for body, name, pose, dynamic in zip(scene["ids"], scene["names"], poses, scene["dynamic"], strict=True)
+            if of is None or body in of
+        }
+
+    def contacts(self, of: Collection[int] | None = None) -> list[Contact]:
+        contacts = self._active_moment().sample.contacts
+        return [c for c in contacts if of is None or c.body_a in of or c.body_b in of]
+
+    def velocities(self, of: Collection[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        scene, velocities = self._scene, self._active_moment().sample.velocities
+        return {
+            body: (velocity[:3], velocity[3:])
+            for body, velocity in zip(scene["ids"], velocities, strict=True)
+            if of is None or body in of
+        }
+
+    # Inside
+
+    def _start(self) -> None:
+        self._client = Client(self._root, self._python)
+        self._starting = True  # until the planner has warmed up, in the first scene
+        config = next(layout for layout in _LAYOUTS if (self._root / layout / "demo_clean.yml").is_file())
+        request = {"task": self.task, "config": CONFIGS[self.split], "configs": config}
+        try:
+            facts, _ = self._ask(
+                "open", target=(PRESS_TARGETS | PUSH_TARGETS).get(self.task), **request, **self._options
+            )
+        except SimulatorLost as error:
+            raise RoboTwinMissing([f"the interpreter {self._python!r} can't run the worker: {error}"]) from error
+        except OperationFailed as error:
+            self.close()
+            if error.kind == "missing":
+                raise RoboTwinMissing(str(error).split("\n")) from None
+            raise ValueError(f"{error}.") from None
+        self.simulator = {"robotwin": source_commit(self._root) or "no git checkout"} | facts["versions"]
+        self._arm_joints = facts["arm_joints"]
+        self.action_dims = {"ee": 16, "qpos": sum(self._arm_joints) + 2}
+        self.step_limit = facts["step_limit"]
+        self.control_dt = facts["save_freq"] * self.physics_dt
+        self._sizes = dict(zip(CAMERAS, facts["sizes"], strict=True))
+
+    def _set_up(self, observe: bool) -> Observation | None:
+        self._moment, self._untouched = None, False
+        evaluation = self._seed in SEED_RANGES["evaluation"]
+        try:
+            self._scene, arrays = self._ask("setup", seed=self._own_seed, evaluation=evaluation, observe=observe)
+        except OperationFailed as error:
+            self._reject(str(error))
+        self._starting = False
+        self._moment = self._first_moment = self._unpack_moment(arrays)
+        self._untouched, self._ended, self._step = True, None, 0
+        return self._unpack_observation(arrays) if observe else None
+
+    def _play(self, observe: bool, record: bool) -> Iterator[_Frame]:
+        """Lets the expert play on the scene that has just been set up."""
+        self._untouched, self._ended, waiting = False, _PLAYED, True
+        self._client.send("expert", observe=observe, record=record)
+        frame, steps = None, 0
+        try:
+            while True:
+                header, arrays = self._receive()
+                waiting, last = not header.get("last"), frame
+                if frame is None or header["physics_steps"] > steps:
+                    observation = self._unpack_observation(arrays) if observe else None
+                    samples = self._unpack_samples(arrays, "steps/")
+                    frame = _Frame(self._unpack_moment(arrays), observation, header["success"], samples)
+                    steps = header["physics_steps"]
+                    if last is not None:
+                        yield last
+                else:  # the expert was done with the frame before
+                    frame = replace(frame, success=header["success"])
+                if not waiting:
+                    break
+                self._client.send("next")
+        except OperationFailed as error:
+            waiting = False
+            self._reject(f"the expert failed: {error}")
+        finally:
+            if waiting and self._client is not None:
+                self._client.send("stop")
+                self._receive()
+        if not header["planned"]:
+            self._reject("the expert found no way")
+        self._info = header["info"]
+        yield frame
+
+    def _reject(self, reason: str) -> None:
+        self._moment = self._info = None
+        raise SeedRejected(self._seed, reason) from None
+
+    def _ask(self, op: str, arrays: dict[str, np.ndarray] | None = None, **request) -> Answer:
+        self._client.send(op, arrays, **request)
+        return self._receive()
+
+    def _receive(self) -> Answer:
+        try:
+            return self._client.receive(max(self._timeout, START_TIMEOUT) if self._starting else self._timeout)
+        except OperationFailed as error:
+            if error.kind == "failure":
+                self.close()
+                raise RoboTwinError(f"RoboTwin's code failed: {error}\n{error.traceback}") from None
+            raise
+        except BaseException:  # lost, or interrupted: the next answer would be to this question
+            self.close()
+            raise
+
+    def _active_moment(self) -> _Moment:
+        if self._moment is None:
+            raise RuntimeError("the environment has no scene: call reset(seed) first.")
+        return self._moment
+
+    def _require_untouched(self) -> None:
+        self._active_moment()
+        if not self._untouched or self._ended is not None:
+            raise RuntimeError("the expert plays from the scene as it was set up: call reset(seed) first.")
+
+    def _replay(self, moment: _Moment, samples: list[_Sample]) -> None:
+        for sample in samples:
+            self._moment = replace(moment, sample=sample)
+            for callback in self.on_physics_step:
+                callback(self)
+
+    def _unpack_moment(self, arrays: dict[str, np.ndarray]) -> _Moment:
+        cameras = {
+            name: Camera(intrinsics.astype(np.float64), extrinsics.astype(np.float64), *self._sizes[name][::-1])
+            for name, intrinsics, extrinsics in zip(
+                CAMERAS, arrays["state/intrinsics"], arrays["state/extrinsics"], strict=True
+            )
+        }
+        return _Moment(self._unpack_samples(arrays, "state/")[0], arrays["state/tools"], cameras)
+
+    def _unpack_samples(self, arrays: dict[str, np.ndarray], prefix: str) -> list[_Sample]:
+        if prefix + "poses" not in arrays:
+            return []
+        poses, velocities, points = (
+            arrays[prefix + name].astype(np.float64) for name in ("poses", "velocities", "points")
+        )
+        contacts: list[list[Contact]] = [[] for _ in poses]
+        end = 0
+        for index, first, second, count in arrays[prefix + "contacts"].tolist():
+            start, end = end, end + count
+            position, normal, impulse = np.split(points[start:end, :9], 3, axis=1)
+            contacts[index].append(Contact(first, second, position, normal, impulse, points[start:end, 9]))
+        return [_Sample(*sample) for sample in zip(poses, velocities, contacts, strict=True)]
+
+    def _unpack_observation(self, arrays: dict[str, np.ndarray]) -> Observation:
+        """RoboTwin's observation, its tools' poses those of the TCP; `arrays` tell of the scene as it is now."""
+        observation: Observation = {"observation": {}, "joint_action": {}, "endpose": {}}
+        moment = self._unpack_moment(arrays) if "state/tools" in arrays else self._active_moment()
+        for name, camera in moment.cameras.items():
+            view = {"intrinsic_cv": camera.intrinsics, "extrinsic_cv": camera.extrinsics}
+            prefix = f"observation/{name}/"
+            pictures = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+            observation["observation"][name] = view | pictures
+        for arm, tool in zip(ARMS, moment.tools, strict=True):
+            observation["endpose"][f"{arm}_endpose"] = tool[:7].copy()
+            observation["endpose"][f"{arm}_gripper"] = float(tool[7])
+        observation["joint_action"]["vector"] = arrays["observation/vector"]
+        return observation
+
+
+def _checkout(root: str | os.PathLike | None, task: str) -> Path:
+    """The checkout's absolute path. Raises RoboTwinMissing unless it is one, in either layout."""
+    root = root or os.environ.get(_ROOT_VARIABLE)
+    if not root:
+        raise RoboTwinMissing(
+            [f"no checkout is given: pass root=, or set {_ROOT_VARIABLE}, the path of a clone of RoboTwin 2.0"]
+        )
+    root = Path(root).expanduser().resolve()
+    if not root.is_dir():
+        raise RoboTwinMissing([f"{root} is no folder: give the path of a clone of RoboTwin 2.0"])
+    files = ["envs/_base_task.py", f"envs/{task}.py", "description/utils/generate_episode_instructions.py"]
+    missing = [f"{root / file} isn't there: give the path of a clone of RoboTwin 2.0" for file in files]
+    missing = [sentence for sentence, file in zip(missing, files, strict=True) if not (root / file).is_file()]
+    layout = next((layout for layout in _LAYOUTS if (root / layout / "demo_clean.yml").is_file()), None)
+    if layout is None:
+        missing.append(
+            f"{root} has neither {_LAYOUTS[0]}/demo_clean.yml nor {_LAYOUTS[1]}/demo_clean.yml: it is in no known "
+            "layout (that of 2025 or today's)"
+        )
+    else:
+        configs = [f"{layout}/{name}.yml" for name in (*CONFIGS.values(), *_CONFIGS)]
+        missing += [f"{root / file} isn't there: restore it" for file in configs if not (root / file).is_file()]
+    if missing:
+        raise RoboTwinMissing(missing)
+    return root
+
+
+def _reaching(frame: _Frame) -> np.ndarray:
+    """The `ee` action (16,) that ends in this frame."""
+    return frame.moment.tools.reshape(16).astype(np.float32)
+
+
+def _behind_tcp(action: np.ndarray) -> np.ndarray:
+    """An `ee` action in RoboTwin's frame, which lies 0.12 m behind the tool center point along its x."""
+    moved = action.copy()
+    for part in np.split(moved, 2):  # views
+        part[3:7] /= np.linalg.norm(part[3:7])
+        w, x, y, z = part[3:7]
+        forward = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)])
+        part[:3] -= _FRAME_BEHIND_TCP * forward
+    return moved

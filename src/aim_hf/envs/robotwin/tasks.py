@@ -1,0 +1,92 @@
+"""What is known of RoboTwin's tasks and seeds without its checkout."""
+
+from __future__ import annotations
+
+from ..seeds import SEED_RANGES, check_seed
+
+TASKS: tuple[str, ...] = (
+    "adjust_bottle",
+    "beat_block_hammer",
+    "blocks_ranking_rgb",
+    "blocks_ranking_size",
+    "click_alarmclock",
+    "click_bell",
+    "dump_bin_bigbin",
+    "grab_roller",
+    "handover_block",
+    "handover_mic",
+    "hanging_mug",
+    "lift_pot",
+    "move_can_pot",
+    "move_pillbottle_pad",
+    "move_playingcard_away",
+    "move_stapler_pad",
+    "open_laptop",
+    "open_microwave",
+    "pick_diverse_bottles",
+    "pick_dual_bottles",
+    "place_a2b_left",
+    "place_a2b_right",
+    "place_bread_basket",
+    "place_bread_skillet",
+    "place_burger_fries",
+    "place_can_basket",
+    "place_cans_plasticbox",
+    "place_container_plate",
+    "place_dual_shoes",
+    "place_empty_cup",
+    "place_fan",
+    "place_mouse_pad",
+    "place_object_basket",
+    "place_object_scale",
+    "place_object_stand",
+    "place_phone_stand",
+    "place_shoe",
+    "press_stapler",
+    "put_bottles_dustbin",
+    "put_object_cabinet",
+    "rotate_qrcode",
+    "scan_object",
+    "shake_bottle",
+    "shake_bottle_horizontally",
+    "stack_blocks_three",
+    "stack_blocks_two",
+    "stack_bowls_three",
+    "stack_bowls_two",
+    "stamp_seal",
+    "turn_switch",
+)
+
+# The attribute of the tasks' own objects that closed fingers press, or push along. All other tasks grasp what they act
+# on, or act through what they have grasped.
+PRESS_TARGETS = {"click_alarmclock": "alarm", "click_bell": "bell", "press_stapler": "stapler"}
+PUSH_TARGETS = {"turn_switch": "switch"}
+
+CONFIGS = {"easy": "demo_clean", "hard": "demo_randomized"}  # by split
+
+_FIRST_EVALUATION_SEED = 100_000  # RoboTwin's evaluation with `seed` s begins at 100,000 (1 + s)
+_FIRST_RL_SEED = 1_000_000_000
+
+
+def simulator_seed(seed: int) -> int:
+    """RoboTwin's own seed for one of `envs.seeds.SEED_RANGES`.
+
+    train: the same number, as RoboTwin's own collection counts from 0. Those from 100,000 on are RoboTwin's evaluation
+        and are refused.
+    evaluation: its offset in the range, from 100,000 on. So offset 0 is the first seed of RoboTwin's own evaluation,
+        and offset 100,000 s that of its `seed` s.
+    rl: its offset in the range, from 1,000,000,000 on, beyond all of evaluation's.
+
+    Raises ValueError for a seed outside these.
+    """
+    seed = check_seed(seed)
+    if seed in SEED_RANGES["evaluation"]:
+        return seed - SEED_RANGES["evaluation"].start + _FIRST_EVALUATION_SEED
+    if seed in SEED_RANGES["rl"]:
+        return seed - SEED_RANGES["rl"].start + _FIRST_RL_SEED
+    if seed >= _FIRST_EVALUATION_SEED:
+        raise ValueError(
+            f"seed={seed} is for training, but RoboTwin evaluates on its seeds from {_FIRST_EVALUATION_SEED} on: "
+            "train on seeds below that."
+        )
+    return seed

@@ -1,0 +1,616 @@
+"""Serves one task of a RoboTwin 2.0 checkout over a pipe. It runs in RoboTwin's own interpreter:
+
+    python worker.py ROOT
+
+So it needs the standard library and numpy alone, in the syntax of Python 3.10, and nothing of `aim_hf`. It drives
+RoboTwin as RoboTwin's own scripts do, and changes no file of the checkout.
+
+A message is the length of a JSON header in four bytes, the header, and the arrays that it lists, as raw bytes. A
+request names an operation; the answer is its result, or `error` with a `kind`, a `message` and a `traceback`.
+"""
+
+import contextlib
+import copy
+import importlib
+import importlib.metadata
+import json
+import os
+import random
+import select
+import signal
+import struct
+import subprocess
+import sys
+import traceback
+
+import numpy as np
+
+ARMS = ("left", "right")
+CAMERAS = ("head_camera", "left_camera", "right_camera")
+
+TOUCHING = 0.001  # m: PhysX also reports shapes that are merely close, up to 2 cm
+THERE = 1e-3  # rad: for a shorter way RoboTwin's time-optimal planner finds nothing
+DESCRIPTIONS = 100  # instructions to make for a scene: as many as an official run of 100 episodes makes
+
+# What RoboTwin imports, and how to get it.
+_INSTALL = "install RoboTwin's requirements for this interpreter (`_install.sh` in its folder script/ or scripts/)"
+MODULES = {
+    **dict.fromkeys(("yaml", "sapien", "mplib", "mplib.sapien_utils", "toppra", "torch", "gymnasium"), _INSTALL),
+    **dict.fromkeys(("transforms3d", "trimesh", "imageio", "cv2", "open3d", "h5py", "PIL"), _INSTALL),
+    "curobo.wrap.reacher.motion_gen": "RoboTwin's planner CuRobo; it needs an NVIDIA GPU: " + _INSTALL,
+}
+
+
+# The pipe
+
+
+def write_message(stream, header, arrays=None):
+    """Writes a JSON header and the arrays, a dict of at least one-dimensional ones."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
+    listed = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
+    text = json.dumps({**header, "arrays": listed}).encode()
+    stream.write(struct.pack("<I", len(text)) + text + b"".join(array.tobytes() for array in arrays.values()))
+    stream.flush()
+
+
+def read_message(read):
+    """The header and the arrays of the next message. `read(n)` returns n bytes."""
+    header = json.loads(read(struct.unpack("<I", read(4))[0]))
+    arrays = {}
+    for name, dtype, shape in header.pop("arrays"):
+        dtype = np.dtype(dtype)
+        data = read(dtype.itemsize * int(np.prod(shape, dtype=np.int64)))
+        arrays[name] = np.frombuffer(data, dtype).reshape(shape)
+    return header, arrays
+
+
+class Failed(Exception):
+    """An operation failed in a way that its caller tells apart: `missing`, `setup`, `scene` or `expert`."""
+
+    def __init__(self, kind, message):
+        super().__init__(message)
+        self.kind = kind
+
+
+class Abandoned(BaseException):
+    """Nobody wants the rest of a demonstration. No `except Exception` of RoboTwin may stop it."""
+
+
+# What is missing
+
+
+def missing_for_import():
+    """Why no task can be imported: sentences, each with its mend."""
+    missing = []
+    for name, mend in MODULES.items():
+        try:
+            importlib.import_module(name)
+        except BaseException as error:  # an import may even exit
+            missing.append(f"{sys.executable} can't import {name} ({type(error).__name__}: {error}): {mend}")
+    return missing + _missing_files("objects.zip", "assets/objects/objaverse/list.json", "assets/objects/same.json")
+
+
+def missing_for_scenes(config, folders):
+    """Why a config's scenes can't be set up, with the embodiments in `folders`."""
+    import yaml
+
+    missing = []
+    if config["domain_randomization"]["random_background"] and not os.path.isdir("assets/background_texture"):
+        missing += _missing_files("background_texture.zip", "assets/background_texture")
+    for folder in dict.fromkeys(folders):
+        missing += _missing_files("embodiments.zip", os.path.join(folder, "config.yml"))
+        for file in ("curobo.yml", "curobo_left.yml", "curobo_right.yml"):
+            path = os.path.join(folder, file)
+            stale = None
+            if os.path.isfile(path):
+                with open(path, encoding="utf-8") as stream:
+                    robot = (yaml.safe_load(stream) or {}).get("robot_cfg") or {}
+                urdf = (robot.get("kinematics") or {}).get("urdf_path", "")
+                if os.path.isabs(urdf) and not os.path.isfile(urdf) or "ASSETS_PATH" in urdf:
+                    stale = f"{path} points to {urdf}, which isn't there"
+            elif os.path.isfile(path.replace(".yml", "_tmp.yml")):
+                stale = f"{path} isn't there"
+            if stale:
+                missing.append(f"{stale}: run RoboTwin's update_embodiment_config_path.py in its root")
+    if getattr(sys.modules.get("mplib"), "__version__", None) == "0.2.1" and int(np.__version__.split(".")[0]) > 1:
+        missing.append(f"mplib 0.2.1 crashes with numpy {np.__version__}: install 'numpy<2' for {sys.executable}")
+    if "sapien" in sys.modules:
+        # In a process of its own: RoboTwin sets limits that hold only before the first renderer.
+        code = "import sapien; sapien.render.RenderSystem()"
+        probe = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE)
+        if probe.returncode:
+            reason = (probe.stderr.decode(errors="replace").strip().splitlines() or [f"exit {probe.returncode}"])[-1]
+            missing.append(
+                f"SAPIEN finds no Vulkan device to render with ({reason}): install the GPU's Vulkan driver, or Mesa "
+                "24.3 or newer (lavapipe) on a machine without one"
+            )
+    return missing
+
+
+def _missing_files(archive, *paths):
+    return [
+        f"{path} isn't there: download RoboTwin's assets ({archive}) with its _download_assets.sh"
+        for path in paths
+        if not os.path.exists(path)
+    ]
+
+
+def versions():
+    """Of what RoboTwin simulates and plans with."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in ("sapien", "mplib", "nvidia_curobo", "torch", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+# The scene
+
+
+class Scene:
+    """What can be measured in the scene that is set up: every body, by `per_scene_id`, in a fixed order."""
+
+    def __init__(self, env, target):
+        import sapien
+
+        self.env, self.scene, self.robot = env, env.scene, env.robot
+        entities = [self.robot.left_entity, self.robot.right_entity]
+        if entities[0] is entities[1]:
+            entities = entities[:1]
+        robot_links = {link.entity.per_scene_id for entity in entities for link in entity.get_links()}
+        found = {}  # id: name, movable, entity, component that has a velocity
+        for entity in self.scene.get_all_actors():
+            component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+            movable = component is not None and not component.kinematic
+            found[entity.per_scene_id] = (entity.get_name(), movable, entity, component)
+        for articulation in self.scene.get_all_articulations():
+            prefix = articulation.get_name() + "/"
+            for link in articulation.get_links():
+                is_robot = link.entity.per_scene_id in robot_links
+                name = ("" if is_robot and len(entities) == 1 else prefix) + link.get_name()
+                found[link.entity.per_scene_id] = (name, not is_robot and _is_movable(link), link.entity, link)
+        self.ids = sorted(found)
+        self.bodies = [found[body] for body in self.ids]
+        self.robot_links = sorted(robot_links)
+        self.fingers = {
+            arm: [joint[0].child_link.entity.per_scene_id for joint in getattr(self.robot, arm + "_gripper")]
+            for arm in ARMS
+        }
+        self.targets = self._targets(target) if target else []
+        self.touched = {finger for fingers in self.fingers.values() for finger in fingers}
+
+    def _targets(self, attribute):
+        actor = getattr(self.env, attribute).actor
+        if hasattr(actor, "get_links"):
+            return [link.entity.per_scene_id for link in actor.get_links() if _is_movable(link)]
+        return [actor.per_scene_id]
+
+    def description(self):
+        """What holds for the episode. RoboTwin calls all blocks `box`: such are numbered, in order of their ids."""
+        given = [name or "unnamed" for name, *_ in self.bodies]
+        return {
+            "ids": self.ids,
+            "names": [
+                name if given.count(name) == 1 else f"{name}_{given[: index + 1].count(name)}"
+                for index, name in enumerate(given)
+            ],
+            "dynamic": [bool(movable) for _, movable, *_ in self.bodies],
+            "fingers": self.fingers,
+            "robot_links": self.robot_links,
+            "targets": self.targets,
+        }
+
+    def sample(self, touched_only):
+        """Poses (B, 7), velocities (B, 6) and contacts after a physics step.
+
+        With `touched_only`, only contacts of fingers and of what fingers have touched since the reset.
+        """
+        poses, velocities = np.empty((len(self.ids), 7), np.float32), np.zeros((len(self.ids), 6), np.float32)
+        for index, (_, _, entity, component) in enumerate(self.bodies):
+            pose = entity.get_pose()
+            poses[index, :3], poses[index, 3:] = pose.p, pose.q
+            if component is not None:
+                velocities[index, :3], velocities[index, 3:] = component.linear_velocity, component.angular_velocity
+        return poses, velocities, self._contacts(touched_only)
+
+    def _contacts(self, touched_only):
+        found = []
+        fingers = {finger for ids in self.fingers.values() for finger in ids}
+        for contact in self.scene.get_contacts():
+            first, second = (component.entity.per_scene_id for component in contact.bodies)
+            if touched_only and first not in self.touched and second not in self.touched:
+                continue
+            points = [
+                [*point.position, *point.normal, *point.impulse, point.separation, np.any(point.impulse)]
+                for point in contact.points
+            ]
+            if any(point[-1] for point in points):
+                if first in fingers or second in fingers:
+                    self.touched.update({first, second}.difference(self.robot_links))
+                found.append((first, second, [point[:10] for point in points if point[-1] or point[9] < TOUCHING]))
+        return found
+
+    def tools(self):
+        """The arms' TCP poses and commanded grippers: (2, 8)."""
+        robot = self.robot
+        left = [*robot.get_left_tcp_pose(), robot.get_left_gripper_val()]
+        return np.array([left, [*robot.get_right_tcp_pose(), robot.get_right_gripper_val()]], np.float64)
+
+    def cameras(self):
+        """Intrinsics (3, 3, 3) and extrinsics (3, 3, 4) of the cameras as they stand now."""
+        self.env.cameras.update_wrist_camera(self.robot.left_camera.get_pose(), self.robot.right_camera.get_pose())
+        config = self.env.cameras.get_config()
+        return [np.stack([config[name][key] for name in CAMERAS]) for key in ("intrinsic_cv", "extrinsic_cv")]
+
+    def state(self):
+        intrinsics, extrinsics = self.cameras()
+        state = {"tools": self.tools(), "intrinsics": intrinsics, "extrinsics": extrinsics}
+        return {f"state/{name}": array for name, array in {**state, **pack([self.sample(False)])}.items()}
+
+
+def _is_movable(link):
+    """Whether a link of an articulation can move: some joint between it and the world isn't fixed."""
+    while link is not None:
+        if link.joint.type != "fixed":
+            return True
+        link = link.parent
+    return False
+
+
+def pack(samples):
+    """S samples as arrays: poses (S, B, 7), velocities (S, B, 6), contacts (C, 4) of sample, the two bodies and the
+    number of points, and the points (P, 10): position, normal, impulse, separation."""
+    contacts = [
+        (index, first, second, len(points))
+        for index, (_, _, found) in enumerate(samples)
+        for first, second, points in found
+    ]
+    points = [point for _, _, found in samples for *_, points in found for point in points]
+    return {
+        "poses": np.array([poses for poses, _, _ in samples], np.float32),
+        "velocities": np.array([velocities for _, velocities, _ in samples], np.float32),
+        "contacts": np.array(contacts, np.int32).reshape(-1, 4),
+        "points": np.array(points, np.float32).reshape(-1, 10),
+    }
+
+
+# The simulator
+
+
+class Simulator:
+    """One task of the checkout: the operations that a request can name."""
+
+    def __init__(self, root, send, receive):
+        self.root, self.send, self.receive = root, send, receive
+        self.env = self.scene = None
+        self.episodes = 0
+        self.came_up = False  # whether any scene did
+        self.samples = None  # of the physics steps since the last message, where they are wanted
+        self.on_step = None
+
+    def open(self, request, arrays):
+        """Imports the task. Answers with what is missing, or with what is known before the first scene."""
+        try:
+            import yaml
+        except ImportError:
+            raise Failed("missing", "\n".join(missing_for_import())) from None
+
+        def load(path):
+            with open(path, encoding="utf-8") as stream:
+                return yaml.safe_load(stream)
+
+        self.task, self.target = request["task"], request["target"]
+        configs = os.path.join(self.root, request["configs"])
+        args = load(os.path.join(configs, request["config"] + ".yml"))
+        args["embodiment"] = request["embodiment"] or args["embodiment"]
+        known = load(os.path.join(configs, "_embodiment_config.yml"))
+        names = args["embodiment"][:2]
+        unknown = [name for name in names if name not in known]
+        if unknown or len(args["embodiment"]) not in (1, 3):
+            raise Failed(
+                "setup",
+                f"embodiment={args['embodiment']} is unknown: give one of {list(known)} alone, or two and the "
+                "distance between them in meters",
+            )
+        missing, folders = [], [known[name]["file_path"] for name in (names[0], names[-1])]
+        try:
+            import sapien
+
+            self.module = importlib.import_module("envs." + self.task)
+        except BaseException:
+            missing = missing_for_import()
+            if not missing:
+                raise
+        missing += missing_for_scenes(args, folders)
+        if missing:
+            raise Failed("missing", "\n".join(missing))
+
+        # The arguments as RoboTwin's own scripts make them.
+        args.update(task_name=self.task, task_config=request["config"], dual_arm_embodied=len(names) == 1)
+        args.update(left_robot_file=folders[0], right_robot_file=folders[1], render_freq=0)
+        args.update({f"{arm}_embodiment_config": load(os.path.join(f, "config.yml")) for arm, f in zip(ARMS, folders)})
+        if len(names) == 2:
+            args["embodiment_dis"] = args["embodiment"][2]
+        args["data_type"].update(rgb=True, qpos=True, endpose=True, depth=request["depth"])
+        args["camera"].update(collect_head_camera=True, collect_wrist_camera=True)
+        self.args, self.depth = args, request["depth"]
+
+        if request["shader"] is not None:
+            choose = sapien.render.set_camera_shader_dir
+            sapien.render.set_camera_shader_dir = lambda _: choose(request["shader"])
+        self.env = getattr(self.module, self.task)()
+        clutter = type(self.env).get_cluttered_table
+        self.clutter_defaults = copy.deepcopy(clutter.__defaults__)
+
+        sizes = load(os.path.join(configs, "_camera_config.yml"))
+        kinds = [args["camera"][kind + "_camera_type"] for kind in ("head", "wrist", "wrist")]
+        return {
+            "versions": versions(),
+            "arm_joints": [
+                len(args[f"{arm}_embodiment_config"]["arm_joints_name"][index]) for index, arm in enumerate(ARMS)
+            ],
+            "step_limit": load(os.path.join(configs, "_eval_step_limit.yml")).get(self.task, 1000),
+            "save_freq": args["save_freq"],
+            "sizes": [[sizes[kind]["h"], sizes[kind]["w"]] for kind in kinds],
+        }
+
+    def setup(self, request, arrays):
+        """Sets up the scene of a seed as RoboTwin does."""
+        env = self.env
+        if self.scene is not None:
+            vars(env.scene).pop("step", None)
+            self.scene = None
+            self.episodes += 1
+            env.close_env(clear_cache=self.episodes % self.args["clear_cache_freq"] == 0)
+        # RoboTwin shifts these default limits in place, so that a scene would depend on the ones before it.
+        type(env).get_cluttered_table.__defaults__ = copy.deepcopy(self.clutter_defaults)
+        args = copy.deepcopy(self.args)
+        if request["evaluation"]:
+            args["eval_mode"] = True
+        try:
+            env.setup_demo(now_ep_num=self.episodes, seed=request["seed"], is_test=True, **args)
+        except (Exception, SystemExit) as error:
+            if type(error).__name__ == "UnStableError":
+                self.came_up = True
+                raise Failed("scene", f"its scene is unstable: {error}") from error
+            if not self.came_up:  # nor will any other: a planner or an asset is broken, and no seed is to blame
+                raise
+            raise Failed("scene", f"its scene can't be set up: {type(error).__name__}: {error}") from error
+        self.came_up = True
+        cameras = env.cameras
+        shown = [index for index, name in enumerate(cameras.static_camera_name) if name == "head_camera"]
+        cameras.static_camera_list = [cameras.static_camera_list[index] for index in shown]
+        cameras.static_camera_name = ["head_camera"]
+        self._set_expected_attributes()
+        self.scene = Scene(env, self.target)
+        self.steps, self.samples = 0, None
+        step = env.scene.step
+
+        def watched_step():
+            step()
+            self.steps += 1
+            if self.samples is not None:
+                self.samples.append(self.scene.sample(True))
+            if self.on_step is not None:
+                self.on_step()
+
+        env.scene.step = watched_step
+        return self.scene.description(), {**self.scene.state(), **self._observation(request["observe"])}
+
+    def _set_expected_attributes(self):
+        """What three tasks' success checks read and only their experts set: functions of the scene as set up."""
+        env, task = self.env, self.task
+        if task in ("place_object_scale", "put_object_cabinet"):
+            env.arm_tag = self.module.ArmTag("right" if env.object.get_pose().p[0] > 0 else "left")
+        if task == "put_object_cabinet":
+            env.origin_z = env.object.get_pose().p[2]
+        if task == "open_laptop":
+            facing = self.module.get_face_prod(env.laptop.get_pose().q, [1, 0, 0], [1, 0, 0])
+            env.arm_tag = self.module.ArmTag("left" if facing > 0 else "right")
+
+    def observe(self, request, arrays):
+        return {}, self._observation(True)
+
+    def _observation(self, wanted):
+        if not wanted:
+            return {}
+        observation = self.env.get_obs()
+        arrays = {"observation/vector": np.array(observation["joint_action"]["vector"], np.float64)}
+        for name in CAMERAS:
+            view = observation["observation"][name]
+            arrays[f"observation/{name}/rgb"] = view["rgb"]
+            if self.depth:  # RoboTwin's are in millimeters
+                arrays[f"observation/{name}/depth"] = np.asarray(view["depth"], np.float32) / 1000
+        return arrays
+
+    def _state_and_samples(self):
+        arrays = self.scene.state()
+        if self.samples:
+            arrays.update({f"steps/{name}": array for name, array in pack(self.samples).items()})
+        return arrays
+
+    def step(self, request, arrays):
+        """Takes one action, in RoboTwin's own convention."""
+        env, before = self.env, self.steps
+        self.samples = [] if request["record"] else None
+        with self._planning_noted() as planned:
+            env.take_action(arrays["action"], action_type=request["mode"])
+        header = {"success": bool(env.eval_success), "reached": planned, "physics_steps": self.steps - before}
+        answer = header, {**self._state_and_samples(), **self._observation(request["observe"])}
+        self.samples = None
+        return answer
+
+    @contextlib.contextmanager
+    def _planning_noted(self):
+        """Notes of each arm whether a path to the target was found: RoboTwin goes on without one."""
+        robot, planned, restore = self.env.robot, dict.fromkeys(ARMS, True), []
+
+        def note(arm, owner, name, is_there, found):
+            plan, own = getattr(owner, name), name in vars(owner)
+
+            def noted(goal, *args, **kwargs):
+                planned[arm] = is_there(goal)
+                result = plan(goal, *args, **kwargs)
+                planned[arm] = planned[arm] or found(result)
+                return result
+
+            setattr(owner, name, noted)
+            restore.append((lambda: setattr(owner, name, plan)) if own else (lambda: delattr(owner, name)))
+
+        for arm in ARMS:
+            note(arm, robot, arm + "_plan_path", lambda pose: False, lambda result: result["status"] == "Success")
+            planner = getattr(robot, arm + "_mplib_planner")
+            note(arm, planner, "TOPP", _goes_nowhere, lambda result: len(result[1]) > 0)
+        try:
+            yield planned
+        finally:
+            for undo in restore:
+                undo()
+
+    def expert(self, request, arrays):
+        """Lets the expert play the scene as it was set up, and sends a frame every `save_freq` physics steps.
+
+        Each frame waits for `next` or `stop`. The answer is the last frame: the scene when the expert is done.
+        """
+        env, every = self.env, self.args["save_freq"]
+
+        def send(success, **header):
+            header.update(success=success, physics_steps=self.steps)
+            self.send(header, {**self._state_and_samples(), **self._observation(request["observe"])})
+            if self.samples is not None:
+                self.samples.clear()
+
+        def on_step():
+            if self.steps % every == 0:
+                send(self._fulfilled())
+                if self.receive()[0]["op"] == "stop":
+                    raise Abandoned
+
+        self.samples = [] if request["record"] else None
+        send(self._fulfilled())
+        if self.receive()[0]["op"] == "stop":
+            return {"stopped": True}
+        self.on_step = on_step
+        try:
+            info = env.play_once()["info"]
+            self.on_step = None
+            planned = bool(env.plan_success)
+            success = planned and bool(env.check_success())
+            info = {key: str(value) for key, value in info.items()}
+            header = {"last": True, "success": success, "planned": planned, "info": info, "physics_steps": self.steps}
+            return header, {**self._state_and_samples(), **self._observation(request["observe"])}
+        except Abandoned:
+            return {"stopped": True}
+        except (Exception, SystemExit) as error:
+            raise Failed("expert", f"{type(error).__name__}: {error}") from error
+        finally:
+            self.on_step = self.samples = None
+
+    def _fulfilled(self):
+        """Whether the scene fulfils the task now. Some checks latch what they see: nothing of it may stay."""
+        attributes = dict(vars(self.env))
+        try:
+            return bool(self.env.check_success())
+        except AttributeError:  # it reads what the expert hasn't set yet
+            return False
+        finally:
+            vars(self.env).clear()
+            vars(self.env).update(attributes)
+
+    def fk(self, request, arrays):
+        """Each arm's TCP pose at the joint positions of a `qpos` action: (2, 7)."""
+        robot, poses = self.env.robot, []
+        for arm, joints in zip(ARMS, np.split(arrays["qpos"], [request["split"]])):
+            entity, ee = getattr(robot, arm + "_entity"), getattr(robot, arm + "_ee")
+            active, qpos = entity.get_active_joints(), np.array(entity.get_qpos(), np.float64)
+            names = [joint.get_name() for joint in active]
+            for joint, value in zip(getattr(robot, arm + "_arm_joints"), joints[:-1]):
+                qpos[names.index(joint.get_name())] = value
+            model = entity.create_pinocchio_model()
+            model.compute_forward_kinematics(qpos)
+            link = [link.get_name() for link in entity.get_links()].index(ee.child_link.get_name())
+            joint_pose = entity.get_root_pose() * model.get_link_pose(link) * ee.get_pose_in_child()
+            # RoboTwin's own way from the joint to the tool, with the joint put where it would be.
+            setattr(robot, arm + "_ee", _Posed(joint_pose))
+            try:
+                poses.append(getattr(robot, f"get_{arm}_tcp_pose")())
+            finally:
+                setattr(robot, arm + "_ee", ee)
+        return {}, {"tcp": np.array(poses, np.float64)}
+
+    def instructions(self, request, arrays):
+        """The sentences, seen or unseen, that RoboTwin's generator makes of what the expert told of the scene."""
+        from generate_episode_instructions import generate_episode_descriptions
+
+        state = random.getstate()
+        random.seed(request["seed"])
+        try:
+            found = generate_episode_descriptions(self.task, [request["info"]], DESCRIPTIONS)
+        finally:
+            random.setstate(state)
+        return {"instructions": found[0].get(request["split"], []) if found else []}
+
+
+def _goes_nowhere(path):
+    return bool(np.abs(path[-1] - path[0]).max() < THERE)
+
+
+class _Posed:
+    def __init__(self, pose):
+        self.global_pose = pose
+
+
+def serve(root, source, sink):
+    def send(header, arrays=None):
+        write_message(sink, header, arrays)
+
+    def read(size):
+        data = source.read(size)
+        if len(data) < size:
+            os._exit(0)  # the other side is gone
+        return data
+
+    def receive():
+        return read_message(read)
+
+    simulator = Simulator(root, send, receive)
+    while True:
+        request, arrays = receive()
+        try:
+            answer = getattr(simulator, request["op"])(request, arrays)
+        except BaseException as error:  # the checkout's code may even exit
+            kind = getattr(error, "kind", "failure")
+            answer = {
+                "error": {"kind": kind, "message": str(error) or repr(error), "traceback": traceback.format_exc()}
+            }
+        send(*(answer if isinstance(answer, tuple) else (answer,)))
+
+
+def end_with_parent():
+    """Starts a process that ends this one, and what it started, when the pipe closes: the simulator may be busy for
+    minutes in which no thread of Python runs."""
+    if os.fork() == 0:
+        os.close(1)  # or the worker's own end would go unseen
+        poll = select.poll()
+        poll.register(0, 0)
+        poll.poll()
+        os.killpg(0, signal.SIGKILL)
+
+
+def main():
+    root = sys.argv[1]
+    end_with_parent()
+    # RoboTwin prints much, and may ask: the pipe moves away from the standard streams.
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    sys.dont_write_bytecode = True  # no file in the checkout
+    os.chdir(root)
+    sys.path[0] = root
+    sys.path.insert(1, os.path.join(root, "description", "utils"))
+    serve(root, source, sink)
+
+
+if __name__ == "__main__":
+    main()
