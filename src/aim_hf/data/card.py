@@ -126,7 +126,8 @@ def _contents(folder: Path) -> tuple[list[dict], list[str]]:
         manifest = folder / "manifest" / f"{path.stem}.json"
         if manifest.exists():
             made = json.loads(manifest.read_text())
-            simulators.add(", ".join(f"{name} {version}" for name, version in made["simulator"].items()))
+            if made["simulator"]:
+                simulators.add(", ".join(f"{name} {version}" for name, version in made["simulator"].items()))
             row["failed"] += sum(seed["outcome"] == "failed" for seed in made["seeds"])
     return [rows[key] for key in sorted(rows)], sorted(simulators)
 

@@ -24,6 +24,7 @@ from .clips import ClipJoiner, frame_rate, parameters
 
 FILES_IN_CHUNK = 1000
 DATA_FILE_MB, VIDEO_FILE_MB = 100, 200
+RECORDS_IN_GROUP = 100
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 INDICES = ("frame_index", "episode_index", "index", "task_index")
 
@@ -85,7 +86,8 @@ class _Writer:
         self.sizes = {column: decode_video(first[column]["bytes"], [0]).shape[1:3] for column in self.columns}
         self.videos = {column: _VideoFiles(folder, format.VIDEO_KEYS[column], self.rate) for column in self.columns}
         self.data = _TableFiles(folder, format.DATA, self._frame_features().arrow_schema, DATA_FILE_MB)
-        self.episodes: _TableFiles | None = None  # its columns are known with the first episode
+        self.episodes: _TableFiles | None = None  # its columns are known with the first records
+        self.records: list[dict] = []  # of episodes, not written yet
         self.own = pq.ParquetWriter(_made(folder / format.OURS), format.own_features().arrow_schema)
         self.tasks: dict[str, int] = {}
         self.splits: dict[str, list[int]] = {}
@@ -156,15 +158,25 @@ class _Writer:
         self.num_episodes, self.num_frames = index + 1, self.num_frames + frames
 
     def _add_record(self, record: dict) -> None:
+        """Keeps the record until there are enough for a row group: with hundreds of columns, each group is costly."""
+        self.records.append(record)
+        if len(self.records) == RECORDS_IN_GROUP:
+            self._write_records()
+
+    def _write_records(self) -> None:
         if self.episodes is None:
             where = {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-            schema = pa.Table.from_pylist([record | where]).schema
+            schema = pa.Table.from_pylist([self.records[0] | where]).schema
             self.episodes = _TableFiles(self.folder, format.EPISODES, schema, DATA_FILE_MB)
         chunk, file = self.episodes.place()
-        record |= {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file}
-        self.episodes.add({name: [value] for name, value in record.items()})
+        where = {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file}
+        columns = {name: [record[name] for record in self.records] for name in self.records[0]}
+        self.episodes.add(columns | {name: [value] * len(self.records) for name, value in where.items()})
+        self.records.clear()
 
     def finish(self, repo_id: str) -> dict:
+        if self.records:
+            self._write_records()
         for part in (self.data, self.episodes, self.own, *self.videos.values()):
             part.close()
         pd.DataFrame({"task_index": list(self.tasks.values())}, index=list(self.tasks)).to_parquet(
@@ -231,7 +243,7 @@ def _made(path: Path) -> Path:
 
 
 class _TableFiles:
-    """Parquet files of one schema, an episode a row group."""
+    """Parquet files of one schema; what is added at a time is a row group."""
 
     def __init__(self, folder: Path, pattern: str, schema: pa.Schema, limit_mb: float):
         self.folder, self.pattern, self.schema, self.limit = folder, pattern, schema, limit_mb * 2**20
@@ -365,13 +377,11 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _card(repo_id: str, info: dict, without_maps: bool) -> str:
-    maps = (
-        "Value maps were left out."
-        if without_maps
-        else "`observation.images.value_*` are *action-based spatial value maps*: bright where the robot makes its next "
-        "contact. They come from the simulator's contacts, so a policy that takes every video for an input must leave "
-        "them out."
-    )
+    maps = "Value maps were left out."
+    if not without_maps:
+        maps = """`observation.images.value_*` are *action-based spatial value maps*: bright where the robot makes its
+next contact. They come from the simulator's contacts, so a policy that takes every video for an input must leave them
+out."""
     features = "\n".join(
         f"| `{name}` | {feature['dtype']} | {feature['shape']} |" for name, feature in info["features"].items()
     )
