@@ -24,7 +24,8 @@ from aim_hf.data.preview import write_preview
 from aim_hf.data.shards import ShardWriter, remove_leftovers
 
 ORIGIN = """Made of {episodes} episodes of the LeRobot dataset `{name}` ({version}) by
-`dataset_scripts/import_lerobot.py` of aim-hf. `manifest/` holds the configuration. Videos are those of the source, frame by frame."""
+`dataset_scripts/import_lerobot.py` of aim-hf. `manifest/` holds the configuration. Videos are those of the source,
+frame by frame."""
 
 
 def main() -> None:

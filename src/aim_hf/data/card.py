@@ -10,7 +10,8 @@ from .shards import shard_paths
 
 # What the columns hold.
 COLUMNS = {
-    "suite, task, split, seed": "the simulator's suite, the task, Easy or Hard, and the seed that gives the scene",
+    "suite, task, split, seed": "the simulator's suite (`lerobot`: imported), the task, the split (a suite's: easy or "
+    "hard), and the seed that gives the scene (of an imported episode: its number)",
     "instruction": "what the robot is told",
     "success": "whether the task was fulfilled at the end",
     "fps, num_frames": "frames a second; T + 1 frames for T actions",

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import av
 
+LEAD = 16  # frames; decoding never runs further ahead of showing
+
 
 def frame_rate(fps: float) -> Fraction:
     """The rate that a video of `fps` really has: stored numbers are rounded, 16.6667 is 50/3."""
@@ -98,7 +100,8 @@ def cut_clip(path: Path, first: int, count: int, rate: Fraction) -> bytes | None
 def _cut(container, path: Path, first: int, count: int, rate: Fraction) -> bytes | None:
     stream = container.streams.video[0]
     tick = stream.time_base * rate  # frames in a unit of the file's time
-    container.seek(int(first / tick), stream=stream)
+    # A file's index may go by the times of decoding, which run ahead.
+    container.seek(max(0, int((first - LEAD) / tick)), stream=stream)
     taken, skipped, whole = [], False, True
     for packet in container.demux(stream):
         if packet.dts is None or round(packet.dts * tick) >= first + count:

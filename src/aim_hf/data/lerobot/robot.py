@@ -164,6 +164,8 @@ class Robot:
 
     def check(self) -> None:
         """What can be told without a dataset."""
+        if not self.cameras:
+            raise ValueError(f"cameras is empty; expected one to three of {', '.join(CAMERAS)}")
         for name, mapping, known in (
             ("cameras", self.cameras, CAMERAS),
             ("calibration", self.calibration, tuple(self.cameras)),
@@ -172,8 +174,6 @@ class Robot:
             unknown = sorted(set(mapping) - set(known))
             if unknown:
                 raise ValueError(f"{name} has {', '.join(unknown)}; expected some of {', '.join(known)}")
-        if not self.cameras:
-            raise ValueError(f"cameras is empty; expected one to three of {', '.join(CAMERAS)}")
         if self.action_space not in ACTION_SPACES:
             raise ValueError(f"action_space is {self.action_space!r}; expected one of {', '.join(ACTION_SPACES)}")
         if self.action_space == "ee" and not self.arms:
