@@ -3,9 +3,9 @@
     accelerate launch --multi_gpu --num_processes 2 dataset_scripts/encode_latents.py \
         --dataset runs/episodes --base runs/base --output runs/latents
 
-`--base` is a folder with `vae/`, `text_encoder/` and `processor/`. The output folder also gets the processor, with the
-action statistics of these episodes. Processes share the work shard by shard, and a run that was killed goes on with
-the shards that are missing.
+`--base` is a folder with `vae/`, `text_encoder/` and `processor/`. The output folder also gets the processor, fitted
+to the cameras and the action space of these episodes, with their action statistics. Processes share the work shard by
+shard, and a run that was killed goes on with the shards that are missing.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from aim_hf.checkpoint import fingerprint
 from aim_hf.codec import VideoCodec
 from aim_hf.configuration_aim import PRESETS
 from aim_hf.data.episodes import Episode
-from aim_hf.data.latents import encode_episode, plan_shards, write_index
+from aim_hf.data.latents import encode_episode, fit_processor, missing, plan_shards, write_index
 from aim_hf.data.shards import load_episodes
 from aim_hf.processing_aim import AIMProcessor
 
@@ -43,10 +43,11 @@ def main():
     config = PRESETS[args.preset]()
     codec = VideoCodec(AutoencoderKLWan.from_pretrained(args.base / "vae").to(state.device))
     text_encoder = AutoModelForTextEncoding.from_pretrained(args.base / "text_encoder").to(state.device)
-    processor = AIMProcessor.from_pretrained(args.base / "processor")
     dataset = load_episodes(args.dataset)
+    processor = fit_processor(AIMProcessor.from_pretrained(args.base / "processor"), dataset)
     encoder = fingerprint(args.base / "vae") + fingerprint(args.base / "text_encoder")
-    shards = plan_shards(args.output, dataset.select_columns(DESCRIPTION).to_list(), encoder, args.shard_size)
+    described = zip(dataset.select_columns(DESCRIPTION).to_list(), missing(dataset, processor), strict=True)
+    shards = plan_shards(args.output, [row | lacks for row, lacks in described], encoder, args.shard_size)
     args.output.mkdir(parents=True, exist_ok=True)
 
     @torch.no_grad()

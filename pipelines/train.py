@@ -21,7 +21,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import AutoModelForTextEncoding, HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from aim_hf import AIMForWorldAction, AIMPipeline
+from aim_hf import AIMForWorldAction, AIMPipeline, AIMProcessor
 from aim_hf.codec import VideoCodec
 from aim_hf.configuration_aim import PRESETS
 from aim_hf.data.latents import LatentWindows
@@ -38,7 +38,9 @@ class TrainArguments:
     latents: str = field(metadata={"help": "folder of latents"})
     base: str = field(metadata={"help": "folder with vae/ and text_encoder/"})
     preset: str = field(default="tiny", metadata={"help": f"model size: {', '.join(sorted(PRESETS))}"})
-    config: str = field(default="{}", metadata={"help": "JSON of AIMConfig fields that differ from the preset"})
+    config: str = field(
+        default="{}", metadata={"help": "JSON of AIMConfig fields that differ from the preset, or --init"}
+    )
     init: str | None = field(default=None, metadata={"help": "model folder to start from, instead of new weights"})
     lora_rank: int | None = field(
         default=None, metadata={"help": "train LoRA of this rank on the video stream, and all of the action head"}
@@ -49,14 +51,35 @@ class TrainArguments:
     export_steps: int = field(default=0, metadata={"help": "steps between two exports of the pipeline"})
 
 
+def initial_model(folder: str, fields: dict) -> AIMForWorldAction:
+    """The model in `folder`, in float32 (updates vanish in less), with other `fields` of its config. For a robot with
+    another number of joints, the layers at both ends of the action head are new.
+
+    Raises:
+        ValueError: if other tensors don't fit.
+    """
+    model, report = AIMForWorldAction.from_pretrained(
+        folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **fields
+    )
+    new = sorted(key for key, *_ in report["mismatched_keys"])
+    wrong = [key for key in new if not key.startswith(("action_head.action_embedder.", "action_head.proj_out."))]
+    if wrong:
+        raise ValueError(f"{folder} does not fit --config {fields}: {', '.join(wrong)} have other sizes")
+    if new:
+        print(f"{folder} was trained on other actions; new: {', '.join(new)}")
+    return model
+
+
 def main():
     own, args = HfArgumentParser((TrainArguments, AIMTrainingArguments)).parse_args_into_dataclasses()
     set_seed(args.seed)
+    fields = {"action_dim": AIMProcessor.from_pretrained(Path(own.latents) / "processor").action_dim}
+    fields |= json.loads(own.config)
     if own.init:
-        model = AIMForWorldAction.from_pretrained(own.init, dtype=torch.float32)  # updates vanish in less
+        model = initial_model(own.init, fields)
     else:
         config = PRESETS[own.preset]()
-        model = AIMForWorldAction(type(config)(**{**config.to_diff_dict(), **json.loads(own.config)}))
+        model = AIMForWorldAction(type(config)(**{**config.to_diff_dict(), **fields}))
     if own.compile_blocks:
         model.compile_blocks()
     if own.lora_rank:

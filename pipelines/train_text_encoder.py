@@ -13,6 +13,7 @@ import torch
 
 from aim_hf import AIMProcessor, t_pose_canvas
 from aim_hf.data.episodes import Episode
+from aim_hf.data.latents import fit_processor
 from aim_hf.data.shards import load_episodes
 from aim_hf.files import written_folder
 from aim_hf.training.text_encoder import tiny_text_encoder, train_text_encoder, train_tokenizer
@@ -24,6 +25,13 @@ def main():
     parser.add_argument("--base", type=Path, required=True, help="folder that gets text_encoder/ and processor/")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--max-text-length", type=int, default=64, help="tokens that instructions are padded to")
+    parser.add_argument(
+        "--canvas",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="in pixels; default: the head camera's width, its height and the left camera's together",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -34,11 +42,15 @@ def main():
     encoder = tiny_text_encoder(len(tokenizer))
     accuracy = train_text_encoder(encoder, tokenizer, instructions, steps=args.steps, seed=args.seed)
 
-    head, wrist = (Episode.from_row(dataset[0]).rgb[f"{camera}_camera"].shape[1:3] for camera in ("head", "left"))
-    canvas = (head[0] + wrist[0], head[1])
-    processor = AIMProcessor(
-        tokenizer, canvas, t_pose_canvas(canvas, head, wrist), max_text_length=args.max_text_length
-    )
+    sizes = {camera: rgb.shape[1:3] for camera, rgb in Episode.from_row(dataset[0]).rgb.items()}
+    if args.canvas:
+        canvas = tuple(args.canvas)
+    elif {"head_camera", "left_camera"} <= set(sizes):
+        canvas = (sizes["head_camera"][0] + sizes["left_camera"][0], sizes["head_camera"][1])
+    else:
+        raise SystemExit(f"the first episode has only {', '.join(sizes)}; say with --canvas how large the canvas is")
+    slots = t_pose_canvas(canvas, canvas, canvas)  # their sizes are the dataset's
+    processor = fit_processor(AIMProcessor(tokenizer, canvas, slots, max_text_length=args.max_text_length), dataset)
     with written_folder(args.base / "text_encoder") as folder:
         encoder.save_pretrained(folder)
     with written_folder(args.base / "processor") as folder:

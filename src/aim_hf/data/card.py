@@ -10,7 +10,8 @@ from .shards import shard_paths
 
 # What the columns hold.
 COLUMNS = {
-    "suite, task, split, seed": "the simulator's suite, the task, Easy or Hard, and the seed that gives the scene",
+    "suite, task, split, seed": "the simulator's suite (`lerobot`: imported), the task, the split (a suite's: easy or "
+    "hard), and the seed that gives the scene (of an imported episode: its number)",
     "instruction": "what the robot is told",
     "success": "whether the task was fulfilled at the end",
     "fps, num_frames": "frames a second; T + 1 frames for T actions",
@@ -126,7 +127,8 @@ def _contents(folder: Path) -> tuple[list[dict], list[str]]:
         manifest = folder / "manifest" / f"{path.stem}.json"
         if manifest.exists():
             made = json.loads(manifest.read_text())
-            simulators.add(", ".join(f"{name} {version}" for name, version in made["simulator"].items()))
+            if made["simulator"]:
+                simulators.add(", ".join(f"{name} {version}" for name, version in made["simulator"].items()))
             row["failed"] += sum(seed["outcome"] == "failed" for seed in made["seeds"])
     return [rows[key] for key in sorted(rows)], sorted(simulators)
 

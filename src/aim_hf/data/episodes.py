@@ -4,12 +4,14 @@ What an imported episode may lack is absent rather than invented: a camera witho
 calibration, contact events. What follows from it (no value maps) is then masked in training.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from datasets import Features, List, Value, Video
 
 from ..envs.base import CAMERAS
+from ..processing_aim import AIMProcessor
 from .value_maps import Event, render_value_maps
 from .video import count_frames, decode_video, encode_video
 
@@ -106,6 +108,20 @@ class Episode:
             return self.recorded_value_maps.get(camera)
         height, width = self.rgb[camera].shape[1:3]
         return render_value_maps(self.events, self.intrinsics[camera], self.extrinsics[camera], height, width)
+
+    def canvases(self, processor: AIMProcessor, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """RGB and value maps at the given frames on the processor's canvas, (len(frames), height, width, 3) uint8
+        each; black where the episode has no such view or map."""
+
+        def packed(of: Callable[[str], np.ndarray | None]) -> np.ndarray:
+            views = {}
+            for name, camera in processor.cameras.items():
+                pictures = of(name)
+                black = np.zeros((len(frames), *camera["size"], 3), dtype=np.uint8)
+                views[name] = black if pictures is None else pictures[frames]
+            return processor.pack_canvas(views)
+
+        return packed(self.rgb.get), packed(self.value_maps)
 
     def to_row(self) -> dict:
         """The row of `episode_features` that stores this episode; videos are encoded.

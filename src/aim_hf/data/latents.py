@@ -3,7 +3,7 @@
     folder/processor/            the `AIMProcessor`, with the statistics of these actions
     folder/shard-00000.safetensors
     folder/no_prompt.safetensors the text features of no instruction, for training with dropped ones
-    folder/index.json            one entry an episode: shard, name of its tensors, chunks, task, seed
+    folder/index.json            one entry an episode: shard, name of its tensors, chunks, task, seed, what is missing
 
 Training reads windows of K chunks from it and never runs the VAE or the text encoder. Shards are memory-mapped, so a
 window costs no more than its own bytes.
@@ -15,8 +15,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset as HubDataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
@@ -25,6 +27,7 @@ from ..codec import VideoCodec
 from ..configuration_aim import AIMConfig
 from ..processing_aim import AIMProcessor
 from .episodes import Episode
+from .video import decode_video
 
 NO_PROMPT = "no_prompt.safetensors"
 STORED_DTYPE = torch.float16  # of latents and text features; they are of order one
@@ -40,7 +43,7 @@ def encode_episode(
     """One episode of T actions as K = ceil(T / actions of a chunk) + 1 whole chunks.
 
     What is missing at the end is standing still: the last frame, value map and action are repeated. A whole chunk of
-    it, so that a policy learns to rest once it is done.
+    it, so that a policy learns to rest once it is done. Views and value maps that the episode lacks are black.
 
     Returns:
         latents (C, 1 + K*F, h, w), of the RGB frames as one stream; value_latents (C, K*F, h, w), each chunk on its
@@ -53,11 +56,10 @@ def encode_episode(
     chunks = -(-steps // (F_ * n)) + 1
     frames = torch.arange(0, chunks * F_ * n + 1, stride).clamp(max=steps).numpy()
 
-    cameras = list(processor.cameras)
-    rgb = processor.pack_canvas({camera: episode.rgb[camera][frames] for camera in cameras})
+    rgb, value = episode.canvases(processor, frames)
     latents = codec.encode(processor.canvas_to_pixels(rgb[None]))[0]
 
-    value = processor.pack_canvas({camera: episode.value_maps(camera)[frames[1:]] for camera in cameras})
+    value = value[1:]
     clips = processor.canvas_to_pixels(value.reshape(chunks, F_ * codec.temporal_factor, *value.shape[1:]))
     value_latents = codec.encode_value_maps(clips).transpose(0, 1).flatten(1, 2)
     scalar = torch.from_numpy(processor.rgb_to_value(value)).unflatten(0, (chunks * F_, codec.temporal_factor))
@@ -77,19 +79,64 @@ def encode_episode(
     }
 
 
-def _initial_pose(episode: Episode) -> torch.Tensor:
+def _initial_pose(episode: Episode) -> torch.Tensor | None:
+    if episode.action_space != "ee":
+        return None
     pose = torch.from_numpy(episode.state[0]).double()
     for arm in (0, 8):  # float32 storage leaves a quaternion a hair off unit length
         pose[arm + 3 : arm + 7] /= pose[arm + 3 : arm + 7].norm()
     return pose
 
 
+def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
+    """The processor for a dataset's robot: words and canvas are those of `processor`, action space and the cameras'
+    sizes the dataset's. Slots of cameras that no episode has stay empty, so that the robot needs no such camera.
+
+    Raises:
+        ValueError: if no camera of the dataset has a slot.
+    """
+    cameras = {}
+    for name, camera in processor.cameras.items():
+        rows = np.flatnonzero(_present(dataset, f"rgb_{name}"))
+        if len(rows):
+            first = dataset[int(rows[0])][f"rgb_{name}"]
+            cameras[name] = {"size": list(decode_video(first, [0]).shape[1:3]), "slot": camera["slot"]}
+    if not cameras:
+        raise ValueError(f"no episode has pictures of {', '.join(processor.cameras)}, the cameras of the processor")
+    first = dataset.select_columns(["action_space", "state"])[0]
+    return AIMProcessor(
+        processor.tokenizer,
+        processor.canvas_size,
+        cameras,
+        action_space=first["action_space"],
+        action_dim=len(first["state"][0]),
+        minimum_half_range=processor.minimum_half_range,
+        max_text_length=processor.max_text_length,
+    )
+
+
+def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list[str]]]:
+    """Of each episode, the cameras of the processor that it lacks (`missing_views`) and those whose value maps it
+    lacks (`missing_maps`); what has no entry is all there."""
+    entries = [{} for _ in range(len(dataset))]
+    for name, column in (("missing_views", "rgb"), ("missing_maps", "value")):
+        for camera in processor.cameras:
+            for row in np.flatnonzero(~_present(dataset, f"{column}_{camera}")):
+                entries[row].setdefault(name, []).append(camera)
+    return entries
+
+
+def _present(dataset: HubDataset, column: str) -> np.ndarray:
+    """Which rows hold something, (len(dataset),) bool; no video is read."""
+    return dataset.data.column(column).is_valid().to_numpy()
+
+
 @dataclass(frozen=True)
 class LatentShard:
     """One file of a latents folder.
 
-    path: the file. episodes: suite, task, split, seed and instruction of each episode in it. encoder: `fingerprint` of
-    the VAE and text encoder that made it.
+    path: the file. episodes: suite, task, split, seed and instruction of each episode in it, and what it lacks
+    (`missing`). encoder: `fingerprint` of the VAE and text encoder that made it.
     """
 
     path: Path
@@ -171,7 +218,9 @@ class LatentWindows(Dataset):
         only_held_out: ... or are the only ones.
         first_only: only the window at each episode's start.
 
-    An item holds the arguments of [`AIMForWorldAction.forward`]; `value_weights` are the value map's cells.
+    An item holds the arguments of [`AIMForWorldAction.forward`]; `value_weights` are the value map's cells. Where some
+    episode lacks a view or a value map, there are also `rgb_weights` and `value_mask` (K*F, h, w): 0 in the cells of
+    what is missing, 1 elsewhere.
 
     Raises:
         FileNotFoundError: if the folder holds no index.
@@ -206,6 +255,7 @@ class LatentWindows(Dataset):
                 self._shards[name] = safe_open(self.folder / name, framework="pt")
             except Exception as error:
                 raise ValueError(f"{self.folder / name} is damaged ({error}); encode the latents again.") from error
+        self._incomplete = any({"missing_views", "missing_maps"} & set(entry) for entry in entries)
         self._places = []
         for index, entry in enumerate(self.entries):
             last = 0 if first_only else entry["chunks"] - window_chunks
@@ -230,6 +280,14 @@ class LatentWindows(Dataset):
         # Stored without its padding; zeros up to the full length are part of what Wan's cross-attention reads.
         return F.pad(text, (0, 0, 0, self.processor.max_text_length - len(text)))
 
+    def _cells(self, camera: str, height: int, width: int) -> tuple[slice, slice]:
+        """The cells of a canvas of so many that show something of a camera."""
+        slot, spans = self.processor.cameras[camera]["slot"], []
+        for axis, cells in enumerate((height, width)):
+            pixels = self.processor.canvas_size[axis] // cells
+            spans.append(slice(slot[axis] // pixels, -(-(slot[axis] + slot[2 + axis]) // pixels)))
+        return tuple(spans)
+
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         index, start = self._places[item]
         entry = self.entries[index]
@@ -247,8 +305,22 @@ class LatentWindows(Dataset):
             missing = (last + lookahead_frames - first) * n - len(actions)  # the episode has ended, standing still
             return self.processor.scale_actions(torch.cat([actions, actions[-1:].expand(missing, -1)]))
 
-        return {
-            "latents": read("latents", 1, first, last + 1),
+        latents = read("latents", 1, first, last + 1)
+
+        def known(missing):
+            cameras, shape = entry.get(missing, []), latents.shape[2:]
+            if len(cameras) == len(self.processor.cameras):  # nothing at all is known, beside the slots neither
+                return torch.zeros(last - first, *shape)
+            weights = torch.ones(last - first, *shape)
+            for camera in cameras:
+                weights[:, *self._cells(camera, *shape)] = 0
+            return weights
+
+        masks = {}
+        if self._incomplete:
+            masks = {"rgb_weights": known("missing_views"), "value_mask": known("missing_maps")}
+        return masks | {
+            "latents": latents,
             "value_latents": read("value_latents", 1, first, last),
             "value_weights": read("value_cells", 0, first, last),
             "actions": scaled("actions", self.config.action_lookahead_frames),

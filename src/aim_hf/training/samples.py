@@ -13,6 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import TrainerCallback
 
 from ..codec import VideoCodec
+from ..envs.base import CAMERAS
 from ..evaluation.value_peak import peak
 from ..modeling_aim import AIMForWorldAction
 from ..processing_aim import AIMProcessor
@@ -55,9 +56,11 @@ def sample_first_chunk(
 
 
 def head_peaks(codec: VideoCodec, processor: AIMProcessor, value_latents: torch.Tensor) -> torch.Tensor:
-    """Peak of the last frame's head-camera map, (B, 3): x and y on the canvas, and the map's maximum in [0, 1]."""
+    """Peak of the last frame's map of the head camera (without it, of the first one), (B, 3): x and y on the canvas,
+    and the map's maximum in [0, 1]."""
     canvas = processor.pixels_to_canvas(codec.decode_value_maps(value_latents))[:, -1]
-    top, left, h, w = processor.cameras["head_camera"]["slot"]
+    first = next(camera for camera in CAMERAS if camera in processor.cameras)
+    top, left, h, w = processor.cameras[first]["slot"]
     maps = processor.rgb_to_value(canvas)[:, top : top + h, left : left + w]
     return torch.tensor([(left + x, top + y, map_.max()) for map_ in maps for x, y in [peak(map_)]])
 
@@ -65,9 +68,9 @@ def head_peaks(codec: VideoCodec, processor: AIMProcessor, value_latents: torch.
 class SampleCallback(TrainerCallback):
     """Every `args.sample_steps` steps, samples the first chunks of held-out episodes with the averaged weights.
 
-    Adds to the next log (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels;
-    `peak_within`, share of peaks closer than 10 % of the canvas width; `action_error` and `action_error_true_map`,
-    mean absolute errors of normalized actions. Writes `samples/step-N.png`.
+    Adds to the next log (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels,
+    and `peak_within`, share of peaks closer than 10 % of the canvas width, both where a map is known; `action_error`
+    and `action_error_true_map`, mean absolute errors of normalized actions. Writes `samples/step-N.png`.
     """
 
     def __init__(
@@ -99,12 +102,14 @@ class SampleCallback(TrainerCallback):
         true_peaks = head_peaks(self.codec, self.processor, true_value)
         peaks = head_peaks(self.codec, self.processor, sampled["value"])
         seen = true_peaks[:, 2] > 0.5
+        if "value_mask" in batch:
+            seen &= (batch["value_mask"].flatten(1).amax(dim=1) > 0).to(seen.device)
         distance = (peaks - true_peaks)[seen, :2].norm(dim=1)
-        metrics = {
-            "sample_peak_error": distance.median().item(),
-            "sample_peak_within": (distance < 0.1 * self.processor.canvas_size[1]).float().mean().item(),
-            "sample_action_error": (sampled["actions"] - true_actions).abs().mean().item(),
-        }
+        metrics = {"sample_action_error": (sampled["actions"] - true_actions).abs().mean().item()}
+        if seen.any():
+            metrics["sample_peak_error"] = distance.median().item()
+            within = distance < 0.1 * self.processor.canvas_size[1]
+            metrics["sample_peak_within"] = within.float().mean().item()
         if "actions_from_true_map" in sampled:
             error = (sampled["actions_from_true_map"] - true_actions).abs().mean().item()
             metrics["sample_action_error_true_map"] = error
@@ -137,11 +142,14 @@ class SampleCallback(TrainerCallback):
                     title if row else f"{title}\n{self.titles[row]}" if title == "now" else title, fontsize=7
                 )
             axis = axes[row, 5]
-            for number, color in zip((0, 1, 2, 8, 9, 10), ("C0", "C1", "C2", "C3", "C4", "C5")):
+            shown = range(6) if self.processor.action_space == "qpos" else (0, 1, 2, 8, 9, 10)
+            for color, number in enumerate(number for number in shown if number < true_actions.shape[-1]):
+                color = f"C{color}"
                 axis.plot(true_actions[row, :, number].cpu(), color=color, linewidth=1)
                 axis.plot(sampled["actions"][row, :, number].cpu(), color=color, linestyle="--", linewidth=1)
             axis.set_ylim(-1.5, 1.5)
-            axis.set_title("xyz, left and right: true (line), predicted (dashes)", fontsize=7)
+            names = "joints" if self.processor.action_space == "qpos" else "xyz, left and right"
+            axis.set_title(f"{names}: true (line), predicted (dashes)", fontsize=7)
         figure.suptitle("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), fontsize=8)
         figure.tight_layout()
         figure.savefig(path, dpi=80)

@@ -45,6 +45,9 @@ class AIMTrainingArguments(TrainingArguments):
     )
     ema_decay: float = field(default=0.999, metadata={"help": "decay of the averaged weights that are evaluated"})
     sample_steps: int = field(default=1000, metadata={"help": "optimizer steps between two samples; 0 for none"})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "of a batch, what forward does not take; the trainer itself uses value_mask"}
+    )
 
 
 class AIMTrainer(Trainer):
@@ -101,6 +104,12 @@ class AIMTrainer(Trainer):
         inputs = dict(inputs)
         # Value maps are mostly black; without more weight on their bright cells the peak is learned last.
         inputs["value_weights"] = 1 + self.args.value_foreground_weight * inputs["value_weights"]
+        if "value_mask" in inputs:
+            # Nobody knows the map there: no loss, and noise in its place, so that other tokens and the action head
+            # learn to make nothing of what will be imagined there.
+            mask, latents = inputs.pop("value_mask"), inputs["value_latents"]
+            inputs["value_weights"] = inputs["value_weights"] * mask
+            inputs["value_latents"] = torch.where(mask[:, None] > 0, latents, torch.randn_like(latents))
         if model.training:
             inputs |= self._augmentations(inputs)
         outputs = model(**inputs, num_draws=self.args.num_draws, num_action_draws=self.args.num_action_draws)

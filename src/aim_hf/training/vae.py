@@ -126,8 +126,7 @@ def canvas_episodes(rows: Iterable[dict], processor: AIMProcessor) -> list[Canva
     episodes = []
     for row in tqdm(rows, desc="decode", unit="episode"):
         episode = Episode.from_row(row)
-        rgb = processor.pack_canvas({camera: episode.rgb[camera] for camera in processor.cameras})
-        value = processor.pack_canvas({camera: episode.value_maps(camera) for camera in processor.cameras})
+        rgb, value = episode.canvases(processor, np.arange(episode.num_frames))
         episodes.append(CanvasEpisode(rgb, value[..., 0]))
     return episodes
 

@@ -1,0 +1,417 @@
+"""Our episodes as a LeRobot v3.0 dataset.
+
+Videos are not encoded again: their packets are strung together, many episodes in a file. No more than an episode is in
+memory. All is written to a hidden folder that gets its name when it is whole.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, List, Value
+
+from ...files import written_folder
+from ..shards import read_rows, shard_paths
+from ..video import KEY_FRAME_EVERY, decode_video
+from . import format
+from .clips import ClipJoiner, frame_rate, parameters
+
+FILES_IN_CHUNK = 1000
+DATA_FILE_MB, VIDEO_FILE_MB = 100, 200
+RECORDS_IN_GROUP = 100
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+INDICES = ("frame_index", "episode_index", "index", "task_index")
+
+
+def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict]:
+    """The episodes of a folder with videos as bytes, split by split."""
+    paths = shard_paths(folder)
+    of_path = {path: pq.ParquetFile(path).read_row_group(0, columns=["split"])["split"][0].as_py() for path in paths}
+    found = sorted(set(of_path.values()))
+    unknown = sorted(set(splits or ()) - set(found))
+    if unknown:
+        raise ValueError(f"{folder} has no split {', '.join(unknown)}; it has {', '.join(found)}")
+    for split in splits or found:
+        for path in paths:
+            if of_path[path] == split:
+                yield from read_rows(path)
+
+
+def export_lerobot(rows: Iterable[dict], output: Path, repo_id: str, value_maps: bool = True) -> dict:
+    """Writes `rows` of `episode_features`, each split's one after the other, as a LeRobot v3.0 dataset; returns its
+    `meta/info.json`.
+
+    Args:
+        value_maps: write them, too. LeRobot's policies take every video of a dataset for an input.
+
+    Raises:
+        FileExistsError: if `output` is there already.
+        ValueError: for no episode, or one that has other views, sizes, frame rate or action space than the first:
+            LeRobot wants the same of all.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} is there already; delete it, or write to another folder")
+    with written_folder(output) as folder:
+        writer = None
+        for row in rows:
+            writer = writer or _Writer(folder, row, value_maps)
+            writer.add(row)
+        if writer is None:
+            raise ValueError("there is no episode to export")
+        return writer.finish(repo_id)
+
+
+class _Writer:
+    """Writes a dataset into `folder`, with the views, sizes, frame rate and action space of `first`."""
+
+    def __init__(self, folder: Path, first: dict, value_maps: bool):
+        self.folder = folder
+        self.columns = [
+            column
+            for column in format.VIDEO_KEYS
+            if first[column] is not None and (value_maps or column.startswith("rgb_"))
+        ]
+        self.left_out = [column for column in format.VIDEO_KEYS if not value_maps and column.startswith("value_")]
+        self.common = self._common(first)
+        self.rate = frame_rate(first["fps"])
+        self.action_dim = len(first["action"][0])
+        self.robot_type = first["suite"]
+        self.names = format.number_names(first["action_space"], self.action_dim)
+        self.sizes = {column: decode_video(first[column]["bytes"], [0]).shape[1:3] for column in self.columns}
+        self.videos = {column: _VideoFiles(folder, format.VIDEO_KEYS[column], self.rate) for column in self.columns}
+        self.data = _TableFiles(folder, format.DATA, self._frame_features().arrow_schema, DATA_FILE_MB)
+        self.episodes: _TableFiles | None = None  # its columns are known with the first records
+        self.records: list[dict] = []  # of episodes, not written yet
+        self.own = pq.ParquetWriter(_made(folder / format.OURS), format.own_features().arrow_schema)
+        self.tasks: dict[str, int] = {}
+        self.splits: dict[str, list[int]] = {}
+        self.statistics: dict[str, dict[str, np.ndarray]] = {}  # of all episodes so far
+        self.num_episodes = self.num_frames = 0
+
+    def _common(self, row: dict) -> dict:
+        """What LeRobot wants to be the same in all episodes."""
+        present = [column for column in format.VIDEO_KEYS if row[column] is not None and column not in self.left_out]
+        return {
+            "videos": present,
+            "fps": row["fps"],
+            "action_space": row["action_space"],
+            "numbers of an action": len(row["action"][0]),
+        }
+
+    def add(self, row: dict) -> None:
+        where = f"{row['task']} seed {row['seed']}"
+        for name, value in self._common(row).items():
+            if value != self.common[name]:
+                raise ValueError(
+                    f"{where}: {name} = {value}, but {self.common[name]} in the first episode; LeRobot wants the same "
+                    "of all, so export the two kinds apart"
+                )
+        if row["split"] in list(self.splits)[:-1]:
+            raise ValueError(f"{where}: split {row['split']} begins again; give each split's episodes together")
+        index, frames = self.num_episodes, row["num_frames"]
+        task_index = self.tasks.setdefault(row["instruction"], len(self.tasks))
+        steps = np.arange(frames)
+        table = {
+            "timestamp": (steps / float(self.rate)).astype(np.float32),
+            "frame_index": steps,
+            "episode_index": np.full(frames, index),
+            "index": self.num_frames + steps,
+            "task_index": np.full(frames, task_index),
+        }
+        for column, feature in format.VECTORS.items():
+            values = np.asarray(row[column], dtype=np.float32)
+            table[feature] = np.concatenate([values, values[-1:]])[:frames]
+        record = {
+            "episode_index": index,
+            "tasks": [row["instruction"]],
+            "length": frames,
+            "dataset_from_index": self.num_frames,
+            "dataset_to_index": self.num_frames + frames,
+        }
+        chunk, file = self.data.add({name: values.tolist() for name, values in table.items()})
+        record |= {"data/chunk_index": chunk, "data/file_index": file}
+        statistics = {name: _number_statistics(values) for name, values in table.items()}
+        for column in self.columns:
+            key, clip = format.VIDEO_KEYS[column], row[column]["bytes"]
+            sample = decode_video(clip, list(range(0, frames, KEY_FRAME_EVERY)))
+            if sample.shape[1:3] != self.sizes[column]:
+                raise ValueError(
+                    f"{where}: {column} is {sample.shape[1:3]} (height, width), but {self.sizes[column]} in the first "
+                    "episode; LeRobot wants one size, so export the two kinds apart"
+                )
+            record |= self.videos[column].add(clip, frames)
+            statistics[key] = _picture_statistics(sample)
+        for feature, values in statistics.items():
+            record |= {f"stats/{feature}/{name}": value.tolist() for name, value in values.items()}
+        self._add_record(record)
+        own = {name: row[name] for name in format.own_features()}
+        self.own.write_table(pa.Table.from_pylist([own], schema=format.own_features().arrow_schema))
+        for name, values in statistics.items():
+            self.statistics[name] = _merged(self.statistics[name], values) if name in self.statistics else values
+        self.splits.setdefault(row["split"], [index, index])[1] = index + 1
+        self.num_episodes, self.num_frames = index + 1, self.num_frames + frames
+
+    def _add_record(self, record: dict) -> None:
+        """Keeps the record until there are enough for a row group: with hundreds of columns, each group is costly."""
+        self.records.append(record)
+        if len(self.records) == RECORDS_IN_GROUP:
+            self._write_records()
+
+    def _write_records(self) -> None:
+        if self.episodes is None:
+            where = {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+            schema = pa.Table.from_pylist([self.records[0] | where]).schema
+            self.episodes = _TableFiles(self.folder, format.EPISODES, schema, DATA_FILE_MB)
+        chunk, file = self.episodes.place()
+        where = {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file}
+        columns = {name: [record[name] for record in self.records] for name in self.records[0]}
+        self.episodes.add(columns | {name: [value] * len(self.records) for name, value in where.items()})
+        self.records.clear()
+
+    def finish(self, repo_id: str) -> dict:
+        if self.records:
+            self._write_records()
+        for part in (self.data, self.episodes, self.own, *self.videos.values()):
+            part.close()
+        pd.DataFrame({"task_index": list(self.tasks.values())}, index=list(self.tasks)).to_parquet(
+            self.folder / format.TASKS
+        )
+        rate = float(self.rate)
+        info = {
+            "codebase_version": "v3.0",
+            "robot_type": self.robot_type,
+            "total_episodes": self.num_episodes,
+            "total_frames": self.num_frames,
+            "total_tasks": len(self.tasks),
+            "chunks_size": FILES_IN_CHUNK,
+            "data_files_size_in_mb": DATA_FILE_MB,
+            "video_files_size_in_mb": VIDEO_FILE_MB,
+            "fps": int(rate) if rate.is_integer() else rate,
+            "splits": {name: f"{first}:{last}" for name, (first, last) in self.splits.items()},
+            "data_path": format.DATA,
+            "video_path": format.VIDEO,
+            "features": self._features(),
+        }
+        _write_json(self.folder / format.INFO, info)
+        _write_json(
+            self.folder / format.STATS,
+            {name: {key: value.tolist() for key, value in values.items()} for name, values in self.statistics.items()},
+        )
+        (self.folder / "README.md").write_text(_card(repo_id, info, bool(self.left_out)))
+        return info
+
+    def _frame_features(self) -> Features:
+        vector = List(Value("float32"), length=self.action_dim)
+        vectors = {feature: vector for feature in format.VECTORS.values()}
+        return Features(
+            vectors | {"timestamp": Value("float32")} | {name: Value("int64") for name in INDICES},
+        )
+
+    def _features(self) -> dict:
+        features = {}
+        for column in self.columns:
+            height, width = self.sizes[column]
+            features[format.VIDEO_KEYS[column]] = {
+                "dtype": "video",
+                "shape": [height, width, 3],
+                "names": ["height", "width", "channels"],
+                "info": self.videos[column].description(),
+            }
+        for feature in format.VECTORS.values():
+            features[feature] = {"dtype": "float32", "shape": [self.action_dim], "names": self.names}
+        features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
+        return features | {name: {"dtype": "int64", "shape": [1], "names": None} for name in INDICES}
+
+
+# Files that begin anew when they are full
+
+
+def _next_place(place: tuple[int, int]) -> tuple[int, int]:
+    chunk, file = place
+    return (chunk, file + 1) if file + 1 < FILES_IN_CHUNK else (chunk + 1, 0)
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class _TableFiles:
+    """Parquet files of one schema; what is added at a time is a row group."""
+
+    def __init__(self, folder: Path, pattern: str, schema: pa.Schema, limit_mb: float):
+        self.folder, self.pattern, self.schema, self.limit = folder, pattern, schema, limit_mb * 2**20
+        self._place, self._writer, self._bytes = (0, 0), None, 0
+
+    def place(self) -> tuple[int, int]:
+        """Chunk and file that the next table goes to."""
+        if self._bytes >= self.limit:
+            self.close()
+            self._place, self._bytes = _next_place(self._place), 0
+        return self._place
+
+    def add(self, columns: dict[str, list]) -> tuple[int, int]:
+        chunk, file = place = self.place()
+        if self._writer is None:
+            path = _made(self.folder / self.pattern.format(chunk_index=chunk, file_index=file))
+            self._writer = pq.ParquetWriter(path, self.schema)
+        table = pa.Table.from_pydict(columns, schema=self.schema)
+        self._writer.write_table(table)
+        self._bytes += table.nbytes
+        return place
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class _VideoFiles:
+    """MP4 files of one camera, many episodes in each."""
+
+    def __init__(self, folder: Path, key: str, rate: Fraction):
+        self.folder, self.key, self.rate = folder, key, rate
+        self._place, self._joiner = (0, 0), None
+
+    def _path(self) -> Path:
+        chunk, file = self._place
+        return self.folder / format.VIDEO.format(video_key=self.key, chunk_index=chunk, file_index=file)
+
+    def add(self, clip: bytes, frames: int) -> dict:
+        """Appends a clip; returns where it is, as an episode's record says it."""
+        if self._joiner is not None:
+            full = self._joiner.bytes + len(clip) > VIDEO_FILE_MB * 2**20
+            if full or not self._joiner.fits(clip):
+                self.close()
+                self._place = _next_place(self._place)
+        if self._joiner is None:
+            self._joiner = ClipJoiner(self._path(), self.rate)
+        first = self._joiner.frames
+        self._joiner.add(clip)
+        place = {
+            "chunk_index": self._place[0],
+            "file_index": self._place[1],
+            "from_timestamp": float(first / self.rate),
+            "to_timestamp": float((first + frames) / self.rate),
+        }
+        return {f"videos/{self.key}/{name}": value for name, value in place.items()}
+
+    def close(self) -> None:
+        if self._joiner is not None:
+            self._joiner.close()
+            self._joiner = None
+
+    def description(self) -> dict:
+        """What LeRobot's features say about a video, read from the last file."""
+        with av.open(self._path()) as container:
+            codec, width, height, pixels, _ = parameters(container.streams.video[0])
+        rate = float(self.rate)
+        return {
+            "video.height": height,
+            "video.width": width,
+            "video.codec": codec,
+            "video.pix_fmt": pixels,
+            "video.is_depth_map": False,
+            "video.fps": int(rate) if rate.is_integer() else rate,
+            "video.channels": 3,
+            "has_audio": False,
+        }
+
+
+# Statistics
+
+
+def _number_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Of values (T,) or (T, D), each (1,) or (D,)."""
+    values = values.reshape(len(values), -1).astype(np.float64)
+    return _statistics(values, len(values))
+
+
+def _picture_statistics(frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Of frames (T, height, width, 3) uint8: of each channel in [0, 1], shape (3, 1, 1)."""
+    statistics = _statistics(frames.reshape(-1, 3) / 255, len(frames))
+    return {name: value if name == "count" else value.reshape(3, 1, 1) for name, value in statistics.items()}
+
+
+def _statistics(values: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
+    return {
+        "min": values.min(axis=0),
+        "max": values.max(axis=0),
+        "mean": values.mean(axis=0),
+        "std": values.std(axis=0),
+        "count": np.array([count]),
+        **dict(zip(QUANTILES, quantiles)),
+    }
+
+
+def _merged(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Statistics of all values from those of two parts, as LeRobot merges them: exact but for the quantiles, which are
+    means over the episodes."""
+    count = a["count"] + b["count"]
+    share = b["count"][0] / count[0]
+
+    def mean(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return x + share * (y - x)
+
+    total = mean(a["mean"], b["mean"])
+    variance = mean(a["std"] ** 2 + (a["mean"] - total) ** 2, b["std"] ** 2 + (b["mean"] - total) ** 2)
+    return {
+        "min": np.minimum(a["min"], b["min"]),
+        "max": np.maximum(a["max"], b["max"]),
+        "mean": total,
+        "std": np.sqrt(variance),
+        "count": count,
+        **{name: mean(a[name], b[name]) for name in QUANTILES},
+    }
+
+
+def _write_json(path: Path, content: dict) -> None:
+    _made(path).write_text(json.dumps(content, indent=4) + "\n")
+
+
+def _card(repo_id: str, info: dict, without_maps: bool) -> str:
+    maps = "Value maps were left out."
+    if not without_maps:
+        maps = """`observation.images.value_*` are *action-based spatial value maps*: bright where the robot makes its
+next contact. They come from the simulator's contacts, so a policy that takes every video for an input must leave them
+out."""
+    features = "\n".join(
+        f"| `{name}` | {feature['dtype']} | {feature['shape']} |" for name, feature in info["features"].items()
+    )
+    return f"""---
+license: apache-2.0
+task_categories:
+- robotics
+tags:
+- LeRobot
+- aim
+- value-maps
+configs:
+- config_name: default
+  data_files: data/*/*.parquet
+---
+# {info["total_episodes"]} episodes in LeRobot's format {info["codebase_version"]}
+
+```python
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+dataset = LeRobotDataset("{repo_id}")
+```
+
+{info["total_frames"]} frames at {info["fps"]} a second, {info["total_tasks"]} instructions. {maps}
+
+The last frame of an episode repeats the action before it. `expert_action` is what the expert wanted, `action` what was
+executed. `meta/aim.parquet` holds a row an episode: suite, task, split, seed, contacts and the cameras' calibration;
+`dataset_scripts/import_lerobot.py` of aim-hf makes AIM's episodes of all this again.
+
+| feature | type | shape |
+|---|---|---|
+{features}
+"""

@@ -1,0 +1,209 @@
+"""Episodes that lack views or value maps, and other robots' actions: from LeRobot's files to a training step."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aim_hf import AIMForWorldAction, AIMPipeline, AIMProcessor
+from aim_hf.codec import VideoCodec
+from aim_hf.data.latents import LatentWindows, encode_episode, fit_processor, missing, plan_shards, write_index
+from aim_hf.data.lerobot.importer import imported_row
+from aim_hf.data.lerobot.robot import Columns, Robot
+from aim_hf.data.lerobot.source import LeRobotSource
+from aim_hf.data.shards import ShardWriter, load_episodes
+from aim_hf.training.trainer import AIMTrainer, AIMTrainingArguments
+from aim_hf.training.vae import canvas_episodes
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from fixtures_pipeline import HEAD, WRIST, make_pipeline  # noqa: E402
+from test_stage1 import make_episode  # noqa: E402
+
+FIXTURE = ROOT / "tests" / "data" / "fixtures" / "lerobot_v3"
+
+
+def write_episodes(folder: Path, rows: list[dict]) -> None:
+    writer = ShardWriter(folder, "easy", "click_bell", 0)
+    for row in rows:
+        writer.add(row)
+    writer.finish({"simulator": {}})
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    """A whole episode, one without the left camera, one whose right camera isn't calibrated, one without maps."""
+    whole, blind, uncalibrated, unlabeled = (make_episode(seed) for seed in range(4))
+    for part in (blind.rgb, blind.intrinsics, blind.extrinsics):
+        del part["left_camera"]
+    for part in (uncalibrated.intrinsics, uncalibrated.extrinsics):
+        del part["right_camera"]
+    unlabeled.events = None
+    return [whole, blind, uncalibrated, unlabeled]
+
+
+@pytest.fixture(scope="module")
+def latents(pipe, episodes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("incomplete")
+    write_episodes(folder / "episodes", [episode.to_row() for episode in episodes])
+    dataset = load_episodes(folder / "episodes")
+    processor, codec = fit_processor(pipe.processor, dataset), VideoCodec(pipe.vae)
+    assert processor.cameras == pipe.processor.cameras and processor.action_dim == 16
+    lacks = missing(dataset, processor)
+    assert lacks == [
+        {},
+        {"missing_views": ["left_camera"], "missing_maps": ["left_camera"]},
+        {"missing_maps": ["right_camera"]},
+        {"missing_maps": ["head_camera", "left_camera", "right_camera"]},
+    ]
+    described = [{"task": e.task, "instruction": e.instruction, "seed": e.seed} for e in episodes]
+    (shard,) = plan_shards(folder, [row | lack for row, lack in zip(described, lacks)], "encoder", 4)
+    shard.write(
+        encode_episode(episode, codec, processor, 8, 1) | {"prompt_embeds": torch.zeros(2, 16).half()}
+        for episode in episodes
+    )
+    write_index(folder, [shard], processor, 1, torch.ones(1, 16).half())
+    return folder
+
+
+def windows_of(latents, pipe) -> LatentWindows:
+    return LatentWindows(latents, pipe.model.config, window_chunks=2, first_only=True)
+
+
+def test_what_is_missing_has_no_weight(latents, pipe):
+    """The canvas has 3 x 2 cells: two rows of the head camera, and one cell for each wrist."""
+    items = [windows_of(latents, pipe)[index] for index in range(4)]
+    left_out = torch.tensor([[1.0, 1], [1, 1], [0, 1]]).expand(2, 3, 2)
+    right_out = torch.tensor([[1.0, 1], [1, 1], [1, 0]]).expand(2, 3, 2)
+    for item, rgb, value in zip(
+        items, (1, left_out, 1, 1), (torch.ones(2, 3, 2), left_out, right_out, torch.zeros(2, 3, 2)), strict=True
+    ):
+        assert torch.equal(item["rgb_weights"], torch.ones(2, 3, 2) * rgb)
+        assert torch.equal(item["value_mask"], value)
+        assert (item["value_weights"][value == 0] == 0).all(), "a black map"
+
+
+def test_complete_episodes_carry_no_masks(latents, pipe, tmp_path):
+    for file in latents.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "index.json").unlink()
+    (tmp_path / "index.json").write_text(json.dumps(json.loads((latents / "index.json").read_text())[:1]))
+    assert not {"rgb_weights", "value_mask"} & set(windows_of(tmp_path, pipe)[0])
+
+
+def losses(latents, pipe, tmp_path, change) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a batch of all episodes after `change`, and its gradient in a layer of the video stream."""
+    windows = windows_of(latents, pipe)
+    batch = torch.utils.data.default_collate([windows[index] for index in range(4)])
+    change(batch)
+    torch.manual_seed(0)
+    model = AIMForWorldAction(pipe.model.config)
+    model.load_state_dict(pipe.model.state_dict())
+    args = AIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", sample_steps=0)
+    trainer = AIMTrainer(model=model, args=args, train_dataset=windows)
+    torch.manual_seed(1)
+    loss = trainer.compute_loss(model.train(), batch)
+    loss.backward()
+    return loss.detach(), model.blocks[0].attn1.to_q.weight.grad.clone()
+
+
+def test_maps_that_nobody_knows_leave_no_trace(latents, pipe, tmp_path):
+    """Neither loss nor gradient depends on them: not through the loss of the maps, nor through the action head."""
+    expected = losses(latents, pipe, tmp_path, lambda batch: None)
+    assert torch.isfinite(expected[0])
+
+    def change_unknown(batch):
+        unknown = (batch["value_mask"] == 0)[:, None].expand_as(batch["value_latents"])
+        batch["value_latents"][unknown] += 7
+
+    for got, want in zip(losses(latents, pipe, tmp_path, change_unknown), expected):
+        assert torch.equal(got, want)
+
+    def change_known(batch):
+        batch["value_latents"][0] += 7
+
+    assert not torch.equal(losses(latents, pipe, tmp_path, change_known)[0], expected[0])
+
+
+def test_the_loss_of_a_view_that_is_missing_is_not_counted(latents, pipe):
+    windows = windows_of(latents, pipe)
+    item = {name: tensor[None] for name, tensor in windows[1].items()}
+    item.pop("value_mask")
+    noise = [torch.randn(1, 1, 4, 2, 3, 2) for _ in range(2)] + [torch.randn(1, 1, 16, 16)]
+    with torch.no_grad():
+        out = pipe.model(**item, noise=tuple(noise))
+    error = (out.rgb_velocity - (noise[0] - item["latents"][:, None, :, 1:])).square().mean(dim=2)
+    seen = item["rgb_weights"][:, None].expand_as(error) > 0
+    torch.testing.assert_close(out.rgb_loss, error[seen].mean())
+    assert not torch.isclose(out.rgb_loss, error.mean())
+
+
+def test_the_vae_sees_black_where_something_is_missing(pipe, episodes):
+    rows = [episode.to_row() for episode in episodes]
+    _, blind, _, unlabeled = canvas_episodes(rows, pipe.processor)
+    assert blind.rgb[:, 32:, :16].max() == 0 and blind.rgb[:, 32:, 16:].max() > 100
+    assert unlabeled.value.max() == 0 and unlabeled.rgb.shape[1:] == (48, 32, 3)
+
+
+def test_a_processor_is_fitted_to_the_robot(pipe, tmp_path):
+    """One camera, seven joints: the other slots stay empty, and the robot needs no camera for them."""
+    robot = Robot({"head_camera": "observation.images.top"}, "qpos")
+    write_episodes(tmp_path, [imported_row(LeRobotSource(FIXTURE), robot, 0, "train")])
+    processor = fit_processor(pipe.processor, load_episodes(tmp_path))
+    assert processor.cameras == {"head_camera": {"size": [64, 96], "slot": [0, 0, *HEAD]}}
+    assert (processor.action_space, processor.action_dim) == ("qpos", 7)
+    canvas = processor.pack_canvas({"head_camera": np.full((64, 96, 3), 200, np.uint8)})
+    assert (canvas[: HEAD[0]] == 200).all() and (canvas[HEAD[0] :] == 0).all() and canvas.shape[0] == 48
+    assert pipe.processor.cameras["left_camera"]["size"] == list(WRIST), "the other processor is as it was"
+
+
+def test_from_lerobot_files_to_a_fine_tuned_policy(pipe, tmp_path, monkeypatch):
+    """One arm with seven joints and one camera, on a model that was trained on two arms with sixteen numbers."""
+    robot = Robot({"head_camera": "observation.images.top"}, "qpos", action=[Columns("action", 0, 7)])
+    source = LeRobotSource(FIXTURE)
+    write_episodes(
+        tmp_path / "episodes", [imported_row(source, robot, index, "train") for index in range(source.num_episodes)]
+    )
+    for part in ("vae", "text_encoder", "processor"):
+        getattr(pipe, part).save_pretrained(tmp_path / "base" / part)
+    pipe.model.save_pretrained(tmp_path / "model")
+
+    def launch(script: str, *options):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+    data = ("--dataset", tmp_path / "episodes", "--base", tmp_path / "base", "--output", tmp_path / "latents")
+    launch("dataset_scripts/encode_latents.py", *data)
+    training = {
+        "latents": tmp_path / "latents",
+        "base": tmp_path / "base",
+        "init": tmp_path / "model",
+        "output_dir": tmp_path / "run",
+        "window_chunks": 2,
+        "held_out": 1,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "sample_steps": 2,
+        "report_to": "none",
+    }
+    options = [part for name, value in training.items() for part in (f"--{name}", value)]
+    launch("pipelines/train.py", "--use_cpu", *options)
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    logs = [log for log in record["log_history"] if "loss" in log]
+    assert len(logs) == 2 and all(np.isfinite(log["loss"]) and log["value_loss"] == 0 for log in logs)
+    assert "sample_action_error" in logs[1] and "sample_peak_error" not in logs[1]
+    trained = AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert trained.model.config.action_dim == 7 and trained.processor.action_space == "qpos"
+    assert isinstance(trained.processor, AIMProcessor) and len(trained.processor.action_statistics["q01"]) == 7
+    kept = trained.model.blocks[0].attn1.to_q.weight - pipe.model.blocks[0].attn1.to_q.weight
+    assert kept.abs().max() < 1e-2, "it began with the weights of the other model"
