@@ -198,8 +198,8 @@ def read(args: argparse.Namespace) -> dict:
             export = Path(folder) / "lerobot"
             command = [sys.executable, root / "dataset_scripts" / "export_lerobot.py", source, "--output", export]
             subprocess.run(command, check=True)
-            check = [args.lerobot_python, root / "scripts" / "lerobot_reader.py", "read", export]
-            check += ["--num-frames", "9", "--frame-stride", "4", "--windows", str(args.windows)]
+            check = [args.lerobot_python, root / "scripts" / "lerobot_reader.py", "windows", export]
+            check += ["--frames", "9", "--stride", "4", "--actions", "32", "--windows", str(args.windows)]
             answer = subprocess.run(check, check=True, capture_output=True, text=True).stdout
             rates["lerobot"] = json.loads(answer)["windows_per_second"]
     result = {

@@ -75,11 +75,13 @@ class EventDetector:
 
     def __call__(self, env: Environment) -> None:
         self.steps += 1
+        if self.steps % CHECK_EVERY:
+            return
         holding, carrying = {arm for arm, _ in self.free_checks}, set(self.carrier.values())
         if not (self.gripping or holding or carrying):
             return
         settled = self.gripping == holding and carrying <= holding
-        if self.steps % (CHECK_EVERY_HOLDING if settled else CHECK_EVERY):
+        if settled and self.steps % CHECK_EVERY_HOLDING:
             return
         touches = self._touches(env.contacts(self.arm_of), env.physics_dt)
         self._find_picks(env, touches)

@@ -62,7 +62,7 @@ def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.array(matrix), (0, 1), (-2, -1))
 
 
-def fill_hull(points: np.ndarray, spacing: float = 0.7 * RADIUS) -> np.ndarray:
+def fill_hull(points: np.ndarray, spacing: float = RADIUS / 2) -> np.ndarray:
     """Points (num_filled, 3) float64 that fill the convex hull of `points` (num_points, 3) about `spacing` m apart.
 
     A box that touches a box gives its four corners alone; drawn by themselves they would be four spots around nothing.
@@ -171,7 +171,7 @@ def render_value_maps(
     width: int,
     frames: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """The value maps of one camera over an episode: (num_frames, height, width, 3) uint8, gray as RGB.
+    """The value maps of one camera over an episode: (num_frames, height, width, 3) uint8, gray as RGB, read-only.
 
     intrinsics (num_frames, 3, 3), extrinsics (num_frames, 3, 4) as in `project`. Frames after the last event are
     black, as is what lies out of view. With `frames` only those, in that order.
@@ -186,8 +186,9 @@ def render_value_maps(
         focal_length = intrinsics[shown, 0, 0][:, None]
         sigma = np.clip(focal_length * RADIUS / np.maximum(depth, 1e-3), MIN_SIGMA, MAX_SIGMA * width)
         maps[shown] = np.maximum(maps[shown], splat(pixels, sigma, height, width))
-    gray = np.rint(255 * maps).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=-1)
+    maps *= 255
+    gray = np.rint(maps, out=maps).astype(np.uint8)
+    return np.broadcast_to(gray[..., None], (*gray.shape, 3))
 
 
 def visible_shares(

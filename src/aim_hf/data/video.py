@@ -45,7 +45,7 @@ def encode_video(frames: np.ndarray, fps: float, gray: bool = False) -> bytes:
         stream.codec_context.colorspace = BT601
         stream.codec_context.color_range = LIMITED_RANGE
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
 

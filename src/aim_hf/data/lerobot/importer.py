@@ -118,6 +118,6 @@ def _with_videos(row: dict, clips: dict[str, bytes], where: str) -> dict:
         if known is not None and row[rgb] is not None and row[value] is None and camera in known.intrinsics:
             size = decode_video(row[rgb]["bytes"], [0]).shape[1:3]
             maps = render_value_maps(known.events, known.intrinsics[camera], known.extrinsics[camera], *size)
-            row[value] = {"bytes": encode_video(maps, row["fps"]), "path": None}
+            row[value] = {"bytes": encode_video(maps, row["fps"], gray=True), "path": None}
     check_videos(row, where)
     return row
