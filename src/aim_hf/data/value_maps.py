@@ -199,7 +199,7 @@ def visible_shares(
 
     intrinsics, extrinsics as in `render_value_maps`; depth (num_frames, height, width) in m along the camera's axis. A
     point is seen where the picture is no nearer than the point is, by more than `DEPTH_TOLERANCE`, in its pixel or one
-    beside it: contact points lie on surfaces, and pixels are coarse. Out of view is not seen.
+    of the four beside it: contact points lie on surfaces, and pixels are coarse. Out of view is not seen.
     """
     intrinsics, extrinsics = np.asarray(intrinsics, dtype=np.float64), np.asarray(extrinsics, dtype=np.float64)
     height, width = depth.shape[1:]
@@ -212,9 +212,8 @@ def visible_shares(
         columns, rows = (np.where(inside, x, 0).astype(int) for x in (u, v))
         frames = np.flatnonzero(shown)[:, None]
         farthest = np.full(columns.shape, -np.inf)
-        for down in (-1, 0, 1):
-            for right in (-1, 0, 1):
-                beside = depth[frames, np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
-                np.maximum(farthest, beside, out=farthest)
+        for down, right in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)):
+            beside = depth[frames, np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
+            np.maximum(farthest, beside, out=farthest)
         share[shown] = (inside & (distance <= farthest + DEPTH_TOLERANCE)).mean(axis=1)
     return list(shares)

@@ -122,6 +122,7 @@ class Scene:
         }
 
         self.robot_links = list(self._links)
+        self._dynamic: set[str] = set()
         self._ids: dict[sapien.physx.PhysxBaseComponent, int] = {}
 
     # Building
@@ -186,6 +187,7 @@ class Scene:
         builder.set_initial_pose(sapien.Pose([x, y, self.table_top], yaw_quaternion(yaw)))
         entity = self._entities[name] = builder.build(name) if dynamic else builder.build_static(name)
         if dynamic:
+            self._dynamic.add(name)
             component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
             component.max_depenetration_velocity = _LARGEST_PUSH_OUT
 
@@ -212,9 +214,9 @@ class Scene:
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
         found = {}
         for name, entity in self._entities.items():
-            if of is None or entity.per_scene_id in of:
-                dynamic = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent) is not None
-                found[entity.per_scene_id] = Body(name, from_pose(entity.pose), dynamic)
+            body_id = entity.per_scene_id
+            if of is None or body_id in of:
+                found[body_id] = Body(name, from_pose(entity.pose), name in self._dynamic)
         for body_id, (name, link) in self._links.items():
             if of is None or body_id in of:
                 found[body_id] = Body(name, from_pose(link.entity.pose), False)
