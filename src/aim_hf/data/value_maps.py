@@ -10,7 +10,7 @@ A map shows where to act, seen or hidden; `visible_shares` tells how much of it 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -89,20 +89,27 @@ def world_points(points: np.ndarray, body_pose: np.ndarray) -> np.ndarray:
 
 
 def shown_events(events: list[Event], num_frames: int) -> np.ndarray:
-    """Which event each frame shows: (num_events, num_frames) bool.
+    """Which event each frame shows: (num_events, num_frames) bool, read-only.
 
     A frame shows the next event of each arm, an event being next up to the frame in which it happens; of two arms only
     the earlier, unless they are at most `TOGETHER` frames apart.
     """
+    return _shown_events(tuple((event.arm, event.frame) for event in events), num_frames)
+
+
+@lru_cache(maxsize=16)  # asked for once a camera
+def _shown_events(events: tuple[tuple[str, int], ...], num_frames: int) -> np.ndarray:
     frames, never = np.arange(num_frames), 2 * num_frames + TOGETHER
     next_frame = np.full((len(events), num_frames), never)
-    for arm in {event.arm for event in events}:
+    for arm in {arm for arm, _ in events}:
         start = -1
-        for index in sorted((i for i, event in enumerate(events) if event.arm == arm), key=lambda i: events[i].frame):
-            upcoming = (frames > start) & (frames <= events[index].frame)
-            next_frame[index, upcoming] = start = events[index].frame
+        for index in sorted((i for i, event in enumerate(events) if event[0] == arm), key=lambda i: events[i][1]):
+            upcoming = (frames > start) & (frames <= events[index][1])
+            next_frame[index, upcoming] = start = events[index][1]
     earliest = next_frame.min(axis=0, initial=never)
-    return (next_frame < never) & (next_frame - earliest <= TOGETHER)
+    shown = (next_frame < never) & (next_frame - earliest <= TOGETHER)
+    shown.flags.writeable = False
+    return shown
 
 
 def project(points: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
