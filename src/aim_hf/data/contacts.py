@@ -11,7 +11,7 @@ import numpy as np
 from ..envs.base import Contact, Environment
 from .value_maps import Event, rotation_matrix
 
-CHECK_EVERY = 10  # physics steps between two looks at the contacts: 40 ms
+CHECK_EVERY = 12  # physics steps between two looks at the contacts: 48 ms
 CHECK_EVERY_HOLDING = 60  # ... while all that closes holds something already
 HOLD_CHECKS = 2  # looks in a row that a grasp or a rest must last
 MIN_FORCE = 0.2  # N, of each finger on what it holds, and of a finger on what it presses or pushes

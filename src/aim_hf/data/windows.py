@@ -108,7 +108,7 @@ class Window:
                     size = rgb[camera].shape[1:3]
                     value[camera] = render_value_maps(events, intrinsics, extrinsics, *size, frames)[..., 0]
         window["rgb"] = {camera: torch.from_numpy(pictures) for camera, pictures in rgb.items()}
-        window["value"] = {camera: torch.from_numpy(np.ascontiguousarray(maps)) for camera, maps in value.items()}
+        window["value"] = {camera: torch.from_numpy(maps.copy()) for camera, maps in value.items()}
         return window
 
 
