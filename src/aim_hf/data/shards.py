@@ -12,6 +12,7 @@ is a row group of its own: reading one costs no more than its bytes.
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,6 +116,8 @@ class ShardWriter:
     def remove_pieces(self) -> None:
         """What a kill between the last two steps of `finish` leaves behind."""
         shutil.rmtree(self._pieces, ignore_errors=True)
+        with suppress(OSError):  # others are still at work there, or nobody ever was
+            self._pieces.parent.rmdir()
 
     def _piece(self, seed: int, suffix: str) -> Path:
         return self._pieces / f"{seed:012d}.{suffix}"
