@@ -1,6 +1,6 @@
 """How often the tabletop experts succeed, how long their episodes are, and how fast the suite runs.
 
-python benchmarks/tabletop_experts.py --episodes 100 --output benchmarks/tabletop_experts.json
+python benchmarks/tabletop_experts.py --episodes 100 --output benchmarks/results/tabletop_experts.json
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import sapien
+import torch
 
 from aim_hf.envs import TASKS, make_environment
 from aim_hf.envs.base import SPLITS
 from aim_hf.envs.seeds import episode_seeds
+from aim_hf.files import write_text
+from aim_hf.provenance import provenance
 
 
 def measure_experts(task: str, split: str, seeds: list[int]) -> dict:
@@ -68,12 +67,6 @@ def measure_observations(task: str, split: str, seed: int, count: int = 200) -> 
     }
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=100, help="episodes a task and split")
@@ -82,13 +75,9 @@ def main() -> None:
 
     seeds = episode_seeds("evaluation", 0, arguments.episodes)
     report = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        **provenance(torch.device("cpu")),
+        "load_at_start": os.getloadavg()[0],
         "seeds": [seeds[0], seeds[-1]],
-        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]},
-        "software": {"python": platform.python_version(), "sapien": sapien.__version__},
         "rendering": {split: measure_observations("stack_blocks_two", split, seeds[0]) for split in SPLITS},
         "tasks": {},
     }
@@ -106,9 +95,7 @@ def main() -> None:
     for split, row in report["rendering"].items():
         print(f"{split}: {row['observations_per_second']:.0f} three-camera observations/s")
     if arguments.output:
-        temporary = arguments.output.with_suffix(".tmp")
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        temporary.replace(arguments.output)
+        write_text(arguments.output, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

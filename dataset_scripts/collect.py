@@ -30,8 +30,9 @@ from aim_hf.data.card import write_card  # noqa: E402
 from aim_hf.data.preview import write_preview  # noqa: E402
 from aim_hf.data.recorder import Failure, record_episode  # noqa: E402
 from aim_hf.data.shards import ShardWriter, remove_leftovers  # noqa: E402
-from aim_hf.envs import TASKS, make_environment  # noqa: E402
+from aim_hf.envs import TASKS, next_environment  # noqa: E402
 from aim_hf.envs.base import SPLITS, Environment, SimulatorLost  # noqa: E402
+from aim_hf.envs.robotwin import add_robotwin_arguments  # noqa: E402
 from aim_hf.envs.seeds import episode_seeds, scene_generator  # noqa: E402
 
 NOISE = {"tabletop": 0.01, "robotwin": 0.0}
@@ -125,12 +126,8 @@ def main() -> None:
     parser.add_argument(
         "--seeds-per-episode", type=int, default=2, help="a shard may try this many seeds for each episode it wants"
     )
-    parser.add_argument("--robotwin-root", help="a RoboTwin 2.0 checkout; default: ROBOTWIN_ROOT")
-    parser.add_argument("--robotwin-python", help="the interpreter it is installed in; default: ROBOTWIN_PYTHON")
+    add_robotwin_arguments(parser)
     args = parser.parse_args()
-    for name in ("robotwin_root", "robotwin_python"):
-        if getattr(args, name) is not None:
-            os.environ[name.upper()] = getattr(args, name)
     noise = NOISE[args.suite] if args.noise is None else args.noise
 
     # Processes meet only at the start and at the end, which may be days away.
@@ -152,10 +149,7 @@ def main() -> None:
     rank, env, exhausted = state.process_index, None, []
     with tqdm(total=total, initial=done, unit="episode", desc=f"process {rank}", position=rank) as progress:
         for shard, writer in missing:
-            if env is None or (env.task, env.split) != (shard.task, shard.split):
-                if env is not None:
-                    env.close()
-                env = make_environment(args.suite, shard.task, shard.split, depth=True)
+            env = next_environment(env, args.suite, shard.task, shard.split, depth=True)
             try:
                 collect_shard(env, shard, writer, noise, progress)
             except SeedsExhausted as error:  # the other tasks shall not wait for this one

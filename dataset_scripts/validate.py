@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("LP_NUM_THREADS", "1")  # before the simulator loads its renderer
 
 from aim_hf.data.validation import validate  # noqa: E402
+from aim_hf.envs.robotwin import add_robotwin_arguments  # noqa: E402
 from aim_hf.files import write_text  # noqa: E402
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--render", type=int, default=20, help="episodes whose value maps are rendered again")
     parser.add_argument("--simulate", type=int, default=20, help="episodes whose seeds are simulated again")
     parser.add_argument("--output", type=Path, help="also write the report as JSON")
+    add_robotwin_arguments(parser)
     args = parser.parse_args()
 
     report = validate(args.folder, args.render, args.simulate)

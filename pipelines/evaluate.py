@@ -9,7 +9,6 @@ may not. The numbers depend neither on `--batch-size` nor on the number of proce
 """
 
 import argparse
-import os
 from pathlib import Path
 
 
@@ -22,6 +21,7 @@ def main() -> None:
 
     from aim_hf.envs import TASKS
     from aim_hf.envs.base import SPLITS
+    from aim_hf.envs.robotwin import add_robotwin_arguments
     from aim_hf.evaluation.evaluate import Protocol, evaluate, format_results
     from aim_hf.evaluation.policies import AIMPolicy
 
@@ -48,12 +48,8 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8, help="episodes that run together in a process")
     parser.add_argument("--videos", type=int, default=1, help="episodes of each task to film")
-    parser.add_argument("--robotwin-root", help="a RoboTwin 2.0 checkout; default: ROBOTWIN_ROOT")
-    parser.add_argument("--robotwin-python", help="the interpreter it is installed in; default: ROBOTWIN_PYTHON")
+    add_robotwin_arguments(parser)
     args = parser.parse_args()
-    for name in ("robotwin_root", "robotwin_python"):  # the workers inherit them
-        if getattr(args, name) is not None:
-            os.environ[name.upper()] = getattr(args, name)
     unknown = set(args.tasks or ()) - set(TASKS[args.suite])
     if unknown:
         parser.error(f"no task {', '.join(unknown)} in suite {args.suite}; choose from {', '.join(TASKS[args.suite])}")

@@ -202,9 +202,9 @@ def event_from_row(row: dict) -> Event:
 
 
 def _decoded(video, where: str, num_frames: int) -> np.ndarray:
-    """The frames of a row's video, which may be a decoder or a dict with its bytes."""
+    """The frames of a row's video."""
     try:
-        frames = decode_video(video["bytes"] if isinstance(video, dict) else video)
+        frames = decode_video(video)
     except ValueError as error:
         raise ValueError(f"{where} is damaged ({error}); record this episode again") from error
     if len(frames) != num_frames:

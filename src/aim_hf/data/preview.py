@@ -8,17 +8,11 @@ from PIL import Image, ImageDraw
 
 from ..envs.base import CAMERAS
 from .shards import shard_paths
+from .value_maps import overlay
 from .video import decode_video
 
 LABEL_HEIGHT = 14
 CELL_WIDTH = 192
-
-
-def overlay(rgb: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Frames in gray with their value maps in red, both (num_frames, height, width, 3) uint8."""
-    gray = 0.6 * rgb.mean(axis=-1, keepdims=True)
-    weight = value[..., :1].astype(np.float32) / 255
-    return ((1 - weight) * gray + weight * np.array([255, 40, 20])).astype(np.uint8)
 
 
 def contact_sheet(row: dict, num_frames: int, max_cameras: int = len(CAMERAS)) -> Image.Image:
@@ -30,14 +24,13 @@ def contact_sheet(row: dict, num_frames: int, max_cameras: int = len(CAMERAS)) -
         moments[np.abs(moments - event["frame"]).argmin()] = event["frame"]
 
     def frames_of(column: str) -> np.ndarray:
-        video = row[column]
-        return decode_video(video["bytes"] if isinstance(video, dict) else video, list(moments))
+        return decode_video(row[column], list(moments))
 
     strips = []
     for camera in cameras:
         pictures = [frames_of(f"rgb_{camera}")]
         if row[f"value_{camera}"] is not None:
-            pictures.append(overlay(pictures[0], frames_of(f"value_{camera}")))
+            pictures.append(overlay(pictures[0], frames_of(f"value_{camera}")[..., 0] / 255))
         height = CELL_WIDTH * pictures[0].shape[1] // pictures[0].shape[2]
         for frames in pictures:
             cells = [np.asarray(Image.fromarray(f).resize((CELL_WIDTH, height), Image.NEAREST)) for f in frames]

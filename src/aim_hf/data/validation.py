@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..envs import TASKS, make_environment
+from ..envs import TASKS, next_environment
 from ..envs.base import CAMERAS
 from ..envs.seeds import scene_generator
 from .episodes import Episode
@@ -67,14 +67,7 @@ def validate(folder: Path, render: int, simulate: int, **simulator_options) -> R
                     if number in to_render:
                         _check_value_maps(row, episode, report)
                     if number in to_simulate and row["suite"] in TASKS and manifest is not None:
-                        if env is None or (env.suite, env.task, env.split) != (
-                            row["suite"],
-                            row["task"],
-                            row["split"],
-                        ):
-                            if env is not None:
-                                env.close()
-                            env = make_environment(row["suite"], row["task"], row["split"], **simulator_options)
+                        env = next_environment(env, row["suite"], row["task"], row["split"], **simulator_options)
                         report.problems += _differences(episode, env, manifest["noise"])
                         report.simulated += 1
                     number += 1

@@ -19,6 +19,7 @@ MIN_SIGMA = 1.5  # pixels: a smaller spot would fall between them
 MAX_SIGMA = 0.15  # of the image width: a larger one would no longer say where
 DEPTH_TOLERANCE = 0.01  # m
 TOGETHER = 5  # frames: the next events of two arms that are no further apart are shown in one map
+_HEAT = np.array([[130, 0, 20], [255, 60, 0], [255, 190, 0], [255, 255, 170]])  # colors at 0, 1/3, 2/3 and 1
 # 255 * exp(-z^2 / 2) rounds to 0 beyond this many standard deviations, so that nothing need be drawn there.
 REACH = float(np.sqrt(2 * np.log(510)))
 
@@ -224,3 +225,13 @@ def visible_shares(
             np.maximum(farthest, beside, out=farthest)
         share[shown] = (inside & (distance <= farthest + DEPTH_TOLERANCE)).mean(axis=1)
     return list(shares)
+
+
+def overlay(rgb: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Value maps in heat colors over darkened gray pictures: (..., H, W, 3) uint8 and (..., H, W) in [0, 1]."""
+    value = np.clip(value, 0, 1)
+    gray = 35 + 0.5 * rgb.mean(axis=-1, keepdims=True)
+    levels = np.linspace(0, 1, len(_HEAT))
+    heat = np.stack([np.interp(value, levels, channel) for channel in _HEAT.T], axis=-1)
+    opacity = np.clip(1.5 * value - 0.08, 0, 0.78)[..., None]
+    return ((1 - opacity) * gray + opacity * heat).astype(np.uint8)

@@ -50,15 +50,17 @@ def encode_video(frames: np.ndarray, fps: float, gray: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def decode_video(video: bytes | VideoDecoder, frames: list[int] | None = None) -> np.ndarray:
+def decode_video(video: bytes | dict | VideoDecoder, frames: list[int] | None = None) -> np.ndarray:
     """Decode the frames with the given indices (all of them without) to uint8 RGB (num_frames, height, width, 3).
 
-    `video` is the bytes of a file, or the decoder that a row of a `datasets.Video` column holds.
+    `video` is the bytes of a file, or what a row of a `datasets.Video` column holds: a dict with them, or a decoder.
 
     Raises:
         IndexError: if a frame lies outside the video.
         ValueError: if the bytes are no video.
     """
+    if isinstance(video, dict):
+        video = video["bytes"]
     if isinstance(video, bytes):
         try:
             video = VideoDecoder(video)

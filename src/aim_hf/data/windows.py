@@ -90,8 +90,7 @@ class Window:
 
         def decoded(name: str) -> np.ndarray:
             try:
-                video = row[name]
-                return decode_video(video["bytes"] if isinstance(video, dict) else video, frames)
+                return decode_video(row[name], frames)
             except (ValueError, IndexError) as error:
                 raise ValueError(f"{where}: {name} is damaged ({error}); record this episode again") from error
 

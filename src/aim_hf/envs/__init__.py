@@ -21,3 +21,12 @@ def make_environment(suite: str, task: str, split: str = "easy", **options) -> E
     if suite not in _ENVIRONMENTS:
         raise ValueError(f"suite={suite!r} is unknown: choose one of {list(_ENVIRONMENTS)}.")
     return _ENVIRONMENTS[suite](task, split, **options)
+
+
+def next_environment(last: Environment | None, suite: str, task: str, split: str, **options) -> Environment:
+    """`last` itself if it is of this task and split; otherwise it is closed, and a new one takes its place."""
+    if last is not None:
+        if (last.suite, last.task, last.split) == (suite, task, split):
+            return last
+        last.close()
+    return make_environment(suite, task, split, **options)

@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.value_maps import overlay
 from ..envs.base import Observation
 from .policies import Prediction
 
@@ -32,21 +33,10 @@ MOMENTS = (0.2, 0.55, 0.9)  # of the episode: what a strip shows
 PAPER, INK, FAINT = (255, 255, 255), (28, 30, 36), (120, 124, 134)
 NIGHT, CHALK = (18, 19, 24), (232, 233, 238)
 GREEN, RED = (38, 160, 82), (214, 64, 58)
-_HEAT = np.array([[130, 0, 20], [255, 60, 0], [255, 190, 0], [255, 255, 170]])  # at 0, 1/3, 2/3 and 1
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
-
-
-def overlay(rgb: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Value maps in heat colors over darkened gray pictures: (..., H, W, 3) uint8 and (..., H, W) in [0, 1]."""
-    value = np.clip(value, 0, 1)
-    gray = 35 + 0.5 * rgb.mean(axis=-1, keepdims=True)
-    levels = np.linspace(0, 1, len(_HEAT))
-    heat = np.stack([np.interp(value, levels, channel) for channel in _HEAT.T], axis=-1)
-    opacity = np.clip(1.5 * value - 0.08, 0, 0.78)[..., None]
-    return ((1 - opacity) * gray + opacity * heat).astype(np.uint8)
 
 
 def canvas(views: dict[str, np.ndarray], width: int) -> np.ndarray:

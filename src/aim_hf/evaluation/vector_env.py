@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..envs import make_environment
+from ..envs import next_environment
 from ..envs.base import ActionMode, Environment, Observation
 from ..envs.seeds import check_seed
 from .oracle import ValueMapOracle, record_expert
@@ -90,11 +90,8 @@ class HostedEnvironment:
         if self.oracle is not None:
             self.oracle.close()
             self.oracle = None
-        if self.env is None or self.env.task != task:
-            if self.env is not None:
-                self.env.close()
-            self.env = make_environment(self.suite, task, self.split)
-        env, self.chunks = self.env, chunks
+        env = self.env = next_environment(self.env, self.suite, task, self.split)
+        self.chunks = chunks
         run = record_expert(env, seed)
         self.observation = env.reset(seed)
         if true_value_maps:

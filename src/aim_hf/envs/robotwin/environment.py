@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
@@ -36,6 +37,20 @@ _FRAME_BEHIND_TCP = 0.12  # m along the tool's x: where RoboTwin's `ee` poses ar
 
 _PLAYED = "with the expert's play"
 _ROOT_VARIABLE, _PYTHON_VARIABLE = "ROBOTWIN_ROOT", "ROBOTWIN_PYTHON"
+
+
+class _SetVariable(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        os.environ[self.const] = values
+
+
+def add_robotwin_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of a script that say where RoboTwin is. They set environment variables, which workers inherit."""
+    for option, variable, meaning in (
+        ("--robotwin-root", _ROOT_VARIABLE, "a RoboTwin 2.0 checkout"),
+        ("--robotwin-python", _PYTHON_VARIABLE, "the interpreter it is installed in"),
+    ):
+        parser.add_argument(option, action=_SetVariable, const=variable, help=f"{meaning}; default: {variable}")
 
 
 @dataclass(frozen=True)
