@@ -49,6 +49,9 @@ class AIMConfig(PreTrainedConfig):
             for all of them.
         value_text_cross_attention: whether value tokens read the instruction themselves. Eq. (10) gives V_m no
             text, so `False`; the instruction then reaches the value map through the imagined RGB tokens.
+        separate_history_head: whether executed actions are encoded by a copy of the action head that stays as it is
+            while the action head is trained further by itself (stage 2). See
+            [`AIMForWorldAction.separate_history_head`].
         action_reads_value: `False` cuts the value tokens from V_a. It makes the ablation "observations only" of
             the same network, and nothing else should use it.
         joint_denoising: whether actions are denoised together with RGB and value maps, from the value tokens as they
@@ -81,6 +84,7 @@ class AIMConfig(PreTrainedConfig):
     actions_per_latent_frame: int = 16
     action_lookahead_frames: int = 0
     history_chunks: int | None = None
+    separate_history_head: bool = False
     # readings of eq. (10)
     value_text_cross_attention: bool = False
     action_reads_value: bool = True

@@ -11,6 +11,7 @@ Notable choices:
   whose slices are the visible sets, without a mask. Both give the same numbers.
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -60,6 +61,29 @@ class Segment:
     units: Units
     hidden: torch.Tensor
     time: torch.Tensor
+
+
+@dataclass
+class Stream:
+    """Segments that one list of blocks runs, one after the other. time: of each unit or token, as the blocks take it;
+    reading: the instruction and how many tokens read it, for the video stream."""
+
+    blocks: nn.ModuleList
+    segments: list[Segment]
+    embedding: torch.Tensor
+    time: torch.Tensor
+    rotation: "Rotation"
+    reading: tuple = ()
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        return torch.cat([segment.hidden for segment in self.segments], dim=1)
+
+    def split(self, hidden: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Hidden states and time embedding of each segment."""
+        tokens = [segment.hidden.shape[1] for segment in self.segments]
+        counts = [segment.time.shape[1] for segment in self.segments]
+        return list(zip(hidden.split(tokens, dim=1), self.embedding.split(counts, dim=1)))
 
 
 # --------------------------------------------------------------------------------------------- positions and norms
@@ -363,6 +387,9 @@ class AIMForWorldAction(PreTrainedModel):
         self.proj_out = nn.Linear(dim, config.out_channels * patch)
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, dim))
         self.action_head = AIMActionHead(config)
+        # Executed actions are seen by the video stream too. Where the action head has been trained further by itself,
+        # this is its copy from before, which encodes them still: so what is imagined stays the same, bit by bit.
+        self.history_head = AIMActionHead(config) if config.separate_history_head else None
         self.post_init()
 
     @torch.no_grad()
@@ -428,9 +455,22 @@ class AIMForWorldAction(PreTrainedModel):
         """What adapters with activation checkpointing, and quantizers, ask a model for."""
         return self.patch_embedding
 
+    def separate_history_head(self) -> None:
+        """From here on a frozen copy of the action head as it is encodes executed actions, and `action_head` may be
+        trained by itself: RGB and value maps don't depend on it any more."""
+        if self.history_head is None:
+            self.history_head = copy.deepcopy(self.action_head).requires_grad_(False)
+            self.config.separate_history_head = True
+
+    @property
+    def _executed_head(self) -> AIMActionHead:
+        """What encodes executed actions."""
+        return self.action_head if self.history_head is None else self.history_head
+
     def compile_blocks(self) -> None:
         """Compiles what a layer does before and after the shared attention, once for all layers of a stream."""
-        for block in (*self.blocks, *self.action_head.blocks):
+        heads = (self.action_head,) if self.history_head is None else (self.action_head, self.history_head)
+        for block in (*self.blocks, *(block for head in heads for block in head.blocks)):
             block.project = torch.compile(block.project)
             block.update = torch.compile(block.update)
 
@@ -631,8 +671,8 @@ class AIMForWorldAction(PreTrainedModel):
                 hidden = hidden + self.value_noise_token.weight
             return Segment(units, hidden, time)
 
-        def action(units, actions, time):
-            return Segment(units, self.action_head.action_embedder(actions), time)
+        def action(units, actions, time, head=self.action_head):
+            return Segment(units, head.action_embedder(actions), time)
 
         video_segments = [
             video(Kind.OBSERVATION, past, latents, t_observed),
@@ -648,7 +688,7 @@ class AIMForWorldAction(PreTrainedModel):
         executed_times = executed.shape[1] * t_action.shape[2] // a_t.shape[2]
         executed_units = Units.segment(Kind.ACTION, past[1:], config.chunk_latent_frames)
         action_segments = [
-            action(executed_units, executed, t_action.new_zeros(B, executed_times)),
+            action(executed_units, executed, t_action.new_zeros(B, executed_times), self._executed_head),
             *(action(Units.future_actions(chunks, *frames_a, e), a_t[:, e], t_action[:, e]) for e in range(E)),
         ]
         grid = self._grid(height, width)
@@ -665,7 +705,8 @@ class AIMForWorldAction(PreTrainedModel):
     ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[tuple[torch.Tensor, torch.Tensor]]]:
         """All layers over segments of both streams at once, under the mask of `visibility.py`.
 
-        Segments that read the instruction come before those that don't. `grid`: rows and columns of tokens in a frame.
+        Of video segments those that read the instruction come first; the first action segment is the executed ones.
+        `grid`: rows and columns of tokens in a frame.
         Returns, for each segment of each stream, its last hidden states and time embedding.
         """
         config, device = self.config, video_segments[0].hidden.device
@@ -686,56 +727,58 @@ class AIMForWorldAction(PreTrainedModel):
         lengths = [L] * len(video_units.kind) + [n] * len(action_units.kind)
         attend_visible = masked_attention(mask, lengths, device)
 
-        # 2. Tokens, times and positions.
-        video, action = (
-            torch.cat([segment.hidden for segment in segments], dim=1)
-            for segments in (video_segments, action_segments)
-        )
-        video_time, action_time = (
-            torch.cat([segment.time for segment in segments], dim=1) for segments in (video_segments, action_segments)
-        )
-        video_embedding, video_time = self.condition_embedder(video_time)
-        action_embedding, action_time = self.action_head.condition_embedder(action_time)
-        video_rotation = self._rotary(video_positions(video_units.frame[None].to(device), *grid))
-        action_rotation = self._rotary(action_positions(action_units.frame[None].to(device), n))
+        # 2. Streams: whose blocks run which tokens, with their times and positions.
         reads_text = config.value_text_cross_attention | (video_units.kind <= Kind.FUTURE_RGB)
-        text_tokens = int(reads_text.sum()) * L
+        reading = self.condition_embedder.text_embedder(prompt_embeds), int(reads_text.sum()) * L
 
-        # 3. Layers: two streams, one shared self-attention.
-        text = self.condition_embedder.text_embedder(prompt_embeds)
+        def stream(part, segments, positions, *reading):
+            frames = torch.cat([segment.units.frame for segment in segments])[None].to(device)
+            times = part.condition_embedder(torch.cat([segment.time for segment in segments], dim=1))
+            return Stream(part.blocks, segments, *times, self._rotary(positions(frames)), reading)
 
-        def run_layer(layer, video, action):
-            # Each block is called once, as FSDP and hooks want it, and the attention between them needs both: so the
-            # action block's call lies within the video block's.
-            def attend(*of_video):
-                nonlocal action
-                shares = []
+        of_heads = [(self.action_head, action_segments)]
+        if self.history_head is not None:
+            of_heads = [(self.history_head, action_segments[:1]), (self.action_head, action_segments[1:])]
+        streams = [
+            stream(self, video_segments, lambda frames: video_positions(frames, *grid), *reading),
+            *(stream(head, segments, lambda frames: action_positions(frames, n)) for head, segments in of_heads),
+        ]
 
-                def attend_together(*of_action):
-                    q, k, v = (torch.cat(pair, dim=2) for pair in zip(of_video, of_action))
-                    attended = attend_visible(q, k, v)
-                    shares.extend(attended.split([of_video[0].shape[2], of_action[0].shape[2]], dim=2))
-                    return shares[1]
+        # 3. Layers: one shared self-attention.
+        def run_layer(layer, *hidden):
+            # Each block is called once, as FSDP and hooks want it, and the attention between them needs all of them:
+            # so each call lies within the one before, and the innermost attends for all.
+            updated, projections, shares = [None] * len(streams), [], []
 
-                action = self.action_head.blocks[layer](action, action_time, action_rotation, attend_together)
-                return shares[0]
+            def run(index):
+                if index == len(streams):
+                    q, k, v = (torch.cat(parts, dim=2) for parts in zip(*projections))
+                    shares.extend(attend_visible(q, k, v).split([part.shape[1] for part in hidden], dim=2))
+                    return
 
-            video = self.blocks[layer](video, video_time, video_rotation, attend, text, text_tokens)
-            return video, action
+                def attend(*projected):
+                    projections.append(projected)
+                    run(index + 1)
+                    return shares[index]
 
+                stream = streams[index]
+                updated[index] = stream.blocks[layer](
+                    hidden[index], stream.time, stream.rotation, attend, *stream.reading
+                )
+
+            run(0)
+            return tuple(updated)
+
+        hidden = tuple(stream.hidden for stream in streams)
         for layer in range(config.num_layers):
             if self.gradient_checkpointing and self.training:
-                video, action = self._gradient_checkpointing_func(run_layer, layer, video, action)
+                hidden = self._gradient_checkpointing_func(run_layer, layer, *hidden)
             else:
-                video, action = run_layer(layer, video, action)
+                hidden = run_layer(layer, *hidden)
 
         # 4. Back to segments.
-        def split(segments, hidden, embedding):
-            counts = [segment.time.shape[1] for segment in segments]
-            tokens = [segment.hidden.shape[1] for segment in segments]
-            return list(zip(hidden.split(tokens, dim=1), embedding.split(counts, dim=1)))
-
-        return split(video_segments, video, video_embedding), split(action_segments, action, action_embedding)
+        videos, *actions = (stream.split(last) for stream, last in zip(streams, hidden))
+        return videos, [segment for of_head in actions for segment in of_head]
 
     # ---------------------------------------------------------------------------------------------- rollout
 
@@ -799,8 +842,8 @@ class AIMForWorldAction(PreTrainedModel):
         _, video_time = self.condition_embedder(latents.new_zeros(B, f))
         video_rotation = self._rotary(video_positions(frames, height, width))
         if actions is not None:
-            action = self.action_head.action_embedder(actions)
-            _, action_time = self.action_head.condition_embedder(actions.new_zeros(B, f))
+            action = self._executed_head.action_embedder(actions)
+            _, action_time = self._executed_head.condition_embedder(actions.new_zeros(B, f))
             action_rotation = self._rotary(action_positions(frames, config.actions_per_latent_frame))
             action_mask = cache.mask(actions=True, observations=False, before=L, after=n_actions)
         start, stop = cache.actions_start, cache.future_start
@@ -818,7 +861,7 @@ class AIMForWorldAction(PreTrainedModel):
             cache.keep(layer, action_slots, k, v)
             return attended
 
-        for layer, (video_block, action_block) in enumerate(zip(self.blocks, self.action_head.blocks)):
+        for layer, (video_block, action_block) in enumerate(zip(self.blocks, self._executed_head.blocks)):
             attend = partial(attend_observation, layer)
             video = video_block(video, video_time, video_rotation, attend, cache.text[layer], video.shape[1])
             if actions is not None:
