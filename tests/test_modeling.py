@@ -113,6 +113,7 @@ def rollout(model, batch, draw: int = 0):
         {"joint_denoising": True},
         {"action_lookahead_frames": 1},
         {"action_lookahead_frames": 3, "joint_denoising": True},
+        {"separate_history_head": True},
     ],
     ids=lambda v: "".join(v) or "plain",
 )

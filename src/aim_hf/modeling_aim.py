@@ -456,10 +456,12 @@ class AIMForWorldAction(PreTrainedModel):
         return self.patch_embedding
 
     def separate_history_head(self) -> None:
-        """From here on a frozen copy of the action head as it is encodes executed actions, and `action_head` may be
-        trained by itself: RGB and value maps don't depend on it any more."""
+        """From here on the action head as it is encodes executed actions, frozen, and a copy of it, the new
+        `action_head`, may be trained by itself: RGB and value maps don't depend on it any more."""
         if self.history_head is None:
-            self.history_head = copy.deepcopy(self.action_head).requires_grad_(False)
+            # The copy is the one to be trained: a product of matrices that lie elsewhere may round differently.
+            self.history_head = self.action_head.requires_grad_(False)
+            self.action_head = copy.deepcopy(self.action_head).requires_grad_(True)
             self.config.separate_history_head = True
 
     @property
@@ -911,10 +913,12 @@ class AIMForWorldAction(PreTrainedModel):
             context.append(_joined(sources))
         cache.action_context = context
 
-    def denoise_actions(self, cache: AIMCache, actions: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def denoise_actions(
+        self, cache: AIMCache, actions: torch.Tensor, timestep: torch.Tensor, head: AIMActionHead | None = None
+    ) -> torch.Tensor:
         """Velocity of the next normalized actions, (B, config.action_horizon, action_dim), at `timestep` in [0, 1]:
-        (B,), or (B, action_horizon) where some are committed."""
-        config = self.config
+        (B,), or (B, action_horizon) where some are committed. By another `head` than `action_head` if one is given."""
+        config, head = self.config, head or self.action_head
         if cache.action_context is None:
             raise ValueError("the cache holds no value map for these actions; call condition_actions first.")
         if "actions" not in cache.rotations:
@@ -926,16 +930,16 @@ class AIMForWorldAction(PreTrainedModel):
         mask = cache.mask(
             actions=True, observations=False, before=cache.tokens_per_frame, after=value_tokens + actions.shape[1]
         )
-        hidden = self.action_head.action_embedder(actions)
+        hidden = head.action_embedder(actions)
         timestep = timestep[:, None] if timestep.dim() == 1 else timestep
-        embedding, time = self.action_head.condition_embedder(timestep)
+        embedding, time = head.condition_embedder(timestep)
 
         def attend(context, q, k, v):
             return self._attention(q, *_joined((context, (k, v))), mask)
 
-        for block, context in zip(self.action_head.blocks, cache.action_context):
+        for block, context in zip(head.blocks, cache.action_context):
             hidden = block(hidden, time, rotation, partial(attend, context))
-        return self.action_head.velocity(hidden, embedding)
+        return head.velocity(hidden, embedding)
 
     def _attention(self, q, k, v, mask: torch.Tensor | None = None) -> torch.Tensor:
         """By the implementation that the model was loaded with (`attn_implementation=`). Rows of different age need a

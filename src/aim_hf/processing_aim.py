@@ -355,6 +355,13 @@ class AIMProcessor(ProcessorMixin):
         low, high = np.quantile(actions, [0.01, 0.99], axis=0)
         return {"q01": low.tolist(), "q99": high.tolist()}
 
+    @property
+    def moving_dimensions(self) -> torch.Tensor:
+        """(action_dim,), False for numbers that never change in the training set: an arm that this robot lacks."""
+        self._check_statistics()
+        low, high = (torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in ("q01", "q99"))
+        return high > low
+
     def normalize_actions(self, actions, initial_pose=None) -> torch.Tensor:
         """Physical actions -> what the network sees: relative, with q01 at -1 and q99 at 1.
 
@@ -389,13 +396,16 @@ class AIMProcessor(ProcessorMixin):
         return self.absolute_actions(actions * half_range + center, initial_pose)
 
     def _scale(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._check_statistics()
+        low, high = (torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in ("q01", "q99"))
+        half_range = ((high - low) / 2).clamp(min=self.minimum_half_range)
+        return ((low + high) / 2).to(actions), half_range.to(actions)
+
+    def _check_statistics(self):
         if self.action_statistics is None:
             raise ValueError(
                 "action_statistics are not set; assign what compute_action_statistics(...) gives for the training set."
             )
-        low, high = (torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in ("q01", "q99"))
-        half_range = ((high - low) / 2).clamp(min=self.minimum_half_range)
-        return ((low + high) / 2).to(actions), half_range.to(actions)
 
     def _check_numbers(self, actions: torch.Tensor, name: str):
         if actions.ndim < 1 or actions.shape[-1] != self.action_dim:

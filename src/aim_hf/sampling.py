@@ -50,30 +50,24 @@ def sample_chunk(
     Returns:
         RGB latents, value latents (those that the actions were decoded from) and normalized actions.
     """
-    latents, value_latents, action_latents = noise
-    joint, dtype = model.config.joint_denoising, model.dtype
-    timesteps = _set_timesteps(scheduler, num_inference_steps, model.device)
+    *world, action_latents = noise
+    joint = model.config.joint_denoising
     if joint:
         action_timesteps = _set_timesteps(action_scheduler, num_inference_steps, model.device)
 
-    # RGB and value maps on one trajectory, eq. (6); in joint denoising the actions beside them.
-    for i, t in enumerate(timesteps[:stop_after]):
-        world = torch.stack([latents, value_latents])
-        time = _unit_time(scheduler, t, len(latents))
-        velocity = torch.stack(model.denoise_world(cache, *world.to(dtype), time)).float()
-        if guidance_scale != 1:
-            unguided = torch.stack(model.denoise_world(unguided_cache, *world.to(dtype), time)).float()
-            velocity = unguided + guidance_scale * (velocity - unguided)
-        if i + 1 == stop_after:
-            latents, value_latents = world - time[0] * velocity
-        else:
-            latents, value_latents = scheduler.step(velocity, t, world).prev_sample
+    def after_step(i, t, world):
+        nonlocal action_latents
         if joint:
             model.condition_actions(cache)
             of_step = action_scheduler, action_timesteps[i], committed_actions
             action_latents = _action_step(model, cache, action_latents, *of_step)
         if on_step_end is not None:
-            latents, value_latents, action_latents = on_step_end(i, t, (latents, value_latents, action_latents))
+            *world, action_latents = on_step_end(i, t, (*world, action_latents))
+        return world
+
+    latents, value_latents = sample_world(
+        *(model, cache, world, scheduler, num_inference_steps, stop_after, guidance_scale, unguided_cache, after_step)
+    )
     if joint:
         return latents, value_latents, action_latents
     if true_value_latents is not None:
@@ -84,6 +78,41 @@ def sample_chunk(
         on_step_end=on_step_end,
         first_step=num_inference_steps,
     )
+
+
+@torch.no_grad()
+def sample_world(
+    model: AIMForWorldAction,
+    cache: AIMCache,
+    noise: tuple[torch.Tensor, torch.Tensor],
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    num_inference_steps: int,
+    stop_after: int | None = None,
+    guidance_scale: float = 1.0,
+    unguided_cache: AIMCache | None = None,
+    after_step: Callable[[int, torch.Tensor, tuple], tuple] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first half of `sample_chunk`: RGB and value latents on one trajectory, eq. (6).
+
+    Args:
+        noise: of RGB and value latents.
+        after_step: called with a step's index, its timestep and both latents; what it returns is used from there on.
+    """
+    latents, value_latents = noise
+    for i, t in enumerate(_set_timesteps(scheduler, num_inference_steps, model.device)[:stop_after]):
+        world = torch.stack([latents, value_latents])
+        time = _unit_time(scheduler, t, len(latents))
+        velocity = torch.stack(model.denoise_world(cache, *world.to(model.dtype), time)).float()
+        if guidance_scale != 1:
+            unguided = torch.stack(model.denoise_world(unguided_cache, *world.to(model.dtype), time)).float()
+            velocity = unguided + guidance_scale * (velocity - unguided)
+        if i + 1 == stop_after:
+            latents, value_latents = world - time[0] * velocity
+        else:
+            latents, value_latents = scheduler.step(velocity, t, world).prev_sample
+        if after_step is not None:
+            latents, value_latents = after_step(i, t, (latents, value_latents))
+    return latents, value_latents
 
 
 @torch.no_grad()

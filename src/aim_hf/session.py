@@ -62,7 +62,7 @@ class AIMSession:
         return (self.cache.frames == 0).nonzero().flatten().tolist()
 
     @torch.no_grad()
-    def append(self, observations, executed_actions=None, rows: Sequence[int] | None = None) -> None:
+    def append(self, observations, executed_actions=None, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Appends what really happened. Bad input is refused before anything changes.
 
         Args:
@@ -73,6 +73,9 @@ class AIMSession:
                 were executed since, in physical units. None with first observations.
             rows: to which rows; the other arguments are of these alone. All if not given. Rows that wait for their
                 first observation and rows that have one are appended to apart.
+
+        Returns:
+            the observations' latents, (rows, C, f, h, w).
 
         Raises:
             ValueError: for wrong numbers of rows, observations or actions, and whatever the processor refuses.
@@ -118,6 +121,7 @@ class AIMSession:
             self.initial_pose[index] = poses
         for row, frames in zip(index.tolist(), latents, strict=True):
             self._undecoded[row] += frames.split(1, dim=1)
+        return latents
 
     @torch.no_grad()
     def reset(self, rows: int | Sequence[int], instruction: str | Sequence[str]) -> None:

@@ -10,11 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["train", "rl", "evaluation"]
+Purpose = Literal["train", "rl", "validation", "evaluation"]
 
 SEED_RANGES: dict[str, range] = {
     "train": range(0, 1_000_000),
     "rl": range(1_000_000, 2_000_000),
+    "validation": range(2_000_000, 3_000_000),  # looked at while training goes on, so that evaluation stays unseen
     "evaluation": range(100_000_000, 200_000_000),
 }
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..envs import next_environment
-from ..envs.base import ActionMode, Environment, Observation
-from ..envs.seeds import check_seed
+from ..envs.base import ARMS, ActionMode, Environment, Observation, SeedRejected, SimulatorLost
+from ..envs.seeds import Purpose, check_seed
 from .oracle import ValueMapOracle, record_expert
 
 
@@ -37,7 +37,7 @@ class WorkerLost(RuntimeError):
 class Start:
     """An episode that has been reset.
 
-    expert_success: whether the scripted expert fulfils the task on this scene.
+    expert_success: whether the scripted expert fulfils the task on this scene; None where it wasn't asked.
     contacts: camera -> pixels (u, v) of the contacts that the last frame of the first chunk is to show.
     value_maps: the true maps of the coming chunk, camera -> (F, H, W) uint8; None unless asked for.
     """
@@ -46,7 +46,7 @@ class Start:
     instruction: str
     control_dt: float
     step_limit: int
-    expert_success: bool
+    expert_success: bool | None
     contacts: dict[str, list[tuple[float, float]]]
     value_maps: dict[str, np.ndarray] | None
 
@@ -56,10 +56,12 @@ class Progress:
     """A chunk that has been executed, up to the episode's end.
 
     observations: F of them; from the episode's end on the last one, repeated.
+    targets: (F, 2, 3), where the actions wanted the left and the right tool at these moments, in the world.
     steps: control steps executed since the reset. success: whether the task was fulfilled after any of them.
     """
 
     observations: list[Observation]
+    targets: np.ndarray
     steps: int
     success: bool
     done: bool
@@ -86,13 +88,15 @@ class HostedEnvironment:
         self.env: Environment | None = None
         self.oracle: ValueMapOracle | None = None
 
-    def reset(self, task: str, seed: int, instructions: str, chunks: Chunks, true_value_maps: bool) -> Start:
+    def reset(
+        self, task: str, seed: int, instructions: str, chunks: Chunks, expert: bool, true_value_maps: bool
+    ) -> Start:
         if self.oracle is not None:
             self.oracle.close()
             self.oracle = None
         env = self.env = next_environment(self.env, self.suite, task, self.split)
         self.chunks = chunks
-        run = record_expert(env, seed)
+        run = record_expert(env, seed) if expert else None
         self.observation = env.reset(seed)
         if true_value_maps:
             self.oracle = ValueMapOracle(env, run)
@@ -101,13 +105,13 @@ class HostedEnvironment:
             instruction=env.instruction(instructions),
             control_dt=env.control_dt,
             step_limit=env.step_limit,
-            expert_success=run.success,
-            contacts=run.contacts(chunks.actions),
+            expert_success=run and run.success,
+            contacts=run.contacts(chunks.actions) if run else {},
             value_maps=self._value_maps(),
         )
 
     def step(self, actions: np.ndarray, mode: ActionMode) -> Progress:
-        observations, success, done = [], False, False
+        observations, targets, success, done = [], [], False, False
         arm = actions.shape[1] // 2  # numbers of one arm, its gripper last
         for index, action in enumerate(actions, start=1):
             is_moment = index % self.chunks.actions_per_frame == 0
@@ -120,7 +124,14 @@ class HostedEnvironment:
                     self.observation = self.env.observe()
             if is_moment:
                 observations.append(self.observation)
-        return Progress(observations, result.info["step"], success, done, self._value_maps())
+                targets.append(self._targets(action, mode))
+        return Progress(observations, np.stack(targets), result.info["step"], success, done, self._value_maps())
+
+    def _targets(self, action: np.ndarray, mode: ActionMode) -> np.ndarray:
+        if mode == "ee":
+            return np.stack([action[:3], action[8:11]])
+        tools = self.env.fk(action)
+        return np.stack([tools[arm][:3] for arm in ARMS])
 
     def _value_maps(self) -> dict[str, np.ndarray] | None:
         return None if self.oracle is None else self.oracle.value_maps(self.chunks.moments)
@@ -130,17 +141,30 @@ class VectorEnvironment:
     """The environments of a batch of episodes, which start together. Use it in a `with` statement.
 
     Args:
-        suite, split: of every row; the task may differ from batch to batch.
+        suite, split: of every row; the task may differ from batch to batch, and from row to row.
         num_workers: processes.
         timeout: seconds after which a worker that hasn't answered counts as hung.
+        purpose: what the seeds must be for.
+        discard_lost: go on without rows that are lost: answers lack them, and `lost` says why.
 
-    Methods raise WorkerLost, naming the seed, if a worker died or hung: it has been replaced, and the batch must be
-    reset. They raise RuntimeError with the worker's traceback for an error in the environment itself.
+    A row is lost when its worker died or hung, which is then replaced, when its simulator did, or when the suite
+    rejects its seed. Unless they are discarded, methods then raise WorkerLost or SeedRejected, naming the seed, and
+    the batch must be reset. They raise RuntimeError with the worker's traceback for any other error.
     """
 
-    def __init__(self, suite: str, split: str, num_workers: int, timeout: float = 300):
+    def __init__(
+        self,
+        suite: str,
+        split: str,
+        num_workers: int,
+        timeout: float = 300,
+        purpose: Purpose = "evaluation",
+        discard_lost: bool = False,
+    ):
         self.suite, self.split, self.timeout = suite, split, timeout
+        self.purpose, self.discard_lost = purpose, discard_lost
         self.seeds: list[int] = []
+        self.lost: dict[int, WorkerLost | SeedRejected] = {}  # rows of this batch, and what became of them
         self.workers = [_Worker(suite, split) for _ in range(num_workers)]
 
     def __enter__(self) -> VectorEnvironment:
@@ -150,13 +174,30 @@ class VectorEnvironment:
         self.close()
 
     def reset(
-        self, task: str, seeds: list[int], instructions: str, chunks: Chunks, true_value_maps: bool = False
-    ) -> list[Start]:
-        """Starts an episode for each seed. Raises ValueError for a seed that isn't for evaluation."""
-        self.seeds = [check_seed(seed, "evaluation") for seed in seeds]
-        options = {"instructions": instructions, "chunks": chunks, "true_value_maps": true_value_maps}
-        answers = self._ask({row: ("reset", {"task": task, "seed": seed} | options) for row, seed in enumerate(seeds)})
-        return [answers[row] for row in range(len(seeds))]
+        self,
+        tasks: str | list[str],
+        seeds: list[int],
+        instructions: str,
+        chunks: Chunks,
+        true_value_maps: bool = False,
+        expert: bool = True,
+    ) -> list[Start | None]:
+        """Starts an episode for each seed, of the one task or of a task each.
+
+        `expert`: also let the scripted expert try each scene, which tells the contacts. None for a row that is lost.
+        Raises ValueError for a seed that isn't for this purpose.
+        """
+        self.seeds, self.lost = [check_seed(seed, self.purpose) for seed in seeds], {}
+        tasks = [tasks] * len(seeds) if isinstance(tasks, str) else tasks
+        options = {
+            "instructions": instructions,
+            "chunks": chunks,
+            "expert": expert or true_value_maps,
+            "true_value_maps": true_value_maps,
+        }
+        scenes = enumerate(zip(tasks, seeds, strict=True))
+        answers = self._ask({row: ("reset", {"task": task, "seed": seed} | options) for row, (task, seed) in scenes})
+        return [answers.get(row) for row in range(len(seeds))]
 
     def step(self, actions: dict[int, np.ndarray], mode: ActionMode) -> dict[int, Progress]:
         """Executes a chunk of actions (T, action_dim) in each of the given rows."""
@@ -167,15 +208,17 @@ class VectorEnvironment:
             worker.kill()
 
     def _ask(self, commands: dict[int, tuple[str, dict[str, Any]]]) -> dict[int, Any]:
-        """Sends each row's command to its worker. All workers are idle again when this returns or raises."""
+        """Sends each row's command to its worker. All workers are idle again when this returns or raises. A lost row
+        isn't asked again."""
+        commands = {row: command for row, command in commands.items() if row not in self.lost}
         queues: list[deque[int]] = [deque() for _ in self.workers]
         for row in commands:
             queues[row % len(self.workers)].append(row)
         busy: dict[Connection, tuple[int, int]] = {}  # worker and row whose answer is awaited
-        answers, lost, failed = {}, None, None
+        answers, failed = {}, None
 
         def send_next(index: int) -> None:
-            if queues[index] and lost is None and failed is None:
+            if queues[index] and failed is None and (self.discard_lost or not self.lost):
                 row = queues[index].popleft()
                 connection = self.workers[index].connection
                 busy[connection] = index, row
@@ -193,21 +236,30 @@ class VectorEnvironment:
                 try:
                     if not ready:
                         raise TimeoutError
-                    succeeded, answer = connection.recv()
+                    outcome, answer = connection.recv()
                 except (EOFError, OSError) as error:  # TimeoutError is an OSError
                     hung = isinstance(error, TimeoutError)
-                    lost = WorkerLost(self.seeds[row], f"hung for {self.timeout} s" if hung else "died")
+                    reason = f"hung for {self.timeout} s" if hung else "died"
                     self.workers[index].kill()
                     self.workers[index] = _Worker(self.suite, self.split)
+                    queues[index].clear()
+                    for other in range(index, len(self.seeds), len(self.workers)):  # it hosted them all
+                        self.lost[other] = WorkerLost(self.seeds[row], reason)
                     continue
-                if succeeded:
+                if outcome == "done":
                     answers[row] = answer
+                elif outcome == "rejected":
+                    self.lost[row] = SeedRejected(self.seeds[row], answer)
+                elif outcome == "lost":
+                    self.lost[row] = WorkerLost(self.seeds[row], answer)
                 else:
                     failed = RuntimeError(f"the environment failed with seed {self.seeds[row]}:\n{answer}")
                 send_next(index)
-        if failed is not None or lost is not None:
-            raise failed or lost
-        return answers
+        if failed is not None:
+            raise failed
+        if self.lost and not self.discard_lost:
+            raise next(iter(self.lost.values()))
+        return {row: answer for row, answer in answers.items() if row not in self.lost}
 
 
 class _Worker:
@@ -225,8 +277,8 @@ class _Worker:
 
 
 def _serve(connection: Connection, suite: str, split: str) -> None:
-    """A worker's life: answers (row, method, arguments) with (True, result) or (False, traceback), until the parent
-    is gone."""
+    """A worker's life: answers (row, method, arguments) with what came of it and the result, the reason or the
+    traceback, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer: a core a worker
     rows: dict[int, HostedEnvironment] = {}
@@ -236,7 +288,11 @@ def _serve(connection: Connection, suite: str, split: str) -> None:
             try:
                 if row not in rows:
                     rows[row] = HostedEnvironment(suite, split)
-                answer = True, getattr(rows[row], method)(**arguments)
+                answer = "done", getattr(rows[row], method)(**arguments)
+            except SeedRejected as rejected:
+                answer = "rejected", rejected.reason
+            except SimulatorLost as lost:
+                answer = "lost", f"lost its simulator ({lost})"
             except Exception:
-                answer = False, traceback.format_exc()
+                answer = "failed", traceback.format_exc()
             connection.send(answer)

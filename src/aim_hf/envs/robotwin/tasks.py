@@ -65,7 +65,7 @@ PUSH_TARGETS = {"turn_switch": "switch"}
 CONFIGS = {"easy": "demo_clean", "hard": "demo_randomized"}  # by split
 
 _FIRST_EVALUATION_SEED = 100_000  # RoboTwin's evaluation with `seed` s begins at 100,000 (1 + s)
-_FIRST_RL_SEED = 1_000_000_000
+_FIRST_RL_SEED, _FIRST_VALIDATION_SEED = 1_000_000_000, 1_100_000_000
 
 
 def simulator_seed(seed: int) -> int:
@@ -75,7 +75,7 @@ def simulator_seed(seed: int) -> int:
         and are refused.
     evaluation: its offset in the range, from 100,000 on. So offset 0 is the first seed of RoboTwin's own evaluation,
         and offset 100,000 s that of its `seed` s.
-    rl: its offset in the range, from 1,000,000,000 on, beyond all of evaluation's.
+    rl, validation: its offset in the range, from 1,000,000,000 and 1,100,000,000 on, beyond all of evaluation's.
 
     Raises ValueError for a seed outside these.
     """
@@ -84,6 +84,8 @@ def simulator_seed(seed: int) -> int:
         return seed - SEED_RANGES["evaluation"].start + _FIRST_EVALUATION_SEED
     if seed in SEED_RANGES["rl"]:
         return seed - SEED_RANGES["rl"].start + _FIRST_RL_SEED
+    if seed in SEED_RANGES["validation"]:
+        return seed - SEED_RANGES["validation"].start + _FIRST_VALIDATION_SEED
     if seed >= _FIRST_EVALUATION_SEED:
         raise ValueError(
             f"seed={seed} is for training, but RoboTwin evaluates on its seeds from {_FIRST_EVALUATION_SEED} on: "

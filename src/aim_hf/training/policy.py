@@ -1,0 +1,207 @@
+"""The action head as a policy with a likelihood.
+
+The head solves the ODE dx = v dt from noise (t = 1) to actions (t = 0): given the noise nothing about it is random,
+and nobody knows its likelihood. Flow-SDE (Flow-GRPO, arXiv 2505.05470; piRL, arXiv 2510.25889) puts noise into its
+steps and corrects the drift, so that at every t the samples are distributed as before:
+
+    dx = [v + sigma_t^2 / (2t) * eps] dt + sigma_t dw,    eps = x + (1 - t) * v,    sigma_t = a * sqrt(t / (1 - t))
+
+Both papers take Euler's step of it, which adds too much noise where sigma_t is large or the step is the last: at 10
+steps, samples of narrow data come out several times as wide as the data, and shake the robot. Here a step is exact in
+its noise. The ODE's Euler step holds v, and so holds the two samples that it predicts, x_0 = x - t * v and eps. With
+x_0 held, the noise in x is an Ornstein-Uhlenbeck process, which has a closed form: a step from t to s gives
+
+    x_s = (1 - s) * x_0 + s * (rho * eps + sqrt(1 - rho^2) * z),    rho = [s * (1 - t) / (t * (1 - s))]^(a^2 / 2).
+
+For small steps it is the papers'; a = 0 gives the ODE's Euler step; at 10 steps it samples what the ODE does at 10, so
+that what is trained is what is used. The last step, to s = 0, has no noise, hence no likelihood.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..cache import AIMCache
+from ..modeling_aim import AIMActionHead, AIMForWorldAction
+
+Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x (B, ...) at t (B,)
+
+
+@dataclass(frozen=True)
+class FlowSDE:
+    """
+    noise_level: a, how much of the noise in a sample a step replaces; 0 for none.
+
+    Raises:
+        ValueError: if it is negative.
+    """
+
+    noise_level: float
+
+    def __post_init__(self):
+        if not self.noise_level >= 0:
+            raise ValueError(f"noise_level is {self.noise_level}; expected at least 0.")
+
+    def step(self, x: torch.Tensor, velocity: torch.Tensor, t: float, s: float) -> tuple[torch.Tensor, float]:
+        """Mean and standard deviation of x_s, given x = x_t and its velocity, 0 <= s < t <= 1."""
+        clean, noise = x - t * velocity, x + (1 - t) * velocity
+        if s == 0:
+            return clean, 0.0
+        rho = (s * (1 - t) / (t * (1 - s))) ** (self.noise_level**2 / 2)
+        return (1 - s) * clean + s * rho * noise, s * math.sqrt(1 - rho**2)
+
+
+def log_density(x: torch.Tensor, mean: torch.Tensor, std: float) -> torch.Tensor:
+    """Of N(mean, std^2) at x, elementwise."""
+    return -0.5 * ((x - mean) / std).square() - math.log(std) - 0.5 * math.log(2 * math.pi)
+
+
+def kl_divergence(mean: torch.Tensor, reference: torch.Tensor, std: float) -> torch.Tensor:
+    """KL(N(mean, std^2) || N(reference, std^2)), elementwise; exact."""
+    return 0.5 * ((mean - reference) / std).square()
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The random steps of a batch of samples, and where they led.
+
+    steps: their indices, S of them. before, after: (B, S, ...), the samples around each. log_probs: (B, S, ...), the
+    log-densities at which they were taken, summed over the last axis, the numbers of an action.
+    """
+
+    steps: list[int]
+    before: torch.Tensor
+    after: torch.Tensor
+    log_probs: torch.Tensor
+
+
+@torch.no_grad()
+def sample(
+    velocity: Velocity,
+    noise: torch.Tensor,
+    times: list[float],
+    sde: FlowSDE,
+    steps: list[int],
+    z: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Decisions]:
+    """Solves from `noise` (B, ...) at times[0] = 1 to times[-1] = 0; the given `steps` by the SDE, others by the ODE.
+
+    Args:
+        times: K + 1 of them, falling.
+        steps: indices of the random steps in ascending order, of 0 to K - 2.
+        z: (B, S, ...), their noise.
+        mask: over the last axis: 0 for numbers that are no part of the robot's actions, and of the likelihood.
+
+    Raises:
+        ValueError: for steps that are none, or the last one, which has no likelihood.
+    """
+    if not steps or sorted(set(steps)) != steps or not 0 <= steps[0] <= steps[-1] < len(times) - 2:
+        raise ValueError(f"random steps are {steps}; expected some of 0 to {len(times) - 3}, in ascending order.")
+    x, before, after, log_probs, still = noise, [], [], [], FlowSDE(0.0)
+    for index, (t, s) in enumerate(zip(times, times[1:])):
+        v = velocity(x, x.new_full((len(x),), t)).to(x.dtype)
+        if index not in steps:
+            x, _ = still.step(x, v, t, s)
+            continue
+        before.append(x)
+        mean, std = sde.step(x, v, t, s)
+        x = mean + std * z[:, steps.index(index)]
+        after.append(x)
+        log_probs.append(masked_sum(log_density(x, mean, std), mask))
+    return x, Decisions(steps, *(torch.stack(parts, dim=1) for parts in (before, after, log_probs)))
+
+
+def masked_sum(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Over the last axis."""
+    return (values if mask is None else values * mask).sum(dim=-1)
+
+
+def action_velocity(model: AIMForWorldAction, cache: AIMCache, head: AIMActionHead | None = None) -> Velocity:
+    """The velocity of the actions that follow what `cache` holds, after `condition_actions`; of another `head` than
+    the model's if one is given."""
+
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return model.denoise_actions(cache, x.to(model.dtype), t, head).float()
+
+    return velocity
+
+
+class ActionPolicy(nn.Module):
+    """The action head of a model as the one thing that is trained: all else is frozen, and no part of this module.
+
+    Executed actions are encoded by the head as it was before (`AIMForWorldAction.separate_history_head`), so that RGB
+    and value maps stay as they are, to the last bit. That copy is the reference of the divergence too, unless
+    `own_reference` asks for one that may follow the policy.
+
+    Raises:
+        ValueError: for a model that denoises actions jointly with the world, which then depends on them.
+    """
+
+    def __init__(
+        self, model: AIMForWorldAction, times: list[float], sde: FlowSDE, mask: torch.Tensor, own_reference: bool
+    ):
+        super().__init__()
+        if model.config.joint_denoising:
+            raise ValueError("the model has joint_denoising; its actions can't be trained apart from its world.")
+        model.requires_grad_(False)
+        model.separate_history_head()
+        self.head = model.action_head.requires_grad_(True)
+        self.times, self.sde, self.mask = times, sde, mask
+        # Set past torch's back: what is frozen shall be neither moved, nor wrapped, nor saved with this module.
+        self.__dict__["model"] = model
+        if own_reference:
+            self.reference = copy.deepcopy(model.history_head)
+        else:
+            self.__dict__["reference"] = model.history_head
+
+    def forward(
+        self,
+        prompt_embeds: torch.Tensor,
+        first: torch.Tensor,
+        rgb: torch.Tensor,
+        value: torch.Tensor,
+        observed: torch.Tensor,
+        executed: torch.Tensor,
+        steps: torch.Tensor,
+        before: torch.Tensor,
+        after: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-likelihoods of the random steps of a group under the policy, and their KL divergence from the reference,
+        (G, C, S, P) each, P actions a prediction. Arguments as in [`Group`].
+
+        Keys and values of each chunk's state are rebuilt once, without gradient, and serve all of its steps. Episodes
+        that have ended run along, as they did in the rollout, so that every number is the same as there.
+        """
+        log_probs, divergences = [], []
+        for chunk, cache in self._states(prompt_embeds, first, rgb, value, observed, executed):
+            policy, reference = (action_velocity(self.model, cache, head) for head in (self.head, self.reference))
+            for index, step in enumerate(steps[chunk].tolist()):
+                x, (t, s) = before[:, chunk, index], self.times[step : step + 2]
+                time = x.new_full((len(x),), t)
+                mean, std = self.sde.step(x, policy(x, time), t, s)
+                with torch.no_grad():
+                    reference_mean, _ = self.sde.step(x, reference(x, time), t, s)
+                log_probs.append(masked_sum(log_density(after[:, chunk, index], mean, std), self.mask))
+                divergences.append(masked_sum(kl_divergence(mean, reference_mean, std), self.mask))
+        shape = after.shape[1:3]  # chunks, steps
+        return tuple(torch.stack(parts, dim=1).unflatten(1, shape) for parts in (log_probs, divergences))
+
+    @torch.no_grad()
+    def _states(self, prompt_embeds, first, rgb, value, observed, executed) -> Iterator[tuple[int, AIMCache]]:
+        """Each chunk and a cache that holds what its actions may see, eq. (10)."""
+        model, (G, chunks) = self.model, rgb.shape[:2]
+        dtype = model.dtype
+        cache = model.new_cache(1, *first.shape[-2:])
+        model.set_text(cache, prompt_embeds[None].to(dtype))
+        model.append(cache, first[None].to(dtype))
+        cache = cache.select(torch.zeros(G, dtype=torch.long))  # the episodes' common past, computed once
+        for chunk in range(chunks):
+            model.condition_actions(cache, rgb[:, chunk].to(dtype), value[:, chunk].to(dtype))
+            yield chunk, cache
+            if chunk + 1 < chunks:
+                model.append(cache, observed[:, chunk].to(dtype), executed[:, chunk].to(dtype))

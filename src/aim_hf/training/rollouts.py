@@ -1,0 +1,289 @@
+"""Rollouts of the policy: groups of episodes that start from the same scene, in many environments at once.
+
+The episodes of a group share all that the policy does not decide: the scene, the imagination of its first chunk, and
+the noise of every later one and of the actions' start. So what tells them apart are the policy's random steps, whose
+likelihood is known, and what came of them.
+
+A group's content depends on the weights, its scene, its generation and the seed, and on nothing that runs beside it:
+its network calls have a batch of their own, always of the same size. The imagined latents are kept as a part of the
+state, so that the learner rebuilds keys and values from them, and nothing is ever sampled again.
+"""
+
+import time
+import zlib
+from collections import Counter
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..envs.base import CAMERAS
+from ..envs.seeds import Purpose, episode_seeds
+from ..evaluation.vector_env import Chunks, Progress, Start, VectorEnvironment
+from ..pipeline_aim import AIMPipeline
+from ..sampling import sample_world
+from .policy import ActionPolicy, Decisions, action_velocity, sample
+from .rewards import Outcome
+
+
+@dataclass(frozen=True)
+class Scene:
+    task: str
+    seed: int
+
+
+class Scenes(torch.utils.data.Dataset):
+    """Scenes to practise on: every task in turn, each time with the next seed of `purpose`, from the `start`-th on."""
+
+    def __init__(self, tasks: list[str], count: int, purpose: Purpose = "rl", start: int = 0):
+        self.tasks = list(tasks)
+        self.purpose = purpose
+        self._seeds = episode_seeds(purpose, start, -(-count // len(self.tasks)))
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Scene:
+        if not 0 <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        return Scene(self.tasks[index % len(self.tasks)], self._seeds[index // len(self.tasks)])
+
+
+@dataclass
+class Group:
+    """What the learner needs of G episodes of one scene, of up to C chunks (`num_chunks`) with S random steps each.
+
+    prompt_embeds (L, text_dim); first (c, 1, h, w), the first observation.
+    rgb, value: (G, C, c, F, h, w), as imagined. observed: the same shape, what was really seen after each chunk.
+    executed (G, C, F * n, D), normalized.
+    steps (C, S): the random denoising steps. before, after (G, C, S, P, D): the samples around them. log_probs
+        (G, C, S, P): log-likelihoods of the steps under the policy that took them.
+    num_chunks (G,); success (G,).
+    rewards: name -> (G, C), NaN beyond an episode's end. returns (G,): their weighted sum, dense ones averaged.
+    advantages (G, C): set by the trainer.
+    """
+
+    scene: Scene
+    prompt_embeds: torch.Tensor
+    first: torch.Tensor
+    rgb: torch.Tensor
+    value: torch.Tensor
+    observed: torch.Tensor
+    executed: torch.Tensor
+    steps: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+    log_probs: torch.Tensor
+    num_chunks: torch.Tensor
+    success: torch.Tensor
+    advantages: torch.Tensor | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it but the scene."""
+        return {f.name: value for f in fields(self) if torch.is_tensor(value := getattr(self, f.name))}
+
+
+class Collector:
+    """Lets the action head of a pipeline act as a policy, on scenes.
+
+    Args:
+        pipe: its model is on the device already. policy: of that model.
+        environments: of the suite and split.
+        num_generations: G. num_random_steps: S. seed: of all noise.
+    """
+
+    def __init__(
+        self,
+        pipe: AIMPipeline,
+        policy: ActionPolicy,
+        environments: VectorEnvironment,
+        num_generations: int,
+        num_random_steps: int,
+        num_inference_steps: int,
+        seed: int,
+    ):
+        self.pipe, self.policy, self.environments, self.seed = pipe, policy, environments, seed
+        self.num_generations, self.num_random_steps = num_generations, num_random_steps
+        self.num_inference_steps = num_inference_steps
+        self.chunks = Chunks(pipe.actions_per_chunk, pipe.actions_per_frame)
+        self.seconds: Counter[str] = Counter()  # spent in simulation and in the network
+        self.control_steps = 0
+        self.lost = 0  # episodes
+
+    @torch.no_grad()
+    def collect(
+        self, scenes: list[Scene], generation: int, progress: tqdm | None = None
+    ) -> list[tuple[Group, list[Outcome]] | None]:
+        """A group for each scene, and what rewards see of its episodes; None where fewer than two are left."""
+        G = self.num_generations
+        began = time.perf_counter()
+        starts = self.environments.reset(
+            [scene.task for scene in scenes for _ in range(G)],
+            [scene.seed for scene in scenes for _ in range(G)],
+            "seen",
+            self.chunks,
+            expert=False,
+        )
+        self.seconds["simulation"] += time.perf_counter() - began
+        rollouts = {}
+        for index, scene in enumerate(scenes):
+            rows = range(index * G, (index + 1) * G)
+            if any(starts[row] is not None for row in rows):
+                rollouts[index] = _Rollout(self, scene, generation, [starts[row] for row in rows])
+        running = dict(rollouts)
+        while running:
+            began = time.perf_counter()
+            actions = {
+                index * G + row: chunk
+                for index, rollout in running.items()
+                for row, chunk in rollout.predict().items()
+            }
+            predicted = time.perf_counter()
+            answers = self.environments.step(actions, self.pipe.processor.action_space)
+            simulated = time.perf_counter()
+            for index, rollout in running.items():
+                rollout.observe({row: answers.get(index * G + row) for row in rollout.running})
+                if progress is not None:
+                    progress.update(rollout.just_ended)
+            self.seconds["simulation"] += simulated - predicted
+            self.seconds["inference"] += predicted - began + time.perf_counter() - simulated
+            running = {index: rollout for index, rollout in running.items() if rollout.running}
+        results = [rollouts[index].result() if index in rollouts else None for index in range(len(scenes))]
+        kept = [outcome for result in results if result for outcome in result[1]]
+        self.control_steps += sum(outcome.steps for outcome in kept)
+        self.lost += G * len(scenes) - len(kept)
+        return results
+
+
+class _Rollout:
+    """One group while it runs."""
+
+    def __init__(self, collector: Collector, scene: Scene, generation: int, starts: list[Start | None]):
+        self.collector, self.scene = collector, scene
+        self.pipe, self.model = collector.pipe, collector.pipe.model
+        G = len(starts)
+        start = next(start for start in starts if start is not None)
+        self.instruction = start.instruction
+        words = [collector.seed, generation, scene.seed, zlib.crc32(scene.task.encode())]
+        self.generator = torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+        # One row until the first observation is encoded and its future imagined; then a fork for each episode.
+        self.session = self.pipe.start(start.instruction)
+        self.prompt_embeds = self.pipe.encode_prompt(start.instruction)[0]
+        self.first = self.session.append(start.observation)[0]
+        self.running = [row for row in range(G) if starts[row] is not None]
+        self.lost = [row for row in range(G) if starts[row] is None]
+        self.just_ended = len(self.lost)
+        self.observations = [[start.observation]] * G
+        self.steps, self.success, self.num_chunks = [0] * G, [False] * G, [0] * G
+        self.parts: dict[str, list[torch.Tensor]] = {
+            name: [] for name in ("rgb", "value", "observed", "executed", "steps", "before", "after", "log_probs")
+        }
+        self.seen: list[list[Progress | None]] = []
+        self.value_maps: list[dict[str, np.ndarray]] = []
+
+    def predict(self) -> dict[int, np.ndarray]:
+        """The next chunk of each running episode, (T, action_dim) in physical units."""
+        collector, config = self.collector, self.model.config
+        G, first = collector.num_generations, not self.seen
+        shape = (1, config.in_channels, config.chunk_latent_frames, *self.session.latent_size)
+        world = [self._randn(shape).expand(self.session.batch_size, *shape[1:]) for _ in range(2)]
+        world = sample_world(self.model, self.session.cache, world, self.pipe.scheduler, collector.num_inference_steps)
+        if first:
+            self.session = self.session.select([0] * G)
+            world = [latents.expand(G, *shape[1:]) for latents in world]
+        rgb, value = world
+        cache = self.session.cache
+        self.model.condition_actions(cache, rgb.to(self.model.dtype), value.to(self.model.dtype))
+
+        S, shape = collector.num_random_steps, (config.action_horizon, config.action_dim)
+        policy = collector.policy
+        choice = torch.randperm(len(policy.times) - 2, generator=self.generator)[:S]
+        noise, z = self._randn((1, *shape)).expand(G, *shape), self._randn((G, S, *shape))
+        actions, decisions = sample(
+            *(action_velocity(self.model, cache), noise, policy.times, policy.sde, sorted(choice.tolist()), z),
+            mask=policy.mask,
+        )
+        self._keep(rgb=rgb, value=value, decisions=decisions)
+        maps = self.pipe.processor.unpack_canvas(
+            self.pipe.processor.pixels_to_canvas(self.session.codec.decode_value_maps(value))
+        )
+        self.value_maps.append({name: self.pipe.processor.rgb_to_value(rgb) for name, rgb in maps.items()})
+        actions = self.pipe.processor.unnormalize_actions(actions.double().cpu(), self.session.initial_pose).float()
+        self.actions = actions[:, : config.actions_per_chunk].numpy()
+        return {row: self.actions[row] for row in self.running}
+
+    def observe(self, progress: dict[int, Progress | None]) -> None:
+        """What came of it; None for an episode that was lost."""
+        before = len(self.running)
+        self.seen.append([progress.get(row) for row in range(len(self.observations))])
+        for row, latest in progress.items():
+            if latest is None:
+                self.lost.append(row)
+                latest_observations = self.observations[row][-1:] * len(self.collector.chunks.moments)
+            else:
+                latest_observations = latest.observations
+                self.steps[row], self.success[row] = latest.steps, latest.success
+                self.num_chunks[row] += 1
+            self.observations[row] = latest_observations
+        for row in set(range(len(self.observations))) - set(progress):
+            self.observations[row] = self.observations[row][-1:] * len(self.collector.chunks.moments)
+        self.running = [row for row in self.running if progress[row] is not None and not progress[row].done]
+        self.just_ended = before - len(self.running)
+        executed = self.pipe.processor.normalize_actions(
+            torch.as_tensor(self.actions, dtype=torch.float64), self.session.initial_pose
+        )
+        self.parts["executed"].append(executed.float())
+        if self.running:
+            self.parts["observed"].append(self.session.append(self.observations, self.actions).cpu())
+        else:
+            self.parts["observed"].append(torch.zeros_like(self.parts["rgb"][-1]))
+
+    def result(self) -> tuple[Group, list[Outcome]] | None:
+        rows = [row for row in range(len(self.num_chunks)) if row not in self.lost]
+        if len(rows) < 2:
+            return None
+        chunks = max(self.num_chunks[row] for row in rows)
+        steps = torch.stack(self.parts.pop("steps")[:chunks])
+        stacked = {name: torch.stack(parts[:chunks], dim=1)[rows] for name, parts in self.parts.items()}
+        group = Group(
+            scene=self.scene,
+            prompt_embeds=self.prompt_embeds.cpu(),
+            first=self.first.cpu(),
+            steps=steps,
+            num_chunks=torch.tensor([self.num_chunks[row] for row in rows]),
+            success=torch.tensor([self.success[row] for row in rows]),
+            **stacked,
+        )
+        return group, [self._outcome(row) for row in rows]
+
+    def _outcome(self, row: int) -> Outcome:
+        seen = [chunk[row] for chunk in self.seen[: self.num_chunks[row]]]
+
+        def calibration(camera: str, name: str) -> np.ndarray:
+            return np.stack([[o["observation"][camera][name] for o in chunk.observations] for chunk in seen])
+
+        return Outcome(
+            task=self.scene.task,
+            seed=self.scene.seed,
+            instruction=self.instruction,
+            success=self.success[row],
+            steps=self.steps[row],
+            targets=np.stack([chunk.targets for chunk in seen]),
+            value_maps={
+                camera: np.stack([maps[camera][row] for maps in self.value_maps[: len(seen)]]) for camera in CAMERAS
+            },
+            intrinsics={camera: calibration(camera, "intrinsic_cv") for camera in CAMERAS},
+            extrinsics={camera: calibration(camera, "extrinsic_cv") for camera in CAMERAS},
+        )
+
+    def _keep(self, rgb: torch.Tensor, value: torch.Tensor, decisions: Decisions) -> None:
+        self.parts["rgb"].append(rgb.cpu())
+        self.parts["value"].append(value.cpu())
+        self.parts["steps"].append(torch.tensor(decisions.steps))
+        for name in ("before", "after", "log_probs"):
+            self.parts[name].append(getattr(decisions, name).cpu())
+
+    def _randn(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.model.device)

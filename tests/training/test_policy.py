@@ -1,0 +1,205 @@
+"""The stochastic policy: marginals, likelihoods, and what its training touches."""
+
+import copy
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from aim_hf.training.policy import ActionPolicy, FlowSDE, kl_divergence, log_density, sample
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_modeling import C, H, S, W, make_model  # noqa: E402
+
+TIMES = torch.linspace(1, 0, 11, dtype=torch.float64).tolist()
+MEAN, STD = 0.7, 0.3
+
+
+def gaussian_velocity(x, t, std=STD):
+    """Exact, of data N(MEAN, STD^2): x_t is N((1 - t) MEAN, (1 - t)^2 STD^2 + t^2)."""
+    t = t.view(-1, *[1] * (x.ndim - 1))
+    variance = (1 - t) ** 2 * std**2 + t**2
+    centered = (x - (1 - t) * MEAN) / variance
+    noise, clean = t * centered, MEAN + (1 - t) * std**2 * centered
+    return noise - clean
+
+
+def std_of_data(t):
+    return ((1 - t) ** 2 * STD**2 + t**2) ** 0.5
+
+
+@pytest.mark.parametrize("noise_level", [0.5, 1.0])
+def test_the_sde_keeps_the_marginals_of_a_gaussian(noise_level):
+    times = torch.linspace(1, 0, 201, dtype=torch.float64).tolist()
+    generator = torch.Generator().manual_seed(0)
+    count, steps = 50_000, list(range(199))
+    noise = torch.randn(count, 1, 1, generator=generator, dtype=torch.float64)
+    z = torch.randn(count, 199, 1, 1, generator=generator, dtype=torch.float64)
+    x, decisions = sample(gaussian_velocity, noise, times, FlowSDE(noise_level), steps, z)
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.01)
+    assert x.std().item() == pytest.approx(STD, abs=0.01)
+    for index, t in enumerate(times[1:-1]):  # and so at every time
+        at = decisions.after[:, index]
+        assert at.mean().item() == pytest.approx((1 - t) * MEAN, abs=0.02)
+        assert at.std().item() == pytest.approx(std_of_data(t), abs=0.02)
+
+
+@pytest.mark.parametrize("std", [0.3, 0.03])
+def test_at_ten_steps_it_samples_what_the_ode_does(std):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(50_000, 1, 1, generator=generator, dtype=torch.float64)
+    z = torch.randn(50_000, 9, 1, 1, generator=generator, dtype=torch.float64)
+    velocity = partial(gaussian_velocity, std=std)
+    ode = noise
+    for t, s in zip(TIMES, TIMES[1:]):
+        ode = ode - (t - s) * velocity(ode, ode.new_full((len(ode),), t))
+    sde, decisions = sample(velocity, noise, TIMES, FlowSDE(0.7), list(range(9)), z)
+    assert sde.std().item() == pytest.approx(ode.std().item(), rel=0.05)
+    assert decisions.after[:, 0].std().item() == pytest.approx(std_of_data(TIMES[1]), rel=0.01)
+
+
+def test_without_noise_it_is_the_ode():
+    generator = torch.Generator().manual_seed(0)
+    x, v = torch.randn(2, 4, 3, 2, generator=generator, dtype=torch.float64)
+    for t, s in zip(TIMES, TIMES[1:]):
+        mean, std = FlowSDE(0.0).step(x, v, t, s)
+        torch.testing.assert_close(mean, x - (t - s) * v)
+        assert std == 0
+
+
+def test_a_small_step_is_the_papers():
+    """Mean x - dt [v + sigma^2 / (2t) eps] and standard deviation sigma sqrt(dt), to first order."""
+    x, v = torch.tensor([0.4], dtype=torch.float64), torch.tensor([-1.1], dtype=torch.float64)
+    t, dt, a = 0.6, 1e-5, 0.7
+    mean, std = FlowSDE(a).step(x, v, t, t - dt)
+    variance = a**2 * t / (1 - t)
+    expected = x - dt * (v + variance / (2 * t) * (x + (1 - t) * v))
+    torch.testing.assert_close(mean - x, expected - x, rtol=1e-4, atol=0)
+    assert std == pytest.approx((variance * dt) ** 0.5, rel=1e-4)
+
+
+def test_the_last_step_has_no_noise_and_no_likelihood():
+    x, v = torch.ones(2, 3), torch.full((2, 3), 0.5)
+    mean, std = FlowSDE(0.7).step(x, v, 0.1, 0.0)
+    assert std == 0 and torch.equal(mean, x - 0.1 * v)
+    with pytest.raises(ValueError, match=r"random steps are \[9\]; expected some of 0 to 8"):
+        sample(gaussian_velocity, torch.ones(1, 1, 1), TIMES, FlowSDE(0.7), [9], torch.ones(1, 1, 1, 1))
+    with pytest.raises(ValueError, match="noise_level is -1"):
+        FlowSDE(-1)
+
+
+def test_densities_are_those_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    x, mean, other = torch.randn(3, 50, generator=generator, dtype=torch.float64)
+    normal = torch.distributions.Normal(mean, 0.3)
+    torch.testing.assert_close(log_density(x, mean, 0.3), normal.log_prob(x))
+    exact = torch.distributions.kl_divergence(normal, torch.distributions.Normal(other, 0.3))
+    torch.testing.assert_close(kl_divergence(mean, other, 0.3), exact)
+
+
+def make_group(model, chunks=3, rows=4, seed=0):
+    """States and random steps as a rollout of the policy would leave them, taken by it."""
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    dtype = model.dtype
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    F, n = config.chunk_latent_frames, config.actions_per_latent_frame
+    return dict(
+        prompt_embeds=randn(S, config.text_dim),
+        first=randn(C, 1, H, W),
+        rgb=randn(rows, chunks, C, F, H, W),
+        value=randn(rows, chunks, C, F, H, W),
+        observed=randn(rows, chunks, C, F, H, W),
+        executed=randn(rows, chunks, F * n, config.action_dim),
+        steps=torch.tensor([[2, 5], [0, 8], [3, 4]])[:chunks],
+        before=randn(rows, chunks, 2, config.action_horizon, config.action_dim),
+        after=randn(rows, chunks, 2, config.action_horizon, config.action_dim),
+    )
+
+
+def make_policy(model, own_reference=False):
+    mask = torch.tensor([True] * (model.config.action_dim - 1) + [False])
+    return ActionPolicy(model, TIMES, FlowSDE(0.7), mask, own_reference)
+
+
+@pytest.mark.parametrize("history", [None, 1])
+def test_gradients_reach_the_action_head_alone_and_the_world_stays(history):
+    model = make_model(history_chunks=history, action_lookahead_frames=1)
+    group = make_group(model)
+    before = copy.deepcopy(model.state_dict())
+    policy = make_policy(model)
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.1)
+    log_probs, divergence = policy(**group)
+    assert log_probs.shape == divergence.shape == (4, 3, 2, model.config.action_horizon)
+    assert torch.all(divergence == 0)  # the policy is its own reference still
+    log_probs.sum().backward()
+    optimizer.step()
+    after = model.state_dict()
+    for name, tensor in before.items():
+        if name.startswith("action_head."):
+            assert torch.equal(after["history_head." + name.removeprefix("action_head.")], tensor)
+            assert not torch.equal(after[name], tensor) or "proj_out" not in name, name
+        else:
+            assert torch.equal(after[name], tensor), name
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+        name for name, _ in model.named_parameters() if name.startswith("action_head.")
+    }
+    changed, divergence = policy(**group)
+    assert not torch.equal(changed, log_probs) and divergence.sum() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("history", [None, 1])
+def test_what_is_imagined_does_not_depend_on_the_trained_head(history):
+    """Executed actions reach the video stream, so a head of their own has to encode them."""
+    model = make_model(history_chunks=history)
+
+    def worlds():
+        group = make_group(model)
+        cache = model.new_cache(4, H, W)
+        model.set_text(cache, group["prompt_embeds"].expand(4, -1, -1))
+        model.append(cache, group["first"].expand(4, -1, -1, -1, -1))
+        outputs = []
+        for chunk in range(3):
+            time = torch.full((4,), 0.5, dtype=torch.float64)
+            outputs += model.denoise_world(cache, group["rgb"][:, chunk], group["value"][:, chunk], time)
+            model.append(cache, group["observed"][:, chunk], group["executed"][:, chunk])
+        return outputs
+
+    before = worlds()
+    model.separate_history_head()
+    for parameter in model.action_head.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    for new, old in zip(worlds(), before):  # where a product's result lies in memory may change its last bit
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-13)
+    model.history_head = None  # as it would be without
+    later = worlds()
+    for new, old in zip(later[:2], before[:2]):  # nothing executed yet
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-13)
+    for new, old in zip(later[2:], before[2:]):
+        assert (new - old).abs().max() > 1e-3
+
+
+def test_numbers_that_are_no_part_of_the_action_do_not_count():
+    policy = make_policy(make_model())
+    group = make_group(policy.model)
+    expected, _ = policy(**group)
+    group["after"][..., -1] += 5
+    assert torch.equal(policy(**group)[0], expected)
+    group["after"][..., 0] += 5
+    assert not torch.equal(policy(**group)[0], expected)
+
+
+def test_the_reference_may_be_one_of_its_own():
+    policy = make_policy(make_model(), own_reference=True)
+    assert any(name.startswith("reference.") for name in policy.state_dict())
+    assert all(name.startswith("head.") for name in make_policy(make_model()).state_dict())
+
+
+def test_joint_denoising_is_refused():
+    with pytest.raises(ValueError, match="joint_denoising"):
+        make_policy(make_model(joint_denoising=True))
