@@ -36,15 +36,16 @@ CPU_FLAGS = --use_cpu $(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),--bf16)
 DEVICE ?= $(if $(shell command -v nvidia-smi),--bf16,$(CPU_FLAGS))
 # Fields of AIMConfig that differ from the preset, as JSON, more options of pipelines/train.py, and where that model
 # goes. The ablation of the value maps:
-#     make train-tiny CONFIG='{"action_reads_value": false}' MODEL=observations-only
-CONFIG ?= {}
+#     make train-tiny CONFIG='{"action_lookahead_frames": 1, "action_reads_value": false}' MODEL=observations-only
+CONFIG = {}
 MODEL ?= model
 COMPILE ?= $(if $(shell command -v g++),--compile_blocks)
-
-OPTIONS ?=
+OPTIONS =
 
 train-tiny: RUN = runs/aim-tiny
-train-tiny: SPLITS = easy
+train-tiny: SPLITS = easy hard
+train-tiny: CONFIG = {"action_lookahead_frames": 1}
+train-tiny: OPTIONS = --committed_probability 0.3 --prompt_dropout 0.1
 train-tiny: TASKS = click_bell place_a2b_left place_a2b_right stack_blocks_two lift_pot handover_block
 train-tiny: EPISODES = 600
 train-tiny: STEPS = 8000
