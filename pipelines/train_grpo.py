@@ -29,6 +29,7 @@ def main() -> None:
     from aim_hf.envs import TASKS
     from aim_hf.files import write_text
     from aim_hf.provenance import provenance
+    from aim_hf.training.curve import plot_grpo
     from aim_hf.training.grpo import AIMGRPOConfig, AIMGRPOTrainer
     from aim_hf.training.rewards import success_reward, value_map_reward
     from aim_hf.training.rollouts import Scenes
@@ -72,6 +73,7 @@ def main() -> None:
         trainer.pipe.save_pretrained(output / "pipeline")
         record = {"log_history": trainer.state.log_history, "tasks": tasks} | provenance(args.device)
         write_text(output / "training.json", json.dumps(record, indent=1) + "\n")
+        plot_grpo(trainer.state.log_history, output / "training.png")
         print(f"The pipeline with the new action head is {output / 'pipeline'}")
 
 

@@ -1,4 +1,4 @@
-"""From episodes to rates: the Wilson interval, and results.json."""
+"""From episodes to rates: the Wilson interval, a paired test, and results.json."""
 
 import math
 from typing import Any
@@ -18,6 +18,13 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple
     middle = (rate + share / 2) / (1 + share)
     reach = z / (1 + share) * math.sqrt(rate * (1 - rate) / episodes + share / (4 * episodes))
     return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """McNemar's exact two-sided p for paired outcomes, of the pairs in which only one of the two succeeded."""
+    discordant = only_first + only_second
+    tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**discordant)
 
 
 def summarize(records: dict[str, list[dict[str, Any]]], camera: str = "head_camera") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training curve: each loss term, and what the samples of held-out episodes showed, over the steps."""
+"""Training curves, and what stage 2 changed."""
 
 from pathlib import Path
 
@@ -7,6 +7,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+GRPO_PANELS = {
+    "rewards, eq. (12)": ("reward", "rewards/value_map_reward/mean", "rewards/success_reward/mean"),
+    "success, held out (95 % Wilson) and in rollouts": ("eval_success_rate", "rollout/success_rate"),
+    "KL divergence from stage 1, of a random step": ("kl",),
+    "share of clipped ratios": ("clip_ratio/low_mean", "clip_ratio/high_mean"),
+    "landing points in the map's high region": ("rollout/value_hit",),
+}
 PANELS = {
     "flow-matching losses, eq. (9)": ("rgb_loss", "value_loss", "action_loss"),
     "action error of the first chunk, held out": ("sample_action_error", "sample_action_error_true_map"),
@@ -29,6 +36,47 @@ def plot_training(log_history: list[dict], path: Path) -> None:
             axis.legend(fontsize=8)
     axes[0].set_yscale("log")
     axes[2].set_ylim(0, 1.02)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def plot_grpo(log_history: list[dict], path: Path) -> None:
+    """Draws what the GRPO trainer logged: rewards, success, divergence, clipping and value hits over the steps."""
+    figure, axes = plt.subplots(1, len(GRPO_PANELS), figsize=(4.4 * len(GRPO_PANELS), 3.6))
+    for axis, (title, names) in zip(axes, GRPO_PANELS.items()):
+        for name in names:
+            logged = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+            if logged:
+                axis.plot(*zip(*logged), label=name, linewidth=1.2, marker="o" if name.startswith("eval") else None)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=7)
+    names = ("step", "eval_success_low", "eval_success_high")
+    bands = [[entry[name] for name in names] for entry in log_history if names[1] in entry]
+    if bands:
+        axes[1].fill_between(*zip(*bands), alpha=0.2)
+    axes[1].set_ylim(0, 1.02)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def plot_comparison(comparison: dict, path: Path) -> None:
+    """Draws success before and after, task by task, of [`compare`]."""
+    tasks = comparison["tasks"]
+    figure, axis = plt.subplots(figsize=(1.6 + 1.3 * len(tasks), 3.6))
+    for offset, side in ((-0.2, "before"), (0.2, "after")):
+        rates = [task[side]["rate"] for task in tasks.values()]
+        bounds = [task[side]["wilson"] for task in tasks.values()]
+        errors = [[r - low for r, (low, _) in zip(rates, bounds)], [high - r for r, (_, high) in zip(rates, bounds)]]
+        axis.bar([i + offset for i in range(len(tasks))], rates, 0.38, label=side, yerr=errors, capsize=3)
+    axis.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right", fontsize=8)
+    axis.set_ylim(0, 1.05)
+    axis.set_title(f"{comparison['gain_points']:+.1f} points, McNemar p = {comparison['mcnemar_p']:.2g}", fontsize=9)
+    axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)

@@ -1,0 +1,104 @@
+"""Two evaluations on the same scenes, episode by episode."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .evaluate import read_records
+from .statistics import mcnemar_p, wilson_interval
+
+SAME = ("suite", "split", "instructions", "value_maps")  # what may not differ, or the scenes aren't the same
+
+
+def compare(before: Path, after: Path) -> dict[str, Any]:
+    """Pairs the episodes of two output folders of `evaluate`.
+
+    Returns:
+        `gain_points`, the mean over tasks of the gain in percentage points; `mcnemar_p`, exact, two-sided, over all
+        pairs; `only_before` and `only_after`, the pairs in which only that one succeeded; `settings` and `commits` of
+        both; `seeds`; `tasks`, name -> episodes, before and after (successes, rate, Wilson interval), `gain_points`,
+        `mcnemar_p` and the seeds that `lost` and that `won` the success.
+
+    Raises:
+        FileNotFoundError: if a folder holds no results. ValueError: if they aren't of the same scenes.
+    """
+    results = []
+    for folder in (before, after):
+        if not (folder / "results.json").exists():
+            raise FileNotFoundError(f"{folder} holds no results.json; expected an output folder of evaluate.py.")
+        results.append(json.loads((folder / "results.json").read_text()))
+    for name in SAME:
+        if results[0][name] != results[1][name]:
+            raise ValueError(f"{name} is {results[0][name]!r} in {before} and {results[1][name]!r} in {after}.")
+    if list(results[0]["tasks"]) != list(results[1]["tasks"]):
+        raise ValueError(f"{before} and {after} have other tasks: {[list(result['tasks']) for result in results]}.")
+    tasks, seeds = {}, set()
+    for task in results[0]["tasks"]:
+        first, second = (
+            {record["seed"]: record["success"] for record in read_records(folder, task)} for folder in (before, after)
+        )
+        if first.keys() != second.keys():
+            raise ValueError(f"{before} and {after} have other seeds of {task}; evaluate both on the same ones.")
+        seeds |= first.keys()
+        lost = sorted(seed for seed in first if first[seed] and not second[seed])
+        won = sorted(seed for seed in first if second[seed] and not first[seed])
+        tasks[task] = {
+            "episodes": len(first),
+            "before": _rate(first),
+            "after": _rate(second),
+            "gain_points": 100 * (sum(second.values()) - sum(first.values())) / len(first),
+            "mcnemar_p": mcnemar_p(len(lost), len(won)),
+            "lost": lost,
+            "won": won,
+        }
+    only_before, only_after = (sum(len(task[name]) for task in tasks.values()) for name in ("lost", "won"))
+    return {
+        "gain_points": sum(task["gain_points"] for task in tasks.values()) / len(tasks),
+        "mcnemar_p": mcnemar_p(only_before, only_after),
+        "only_before": only_before,
+        "only_after": only_after,
+        "before": _origin(results[0]),
+        "after": _origin(results[1]),
+        "seeds": [min(seeds), max(seeds)],
+        "tasks": tasks,
+    }
+
+
+def format_comparison(comparison: dict[str, Any]) -> str:
+    """The comparison as a Markdown table."""
+    lines = [
+        "| task | before | after | gain, points | only before / only after | McNemar's p |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, task in comparison["tasks"].items():
+        cells = [
+            f"{task[side]['rate']:.0%} ({task[side]['successes']}/{task['episodes']}; "
+            f"{task[side]['wilson'][0]:.0%} to {task[side]['wilson'][1]:.0%})"
+            for side in ("before", "after")
+        ]
+        lines.append(
+            f"| `{name}` | {' | '.join(cells)} | {task['gain_points']:+.0f} | {len(task['lost'])} / {len(task['won'])} "
+            f"| {task['mcnemar_p']:.2g} |"
+        )
+    rates = [
+        sum(task[side]["rate"] for task in comparison["tasks"].values()) / len(comparison["tasks"])
+        for side in ("before", "after")
+    ]
+    lines.append(
+        f"| mean | **{rates[0]:.1%}** | **{rates[1]:.1%}** | **{comparison['gain_points']:+.1f}** | "
+        f"{comparison['only_before']} / {comparison['only_after']} | {comparison['mcnemar_p']:.2g} |"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _rate(successes: dict[int, bool]) -> dict[str, Any]:
+    count = sum(successes.values())
+    return {
+        "successes": count,
+        "rate": count / len(successes),
+        "wilson": list(wilson_interval(count, len(successes))),
+    }
+
+
+def _origin(results: dict[str, Any]) -> dict[str, Any]:
+    return {name: results[name] for name in ("policy", "policy_sha256", "command", "commit", "hardware")}
