@@ -31,7 +31,6 @@ class UncachedRollout:
         videos, _ = self._pass([(Kind.FUTURE_RGB, rgb, time), (Kind.FUTURE_VALUE, value, time)], [self._executed()])
         return tuple(self.model._video_velocity(*video, frames, height, width) for video in videos[1:])
 
-    @torch.no_grad()
     def denoise_actions(self, rgb, value, actions, timestep: torch.Tensor):
         """As `AIMForWorldAction.denoise_actions` after `condition_actions(rgb, value)`."""
         config, frames = self.model.config, rgb.shape[2]
@@ -48,7 +47,7 @@ class UncachedRollout:
         config = self.model.config
         units = Units.segment(Kind.ACTION, torch.arange(1, self.latents.shape[2]), config.chunk_latent_frames)
         time = self.actions.new_zeros(len(self.actions), len(units.kind))
-        return Segment(units, self.model.action_head.action_embedder(self.actions), time)
+        return Segment(units, self.model._executed_head.action_embedder(self.actions), time)
 
     def _pass(self, future, action_segments):
         model, config, N = self.model, self.model.config, self.latents.shape[2]

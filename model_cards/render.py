@@ -4,7 +4,7 @@
 
 benchmarks/results/NAME/*.json are the `results.json` of evaluations of the checkpoint NAME. Where model_cards/NAME.md
 is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME;
-in docs/data.md, the figures of benchmarks/results/dataset.
+in docs/data.md, the figures of benchmarks/results/dataset; in docs/rollout.md those of speed and of closed_loop.
 """
 
 import json
@@ -109,6 +109,59 @@ def data_figures(folder: Path) -> str:
     )
 
 
+SIZES = {"tiny": "`tiny`", "tiny-x4": "`tiny`, 4 times wider", "wan2.2-ti2v-5b-2-layers": "5B's width, two layers"}
+RATIOS = {
+    "uncached_over_cached_at_16": ("rollout", "a chunk after 16 others without a cache, over ours"),
+    "flatness_after_window": ("rollout", "the 32nd chunk over the first one with a full window"),
+    "lingbot_settings_over_ours": ("latency", "a chunk at LingBot-VA's settings over ours at our defaults"),
+    "lingbot_settings_over_ours_counted": ("latency", "the same, operations counted, all layers"),
+    "backbone_action_loop_over_ours": ("latency", "the action steps through the video backbone, over ours"),
+    "backbone_action_loop_over_ours_counted": ("latency", "the same, operations counted, all layers"),
+    "action_step_over_video_step": ("latency", "an action step over a video step"),
+    "packed_over_single_chunk": ("training", "supervised tokens a second, eight chunks packed over one at a time"),
+}
+
+
+def speed_figures(results: Path) -> str:
+    """The benchmarks' ratios at each size that was measured, as Markdown."""
+    measured = {
+        size: {
+            kind: json.loads(path.read_text())
+            for kind in ("rollout", "latency", "training")
+            if (path := results / kind / f"{size}.json").exists()
+        }
+        for size in SIZES
+    }
+    rows = [["", *SIZES.values()], ["---"] * (len(SIZES) + 1)]
+    for name, (kind, meaning) in RATIOS.items():
+        numbers = [of.get(kind, {}).get(name) for of in measured.values()]
+        rows.append([meaning, *("" if number is None else f"{number:.3g}" for number in numbers)])
+    hardware = measured["tiny"]["latency"]["hardware"]
+    return (
+        "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        + f"\nMeasured on {hardware['cpu']}, {hardware['cores']} cores, float32; alternatives in turn within one run. "
+        "Times of each stage, commands and commits are in `benchmarks/results`.\n"
+    )
+
+
+def study_figures(path: Path) -> str:
+    """A study of `benchmarks/closed_loop.py` as Markdown."""
+    study = json.loads(path.read_text())
+    tasks = list(study["rows"][0]["tasks"])
+    rows = [["setting", "success", "95 % interval", *(f"`{task}`" for task in tasks)], ["---"] * (len(tasks) + 3)]
+    for row in study["rows"]:
+        setting = ", ".join(f"`{name}` {value}" for name, value in row["setting"].items()) or "defaults"
+        low, high = row["wilson"]
+        rate = f"{row['rate']:.0%} ({row['successes']}/{row['episodes']})"
+        rows.append([setting, rate, f"{low:.0%} to {high:.0%}", *(str(row["tasks"][task]) for task in tasks)])
+    episodes = study["rows"][0]["episodes"] // len(tasks)
+    return (
+        "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        + f"\n`{study['policy']}` on {study['split'].capitalize()}, {episodes} episodes a task and setting, the same "
+        f"seeds for all of them: `{study['command']}` (commit {study['commit'][:10]}).\n"
+    )
+
+
 def render() -> dict[Path, str]:
     """File -> the text that it should have."""
     texts = {}
@@ -124,6 +177,14 @@ def render() -> dict[Path, str]:
     figures = ROOT / "benchmarks" / "results" / "dataset"
     data = (ROOT / "docs" / "data.md").read_text()
     texts[ROOT / "docs" / "data.md"] = SECTION.sub(lambda match: match[1] + data_figures(figures) + match[3], data)
+    measured = ROOT / "benchmarks" / "results"
+    figures_of = {
+        "speed": lambda: speed_figures(measured),
+        "schedules": lambda: study_figures(measured / "closed_loop" / "schedules.json"),
+        "delays": lambda: study_figures(measured / "closed_loop" / "delays.json"),
+    }
+    rollout = (ROOT / "docs" / "rollout.md").read_text()
+    texts[ROOT / "docs" / "rollout.md"] = SECTION.sub(lambda m: m[1] + figures_of[m[2]]() + m[3], rollout)
     texts[ROOT / "README.md"] = SECTION.sub(section, (ROOT / "README.md").read_text())
     return texts
 

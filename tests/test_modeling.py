@@ -133,6 +133,24 @@ def test_cached_rollout_equals_one_masked_forward(history, frames, variant):
 
 
 @torch.no_grad()
+def test_several_draws_of_actions_at_once():
+    """Also where rows differ in age, so that masks and positions do."""
+    model = make_model(history_chunks=2)
+    batch = make_batch(model.config, chunks=2)
+    cache = model.new_cache(B, H, W)
+    model.set_text(cache, batch["prompt_embeds"])
+    model.append(cache, batch["latents"][:, :, :1])
+    model.append(cache, batch["latents"][:1, :, 1:3], batch["actions"][:1, :6], rows=torch.tensor([0]))
+    model.condition_actions(cache, batch["latents"][:, :, 3:], batch["value_latents"][:, :, 2:])
+    draws = torch.randn(B, 3, 6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    times = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.4, 0.2]], dtype=torch.float64)
+    together = model.denoise_actions(cache, draws.flatten(0, 1), times.flatten()).unflatten(0, (B, 3))
+    for draw in range(3):
+        alone = model.denoise_actions(cache, draws[:, draw], times[:, draw])
+        torch.testing.assert_close(together[:, draw], alone, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("joint", [False, True])
 def test_cached_rollout_in_float32(joint):
     model = make_model(history_chunks=2, joint_denoising=joint).float()

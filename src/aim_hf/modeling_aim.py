@@ -917,7 +917,8 @@ class AIMForWorldAction(PreTrainedModel):
         self, cache: AIMCache, actions: torch.Tensor, timestep: torch.Tensor, head: AIMActionHead | None = None
     ) -> torch.Tensor:
         """Velocity of the next normalized actions, (B, config.action_horizon, action_dim), at `timestep` in [0, 1]:
-        (B,), or (B, action_horizon) where some are committed. By another `head` than `action_head` if one is given."""
+        (B,), or (B, action_horizon) where some are committed. By another `head` than `action_head` if one is given.
+        Several draws of each row's actions, one after the other, may be given at once: (B * draws, ...)."""
         config, head = self.config, head or self.action_head
         if cache.action_context is None:
             raise ValueError("the cache holds no value map for these actions; call condition_actions first.")
@@ -930,11 +931,17 @@ class AIMForWorldAction(PreTrainedModel):
         mask = cache.mask(
             actions=True, observations=False, before=cache.tokens_per_frame, after=value_tokens + actions.shape[1]
         )
+        draws = actions.shape[0] // cache.batch_size
+        if draws > 1:
+            mask = mask if mask is None else mask.repeat_interleave(draws, dim=0)
+            rotation = tuple(r if len(r) == 1 else r.repeat_interleave(draws, dim=0) for r in rotation)
         hidden = head.action_embedder(actions)
         timestep = timestep[:, None] if timestep.dim() == 1 else timestep
         embedding, time = head.condition_embedder(timestep)
 
         def attend(context, q, k, v):
+            if draws > 1:
+                context = tuple(part.repeat_interleave(draws, dim=0) for part in context)
             return self._attention(q, *_joined((context, (k, v))), mask)
 
         for block, context in zip(head.blocks, cache.action_context):

@@ -76,9 +76,9 @@ def format_comparison(comparison: dict[str, Any]) -> str:
             f"{task[side]['wilson'][0]:.0%} to {task[side]['wilson'][1]:.0%})"
             for side in ("before", "after")
         ]
+        changed = f"{len(task['lost'])} / {len(task['won'])}"
         lines.append(
-            f"| `{name}` | {' | '.join(cells)} | {task['gain_points']:+.0f} | {len(task['lost'])} / {len(task['won'])} "
-            f"| {task['mcnemar_p']:.2g} |"
+            f"| `{name}` | {' | '.join(cells)} | {task['gain_points']:+.0f} | {changed} | {task['mcnemar_p']:.2g} |"
         )
     rates = [
         sum(task[side]["rate"] for task in comparison["tasks"].values()) / len(comparison["tasks"])

@@ -180,13 +180,18 @@ class ActionPolicy(nn.Module):
         log_probs, divergences = [], []
         for chunk, cache in self._states(prompt_embeds, first, rgb, value, observed, executed):
             policy, reference = (action_velocity(self.model, cache, head) for head in (self.head, self.reference))
-            for index, step in enumerate(steps[chunk].tolist()):
-                x, (t, s) = before[:, chunk, index], self.times[step : step + 2]
-                time = x.new_full((len(x),), t)
-                mean, std = self.sde.step(x, policy(x, time), t, s)
-                with torch.no_grad():
-                    reference_mean, _ = self.sde.step(x, reference(x, time), t, s)
-                log_probs.append(masked_sum(log_density(after[:, chunk, index], mean, std), self.mask))
+            # All steps of a chunk at once: (G * S, ...).
+            x, taken = before[:, chunk].flatten(0, 1), after[:, chunk]
+            chosen = steps[chunk].tolist()
+            time = x.new_tensor([self.times[step] for step in chosen]).repeat(len(taken))
+            velocity = policy(x, time).view_as(taken)
+            with torch.no_grad():
+                old = reference(x, time).view_as(taken)
+            for index, step in enumerate(chosen):
+                x, between = before[:, chunk, index], self.times[step : step + 2]
+                mean, std = self.sde.step(x, velocity[:, index], *between)
+                reference_mean, _ = self.sde.step(x, old[:, index], *between)
+                log_probs.append(masked_sum(log_density(taken[:, index], mean, std), self.mask))
                 divergences.append(masked_sum(kl_divergence(mean, reference_mean, std), self.mask))
         shape = after.shape[1:3]  # chunks, steps
         return tuple(torch.stack(parts, dim=1).unflatten(1, shape) for parts in (log_probs, divergences))

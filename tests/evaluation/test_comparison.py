@@ -1,0 +1,67 @@
+"""Paired comparison of two evaluations."""
+
+import json
+
+import pytest
+
+from aim_hf.evaluation.comparison import compare, format_comparison
+from aim_hf.evaluation.statistics import mcnemar_p
+from aim_hf.training.curve import plot_comparison, plot_grpo
+
+
+def write(folder, successes: dict[str, list[bool]], **settings):
+    """An output folder of `evaluate` with these outcomes, on seeds 100, 101 ..."""
+    (folder / "episodes").mkdir(parents=True)
+    for task, outcomes in successes.items():
+        records = [json.dumps({"seed": 100 + i, "success": success}) for i, success in enumerate(outcomes)]
+        (folder / "episodes" / f"{task}.jsonl").write_text("\n".join(records) + "\n")
+    results = {"suite": "tabletop", "split": "easy", "instructions": "seen", "value_maps": "predicted"} | settings
+    results |= {name: folder.name for name in ("policy", "policy_sha256", "command", "commit", "hardware")}
+    (folder / "results.json").write_text(json.dumps(results | {"tasks": dict.fromkeys(successes)}))
+    return folder
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    assert mcnemar_p(0, 0) == 1
+    assert mcnemar_p(0, 5) == pytest.approx(2 / 32)
+    assert mcnemar_p(3, 12) == mcnemar_p(12, 3) == pytest.approx(0.03515625)
+    assert mcnemar_p(4, 4) == 1
+
+
+def test_pairs_are_counted_by_task_and_seed(tmp_path):
+    before = write(tmp_path / "before", {"push": [True, False, False, False], "pull": [True, True]})
+    after = write(tmp_path / "after", {"push": [False, True, True, True], "pull": [True, False]})
+    comparison = compare(before, after)
+    push, pull = comparison["tasks"]["push"], comparison["tasks"]["pull"]
+    assert (push["before"]["successes"], push["after"]["successes"], push["gain_points"]) == (1, 3, 50)
+    assert push["lost"] == [100] and push["won"] == [101, 102, 103]
+    assert pull["gain_points"] == -50 and pull["lost"] == [101] and pull["won"] == []
+    assert comparison["gain_points"] == 0 and comparison["seeds"] == [100, 103]
+    assert (comparison["only_before"], comparison["only_after"]) == (2, 3)
+    assert comparison["mcnemar_p"] == mcnemar_p(2, 3) and comparison["after"]["policy"] == "after"
+    lines = format_comparison(comparison).splitlines()
+    assert lines[2].startswith("| `push` | 25% (1/4; 5% to 70%) | 75% (3/4; ") and "| +50 | 1 / 3 |" in lines[2]
+    plot_comparison(comparison, tmp_path / "comparison.png")
+    assert (tmp_path / "comparison.png").stat().st_size > 1000
+
+
+def test_what_is_not_of_the_same_scenes_is_refused(tmp_path):
+    before = write(tmp_path / "before", {"push": [True, False]})
+    with pytest.raises(FileNotFoundError, match="holds no results.json"):
+        compare(before, tmp_path / "nothing")
+    with pytest.raises(ValueError, match="split is 'easy' in .*before and 'hard' in .*hard"):
+        compare(before, write(tmp_path / "hard", {"push": [True, False]}, split="hard"))
+    with pytest.raises(ValueError, match="other seeds of push"):
+        compare(before, write(tmp_path / "more", {"push": [True, False, True]}))
+    with pytest.raises(ValueError, match="other tasks"):
+        compare(before, write(tmp_path / "other", {"pull": [True, False]}))
+
+
+def test_the_curves_of_stage_2_are_drawn(tmp_path):
+    history = [
+        {"step": 1, "reward": 0.5, "kl": 0.0, "rollout/success_rate": 0.4, "rollout/value_hit": 0.3},
+        {"step": 1, "eval_success_rate": 0.5, "eval_success_low": 0.4, "eval_success_high": 0.6},
+        {"step": 2, "eval_success_rate": 0.6, "eval_success_low": 0.5, "eval_success_high": 0.7},
+    ]
+    plot_grpo(history, tmp_path / "training.png")
+    assert (tmp_path / "training.png").stat().st_size > 1000

@@ -1,0 +1,345 @@
+"""GRPO end to end on a tiny random pipeline and the real simulator."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aim_hf import AIMPipeline
+from aim_hf.envs import make_environment
+from aim_hf.evaluation.vector_env import VectorEnvironment
+from aim_hf.training.grpo import AIMGRPOConfig, AIMGRPOTrainer, RepeatSampler, _Safety
+from aim_hf.training.policy import ActionPolicy, FlowSDE
+from aim_hf.training.rewards import success_reward, value_map_reward
+from aim_hf.training.rollouts import Collector, Scene, Scenes
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "evaluation"))
+from fixtures_policy import make_policy as make_pipeline_policy  # noqa: E402
+
+RL = 1_000_000
+TIMES = [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+@pytest.fixture(scope="module")
+def environments():
+    with VectorEnvironment("tabletop", "easy", num_workers=2, purpose="rl", discard_lost=True) as pool:
+        yield pool
+
+
+def make_collector(environments, num_generations=3, num_random_steps=2):
+    pipe = make_pipeline_policy(action_lookahead_frames=1).pipe
+    mask = torch.ones(16, dtype=torch.bool)
+    policy = ActionPolicy(pipe.model, TIMES, FlowSDE(0.7), mask, own_reference=False)
+    return Collector(pipe, policy, environments, num_generations, num_random_steps, num_inference_steps=1, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def short_episodes(monkeypatch):
+    """They end after three chunks: the random policy would go on to the step limit."""
+    step = VectorEnvironment.step
+
+    def shortened(self, actions, mode):
+        answers = step(self, actions, mode)
+        return {row: replace(p, done=p.done or p.steps >= 24) for row, p in answers.items()}
+
+    monkeypatch.setattr(VectorEnvironment, "step", shortened)
+
+
+# Rollouts
+
+
+def test_a_group_shares_all_but_its_random_steps(environments):
+    collector = make_collector(environments)
+    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    assert group.num_chunks.tolist() == [3, 3, 3] and [len(o.targets) for o in outcomes] == [3, 3, 3]
+    for row in (1, 2):
+        assert torch.equal(group.rgb[row, 0], group.rgb[0, 0]) and torch.equal(group.value[row, 0], group.value[0, 0])
+        assert not torch.equal(group.after[row, 0], group.after[0, 0])
+        assert not torch.equal(group.executed[row, 0], group.executed[0, 0])
+        assert not torch.equal(group.observed[row, 0], group.observed[0, 0])
+    first = group.before[:, 0, 0]
+    assert all(torch.equal(first[row], first[0]) for row in (1, 2))  # the same noise, up to the first random step
+    assert collector.control_steps == 72 and collector.lost == 0
+    # What was wanted of the tools is what was executed.
+    last = collector.pipe.processor.unnormalize_actions(group.executed[0, 0].double(), _initial_pose(RL))[-1]
+    np.testing.assert_allclose(outcomes[0].targets[0, -1], torch.stack([last[:3], last[8:11]]), atol=1e-5)
+
+
+def _initial_pose(seed):
+    env = make_environment("tabletop", "click_bell")
+    pose = make_pipeline_policy().pipe.processor.initial_pose(env.reset(seed))
+    env.close()
+    return pose
+
+
+def test_a_group_does_not_depend_on_what_runs_beside_it(environments):
+    collector = make_collector(environments)
+    scene, other = Scene("click_bell", RL), Scene("place_a2b_left", RL + 5)
+    alone, outcomes = collector.collect([scene], generation=3)[0]
+    (_, _), (beside, others) = collector.collect([other, scene], generation=3)
+    for name, tensor in alone.tensors().items():
+        assert torch.equal(tensor, getattr(beside, name)), name
+    assert all(np.array_equal(a.targets, b.targets) for a, b in zip(outcomes, others))
+    again, _ = collector.collect([scene], generation=4)[0]
+    assert not torch.equal(again.rgb, alone.rgb)  # each generation has noise of its own
+
+
+def test_the_ratio_is_one_before_anything_is_learned(environments):
+    """In float32, the path of training against the one of the rollout."""
+    collector = make_collector(environments)
+    group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    assert group.log_probs.dtype == torch.float32 and group.log_probs.std() > 0.1
+    inputs = {n: t for n, t in group.tensors().items() if n not in ("log_probs", "num_chunks", "success")}
+    log_probs, divergence = collector.policy(**inputs)
+    assert ((log_probs - group.log_probs).exp() - 1).abs().max() <= 1e-5
+    assert divergence.max() == 0
+
+
+def test_a_killed_worker_costs_its_episodes_alone(environments, monkeypatch):
+    collector = make_collector(environments, num_generations=4)
+    step, killed = VectorEnvironment.step, []
+
+    def killing(self, actions, mode):
+        if not killed:
+            killed.append(self.workers[1].process.pid)
+            os.kill(killed[0], signal.SIGKILL)
+        return step(self, actions, mode)
+
+    monkeypatch.setattr(VectorEnvironment, "step", killing)
+    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    assert len(outcomes) == len(group.num_chunks) == len(group.before) == 2 and collector.lost == 2
+    assert sorted(environments.lost) == [1, 3] and "died" in str(environments.lost[1])
+    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=1)[0]
+    assert len(outcomes) == 4 and collector.lost == 2
+
+
+# Training
+
+
+def make_trainer(tmp_path, reward_funcs=None, **options):
+    pipe = make_pipeline_policy(action_lookahead_frames=1).pipe
+    options = {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "report_to": "none",
+        "max_steps": 2,
+        "num_generations": 2,
+        "per_device_train_batch_size": 2,
+        "num_inference_steps": 1,
+        "num_action_inference_steps": 3,
+        "num_env_workers": 1,
+        "save_strategy": "no",
+        "learning_rate": 1e-2,
+    } | options
+    return AIMGRPOTrainer(pipe, AIMGRPOConfig(**options), Scenes(["click_bell"], 8), reward_funcs)
+
+
+def train(trainer, **kwargs):
+    try:
+        trainer.train(**kwargs)
+    finally:
+        trainer.close()
+    return {name: tensor.clone() for name, tensor in trainer.pipe.model.state_dict().items()}
+
+
+def test_training_changes_the_action_head_alone(tmp_path):
+    trainer = make_trainer(tmp_path, beta=0.1, num_iterations=2, num_random_steps=0)
+    before = make_pipeline_policy(action_lookahead_frames=1).pipe.model.state_dict()
+    after = train(trainer)
+    for name, tensor in before.items():
+        if name.startswith("action_head."):
+            assert torch.equal(after[name.replace("action_head", "history_head")], tensor), name
+        else:
+            assert torch.equal(after[name], tensor), name
+    changed = [name for name, tensor in before.items() if not torch.equal(after[name], tensor)]
+    assert len(changed) > 10 and all(name.startswith("action_head.") for name in changed)
+    first, second = (entry for entry in trainer.state.log_history if "loss" in entry)
+    for name in ("reward", "reward_std", "rewards/value_map_reward/mean", "frac_reward_zero_std", "rollout/value_hit"):
+        assert name in first, name
+    assert first["ratio_max"] == pytest.approx(1, abs=1e-5) and first["kl"] == 0
+    assert second["ratio_max"] != pytest.approx(1, abs=1e-5) and second["kl"] > 0  # the same episodes once more
+    assert "reward" not in second and first["rollout/control_steps"] == 48
+
+    # A whole pipeline comes of it, that samples the same world.
+    trainer.pipe.save_pretrained(tmp_path / "pipeline")
+    loaded = AIMPipeline.from_pretrained(tmp_path / "pipeline")
+    assert loaded.model.config.separate_history_head
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, after[name]), name
+
+
+def test_it_resumes_in_the_middle_of_an_iteration(tmp_path):
+    options = {"steps_per_generation": 2, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps"}
+    once = train(make_trainer(tmp_path, save_steps=3, **options))
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    trainer = make_trainer(tmp_path, save_steps=3, **options)
+    resumed = train(trainer, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert all(torch.equal(once[name], resumed[name]) for name in once)
+    rollouts = [entry for entry in trainer.state.log_history if "reward" in entry and "loss" in entry]
+    assert [entry["step"] for entry in rollouts] == [1, 5]  # none was made again
+
+
+def test_groups_without_spread_are_dropped_and_counted(tmp_path):
+    trainer = make_trainer(tmp_path, reward_funcs=[success_reward], max_steps=1, weight_decay=0.0)
+    before = {name: p.clone() for name, p in trainer.model.head.named_parameters()}
+    train(trainer)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.head.named_parameters())
+    (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert entry["frac_reward_zero_std"] == 1 and entry["loss"] == 0 and entry["rollout/success_rate"] == 0
+    assert trainer._buffer == [[]]
+
+
+def test_advantages_of_an_episode_and_of_its_chunks(tmp_path):
+    trainer = make_trainer(tmp_path, scale_rewards="none", reward_weights=[0.5, 2.0])
+    group = _FakeGroup(num_chunks=torch.tensor([2, 1]))
+    dense = [torch.tensor([0.2, 0.4]), torch.tensor([0.6])]
+    sparse = [torch.tensor(1.0), torch.tensor(0.0)]
+    trainer._score([(group, [[r.double() for r in dense], [r.double() for r in sparse]])])
+    # Sparse: 2.0 * (1 - 0.5). Dense: 0.5 * (own - mean of the chunk's episodes).
+    expected = torch.tensor([[1 + 0.5 * (0.2 - 0.4), 1 + 0.0], [-1 + 0.5 * (0.6 - 0.4), 0.0]])
+    torch.testing.assert_close(group.advantages, expected / (1 + 1e-4))
+    assert trainer._metrics["reward"] == [pytest.approx((0.5 * 0.3 + 2 + 0.5 * 0.6) / 2)]
+
+
+class _FakeGroup:
+    def __init__(self, num_chunks):
+        self.num_chunks, self.advantages = num_chunks, None
+
+
+def test_a_reward_that_is_not_finite_is_named(tmp_path):
+    def broken_reward(outcomes):
+        return [float("nan")] * len(outcomes)
+
+    with pytest.raises(FloatingPointError, match=r"broken_reward is nan for click_bell, seed 1000000"):
+        train(make_trainer(tmp_path, reward_funcs=[value_map_reward, broken_reward]))
+
+    def short_reward(outcomes):
+        return [0.0]
+
+    with pytest.raises(ValueError, match="short_reward gave 1 rewards for 2 episodes"):
+        train(make_trainer(tmp_path, reward_funcs=[short_reward]))
+
+
+def test_evaluation_is_on_validation_scenes(tmp_path):
+    trainer = make_trainer(tmp_path)
+    metrics = trainer.evaluate(Scenes(["click_bell"], 2, "validation"))
+    assert metrics["eval_success_rate"] == 0 and metrics["eval_episodes"] == 2
+    assert metrics["eval_success/click_bell"] == 0 and metrics["eval_success_high"] > 0.5
+    with pytest.raises(ValueError, match="train_dataset has scenes for evaluation; expected scenes for rl"):
+        AIMGRPOTrainer(trainer.pipe, trainer.args, Scenes(["click_bell"], 8, "evaluation"))
+    with pytest.raises(ValueError, match="eval_dataset has scenes for rl; expected scenes for validation"):
+        AIMGRPOTrainer(trainer.pipe, trainer.args, Scenes(["click_bell"], 8), eval_dataset=Scenes(["click_bell"], 2))
+
+
+def test_it_stops_on_divergence_and_on_reward_without_success(tmp_path):
+    trainer = make_trainer(tmp_path, max_kl=0.5, hacking_patience=2)
+    safety, control = _Safety(trainer), trainer.control
+
+    def evaluated(reward, success):
+        safety.on_log(trainer.args, trainer.state, control, {"rewards/value_map_reward/mean": reward})
+        metrics = {"eval_success_rate": success, "eval_success_high": success + 0.1}
+        safety.on_evaluate(trainer.args, trainer.state, control, metrics)
+        return [entry["eval_reward_hacking"] for entry in trainer.state.log_history if "eval_reward_hacking" in entry]
+
+    assert evaluated(0.2, 0.6)[-1] == 0
+    assert evaluated(0.4, 0.55)[-1] == 0  # within the interval
+    assert evaluated(0.4, 0.3)[-1] == 1 and not control.should_training_stop
+    assert evaluated(0.1, 0.3)[-1] == 0  # no reward gained
+    assert evaluated(0.4, 0.3)[-1] == 1 and evaluated(0.5, 0.3)[-1] == 1
+    assert control.should_training_stop
+    control.should_training_stop = False
+    safety.on_log(trainer.args, trainer.state, control, {"kl": 0.4})
+    assert not control.should_training_stop
+    safety.on_log(trainer.args, trainer.state, control, {"kl": 0.6})
+    assert control.should_training_stop
+
+
+def test_scenes_take_turns_and_processes_share_them():
+    scenes = Scenes(["click_bell", "lift_pot"], 8)
+    assert [scenes[i] for i in (0, 1, 2)] == [
+        Scene("click_bell", RL),
+        Scene("lift_pot", RL),
+        Scene("click_bell", RL + 1),
+    ]
+    with pytest.raises(IndexError):
+        scenes[8]
+    options = {"num_generations": 2, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True}
+
+    def plan(processes, accumulation):
+        args = AIMGRPOConfig(gradient_accumulation_steps=accumulation, num_iterations=2, **options)
+        return [list(RepeatSampler(args, 16, rank, processes)) for rank in range(processes)]
+
+    (alone,), (first, second) = plan(1, 2), plan(2, 1)
+    assert alone == [[0, 1, 2, 3]] * 4 + [[4, 5, 6, 7]] * 4 + [[8, 9, 10, 11]] * 4 + [[12, 13, 14, 15]] * 4
+    assert first[0] == [0, 1] and second[0] == [2, 3] and first[2] == [4, 5]
+    with pytest.raises(ValueError, match="train_dataset has 3 scenes; expected at least the 4"):
+        RepeatSampler(AIMGRPOConfig(gradient_accumulation_steps=2, **options), 3, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"per_device_train_batch_size": 6, "num_generations": 4}, "multiple of num_generations=4"),
+        ({"num_generations": 1}, "at least 2"),
+        ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of grpo, dapo, dr_grpo"),
+        ({"num_random_steps": 10}, "num_random_steps is 10; expected 0 to 9"),
+        ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of gradient_accumulation_steps=2"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        AIMGRPOConfig(report_to="none", use_cpu=True, **options)
+
+
+def test_one_and_two_processes_learn_the_same(tmp_path):
+    make_pipeline_policy(action_lookahead_frames=1).pipe.save_pretrained(tmp_path / "pipeline")
+
+    def run(name, launch, **options):
+        options = {
+            "pipeline": tmp_path / "pipeline",
+            "output_dir": tmp_path / name,
+            "tasks": "click_bell",
+            "max_steps": 1,
+            "num_generations": 2,
+            "per_device_train_batch_size": 2,
+            "num_inference_steps": 1,
+            "num_action_inference_steps": 3,
+            "reward_funcs": "value_map",
+            "optim": "sgd",
+            "learning_rate": 1.0,
+            "max_grad_norm": 0,
+            "num_env_workers": 1,
+            "save_steps": 1,
+            "report_to": "none",
+        } | options
+        given = (part for key, value in options.items() for part in (f"--{key}", str(value)))
+        command = [sys.executable, "-m", "accelerate.commands.launch", *launch, ROOT / "pipelines" / "train_grpo.py"]
+        environ = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--use_cpu", *given], check=True, timeout=300, env=environ)
+        folder = tmp_path / name / "checkpoint-1"
+        return load_file(folder / "model.safetensors"), folder
+
+    cpu = ["--config_file", str(ROOT / "pipelines" / "accelerate" / "cpu.yaml")]
+    alone, one = run("one", cpu, gradient_accumulation_steps=2)
+    together, two = run("two", ["--multi_gpu", "--num_processes", "2"])
+    rollouts = load_file(one / "rollouts-0.safetensors")
+    for step in (0, 1):
+        of_process = load_file(two / f"rollouts-{step}.safetensors")
+        assert of_process and all(torch.equal(rollouts[f"{step}.{k[2:]}"], v) for k, v in of_process.items())
+    start = load_file(tmp_path / "pipeline" / "model" / "model.safetensors")
+    for name, tensor in alone.items():
+        gradient = start["action_" + name] - tensor
+        torch.testing.assert_close(start["action_" + name] - together[name], gradient, rtol=1e-5, atol=1e-5)
+    assert any((start["action_" + name] - tensor).abs().max() > 1e-3 for name, tensor in alone.items())
+    assert json.loads((tmp_path / "two" / "training.json").read_text())["tasks"] == ["click_bell"]
+    assert (tmp_path / "two" / "training.png").exists()
