@@ -905,12 +905,15 @@ class AIMForWorldAction(PreTrainedModel):
                 self._world_pass(cache, rgb, value, rgb.new_zeros(rgb.shape[0], rgb.shape[2]))
         future = config.chunk_latent_frames * cache.tokens_per_frame
         value_start = cache.future_start + future
+        # Room for the actions' own keys behind them, so that a denoising step copies nothing of the context.
+        heads, dim = config.num_attention_heads, config.attention_head_dim
+        room = cache.view(0, 0, 0)[0].new_empty(cache.batch_size, heads, config.action_horizon, dim)
         context = []
         for layer in range(config.num_layers):
             sources = [cache.current_frame(layer), cache.action_history(layer)]
             if config.action_reads_value:
                 sources.append(cache.view(layer, value_start, value_start + future))
-            context.append(_joined(sources))
+            context.append(_joined([*sources, (room, room)]))
         cache.action_context = context
 
     def denoise_actions(
@@ -940,9 +943,12 @@ class AIMForWorldAction(PreTrainedModel):
         embedding, time = head.condition_embedder(timestep)
 
         def attend(context, q, k, v):
-            if draws > 1:
-                context = tuple(part.repeat_interleave(draws, dim=0) for part in context)
-            return self._attention(q, *_joined((context, (k, v))), mask)
+            if draws == 1 and not torch.is_grad_enabled():
+                for buffer, own in zip(context, (k, v)):
+                    buffer[:, :, -actions.shape[1] :] = own
+                return self._attention(q, *context, mask)
+            seen = (part[:, :, : -actions.shape[1]].repeat_interleave(draws, dim=0) for part in context)
+            return self._attention(q, *_joined((tuple(seen), (k, v))), mask)
 
         for block, context in zip(head.blocks, cache.action_context):
             hidden = block(hidden, time, rotation, partial(attend, context))

@@ -18,7 +18,7 @@ from aim_hf import AIMPipeline
 from aim_hf.envs import make_environment
 from aim_hf.evaluation.vector_env import VectorEnvironment
 from aim_hf.training.grpo import AIMGRPOConfig, AIMGRPOTrainer, RepeatSampler, _Safety
-from aim_hf.training.policy import ActionPolicy, FlowSDE
+from aim_hf.training.policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from aim_hf.training.rewards import success_reward, value_map_reward
 from aim_hf.training.rollouts import Collector, Scene, Scenes
 
@@ -99,8 +99,8 @@ def test_the_ratio_is_one_before_anything_is_learned(environments):
     collector = make_collector(environments)
     group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
     assert group.log_probs.dtype == torch.float32 and group.log_probs.std() > 0.1
-    inputs = {n: t for n, t in group.tensors().items() if n not in ("log_probs", "num_chunks", "success")}
-    log_probs, divergence = collector.policy(**inputs)
+    inputs = {name: tensor for name, tensor in group.tensors().items() if name in POLICY_INPUTS}
+    ((log_probs, divergence),) = collector.policy([inputs])
     assert ((log_probs - group.log_probs).exp() - 1).abs().max() <= 1e-5
     assert divergence.max() == 0
 
@@ -246,9 +246,9 @@ def test_it_stops_on_divergence_and_on_reward_without_success(tmp_path):
     safety, control = _Safety(trainer), trainer.control
 
     def evaluated(reward, success):
-        safety.on_log(trainer.args, trainer.state, control, {"rewards/value_map_reward/mean": reward})
-        metrics = {"eval_success_rate": success, "eval_success_high": success + 0.1}
-        safety.on_evaluate(trainer.args, trainer.state, control, metrics)
+        trainer.log({"rewards/value_map_reward/mean": reward})
+        trainer.log({"eval_success_rate": success, "eval_success_high": success + 0.1})
+        safety.on_evaluate(trainer.args, trainer.state, control)
         return [entry["eval_reward_hacking"] for entry in trainer.state.log_history if "eval_reward_hacking" in entry]
 
     assert evaluated(0.2, 0.6)[-1] == 0
@@ -291,7 +291,7 @@ def test_scenes_take_turns_and_processes_share_them():
     [
         ({"per_device_train_batch_size": 6, "num_generations": 4}, "multiple of num_generations=4"),
         ({"num_generations": 1}, "at least 2"),
-        ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of grpo, dapo, dr_grpo"),
+        ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of grpo, dapo"),
         ({"num_random_steps": 10}, "num_random_steps is 10; expected 0 to 9"),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of gradient_accumulation_steps=2"),
     ],

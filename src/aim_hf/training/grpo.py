@@ -22,17 +22,22 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
 
 from ..evaluation.policies import AIMPolicy
 from ..evaluation.rollout import run_episodes
 from ..evaluation.statistics import wilson_interval
 from ..evaluation.vector_env import VectorEnvironment
 from ..pipeline_aim import AIMPipeline
-from .policy import ActionPolicy, FlowSDE
+from .policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from .rewards import Outcome, RewardFunction, success_reward, value_hits, value_map_reward
 from .rollouts import Collector, Group, Scene, Scenes
 
-LEVELS, LOSSES, SCALES = ("token", "sequence"), ("grpo", "dapo", "dr_grpo"), ("group", "batch", "none")
+VALUE_REWARD = f"rewards/{value_map_reward.__name__}/mean"
+LEVELS, LOSSES, SCALES = ("token", "sequence"), ("grpo", "dapo"), ("group", "batch", "none")
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -56,10 +61,7 @@ class AIMGRPOConfig(TrainingArguments):
     beta: float = field(default=0.0, metadata={"help": "weight of the KL divergence from the reference"})
     loss_type: str = field(
         default="dapo",
-        metadata={
-            "help": "grpo: mean over episodes of their tokens' mean; dapo: mean over all tokens; dr_grpo: sum over an "
-            "episode's tokens, by a constant"
-        },
+        metadata={"help": "grpo: mean over episodes of their tokens' mean; dapo: mean over all tokens"},
     )
     importance_sampling_level: str = field(
         default="token", metadata={"help": "token: a ratio for each action; sequence: for each chunk, of the mean"}
@@ -357,8 +359,13 @@ class AIMGRPOTrainer(Trainer):
     def compute_loss(self, model, groups: list[Group], return_outputs=False, num_items_in_batch=None):
         """Eq. (13): - min(ratio * A, clip(ratio) * A) + beta * KL, over the groups of one batch."""
         loss = 0.0 * sum(p.sum() for p in self.model.head.parameters())
-        for group in groups:
-            group_loss, metrics = self._group_loss(model, group)
+        inputs = [
+            {name: value.to(self.args.device) for name, value in group.tensors().items() if name in POLICY_INPUTS}
+            for group in groups
+        ]
+        # One call, of no group too: a process that has dropped its groups still takes part in the others' step.
+        for group, output in zip(groups, model(inputs)):
+            group_loss, metrics = self._group_loss(group, *output)
             loss = loss + group_loss
             for name, value in metrics.items():
                 self._metrics[name].append(value)
@@ -368,14 +375,10 @@ class AIMGRPOTrainer(Trainer):
             raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step}.")
         return loss
 
-    def _group_loss(self, model, group: Group) -> tuple[torch.Tensor, dict[str, float]]:
+    def _group_loss(
+        self, group: Group, log_probs: torch.Tensor, divergence: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         args, device = self.args, self.args.device
-        inputs = {
-            name: value.to(device)
-            for name, value in group.tensors().items()
-            if name not in ("log_probs", "num_chunks", "success", "advantages")
-        }
-        log_probs, divergence = model(**inputs)
         advantages = group.advantages.to(device)[:, :, None, None]
         log_ratio = log_probs - group.log_probs.to(device)
         if args.importance_sampling_level == "sequence":
@@ -404,8 +407,6 @@ class AIMGRPOTrainer(Trainer):
         inside = (torch.arange(C) < group.num_chunks[:, None]).float()
         if self.args.loss_type == "grpo":
             inside = inside / group.num_chunks[:, None] / (S * P)
-        elif self.args.loss_type == "dr_grpo":
-            inside = inside / (S * P)
         return inside[:, :, None, None].expand(G, C, S, P)
 
     # --------------------------------------------------------------------------------------------- logs, evaluation
@@ -529,38 +530,41 @@ class _Safety(TrainerCallback):
 
     def __init__(self, trainer: AIMGRPOTrainer):
         self.trainer = trainer
-        self.first: tuple[float, float] | None = None  # value reward and success when training began
-        self.hacked = 0  # evaluations in a row
-        self.value_rewards: list[float] = []  # since the last evaluation
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.resume_buffer()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        name = f"rewards/{value_map_reward.__name__}/mean"
-        if name in (logs or {}):
-            self.value_rewards.append(logs[name])
         if args.max_kl is not None and (logs or {}).get("kl", 0.0) > args.max_kl:
-            print(f"stopped at step {state.global_step}: the KL divergence {logs['kl']:.4g} exceeds {args.max_kl}.")
+            logger.warning(f"stopped: the KL divergence {logs['kl']:.4g} exceeds max_kl={args.max_kl}.")
             control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        success, rewards = metrics["eval_success_rate"], self.value_rewards
-        self.value_rewards = []
-        if not rewards:
+        evaluated = _evaluations(state.log_history)
+        if not evaluated:
             return
-        reward = sum(rewards) / len(rewards)
-        if self.first is None:
-            self.first = reward, success
-        hacked = reward > self.first[0] and metrics["eval_success_high"] < self.first[1]
-        self.hacked = self.hacked + 1 if hacked else 0
-        self.trainer.log({"eval_reward_hacking": float(hacked)})
-        if args.hacking_patience is not None and self.hacked >= args.hacking_patience:
-            print(
-                f"stopped at step {state.global_step}: the value map's reward rose from {self.first[0]:.3f} to "
-                f"{reward:.3f}, while success fell from {self.first[1]:.0%} to {success:.0%}."
+        (first_reward, first_success, _), (reward, success, _) = evaluated[0], evaluated[-1]
+        hacked = [r > first_reward and success_high < first_success for r, _, success_high in evaluated]
+        self.trainer.log({"eval_reward_hacking": float(hacked[-1])})
+        patience = args.hacking_patience
+        if patience is not None and len(hacked) >= patience and all(hacked[-patience:]):
+            logger.warning(
+                f"stopped: the value map's reward rose from {first_reward:.3f} to {reward:.3f}, while success fell "
+                f"from {first_success:.0%} to {success:.0%}."
             )
             control.should_training_stop = True
+
+
+def _evaluations(log_history: list[dict]) -> list[tuple[float, float, float]]:
+    """Of each evaluation: the mean value map reward since the one before, success, and its upper bound."""
+    evaluated, rewards = [], []
+    for entry in log_history:
+        if VALUE_REWARD in entry:
+            rewards.append(entry[VALUE_REWARD])
+        if "eval_success_rate" in entry and rewards:
+            evaluated.append((sum(rewards) / len(rewards), entry["eval_success_rate"], entry["eval_success_high"]))
+            rewards = []
+    return evaluated
 
 
 class _SyncReference(TrainerCallback):

@@ -28,6 +28,8 @@ from torch import nn
 from ..cache import AIMCache
 from ..modeling_aim import AIMActionHead, AIMForWorldAction
 
+# What of a group of rollouts the policy looks at.
+POLICY_INPUTS = ("prompt_embeds", "first", "rgb", "value", "observed", "executed", "steps", "before", "after")
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x (B, ...) at t (B,)
 
 
@@ -159,24 +161,14 @@ class ActionPolicy(nn.Module):
         else:
             self.__dict__["reference"] = model.history_head
 
-    def forward(
-        self,
-        prompt_embeds: torch.Tensor,
-        first: torch.Tensor,
-        rgb: torch.Tensor,
-        value: torch.Tensor,
-        observed: torch.Tensor,
-        executed: torch.Tensor,
-        steps: torch.Tensor,
-        before: torch.Tensor,
-        after: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-likelihoods of the random steps of a group under the policy, and their KL divergence from the reference,
-        (G, C, S, P) each, P actions a prediction. Arguments as in [`Group`].
+    def forward(self, groups: list[dict[str, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each group: log-likelihoods of its random steps under the policy, and their KL divergence from the
+        reference, (G, C, S, P) each, P actions a prediction. A group is `POLICY_INPUTS` of a [`Group`]."""
+        return [self._evaluate(**group) for group in groups]
 
-        Keys and values of each chunk's state are rebuilt once, without gradient, and serve all of its steps. Episodes
-        that have ended run along, as they did in the rollout, so that every number is the same as there.
-        """
+    def _evaluate(self, prompt_embeds, first, rgb, value, observed, executed, steps, before, after):
+        """Keys and values of each chunk's state are rebuilt once, without gradient, and serve all of its steps.
+        Episodes that have ended run along, as they did in the rollout, so that every number is the same as there."""
         log_probs, divergences = [], []
         for chunk, cache in self._states(prompt_embeds, first, rgb, value, observed, executed):
             policy, reference = (action_velocity(self.model, cache, head) for head in (self.head, self.reference))
