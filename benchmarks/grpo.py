@@ -69,7 +69,7 @@ def step_of(group: dict, index: int) -> dict:
 def learn(policy: ActionPolicy, groups: list[dict]) -> None:
     policy.zero_grad(set_to_none=True)
     for group in groups:
-        ((log_probs, divergence),) = policy([group])
+        ((log_probs, divergence),), _ = policy([group])
         (divergence - log_probs).mean().backward()
 
 

@@ -55,10 +55,15 @@ def main():
             "chunk": lambda: (rollout.append(), rollout.sample()),
             "ours": rollout.sample,
             "lingbot": lambda: lingbot.chunk(LINGBOT_VIDEO_STEPS, LINGBOT_ACTION_STEPS),
+        },
+        args.rounds,
+        args.device,
+    ) | in_turn(
+        {
             "action loop": lambda: repeat(stages["action step"], ACTION_STEPS),
             "backbone action loop": backbone_action_loop(backbone),
         },
-        args.rounds,
+        5 * args.rounds,  # short, so that one round says little
         args.device,
     )
     operations = {name: counted(run) for name, run in stages.items()}

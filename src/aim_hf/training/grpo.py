@@ -93,6 +93,7 @@ class AIMGRPOConfig(TrainingArguments):
     max_grad_norm: float = field(default=1.0, metadata={"help": "of the head's gradient"})
     logging_steps: float = field(default=1, metadata={"help": "optimizer steps between two logs"})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "of the learning rate"})
+    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "there are none"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "there are none"})
 
     def __post_init__(self):
@@ -358,13 +359,12 @@ class AIMGRPOTrainer(Trainer):
 
     def compute_loss(self, model, groups: list[Group], return_outputs=False, num_items_in_batch=None):
         """Eq. (13): - min(ratio * A, clip(ratio) * A) + beta * KL, over the groups of one batch."""
-        loss = 0.0 * sum(p.sum() for p in self.model.head.parameters())
         inputs = [
             {name: value.to(self.args.device) for name, value in group.tensors().items() if name in POLICY_INPUTS}
             for group in groups
         ]
-        # One call, of no group too: a process that has dropped its groups still takes part in the others' step.
-        for group, output in zip(groups, model(inputs)):
+        outputs, loss = model(inputs)
+        for group, output in zip(groups, outputs):
             group_loss, metrics = self._group_loss(group, *output)
             loss = loss + group_loss
             for name, value in metrics.items():

@@ -161,10 +161,16 @@ class ActionPolicy(nn.Module):
         else:
             self.__dict__["reference"] = model.history_head
 
-    def forward(self, groups: list[dict[str, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each group: log-likelihoods of its random steps under the policy, and their KL divergence from the
-        reference, (G, C, S, P) each, P actions a prediction. A group is `POLICY_INPUTS` of a [`Group`]."""
-        return [self._evaluate(**group) for group in groups]
+    def forward(
+        self, groups: list[dict[str, torch.Tensor]]
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+        """Of each group, `POLICY_INPUTS` of a [`Group`]: log-likelihoods of its random steps under the policy, and
+        their KL divergence from the reference, (G, C, S, P) each, P actions a prediction.
+
+        Also a zero that depends on every parameter: where no group is left, there is still a gradient to share.
+        """
+        nothing = 0.0 * sum(parameter.sum() for parameter in self.head.parameters())
+        return [self._evaluate(**group) for group in groups], nothing
 
     def _evaluate(self, prompt_embeds, first, rgb, value, observed, executed, steps, before, after):
         """Keys and values of each chunk's state are rebuilt once, without gradient, and serve all of its steps.
