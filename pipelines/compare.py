@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="output folder of evaluate.py")
     parser.add_argument("--after", type=Path, required=True, help="another one, on the same scenes")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--training", type=Path, help="training.json of what lies between them, to be quoted")
     parser.add_argument("--videos", type=int, default=0, help="changed episodes to film")
     args = parser.parse_args()
     try:
@@ -39,6 +40,9 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     comparison["command"] = shlex.join(sys.argv)
+    if args.training is not None:
+        trained = json.loads(args.training.read_text())
+        comparison["training"] = {name: trained[name] for name in ("command", "commit", "hardware", "seeds", "steps")}
     write_text(args.output / "comparison.json", json.dumps(comparison, indent=1) + "\n")
     write_text(args.output / "comparison.md", format_comparison(comparison))
     plot_comparison(comparison, args.output / "comparison.png")

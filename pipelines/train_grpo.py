@@ -71,7 +71,9 @@ def main() -> None:
     if trainer.is_world_process_zero():
         output = Path(args.output_dir)
         trainer.pipe.save_pretrained(output / "pipeline")
-        record = {"log_history": trainer.state.log_history, "tasks": tasks} | provenance(args.device)
+        seeds = {name: [scenes[0].seed, scenes[len(scenes) - 1].seed] for name, scenes in trainer.scenes.items()}
+        record = {"steps": trainer.state.global_step, "tasks": tasks, "seeds": seeds}
+        record |= {"log_history": trainer.state.log_history} | provenance(args.device)
         write_text(output / "training.json", json.dumps(record, indent=1) + "\n")
         plot_grpo(trainer.state.log_history, output / "training.png")
         print(f"The pipeline with the new action head is {output / 'pipeline'}")

@@ -215,6 +215,11 @@ class AIMGRPOTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------------ data
 
+    @property
+    def scenes(self) -> dict[str, Scenes]:
+        """What was practised on, and what was looked at meanwhile."""
+        return {"rl": self.train_dataset} | ({} if self.eval_dataset is None else {"validation": self.eval_dataset})
+
     def get_train_dataloader(self) -> DataLoader:
         # Not prepared by accelerate: the sampler gives each process its own scenes already.
         sampler = RepeatSampler(
