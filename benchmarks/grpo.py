@@ -14,6 +14,7 @@ import torch
 from alternatives import UncachedRollout
 from common import ACTION_STEPS, LATENT_SIZE, TEXT_TOKENS, finish, in_turn, make_model, parser
 
+from aim_hf import AIMForWorldAction
 from aim_hf.training.policy import ActionPolicy, FlowSDE, kl_divergence, log_density
 
 TIMES = [1 - step / ACTION_STEPS for step in range(ACTION_STEPS)] + [0.0]
@@ -27,6 +28,8 @@ def main():
     config, rows, steps = model.config, args.batch_size, ACTION_STEPS - 1
     mask = torch.ones(config.action_dim, dtype=torch.bool, device=model.device)
     policy = ActionPolicy(model, TIMES, FlowSDE(0.7), mask, own_reference=False)
+    plain = make_model(args, history_chunks=None).requires_grad_(False)
+    plain.action_head.requires_grad_(True)
 
     def randn(*shape):
         return torch.randn(shape, device=model.device, dtype=model.dtype)
@@ -46,7 +49,7 @@ def main():
         {
             "ours": lambda: learn(policy, [group]),
             "replayed": lambda: learn(policy, [step_of(group, index) for index in range(steps)]),
-            "plain": lambda: learn_plainly(policy, group),
+            "plain": lambda: learn_plainly(plain, policy.sde, group),
         },
         args.rounds,
         args.device,
@@ -73,9 +76,8 @@ def learn(policy: ActionPolicy, groups: list[dict]) -> None:
         (divergence - log_probs).mean().backward()
 
 
-def learn_plainly(policy: ActionPolicy, group: dict) -> None:
-    model = policy.model
-    policy.zero_grad(set_to_none=True)
+def learn_plainly(model: AIMForWorldAction, sde: FlowSDE, group: dict) -> None:
+    model.zero_grad(set_to_none=True)
     rows, chunks = group["rgb"].shape[:2]
     prompt_embeds = group["prompt_embeds"].expand(rows, -1, -1)
     latents, actions = group["first"].expand(rows, -1, -1, -1, -1), group["executed"][:, :0].flatten(1, 2)
@@ -88,7 +90,7 @@ def learn_plainly(policy: ActionPolicy, group: dict) -> None:
             for grad in (True, False):  # the policy, and its reference, which costs what the policy does
                 with torch.set_grad_enabled(grad):
                     velocities.append(rollout.denoise_actions(rgb, value, x, x.new_full((rows,), t)))
-            (mean, std), (old, _) = (policy.sde.step(x, velocity, t, s) for velocity in velocities)
+            (mean, std), (old, _) = (sde.step(x, velocity, t, s) for velocity in velocities)
             log_probs = log_density(group["after"][:, chunk, index], mean, std)
             (kl_divergence(mean, old, std) - log_probs).mean().backward()
         latents = torch.cat([latents, group["observed"][:, chunk]], dim=2)

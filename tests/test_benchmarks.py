@@ -54,6 +54,7 @@ def test_the_uncached_rollout_gives_what_the_cached_one_gives(config, monkeypatc
             ["latency.py", "--history", "1"],
             ["backbone_action_loop_over_ours", "lingbot_settings_over_ours", "action_step_over_video_step"],
         ),
+        (["grpo.py", "--chunks", "2"], ["plain_over_ours", "replayed_over_ours"]),
         (["budget.py"], []),
     ],
     ids=lambda value: value[0] if value else "",
@@ -67,3 +68,44 @@ def test_the_commands_run(command, ratios, tmp_path):
     for name in ratios:
         assert numbers[name] > 0
     assert numbers["commit"] and numbers["hardware"] and numbers["command"]
+
+
+def test_the_plain_learner_learns_the_same(monkeypatch):
+    """Gradients of the likelihood alone: the reference is of another model there."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import grpo
+
+    from aim_hf.training.policy import ActionPolicy, FlowSDE
+
+    model, plain = make_model(), make_model()
+    policy = ActionPolicy(model, grpo.TIMES, FlowSDE(0.7), torch.ones(5, dtype=torch.bool), own_reference=False)
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    group = {
+        "prompt_embeds": randn(5, 10),
+        "first": randn(C, 1, H, W),
+        **{name: randn(2, 2, C, 2, H, W) for name in ("rgb", "value", "observed")},
+        "executed": randn(2, 2, 6, 5),
+        "steps": torch.tensor([[1, 4], [0, 7]]),
+        "before": randn(2, 2, 2, 6, 5),
+        "after": randn(2, 2, 2, 6, 5),
+    }
+    plain.requires_grad_(False)
+    plain.action_head.requires_grad_(True)
+    grpo.learn(policy, [group])
+    whole = {name: p.grad.clone() for name, p in policy.head.named_parameters()}
+    grpo.learn(policy, [grpo.step_of(group, index) for index in range(2)])
+    for name, parameter in policy.head.named_parameters():
+        torch.testing.assert_close(parameter.grad / 2, whole[name], rtol=1e-9, atol=1e-9)
+    # The plain one also lets the gradient pass through executed actions; in the first chunk there are none.
+    first = {name: group[name][:, :1] for name in ("rgb", "value", "observed", "executed", "before", "after")}
+    first = group | first | {"steps": group["steps"][:1]}
+    grpo.learn(policy, [first])
+    grpo.learn_plainly(plain, policy.sde, first)
+    for name, parameter in plain.action_head.named_parameters():
+        mine = dict(policy.head.named_parameters())[name].grad
+        # A sum over two steps of means over five numbers, against a mean over steps of sums.
+        torch.testing.assert_close(parameter.grad * 5 / 2, mine, rtol=1e-9, atol=1e-9)

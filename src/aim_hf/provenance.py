@@ -42,12 +42,18 @@ def _cpu_name() -> str:
 
 
 def source_commit(folder: Path = Path(__file__).parent) -> str | None:
-    """The commit of the checkout that a folder (this package's) is in, marked if files differ from it; None outside of
-    one. Nothing is written."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    """The commit of the checkout that a folder (this package's) is in, marked if files differ from it other than
+    measured results; None outside of one. Nothing is written."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, env=variables).stdout.strip()
+
     variables = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, env=variables)
+        commit = git("rev-parse", "HEAD")
+        sources = (":(top)", ":(top,exclude)benchmarks/results")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
     except FileNotFoundError:
         return None
-    return answer.stdout.strip() or None
+    return f"{commit}-dirty" if changed else commit or None
