@@ -146,6 +146,8 @@ def speed_figures(results: Path) -> str:
 
 def study_figures(path: Path) -> str:
     """A study of `benchmarks/closed_loop.py` as Markdown."""
+    if not path.exists():
+        return "Not measured yet.\n"
     study = json.loads(path.read_text())
     tasks = list(study["rows"][0]["tasks"])
     rows = [["setting", "success", "95 % interval", *(f"`{task}`" for task in tasks)], ["---"] * (len(tasks) + 3)]
