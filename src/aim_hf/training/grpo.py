@@ -191,8 +191,8 @@ class AIMGRPOTrainer(Trainer):
         for name, scenes, purpose in (("train", train_dataset, "rl"), ("eval", eval_dataset, "validation")):
             if scenes is not None and scenes.purpose != purpose:
                 raise ValueError(f"{name}_dataset has scenes for {scenes.purpose}; expected scenes for {purpose}.")
-        pipe.model.to(args.device).eval()
         pipe.to(args.device)
+        pipe.model.eval()
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
         sigmas = np.linspace(1.0, 1 / args.num_action_inference_steps, args.num_action_inference_steps)
@@ -271,7 +271,8 @@ class AIMGRPOTrainer(Trainer):
         args, collector = self.args, self.collector
         before, lost, control_steps = collector.seconds.copy(), collector.lost, collector.control_steps
         total = len(scenes) * args.num_generations
-        with tqdm(total=total, unit="episode", desc=f"rollout {generation}", leave=False) as progress:
+        progress = tqdm(total=total, unit="episode", desc=f"rollout {generation}", leave=False)
+        with progress, self.accelerator.autocast():  # in the precision of the learner, or the ratio wouldn't be 1
             results = collector.collect(scenes, generation, progress)
         for name in ("simulation", "inference"):
             self._metrics[f"time/{name}"].append(collector.seconds[name] - before[name])
@@ -280,17 +281,13 @@ class AIMGRPOTrainer(Trainer):
         scored = [None if result is None else (result[0], self._rewards(result[1])) for result in results]
         self._log_outcomes([outcome for result in results if result for outcome in result[1]])
         self._score([result for result in scored if result is not None])
-        kept = [
-            group if group is not None and group.advantages is not None else None
-            for group in (result and result[0] for result in scored)
-        ]
         per_step = len(scenes) // args.steps_per_generation
-        self._buffer = [
-            [group for group in kept[step * per_step : (step + 1) * per_step] if group is not None]
-            for step in range(args.steps_per_generation)
-        ]
+        self._buffer = [[] for _ in range(args.steps_per_generation)]
+        for index, result in enumerate(scored):
+            if result is not None and result[0].advantages is not None:
+                self._buffer[index // per_step].append(result[0])
         # Every optimizer step's loss is divided by the same number, whatever it got of the groups that were kept.
-        tokens = sum(self._weights(group).sum().item() for group in kept if group is not None)
+        tokens = sum(self._weights(group).sum().item() for groups in self._buffer for group in groups)
         everywhere = self.accelerator.reduce(torch.tensor(tokens, device=args.device, dtype=torch.float64))
         self._tokens = everywhere.item() / (args.steps_per_generation * self.accelerator.num_processes)
 
@@ -334,7 +331,8 @@ class AIMGRPOTrainer(Trainer):
             self._metrics["reward_std"].append(deviations[-1])
             self._metrics["frac_reward_zero_std"].append(float(deviations[-1] < 1e-8))
         if self.args.scale_rewards == "batch":
-            everything = self.accelerator.gather(torch.cat(returns).to(self.args.device)) if returns else None
+            mine = {"returns": torch.cat(returns).tolist() if returns else []}
+            everything = [r for one in _gather_objects(mine, self.accelerator) for r in one["returns"]]
         for (group, rewards), deviation in zip(scored, deviations):
             if deviation < 1e-8:
                 continue
@@ -351,7 +349,7 @@ class AIMGRPOTrainer(Trainer):
                 mean = (dense * inside).sum(dim=0) / inside.sum(dim=0)
                 advantages += weight * (dense - mean)
             scale = {"group": deviation, "none": 1.0}.get(self.args.scale_rewards)
-            scale = everything.std().item() if scale is None else scale
+            scale = torch.tensor(everything).std().item() if scale is None else scale
             group.advantages = (advantages * inside / (scale + 1e-4)).float()
 
     def _log_outcomes(self, outcomes: list[Outcome]) -> None:
