@@ -13,7 +13,8 @@ from common import Rollout
 from torch import nn
 
 from aim_hf import AIMForWorldAction
-from aim_hf.modeling_aim import Segment, action_positions, attention, video_positions
+from aim_hf.layers import action_positions, attention, video_positions
+from aim_hf.modeling_aim import Segment
 from aim_hf.visibility import Kind, Units
 
 

@@ -38,6 +38,7 @@ def main():
     from aim_hf.evaluation.evaluate import Protocol, evaluate
     from aim_hf.evaluation.policies import AIMPolicy
     from aim_hf.evaluation.statistics import wilson_interval
+    from aim_hf.files import write_text
     from aim_hf.provenance import provenance
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,8 +83,8 @@ def main():
     if state.is_main_process:
         settings = {"study": args.study, "policy": args.policy, "split": args.split, "rows": rows}
         whole = settings | provenance(state.device)
-        (args.output / f"{args.study}.json").write_text(json.dumps(whole, indent=1) + "\n")
-        (args.output / f"{args.study}.md").write_text(table(rows))
+        write_text(args.output / f"{args.study}.json", json.dumps(whole, indent=1) + "\n")
+        write_text(args.output / f"{args.study}.md", table(rows))
         print(table(rows))
 
 

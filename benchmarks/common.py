@@ -16,6 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.configuration_aim import PRESETS
+from aim_hf.files import write_text
 from aim_hf.provenance import provenance
 from aim_hf.sampling import sample_chunk
 
@@ -120,8 +121,7 @@ def finish(numbers: dict, args: argparse.Namespace) -> None:
     result = {"settings": settings} | _rounded(numbers) | provenance(device)
     print(json.dumps(result, indent=2))
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_text(args.output, json.dumps(result, indent=2) + "\n")
 
 
 def _rounded(value):

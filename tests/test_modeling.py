@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface, TorchAoConfig
 
-from aim_hf import AIMConfig, AIMForWorldAction, modeling_aim
-from aim_hf.modeling_aim import masked_attention, unit_attention, unit_block_mask
+from aim_hf import AIMConfig, AIMForWorldAction, layers
+from aim_hf.layers import masked_attention, unit_attention, unit_block_mask
 from aim_hf.visibility import Kind, Units, visible
 
 B, S, C, H, W = 2, 5, 6, 4, 6
@@ -320,9 +320,7 @@ def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(monkeyp
     def hold(tensor):
         return torch.cat([tensor[:, :, : held.start], tensor[:, :, held].detach(), tensor[:, :, held.stop :]], dim=2)
 
-    monkeypatch.setattr(
-        modeling_aim, "unit_attention", lambda q, k, v, **rest: unit_attention(q, hold(k), hold(v), **rest)
-    )
+    monkeypatch.setattr(layers, "unit_attention", lambda q, k, v, **rest: unit_attention(q, hold(k), hold(v), **rest))
     assert gradient().abs().max() == 0
 
 

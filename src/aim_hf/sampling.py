@@ -53,7 +53,7 @@ def sample_chunk(
     *world, action_latents = noise
     joint = model.config.joint_denoising
     if joint:
-        action_timesteps = _set_timesteps(action_scheduler, num_inference_steps, model.device)
+        action_timesteps = set_timesteps(action_scheduler, num_inference_steps, model.device)
 
     def after_step(i, t, world):
         nonlocal action_latents
@@ -99,7 +99,7 @@ def sample_world(
         after_step: called with a step's index, its timestep and both latents; what it returns is used from there on.
     """
     latents, value_latents = noise
-    for i, t in enumerate(_set_timesteps(scheduler, num_inference_steps, model.device)[:stop_after]):
+    for i, t in enumerate(set_timesteps(scheduler, num_inference_steps, model.device)[:stop_after]):
         world = torch.stack([latents, value_latents])
         time = _unit_time(scheduler, t, len(latents))
         velocity = torch.stack(model.denoise_world(cache, *world.to(model.dtype), time)).float()
@@ -136,7 +136,7 @@ def sample_actions(
     # The clean pass: what actions may see of the future is the finished value map.
     model.condition_actions(cache, rgb.to(model.dtype), value.to(model.dtype))
     # Only the head runs.
-    for i, t in enumerate(_set_timesteps(action_scheduler, num_action_inference_steps, model.device)):
+    for i, t in enumerate(set_timesteps(action_scheduler, num_action_inference_steps, model.device)):
         actions = _action_step(model, cache, actions, action_scheduler, t, committed_actions)
         if on_step_end is not None:
             rgb, value, actions = on_step_end(first_step + i, t, (rgb, value, actions))
@@ -161,8 +161,11 @@ def _unit_time(scheduler, timestep, rows: int) -> torch.Tensor:
     return (timestep / scheduler.config.num_train_timesteps).expand(rows)
 
 
-def _set_timesteps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device) -> torch.Tensor:
-    # Given explicitly: the scheduler's own default shifts its last sigma twice, so that the last of few steps is next
-    # to none.
+def set_timesteps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device: torch.device) -> torch.Tensor:
+    """The scheduler's timesteps of `steps` steps, on `device`; it holds their times, `scheduler.sigmas`, from then on.
+
+    Given explicitly: the scheduler's own default shifts its last sigma twice, so that the last of few steps is next to
+    none.
+    """
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
     return scheduler.timesteps

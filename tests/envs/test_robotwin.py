@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures_actions import BAD_ACTIONS, holding
 from fixtures_robotwin import (
     CRASH_COMMAND,
     CRASHES,
@@ -57,11 +58,6 @@ def env(checkout):
     environment = make(checkout)
     yield environment
     environment.close()
-
-
-def holding(environment):
-    """The `ee` action that stays where the arms are."""
-    return np.concatenate([[*environment.tcp(arm), 1.0] for arm in ARMS])
 
 
 def digest(root: Path) -> dict[str, str]:
@@ -171,16 +167,7 @@ def test_unreachable_target_is_reported(env):
     np.testing.assert_array_equal(env.tcp("left"), before)
 
 
-@pytest.mark.parametrize(
-    ("change", "mode", "message"),
-    [
-        (lambda a: a[:14], "ee", r"shape \(14,\), mode 'ee' expects \(16,\)"),
-        (lambda a: a, "qpos", r"shape \(16,\), mode 'qpos' expects \(14,\)"),
-        (lambda a: np.where(np.arange(16) == 5, np.nan, a), "ee", r"NaN or infinite values at \[5\]"),
-        (lambda a: np.where((np.arange(16) > 10) & (np.arange(16) < 15), 0, a), "ee", "right arm's quaternion"),
-        (lambda a: a, "delta_ee", "mode='delta_ee' is unknown"),
-    ],
-)
+@pytest.mark.parametrize(("change", "mode", "message"), BAD_ACTIONS)
 def test_bad_action_is_refused_and_changes_nothing(env, change, mode, message):
     env.reset(0)
     before = positions(env)

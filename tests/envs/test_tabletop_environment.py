@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from fixtures_actions import BAD_ACTIONS, holding
 
 from aim_hf.envs import TASKS, make_environment
 from aim_hf.envs.base import ARMS, CAMERAS
@@ -17,11 +18,6 @@ def env():
     environment = make_environment("tabletop", "place_a2b_left", render=False)
     yield environment
     environment.close()
-
-
-def holding(environment):
-    """The `ee` action that stays where the arms are."""
-    return np.concatenate([[*environment.tcp(arm), 1.0] for arm in ARMS])
 
 
 def state_digest(environment) -> str:
@@ -122,17 +118,7 @@ def test_target_out_of_reach_is_reported_and_approached(env):
     assert np.linalg.norm(env.tcp("left")[:3] - target) < np.linalg.norm(start - target)
 
 
-@pytest.mark.parametrize(
-    ("change", "mode", "message"),
-    [
-        (lambda a: a[:14], "ee", r"shape \(14,\), mode 'ee' expects \(16,\)"),
-        (lambda a: a, "qpos", r"shape \(16,\), mode 'qpos' expects \(14,\)"),
-        (lambda a: np.where(np.arange(16) == 5, np.nan, a), "ee", r"NaN or infinite values at \[5\]"),
-        (lambda a: np.where(np.arange(16) == 8, np.inf, a), "ee", r"NaN or infinite values at \[8\]"),
-        (lambda a: np.where((np.arange(16) > 10) & (np.arange(16) < 15), 0, a), "ee", "right arm's quaternion"),
-        (lambda a: a, "delta", "mode='delta' is unknown"),
-    ],
-)
+@pytest.mark.parametrize(("change", "mode", "message"), BAD_ACTIONS)
 def test_bad_action_is_refused_and_changes_nothing(env, change, mode, message):
     env.reset(0)
     before = state_digest(env)

@@ -28,7 +28,7 @@ from .pictures import write_contact_sheet, write_strip, write_video
 from .policies import Policy
 from .rollout import EpisodeResult, ValueMaps, run_episodes
 from .statistics import summarize
-from .vector_env import VectorEnvironment
+from .vector_env import VectorEnvironment, cores_of_this_process
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,7 @@ def evaluate(
     state.wait_for_everyone()  # nobody adds records before everybody has read them
     mine = batches[state.process_index :: state.num_processes]
     if mine:
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = num_workers or max(cores, 1)
+        workers = num_workers or cores_of_this_process()
         _run_batches(policy, protocol, output, mine, set(seeds[:videos]), min(workers, batch_size), state)
     state.wait_for_everyone()
     if not state.is_main_process:

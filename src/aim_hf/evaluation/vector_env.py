@@ -25,6 +25,11 @@ from ..envs.seeds import Purpose, check_seed
 from .oracle import ValueMapOracle, record_expert
 
 
+def cores_of_this_process() -> int:
+    """How many environment processes it may keep busy: its share of the cores that the processes here have."""
+    return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+
+
 class WorkerLost(RuntimeError):
     """A worker died or hung while it served the scene of `seed`."""
 

@@ -23,45 +23,21 @@ PANELS = {
 
 def plot_training(log_history: list[dict], path: Path) -> None:
     """Draws the entries that the Trainer logged (`trainer.state.log_history`) as a picture."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(5 * len(PANELS), 3.6))
-    for axis, (title, names) in zip(axes, PANELS.items()):
-        for name in names:
-            logged = [(entry["step"], entry[name]) for entry in log_history if name in entry]
-            if logged:
-                axis.plot(*zip(*logged), label=name, linewidth=1.2)
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=8)
+    figure, axes = _draw_panels(PANELS, log_history, width=5, legend_size=8)
     axes[0].set_yscale("log")
     axes[2].set_ylim(0, 1.02)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def plot_grpo(log_history: list[dict], path: Path) -> None:
     """Draws what the GRPO trainer logged: rewards, success, divergence, clipping and value hits over the steps."""
-    figure, axes = plt.subplots(1, len(GRPO_PANELS), figsize=(4.4 * len(GRPO_PANELS), 3.6))
-    for axis, (title, names) in zip(axes, GRPO_PANELS.items()):
-        for name in names:
-            logged = [(entry["step"], entry[name]) for entry in log_history if name in entry]
-            if logged:
-                axis.plot(*zip(*logged), label=name, linewidth=1.2, marker="o" if name.startswith("eval") else None)
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=7)
+    figure, axes = _draw_panels(GRPO_PANELS, log_history, width=4.4, legend_size=7)
     names = ("step", "eval_success_low", "eval_success_high")
     bands = [[entry[name] for name in names] for entry in log_history if names[1] in entry]
     if bands:
         axes[1].fill_between(*zip(*bands), alpha=0.2)
     axes[1].set_ylim(0, 1.02)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def plot_comparison(comparison: dict, path: Path) -> None:
@@ -77,6 +53,26 @@ def plot_comparison(comparison: dict, path: Path) -> None:
     axis.set_ylim(0, 1.05)
     axis.set_title(f"{comparison['gain_points']:+.1f} points, McNemar p = {comparison['mcnemar_p']:.2g}", fontsize=9)
     axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _draw_panels(panels: dict[str, tuple[str, ...]], log_history: list[dict], width: float, legend_size: float):
+    """A figure with a panel for each title, which shows what was logged under its names; marked, if seldom."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 3.6))
+    for axis, (title, names) in zip(axes, panels.items()):
+        for name in names:
+            logged = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+            if logged:
+                axis.plot(*zip(*logged), label=name, linewidth=1.2, marker="o" if name.startswith("eval") else None)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=legend_size)
+    return figure, axes
+
+
+def _save(figure, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)

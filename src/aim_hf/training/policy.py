@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from ..cache import AIMCache
-from ..modeling_aim import AIMActionHead, AIMForWorldAction
+from ..layers import AIMActionHead
+from ..modeling_aim import AIMForWorldAction
 
 # What of a group of rollouts the policy looks at.
 POLICY_INPUTS = ("prompt_embeds", "first", "rgb", "value", "observed", "executed", "steps", "before", "after")
