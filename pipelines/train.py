@@ -19,7 +19,6 @@ import torch
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import AutoModelForTextEncoding, HfArgumentParser, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from aim_hf import AIMForWorldAction, AIMPipeline, AIMProcessor
 from aim_hf.codec import VideoCodec
@@ -27,6 +26,7 @@ from aim_hf.configuration_aim import PRESETS
 from aim_hf.data.latents import LatentWindows
 from aim_hf.files import write_text
 from aim_hf.provenance import provenance
+from aim_hf.training.checkpoints import last_checkpoint
 from aim_hf.training.curve import plot_training
 from aim_hf.training.lora import with_lora
 from aim_hf.training.samples import SampleCallback
@@ -129,8 +129,7 @@ def main():
                 export()
 
     trainer.add_callback(Export())
-    last = get_last_checkpoint(output) if output.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
     export()
 
 

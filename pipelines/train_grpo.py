@@ -23,12 +23,12 @@ def main() -> None:
     from pathlib import Path
 
     from transformers import HfArgumentParser
-    from transformers.trainer_utils import get_last_checkpoint
 
     from aim_hf import AIMPipeline
     from aim_hf.envs import TASKS
     from aim_hf.files import write_text
     from aim_hf.provenance import provenance
+    from aim_hf.training.checkpoints import last_checkpoint
     from aim_hf.training.curve import plot_grpo
     from aim_hf.training.grpo import AIMGRPOConfig, AIMGRPOTrainer
     from aim_hf.training.rewards import success_reward, value_map_reward
@@ -63,9 +63,7 @@ def main() -> None:
         eval_dataset=Scenes(tasks, own.eval_scenes, "validation"),
     )
     try:
-        trainer.train(
-            resume_from_checkpoint=get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        )
+        trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)))
     finally:
         trainer.close()
     if trainer.is_world_process_zero():

@@ -13,6 +13,7 @@ from aim_hf.codec import VideoCodec
 from aim_hf.data.episodes import Episode
 from aim_hf.data.latents import LatentWindows, encode_episode, plan_shards, write_index
 from aim_hf.data.value_maps import Event
+from aim_hf.training.checkpoints import last_checkpoint
 from aim_hf.training.lora import with_lora
 from aim_hf.training.trainer import EMA_FILE, AIMTrainer, AIMTrainingArguments
 
@@ -148,6 +149,20 @@ def new_model(config):
     model = AIMForWorldAction(config)
     torch.nn.init.normal_(model.proj_out.weight, std=0.1)  # new ones are silent, and LoRA leaves them so
     return model
+
+
+def test_checkpoint_that_a_kill_left_half_written_is_passed_over(pipe, latents, tmp_path, monkeypatch):
+    assert last_checkpoint(tmp_path / "run") is None
+    train(pipe, latents, tmp_path / "run", 4)
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AIMTrainer, "_save_scaler", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train(pipe, latents, tmp_path / "run", 8, resume=last_checkpoint(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoint-8" / "optimizer.pt").exists()
+    assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-4")
 
 
 def train(pipe, latents, folder, max_steps, resume=None, config=None, lora_rank=None, **options):

@@ -8,27 +8,27 @@ action of a chunk, at one of its random denoising steps.
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from ..evaluation.policies import AIMPolicy
 from ..evaluation.rollout import run_episodes
 from ..evaluation.statistics import wilson_interval
-from ..evaluation.vector_env import VectorEnvironment
+from ..evaluation.vector_env import VectorEnvironment, cores_of_this_process
 from ..pipeline_aim import AIMPipeline
+from ..sampling import set_timesteps
+from .checkpoints import CheckpointedTrainer
 from .policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from .rewards import Outcome, RewardFunction, success_reward, value_hits, value_map_reward
 from .rollouts import Collector, Group, Scene, Scenes
@@ -158,7 +158,7 @@ class RepeatSampler(Sampler[list[int]]):
             yield from [mine] * self.repeats
 
 
-class AIMGRPOTrainer(Trainer):
+class AIMGRPOTrainer(CheckpointedTrainer):
     """Trains the action head of a pipeline by GRPO; video and value branch stay as they are, to the last bit.
 
     Args:
@@ -195,8 +195,7 @@ class AIMGRPOTrainer(Trainer):
         pipe.model.eval()
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
-        sigmas = np.linspace(1.0, 1 / args.num_action_inference_steps, args.num_action_inference_steps)
-        pipe.action_scheduler.set_timesteps(sigmas=sigmas)  # as when it samples
+        set_timesteps(pipe.action_scheduler, args.num_action_inference_steps, args.device)
         times = pipe.action_scheduler.sigmas.double().tolist()
         mask = pipe.processor.moving_dimensions.to(args.device)
         policy = ActionPolicy(pipe.model, times, FlowSDE(args.noise_level), mask, args.sync_ref_model)
@@ -208,7 +207,6 @@ class AIMGRPOTrainer(Trainer):
         self._tokens = 0.0  # of this generation, by optimizer step and process: what the loss is divided by
         self._step = 0  # batches so far
         self._metrics: dict[str, list[float]] = defaultdict(list)
-        self._resumed_from: Path | None = None
         self.add_callback(_Safety(self))
         if args.sync_ref_model:
             self.add_callback(_SyncReference(self))
@@ -263,8 +261,7 @@ class AIMGRPOTrainer(Trainer):
         return self._collector
 
     def _workers(self) -> int:
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return self.args.num_env_workers or max(cores, 1)
+        return self.args.num_env_workers or cores_of_this_process()
 
     def _generate(self, scenes: list[Scene], generation: int) -> None:
         """Rolls out the groups of one iteration and scores them."""
@@ -483,9 +480,7 @@ class AIMGRPOTrainer(Trainer):
 
     # --------------------------------------------------------------------------------------------------- resume
 
-    def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+    def save_to_checkpoint(self, folder: Path) -> None:
         tensors = {
             f"{step}.{number}.{name}": tensor.contiguous()
             for step, groups in enumerate(self._buffer)
@@ -496,16 +491,12 @@ class AIMGRPOTrainer(Trainer):
         described = {"scenes": json.dumps(scenes), "tokens": repr(self._tokens)}
         save_file(tensors, self._buffer_file(folder), metadata=described)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._resumed_from = Path(resume_from_checkpoint)
-
     def resume_buffer(self) -> None:
         """Goes on in the middle of an iteration: with the episodes that it was learning from."""
-        if self._resumed_from is None:
+        if self.resumed_from is None:
             return
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        with safe_open(self._buffer_file(self._resumed_from), "pt") as file:
+        with safe_open(self._buffer_file(self.resumed_from), "pt") as file:
             described = file.metadata()
             self._tokens = float(described["tokens"])
             self._buffer = []

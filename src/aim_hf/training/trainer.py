@@ -8,9 +8,10 @@ from diffusers.training_utils import EMAModel
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from ..modeling_aim import AIMForWorldAction
+from .checkpoints import CheckpointedTrainer
 from .muon import MuonWithAdamW
 
 EMA_FILE = "ema.safetensors"
@@ -50,7 +51,7 @@ class AIMTrainingArguments(TrainingArguments):
     )
 
 
-class AIMTrainer(Trainer):
+class AIMTrainer(CheckpointedTrainer):
     """Trains [`AIMForWorldAction`] on windows of latents, logs each loss term, and keeps averaged weights.
 
     The model may have adapters (`lora.py`); then these, and what is trained beside them, are all that is saved. The
@@ -67,7 +68,6 @@ class AIMTrainer(Trainer):
                 "sample from."
             )
         self.ema: EMAModel | None = None  # once training begins
-        self._resumed_from: Path | None = None
         self.sample_metrics: dict[str, float] = {}  # of the last sample, until they are logged
         self._terms = {name: [] for name in LOSS_TERMS}
         horizon = model.config.action_horizon
@@ -153,11 +153,11 @@ class AIMTrainer(Trainer):
     def start_averaging(self) -> None:
         """Starts from the weights as they are, or from where a resumed run was."""
         self.ema = EMAModel(self._trained().values(), decay=self.args.ema_decay, use_ema_warmup=True, power=0.75)
-        if self._resumed_from is not None:
-            tensors = load_file(self._resumed_from / EMA_FILE)
+        if self.resumed_from is not None:
+            tensors = load_file(self.resumed_from / EMA_FILE)
             for name, shadow in zip(self._trained(), self.ema.shadow_params, strict=True):
                 shadow.copy_(split_like(tensors[name], shadow))
-            self.ema.optimization_step = int(self._resumed_from.name.rsplit("-", 1)[1])
+            self.ema.optimization_step = int(self.resumed_from.name.rsplit("-", 1)[1])
 
     def averaged_tensors(self) -> dict[str, torch.Tensor]:
         """Averaged weights of all that is trained, whole, on the CPU. Under FSDP all processes must ask for them."""
@@ -170,16 +170,10 @@ class AIMTrainer(Trainer):
         """Context in which the model has its averaged weights."""
         return AveragedWeights(self)
 
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+    def save_to_checkpoint(self, folder: Path) -> None:
         averaged = self.averaged_tensors()
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             save_file(averaged, folder / EMA_FILE)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._resumed_from = Path(resume_from_checkpoint)
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
