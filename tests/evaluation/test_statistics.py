@@ -26,7 +26,8 @@ def test_wilson_refuses_counts_that_cannot_be(successes, episodes):
 
 
 def record(seed, success, steps, peak):
-    return {"seed": seed, "success": success, "steps": steps, "expert_success": True, "peak_error": peak}
+    outcome = {"seed": seed, "success": success, "steps": steps, "expert_success": True, "peak_error": peak}
+    return outcome | {"simulator": {"sapien": "3"}}
 
 
 def test_summary_counts_peaks_where_there_is_a_contact_to_see():
@@ -38,10 +39,11 @@ def test_summary_counts_peaks_where_there_is_a_contact_to_see():
         ],
         "click_bell": [record(1, False, 40, None)],
     }
-    summary = summarize(records)
+    summary = summarize(records, {"lift_pot": {5: "unstable", 4: "no way"}, "click_bell": {}})
     pot = summary["tasks"]["lift_pot"]
     assert (pot["episodes"], pot["successes"], pot["rate"], pot["mean_steps"]) == (3, 2, 2 / 3, 40)
-    assert pot["seeds"] == [1, 2, 3]
+    assert pot["seeds"] == [1, 2, 3] and pot["rejected_seeds"] == [4, 5]
+    assert summary["simulators"] == [{"sapien": "3"}]
     assert pot["wilson"] == list(wilson_interval(2, 3))
     assert pot["first_chunk_peak_within_10_percent"] == {"share": 0.5, "count": 2}
     assert summary["tasks"]["click_bell"]["first_chunk_peak_within_10_percent"] == {"share": None, "count": 0}

@@ -1,26 +1,34 @@
 """A whole evaluation, resumable and spread over processes.
 
     output/settings.json            what the results depend on; another policy or other settings are refused
-    output/episodes/<task>.jsonl    one record an episode, appended when its batch has ended
+    output/episodes/<task>.jsonl    one record an episode, appended when its batch has ended; also one a rejected seed
     output/videos/<task>-<seed>.*   filmed episodes: mp4, and png, their strip of the contact sheet
     output/contact_sheet.png, output/results.json
 
 On one kind of hardware an episode's record depends on the settings, its task and its seed alone: neither on the batch
 nor on the process that it ran in. So whatever is missing can be run at any time, and nothing is counted twice.
+
+Which seeds count is RoboTwin's rule: of all that come in order, the first that the suite doesn't reject (because the
+scene is unstable, or its own expert fails there). They are found in rounds: each tries as many of the next seeds as
+episodes are still wanted, so that no episode is run in vain, however many processes share the work.
+
+Several machines need one folder that all of them see.
 """
 
 import json
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from ..envs import TASKS
-from ..envs.base import SPLITS
+from ..envs.base import SPLITS, SeedRejected
 from ..envs.seeds import episode_seeds
 from ..files import write_text
 from ..provenance import provenance
@@ -29,6 +37,8 @@ from .policies import Policy
 from .rollout import EpisodeResult, ValueMaps, run_episodes
 from .statistics import summarize
 from .vector_env import VectorEnvironment, cores_of_this_process
+
+MAX_REJECTED = 50  # seeds in a row: then it is the simulator that fails, not the scenes
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ def evaluate(
     Raises:
         ValueError: for unknown tasks or bad numbers.
         FileExistsError: if `output` holds results of another policy or of other settings, which it names.
+        RuntimeError: if the suite rejects `MAX_REJECTED` seeds of a task in a row, with its reasons.
     """
     state = state or PartialState()
     tasks = list(tasks or TASKS[protocol.suite])
@@ -96,7 +107,7 @@ def evaluate(
     for name, number in (("episodes", episodes), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} is {number}; expected at least 1.")
-    seeds = episode_seeds("evaluation", protocol.start_seed, episodes)
+    episode_seeds("evaluation", protocol.start_seed, episodes)
     settings = policy.settings | asdict(protocol)
     _check_settings(output, settings)
     state.wait_for_everyone()
@@ -107,18 +118,12 @@ def evaluate(
             _drop_torn_line(path)
     state.wait_for_everyone()
 
-    done = {task: {record["seed"] for record in read_records(output, task)} for task in tasks}
-    batches = []
-    for task in tasks:
-        missing = [seed for seed in seeds if seed not in done[task]]
-        count = -(-len(missing) // batch_size)  # equally large, so that processes have equally much to do
-        edges = [-(-i * len(missing) // count) for i in range(count + 1)] if count else []
-        batches += [(task, missing[start:stop]) for start, stop in pairwise(edges)]
-    state.wait_for_everyone()  # nobody adds records before everybody has read them
-    mine = batches[state.process_index :: state.num_processes]
-    if mine:
-        workers = num_workers or cores_of_this_process()
-        _run_batches(policy, protocol, output, mine, set(seeds[:videos]), min(workers, batch_size), state)
+    with _Environments(protocol, min(num_workers or cores_of_this_process(), batch_size)) as environments:
+        while batches := _next_round(output, protocol, tasks, episodes, batch_size, videos, state):
+            mine = batches[state.process_index :: state.num_processes]
+            if mine:
+                _run_batches(policy, protocol, output, mine, environments.open(), state)
+            state.wait_for_everyone()
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
@@ -130,36 +135,126 @@ def evaluate(
             output / "contact_sheet.png", [shown[task] for task in TASKS[protocol.suite] if task in shown]
         )
     recorded = {task: records for task in TASKS[protocol.suite] if (records := read_records(output, task))}
+    rejected = {task: read_rejected(output, task) for task in recorded}
     headline = {name: settings[name] for name in ("suite", "split", "policy")}
-    results = headline | summarize(recorded) | settings | provenance(state.device)
+    results = headline | summarize(recorded, rejected) | settings | provenance(state.device)
     _write_json(output / "results.json", results)
     return results
 
 
-def _run_batches(policy, protocol, output, batches, filmed, num_workers, state) -> None:
+class _Environments:
+    """The environments of this process, once it needs some."""
+
+    def __init__(self, protocol: Protocol, num_workers: int):
+        self.protocol, self.num_workers = protocol, num_workers
+        self.environments: VectorEnvironment | None = None
+
+    def open(self) -> VectorEnvironment:
+        if self.environments is None:
+            self.environments = VectorEnvironment(self.protocol.suite, self.protocol.split, self.num_workers)
+        return self.environments
+
+    def __enter__(self) -> "_Environments":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.environments is not None:
+            self.environments.close()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    task: str
+    seeds: list[int]
+    filmed: set[int]
+
+
+def _next_round(
+    output: Path,
+    protocol: Protocol,
+    tasks: list[str],
+    episodes: int,
+    batch_size: int,
+    videos: int,
+    state: PartialState,
+) -> list[_Batch]:
+    """What all processes run next, decided by the main one: of each task the next seeds that nobody has tried, as
+    many as there are episodes missing. Empty when all is there."""
+    batches = []
+    if state.is_main_process:
+        for task in tasks:
+            done, rejected = {record["seed"] for record in read_records(output, task)}, read_rejected(output, task)
+            _check_rejected(task, done, rejected)
+            wanted = []
+            for number in count(protocol.start_seed):
+                (seed,) = episode_seeds("evaluation", number, 1)
+                if seed not in rejected:
+                    wanted.append(seed)
+                if len(wanted) == episodes:
+                    break
+            missing = [seed for seed in wanted if seed not in done]
+            parts = -(-len(missing) // batch_size)  # equally large, so that processes have equally much to do
+            edges = [-(-i * len(missing) // parts) for i in range(parts + 1)] if parts else []
+            filmed = set(wanted[:videos])
+            batches += [_Batch(task, part, filmed & set(part)) for i, j in pairwise(edges) if (part := missing[i:j])]
+    shared = [batches]
+    if state.num_processes > 1:
+        broadcast_object_list(shared)
+    return shared[0]
+
+
+def _check_rejected(task: str, done: set[int], rejected: dict[int, str]) -> None:
+    last = max(done, default=-1)
+    reasons = Counter(reason for seed, reason in rejected.items() if seed > last)
+    if reasons.total() >= MAX_REJECTED:
+        found = "; ".join(f"{number} times: {reason}" for reason, number in reasons.most_common(3))
+        raise RuntimeError(
+            f"the suite rejected the last {reasons.total()} seeds of {task} ({found}). So its simulator or planner "
+            "fails, not the scenes: look at one of them by itself."
+        )
+
+
+def _run_batches(
+    policy: Policy,
+    protocol: Protocol,
+    output: Path,
+    batches: list[_Batch],
+    environments: VectorEnvironment,
+    state: PartialState,
+) -> None:
     finished = successes = 0
-    with (
-        VectorEnvironment(protocol.suite, protocol.split, num_workers) as environments,
-        tqdm(
-            total=sum(len(seeds) for _, seeds in batches),
-            unit="episode",
-            desc=f"process {state.process_index}" if state.num_processes > 1 else None,
-            position=state.process_index,
-        ) as progress,
-    ):
-        for task, seeds in batches:
-            progress.set_postfix_str(f"{task}, success {successes} of {finished}")
+    with tqdm(
+        total=sum(len(batch.seeds) for batch in batches),
+        unit="episode",
+        desc=f"process {state.process_index}" if state.num_processes > 1 else None,
+        position=state.process_index,
+    ) as progress:
+        for batch in batches:
+            progress.set_postfix_str(f"{batch.task}, success {successes} of {finished}")
             for result in run_episodes(
-                policy, environments, task, seeds, protocol.instructions, protocol.value_maps, filmed
+                *(policy, environments, batch.task, batch.seeds, protocol.instructions, protocol.value_maps),
+                filmed=batch.filmed,
             ):
-                _append_record(output, result)
-                finished, successes = finished + 1, successes + result.success
+                if isinstance(result, SeedRejected):
+                    _append(output, batch.task, {"seed": result.seed, "rejected": result.reason})
+                else:
+                    _append_record(output, result, policy.settings.get("policy_sha256"))
+                    finished, successes = finished + 1, successes + result.success
                 progress.update()
-            progress.set_postfix_str(f"{task}, success {successes} of {finished}")
+            progress.set_postfix_str(f"{batch.task}, success {successes} of {finished}")
 
 
 def read_records(output: Path, task: str) -> list[dict[str, Any]]:
-    """The records of a task, one for each seed."""
+    """The records of a task's episodes, one for each seed."""
+    return [record for record in _read_lines(output, task) if "rejected" not in record]
+
+
+def read_rejected(output: Path, task: str) -> dict[int, str]:
+    """The seeds that the suite rejected, and why."""
+    return {record["seed"]: record["rejected"] for record in _read_lines(output, task) if "rejected" in record}
+
+
+def _read_lines(output: Path, task: str) -> list[dict[str, Any]]:
     path = output / "episodes" / f"{task}.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return list({record["seed"]: record for record in map(json.loads, lines)}.values())
@@ -178,7 +273,7 @@ def format_results(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _append_record(output: Path, result: EpisodeResult) -> None:
+def _append_record(output: Path, result: EpisodeResult, policy_sha256: str | None) -> None:
     video = None
     if result.storyboard is not None:
         video = f"videos/{result.task}-{result.seed}.mp4"
@@ -192,8 +287,14 @@ def _append_record(output: Path, result: EpisodeResult) -> None:
         "expert_success": result.expert_success,
         "peak_error": result.peak_error,
         "video": video,
+        "simulator": result.simulator,
+        "policy_sha256": policy_sha256,
     }
-    path = output / "episodes" / f"{result.task}.jsonl"
+    _append(output, result.task, record)
+
+
+def _append(output: Path, task: str, record: dict[str, Any]) -> None:
+    path = output / "episodes" / f"{task}.jsonl"
     # One write in append mode: lines of several processes never mix, and only the last can be torn by a kill.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..envs.base import SeedRejected
 from .pictures import Storyboard
 from .policies import Policy
 from .value_peak import value_peak_error
@@ -23,7 +24,8 @@ ValueMaps = Literal["predicted", "true"]
 @dataclass
 class EpisodeResult:
     """
-    steps: control steps until success or the end. expert_success: whether the scripted expert fulfils this scene.
+    simulator: versions and commits of what simulated. expert_success: whether the scripted expert fulfils this scene.
+    steps: control steps until success or the end.
     peak_error: camera -> distance between the peak of the first chunk's last value map and the true contact, as a
         share of the canvas's width; None where that camera doesn't see it, or the policy predicts no maps. If it acts
         on true maps, these are they, and the error is what the codec makes of them.
@@ -33,6 +35,7 @@ class EpisodeResult:
     task: str
     seed: int
     instruction: str
+    simulator: dict[str, str]
     expert_success: bool
     success: bool = False
     steps: int = 0
@@ -48,8 +51,8 @@ def run_episodes(
     instructions: str = "seen",
     value_maps: ValueMaps = "predicted",
     filmed: Collection[int] = (),
-) -> list[EpisodeResult]:
-    """Runs the episodes of `seeds` together.
+) -> list[EpisodeResult | SeedRejected]:
+    """Runs the episodes of `seeds` together; of a seed that the suite rejects there is none.
 
     Args:
         instructions: "seen" or "unseen", the templates that the words come from.
@@ -72,16 +75,23 @@ def run_episodes(
                 ) from error
 
 
-def _run(policy, environments, task, seeds, instructions, value_maps, filmed) -> list[EpisodeResult]:
+def _run(policy, environments, task, seeds, instructions, value_maps, filmed) -> list[EpisodeResult | SeedRejected]:
     chunks = Chunks(policy.actions_per_chunk, policy.actions_per_frame)
-    starts = environments.reset(task, seeds, instructions, chunks, true_value_maps=value_maps == "true")
-    policy.start([start.instruction for start in starts], seeds)
+    every = environments.reset(task, seeds, instructions, chunks, true_value_maps=value_maps == "true")
+    # Rows are those that run; `places`, where they are among the environments.
+    places = [place for place, start in enumerate(every) if start is not None]
+    results: list[EpisodeResult | SeedRejected] = [environments.lost.get(place) for place in range(len(seeds))]
+    if not places:
+        return results
+    starts = [every[place] for place in places]
+    policy.start([start.instruction for start in starts], [seeds[place] for place in places])
     rows = [
-        _new_result(environments, task, seed, start, seed in filmed) for seed, start in zip(seeds, starts, strict=True)
+        _new_result(environments, task, seeds[place], start, seeds[place] in filmed)
+        for place, start in zip(places, starts)
     ]
     observations = [[start.observation] for start in starts]
     maps = [start.value_maps for start in starts]
-    running, executed = list(range(len(seeds))), None
+    running, executed = list(range(len(rows))), None
     while running:
         is_filmed = any(rows[row].storyboard for row in running)
         prediction = policy.predict(
@@ -94,22 +104,24 @@ def _run(policy, environments, task, seeds, instructions, value_maps, filmed) ->
             for row, (result, start) in enumerate(zip(rows, starts, strict=True)):
                 result.peak_error = _peak_error(policy, prediction.value_maps, row, start)
         executed = prediction.actions
-        progress = environments.step({row: executed[row] for row in running}, policy.action_mode)
+        progress = environments.step({places[row]: executed[row] for row in running}, policy.action_mode)
         for row in running:
-            result, latest = rows[row], progress[row]
+            result, latest = rows[row], progress[places[row]]
             if result.storyboard:
                 result.storyboard.add_chunk(prediction, row, latest.observations, latest.steps - result.steps)
                 result.storyboard.success = latest.success
             result.success, result.steps = latest.success, latest.steps
             observations[row], maps[row] = latest.observations, latest.value_maps
-        for row in set(range(len(seeds))) - set(running):
+        for row in set(range(len(rows))) - set(running):
             observations[row] = [observations[row][-1]] * len(chunks.moments)
-        running = [row for row in running if not progress[row].done]
-    return rows
+        running = [row for row in running if not progress[places[row]].done]
+    for place, result in zip(places, rows):
+        results[place] = result
+    return results
 
 
 def _new_result(environments: VectorEnvironment, task: str, seed: int, start: Start, filmed: bool) -> EpisodeResult:
-    result = EpisodeResult(task, seed, start.instruction, start.expert_success)
+    result = EpisodeResult(task, seed, start.instruction, start.simulator, start.expert_success)
     if filmed:
         result.storyboard = Storyboard(
             title=f"{task} ({environments.split}, seed {seed})",

@@ -1,5 +1,6 @@
 """From episodes to rates: the Wilson interval, a paired test, and results.json."""
 
+import json
 import math
 from typing import Any
 
@@ -27,16 +28,20 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
-def summarize(records: dict[str, list[dict[str, Any]]], camera: str = "head_camera") -> dict[str, Any]:
+def summarize(
+    records: dict[str, list[dict[str, Any]]], rejected: dict[str, dict[int, str]], camera: str = "head_camera"
+) -> dict[str, Any]:
     """Rates of each task, and over all.
 
     Args:
         records: task -> its episodes' records, as `evaluate` writes them; at least one of each task.
+        rejected: task -> the seeds that the suite rejected, and why.
         camera: whose value map the peak errors are of.
 
     Returns:
         `mean_rate`, the mean of the tasks' rates; `first_chunk_peak_within_10_percent`; `tasks`, name -> episodes,
-        successes, rate, wilson, mean_steps, expert_successes, peaks and seeds.
+        successes, rate, wilson, mean_steps, expert_successes, peaks, seeds and rejected_seeds; `simulators`, all that
+        took part.
     """
     tasks = {}
     for task, episodes in records.items():
@@ -51,10 +56,13 @@ def summarize(records: dict[str, list[dict[str, Any]]], camera: str = "head_came
             "expert_successes": sum(record["expert_success"] for record in episodes),
             "first_chunk_peak_within_10_percent": _peaks(episodes, camera),
             "seeds": [record["seed"] for record in episodes],
+            "rejected_seeds": sorted(rejected[task]),
         }
+    simulators = {json.dumps(record["simulator"]) for episodes in records.values() for record in episodes}
     return {
         "mean_rate": sum(task["rate"] for task in tasks.values()) / len(tasks),
         "first_chunk_peak_within_10_percent": _peaks([r for task in records.values() for r in task], camera),
+        "simulators": [json.loads(simulator) for simulator in sorted(simulators)],
         "tasks": tasks,
     }
 

@@ -42,6 +42,7 @@ class WorkerLost(RuntimeError):
 class Start:
     """An episode that has been reset.
 
+    simulator: versions and commits of what simulates.
     expert_success: whether the scripted expert fulfils the task on this scene; None where it wasn't asked.
     contacts: camera -> pixels (u, v) of the contacts that the last frame of the first chunk is to show.
     value_maps: the true maps of the coming chunk, camera -> (F, H, W) uint8; None unless asked for.
@@ -51,6 +52,7 @@ class Start:
     instruction: str
     control_dt: float
     step_limit: int
+    simulator: dict[str, str]
     expert_success: bool | None
     contacts: dict[str, list[tuple[float, float]]]
     value_maps: dict[str, np.ndarray] | None
@@ -110,6 +112,7 @@ class HostedEnvironment:
             instruction=env.instruction(instructions),
             control_dt=env.control_dt,
             step_limit=env.step_limit,
+            simulator=env.simulator,
             expert_success=run and run.success,
             contacts=run.contacts(chunks.actions) if run else {},
             value_maps=self._value_maps(),
@@ -150,11 +153,11 @@ class VectorEnvironment:
         num_workers: processes.
         timeout: seconds after which a worker that hasn't answered counts as hung.
         purpose: what the seeds must be for.
-        discard_lost: go on without rows that are lost: answers lack them, and `lost` says why.
+        discard_lost: go on without rows whose worker is lost.
 
-    A row is lost when its worker died or hung, which is then replaced, when its simulator did, or when the suite
-    rejects its seed. Unless they are discarded, methods then raise WorkerLost or SeedRejected, naming the seed, and
-    the batch must be reset. They raise RuntimeError with the worker's traceback for any other error.
+    A row is lost when the suite rejects its seed, when its worker died or hung, which is then replaced, or when its
+    simulator did. Answers lack it, and `lost` says why. Lost workers raise WorkerLost unless they are discarded,
+    naming the seed, and the batch must be reset. Any other error raises RuntimeError with the worker's traceback.
     """
 
     def __init__(
@@ -223,7 +226,7 @@ class VectorEnvironment:
         answers, failed = {}, None
 
         def send_next(index: int) -> None:
-            if queues[index] and failed is None and (self.discard_lost or not self.lost):
+            if queues[index] and failed is None and self._worker_lost() is None:
                 row = queues[index].popleft()
                 connection = self.workers[index].connection
                 busy[connection] = index, row
@@ -262,9 +265,15 @@ class VectorEnvironment:
                 send_next(index)
         if failed is not None:
             raise failed
-        if self.lost and not self.discard_lost:
-            raise next(iter(self.lost.values()))
+        if (error := self._worker_lost()) is not None:
+            raise error
         return {row: answer for row, answer in answers.items() if row not in self.lost}
+
+    def _worker_lost(self) -> WorkerLost | None:
+        """What ends this batch."""
+        if self.discard_lost:
+            return None
+        return next((error for error in self.lost.values() if isinstance(error, WorkerLost)), None)
 
 
 class _Worker:

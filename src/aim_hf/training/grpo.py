@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from ..envs.base import SeedRejected
 from ..evaluation.policies import AIMPolicy
 from ..evaluation.rollout import run_episodes
 from ..evaluation.statistics import wilson_interval
@@ -457,7 +458,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
                 for first in range(0, len(seeds), self.args.per_device_eval_batch_size):
                     batch = seeds[first : first + self.args.per_device_eval_batch_size]
                     for result in run_episodes(policy, environments, task, batch):
-                        counts[task].append(result.success)
+                        if not isinstance(result, SeedRejected):
+                            counts[task].append(result.success)
                         progress.update()
         merged: dict[str, list[bool]] = defaultdict(list)
         for one in _gather_objects(dict(counts), self.accelerator):

@@ -2,9 +2,10 @@
 
 from .client import RoboTwinError, RoboTwinMissing, SimulatorLost
 from .environment import RoboTwinEnvironment, add_robotwin_arguments
-from .tasks import TASKS
+from .tasks import DEVIATIONS, TASKS
 
 __all__ = [
+    "DEVIATIONS",
     "TASKS",
     "RoboTwinEnvironment",
     "RoboTwinError",

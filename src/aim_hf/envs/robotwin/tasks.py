@@ -68,6 +68,16 @@ _FIRST_EVALUATION_SEED = 100_000  # RoboTwin's evaluation with `seed` s begins a
 _FIRST_RL_SEED, _FIRST_VALIDATION_SEED = 1_000_000_000, 1_100_000_000
 
 
+# In what an evaluation through this adapter differs from RoboTwin's own script, always.
+DEVIATIONS = (
+    "An episode's sentence is drawn by its seed from RoboTwin's own; RoboTwin draws one without a seed.",
+    "In dump_bin_bigbin and put_bottles_dustbin the region of the clutter is that of a first scene; in RoboTwin's "
+    "script it shifts from scene to scene.",
+    "The front camera, which AIM doesn't use, isn't rendered.",
+    "Scenes are spread over processes, each with its own simulator; RoboTwin's script runs all in one.",
+)
+
+
 def simulator_seed(seed: int) -> int:
     """RoboTwin's own seed for one of `envs.seeds.SEED_RANGES`.
 

@@ -1,0 +1,361 @@
+"""Evaluations as a person reads them: one report over result folders, in Markdown and in HTML.
+
+How the runs differ from RoboTwin's official protocol stands in its head, never nowhere. Published numbers stand beside
+ours under a label of their own.
+"""
+
+import base64
+import csv
+import html
+import io
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import matplotlib
+
+from ..envs import TASKS
+from ..envs.base import SPLITS
+from ..envs.robotwin import DEVIATIONS
+from ..files import write_text, written_file
+from .comparison import compare
+from .evaluate import read_records
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+OFFICIAL_EPISODES = 100  # of each task, in RoboTwin's own script
+OFFICIAL_STRIDE = 100_000  # seeds between two runs of it: its `seed` 0, 1, ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """An output folder of `evaluate`."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Raises FileNotFoundError where there are no results."""
+        path = folder / "results.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{folder} holds no results.json; expected an output folder of evaluate.py.")
+        return cls(folder, json.loads(path.read_text()))
+
+    @property
+    def title(self) -> str:
+        given = ", true maps" if self.results["value_maps"] == "true" else ""
+        return f"{self.results['policy']}, {self.results['split']}{given}"
+
+
+def published_rates(folder: Path, suite: str, split: str) -> dict[str, dict[str, float]]:
+    """The paper's Table 1 and Table 2 for a split, model -> task or "mean" -> percent; nothing for other suites than
+    RoboTwin. `folder` holds `table1_robotwin.csv` and `table2_robotwin.csv`."""
+    if suite != "robotwin":
+        return {}
+    rates: dict[str, dict[str, float]] = {}
+    with open(folder / "table1_robotwin.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            for column, value in row.items():
+                if row["task"] in TASKS[suite] and column.endswith(f"_{split}") and value:
+                    rates.setdefault(column.removesuffix(f"_{split}"), {})[row["task"]] = float(value)
+    with open(folder / "table2_robotwin.csv", newline="") as file:
+        (means,) = (row for row in csv.DictReader(file) if row["setting"] == split)
+        for model, value in means.items():
+            if model != "setting":
+                rates.setdefault(model, {})["mean"] = float(value)
+    return rates
+
+
+def deviations(run: Run) -> list[str]:
+    """In what a run differs from RoboTwin's official protocol, a sentence each; [] for other suites."""
+    results, found = run.results, []
+    if results["suite"] != "robotwin":
+        return []
+    if missing := [task for task in TASKS["robotwin"] if task not in results["tasks"]]:
+        found.append(f"{len(missing)} of 50 tasks are missing, so the mean is another: {', '.join(missing)}.")
+    others = {task: of["episodes"] for task, of in results["tasks"].items() if of["episodes"] != OFFICIAL_EPISODES}
+    if others:
+        counts = sorted(set(others.values()))
+        found.append(f"{len(others)} tasks have {', '.join(map(str, counts))} episodes, not {OFFICIAL_EPISODES}.")
+    if results["start_seed"] % OFFICIAL_STRIDE:
+        found.append(
+            f"Seeds begin at {results['start_seed']}; those of official runs do at 0, {OFFICIAL_STRIDE:,} and so on."
+        )
+    if results["value_maps"] == "true":
+        found.append("The policy acts on true value maps: a diagnostic, no result.")
+    if results.get("delay"):
+        found.append(f"A chunk takes {results['delay']} control steps to compute; the official script waits for it.")
+    if len(results["simulators"]) > 1:
+        found.append(f"{len(results['simulators'])} different simulators took part: {results['simulators']}.")
+    return found
+
+
+def write_report(folders: list[Path], published: Path, output: Path) -> None:
+    """Writes `report.md`, `report.html` (one file with everything in it), and a plot for each split.
+
+    Args:
+        folders: output folders of `evaluate`, all of one suite.
+        published: folder of the paper's tables, as CSV.
+
+    Raises:
+        FileNotFoundError: for a folder without results. ValueError: if the suites differ.
+    """
+    runs = [Run.read(folder) for folder in folders]
+    suites = sorted({run.results["suite"] for run in runs})
+    if len(suites) != 1:
+        raise ValueError(f"the results are of the suites {', '.join(suites)}; a report is of one.")
+    sections = [_head(suites[0], runs), _deviations(suites[0], runs)]
+    pictures: dict[str, bytes] = {}
+    for split in SPLITS:
+        if of_split := [run for run in runs if run.results["split"] == split]:
+            rates = published_rates(published, suites[0], split)
+            pictures[f"{split}.png"] = _plot(of_split, rates, split)
+            sections.append(_split_section(of_split, rates, split))
+    sections.append(_failures(runs, output))
+    text = "\n".join(section.markdown() for section in sections)
+    for name, picture in pictures.items():
+        with written_file(output / name) as temporary:
+            temporary.write_bytes(picture)
+    write_text(output / "report.md", text)
+    body = "".join(section.html(pictures) for section in sections)
+    write_text(output / "report.html", _PAGE.substitute(title=f"AIM on {suites[0]}", body=body))
+
+
+# ------------------------------------------------------------------------------------------------- what it is made of
+
+
+@dataclass
+class Table:
+    """Cells are texts; the first row is the head."""
+
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
+
+    def html(self, pictures) -> str:
+        head, *rows = [[_marked(cell) for cell in row] for row in self.rows]
+        lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead>{lines}</table>"
+
+
+@dataclass
+class Picture:
+    name: str
+
+    def markdown(self) -> str:
+        return f"![{self.name}]({self.name})\n"
+
+    def html(self, pictures) -> str:
+        return f'<img src="data:image/png;base64,{base64.b64encode(pictures[self.name]).decode()}" alt="{self.name}">'
+
+
+@dataclass
+class Points:
+    sentences: list[str]
+
+    def markdown(self) -> str:
+        return "".join(f"- {sentence}\n" for sentence in self.sentences)
+
+    def html(self, pictures) -> str:
+        return f"<ul>{''.join(f'<li>{_marked(sentence)}</li>' for sentence in self.sentences)}</ul>"
+
+
+@dataclass
+class Text:
+    text: str
+
+    def markdown(self) -> str:
+        return f"{self.text}\n"
+
+    def html(self, pictures) -> str:
+        return f"<p>{_marked(self.text)}</p>"
+
+
+@dataclass
+class Section:
+    title: str
+    level: int
+    parts: list[Table | Picture | Points | Text]
+    folded: bool = False  # where a page can be
+
+    def markdown(self) -> str:
+        return "\n".join([f"{'#' * self.level} {self.title}\n", *(part.markdown() for part in self.parts)])
+
+    def html(self, pictures) -> str:
+        title = f"<h{self.level}>{html.escape(self.title)}</h{self.level}>"
+        body = "".join(part.html(pictures) for part in self.parts)
+        return f"<details><summary>{title}</summary>{body}</details>" if self.folded else title + body
+
+
+def _marked(text: str) -> str:
+    """Escaped, with `code`, **strong** and [links](...) as HTML."""
+    text = html.escape(text, quote=False)
+    for mark, tag in (("**", "b"), ("`", "code")):
+        pieces = text.split(mark)
+        text = "".join(piece if i % 2 == 0 else f"<{tag}>{piece}</{tag}>" for i, piece in enumerate(pieces))
+    while "](" in text and (start := text.index("[")) < (middle := text.index("](")):
+        end = text.index(")", middle)
+        label, target = text[start + 1 : middle], text[middle + 2 : end]
+        text = f'{text[:start]}<a href="{target}">{label}</a>{text[end + 1 :]}'
+    return text
+
+
+def _head(suite: str, runs: list[Run]) -> Section:
+    rows = [["policy", "split", "episodes", "mean success", "instructions", "checkpoint", "code", "hardware"]]
+    for run in runs:
+        results = run.results
+        hardware = results["hardware"]
+        rows.append(
+            [
+                f"`{results['policy']}`",
+                results["split"] + (", true maps" if results["value_maps"] == "true" else ""),
+                f"{sum(task['episodes'] for task in results['tasks'].values())} in {len(results['tasks'])} tasks",
+                f"**{results['mean_rate']:.1%}**",
+                results["instructions"],
+                f"`{results.get('policy_sha256', 'unknown')[:12]}`",
+                f"`{(results['commit'] or 'unknown')[:10]}`",
+                hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores",
+            ]
+        )
+    commands = Points([f"{run.title}: `{run.results['command']}`" for run in runs])
+    simulators = sorted({json.dumps(simulator) for run in runs for simulator in run.results["simulators"]})
+    what = Text(
+        "Success rates in closed loop on held-out scenes, with 95 % Wilson intervals. Means are of the tasks' rates. "
+        f"Simulator: {'; '.join(f'`{simulator}`' for simulator in simulators)}."
+    )
+    return Section(f"AIM on {suite}", 1, [what, Table(rows), commands])
+
+
+def _deviations(suite: str, runs: list[Run]) -> Section:
+    if suite != "robotwin":
+        text = f"The protocol of {suite} is this project's own; there are no published numbers to compare with."
+        return Section("Protocol", 2, [Text(text)])
+    rule = Text(
+        "RoboTwin's: of each task the first 100 scenes, in the order of their seeds, that its own expert fulfils; "
+        "success when the task's check holds after any step; its step limits. Instructions: RoboTwin's script takes "
+        "unseen ones in the 2025 releases, and today seen ones on Easy and unseen ones on Hard; what was taken here "
+        "stands above."
+    )
+    own = [f"{run.title}: {sentence}" for run in runs for sentence in deviations(run)]
+    return Section(
+        "Protocol, and where these runs deviate from it",
+        2,
+        [rule, Points([*own, *(f"Always: {sentence}" for sentence in DEVIATIONS)])],
+    )
+
+
+def _split_section(runs: list[Run], published: dict[str, dict[str, float]], split: str) -> Section:
+    tasks = [task for task in TASKS[runs[0].results["suite"]] if any(task in run.results["tasks"] for run in runs)]
+    by_task = {model: rates for model, rates in published.items() if len(rates) > 1}
+    rows = [["task", *(run.title for run in runs), *(f"{model}, published" for model in by_task)]]
+    for task in tasks:
+        ours = [_cell(run.results["tasks"].get(task)) for run in runs]
+        rows.append([f"`{task}`", *ours, *(_percent(rates.get(task)) for rates in by_task.values())])
+    means = [f"**{run.results['mean_rate']:.1%}**" for run in runs]
+    rows.append(["mean", *means, *(_percent(rates["mean"]) for rates in by_task.values())])
+    parts: list[Table | Picture | Points | Text] = [Picture(f"{split}.png"), Table(rows)]
+    if published:
+        others = [f"{model} {rates['mean']:g}%" for model, rates in published.items() if model not in by_task]
+        parts.insert(
+            1,
+            Text(
+                "What is marked as published is the paper's claim; this project has not measured it. Means that it "
+                f"publishes without a table by task: {', '.join(others)}."
+            ),
+        )
+    pairs = []
+    for first, second in itertools.combinations(runs, 2):
+        try:
+            compared = compare(first.folder, second.folder)
+        except ValueError:  # other scenes, instructions or maps: there are no pairs
+            continue
+        pairs.append(
+            f"{second.title} against {first.title}, on the same scenes: {compared['gain_points']:+.1f} points, "
+            f"McNemar's p = {compared['mcnemar_p']:.2g}."
+        )
+    if pairs:
+        parts.append(Points(pairs))
+    return Section(split.capitalize(), 2, parts)
+
+
+def _failures(runs: list[Run], output: Path) -> Section:
+    rows = [["policy", "task", "seed", "instruction", "steps", "film"]]
+    for run in runs:
+        for task in run.results["tasks"]:
+            for record in sorted(read_records(run.folder, task), key=lambda record: record["seed"]):
+                if not record["success"]:
+                    film = record["video"] and os.path.relpath(run.folder / record["video"], output)
+                    rows.append(
+                        [run.title, f"`{task}`", str(record["seed"]), record["instruction"], str(record["steps"])]
+                        + [f"[film]({film})" if film else ""]
+                    )
+    if len(rows) == 1:
+        return Section("Failed episodes", 2, [Text("None.")])
+    return Section(f"Failed episodes ({len(rows) - 1})", 2, [Table(rows)], folded=True)
+
+
+def _cell(task: dict[str, Any] | None) -> str:
+    if task is None:
+        return ""
+    low, high = (round(100 * bound) for bound in task["wilson"])
+    return f"{task['rate']:.0%} ({task['successes']}/{task['episodes']}; {low} to {high})"
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:g}%"
+
+
+def _plot(runs: list[Run], published: dict[str, dict[str, float]], split: str) -> bytes:
+    """Success of each task with its interval, a row each, and the paper's AIM where it has published it."""
+    tasks = [task for task in TASKS[runs[0].results["suite"]] if any(task in run.results["tasks"] for run in runs)]
+    height = 0.8 / len(runs)
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.32 * len(tasks) * max(1, len(runs) / 2)))
+    for index, run in enumerate(runs):
+        for row, task in enumerate(tasks):
+            if (of := run.results["tasks"].get(task)) is None:
+                continue
+            low, high = of["wilson"]
+            place, color = row + (index - (len(runs) - 1) / 2) * height, plt.get_cmap("tab10")(index)
+            axis.barh(place, 100 * of["rate"], 0.85 * height, color=color, label=run.title if row == 0 else None)
+            axis.plot([100 * low, 100 * high], [place, place], color="black", linewidth=1)
+    if "aim" in published:
+        claimed = [(published["aim"][task], row) for row, task in enumerate(tasks) if task in published["aim"]]
+        axis.scatter(*zip(*claimed), marker="|", s=120, color="crimson", label="AIM, published", zorder=3)
+    axis.set_yticks(range(len(tasks)), tasks, fontsize=8)
+    axis.set_ylim(len(tasks) - 0.4, -0.6)
+    axis.set_xlim(0, 101)
+    axis.set_xlabel(f"success, %, {split}; lines are 95 % Wilson intervals")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2, frameon=False)
+    figure.tight_layout()
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+    return picture.getvalue()
+
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c1e24; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; padding-bottom: .3rem; }
+table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto; margin: 1rem 0; }
+th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #eee; vertical-align: top; }
+td { font-variant-numeric: tabular-nums; }
+code { background: #f4f4f6; padding: 0 .2rem; overflow-wrap: anywhere; }
+td code, thead th { white-space: nowrap; }
+img { max-width: 100%; }
+summary h2 { display: inline-block; }
+</style>
+$body
+</html>
+""")

@@ -1,0 +1,136 @@
+"""The report: our numbers and published ones apart, deviations in its head, everything in one HTML file."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from aim_hf.envs import TASKS
+from aim_hf.evaluation.report import Run, deviations, published_rates, write_report
+from aim_hf.evaluation.statistics import summarize
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "model_cards" / "published"
+START = 100_000_000
+
+
+def write_run(folder, successes, suite="robotwin", episodes=100, **changes):
+    """An output folder of `evaluate` in which every task has `successes`, the seeds' first ones."""
+    settings = {"policy": "aim", "suite": suite, "split": "easy", "instructions": "unseen", "start_seed": 0}
+    settings |= {"value_maps": "predicted", "policy_sha256": "12" * 32} | changes
+    tasks = settings.pop("tasks", TASKS[suite])
+    records = {
+        task: [
+            {
+                "seed": START + number,
+                "instruction": "Put <b>it</b> | there.",
+                "success": number < successes,
+                "steps": 50,
+                "expert_success": True,
+                "peak_error": None,
+                "video": f"videos/{task}.mp4" if number == successes else None,
+                "simulator": {"robotwin": "cf47ab5"},
+            }
+            for number in range(episodes)
+        ]
+        for task in tasks
+    }
+    (folder / "episodes").mkdir(parents=True)
+    for task, lines in records.items():
+        (folder / "episodes" / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = settings | summarize(records, {task: {} for task in records})
+    results |= {"commit": "0" * 40, "hardware": {"cpu": "some", "cores": 2}, "command": "evaluate.py --episodes 100"}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_published_numbers_are_the_papers():
+    easy, hard = (published_rates(PUBLISHED, "robotwin", split) for split in ("easy", "hard"))
+    assert easy["aim"]["click_bell"] == 100 and hard["aim"]["blocks_ranking_size"] == 43
+    assert easy["lingbot_va"] == {"mean": 92.9} and hard["aim_stage1"]["mean"] == 92.0
+    assert set(easy["aim"]) == {*TASKS["robotwin"], "mean"}
+    assert published_rates(PUBLISHED, "tabletop", "easy") == {}
+
+
+def test_our_numbers_stand_beside_published_ones_that_say_so(tmp_path):
+    folders = [write_run(tmp_path / "easy", 90), write_run(tmp_path / "hard", 80, split="hard")]
+    write_report(folders, PUBLISHED, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    head = next(line for line in text.splitlines() if line.startswith("| task | aim, easy"))
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert [column for column in columns if "published" not in column] == ["task", "aim, easy"]
+    row = next(line for line in text.splitlines() if line.startswith("| `click_bell`"))
+    cells = dict(zip(columns, (cell.strip() for cell in row.strip("|").split("|"))))
+    assert cells["aim, easy"] == "90% (90/100; 83 to 94)" and cells["aim, published"] == "100%"
+    assert (
+        "has not measured it" in text
+        and "lingbot_va 92.9%" in text
+        and "| mean | **90.0%** |" in text
+        and "| mean | **80.0%** |" in text
+    )
+    assert (tmp_path / "report" / "easy.png").stat().st_size > 10_000
+
+
+def test_what_follows_the_protocol_deviates_only_where_everything_does(tmp_path):
+    assert deviations(Run.read(write_run(tmp_path / "whole", 90))) == []
+    changes = {"episodes": 10, "tasks": ["click_bell", "lift_pot"], "start_seed": 5, "value_maps": "true", "delay": 2}
+    found = deviations(Run.read(write_run(tmp_path / "part", 5, **changes)))
+    for said in ("48 of 50 tasks", "10 episodes, not 100", "begin at 5", "diagnostic", "2 control steps"):
+        assert any(said in sentence for sentence in found), said
+    write_report([tmp_path / "part"], PUBLISHED, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert all(sentence in text for sentence in found) and text.index(found[0]) < text.index("## Easy")
+    assert "Always: The front camera" in text
+
+
+def test_policies_on_the_same_scenes_are_paired(tmp_path):
+    tasks = {"suite": "tabletop", "episodes": 40, "tasks": ["click_bell"]}
+    folders = [
+        write_run(tmp_path / "a", 20, **tasks),
+        write_run(tmp_path / "b", 32, policy="other", **tasks),
+        write_run(tmp_path / "c", 20, policy="third", instructions="seen", **tasks),
+    ]
+    write_report(folders, PUBLISHED, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    pairs = [line for line in text.splitlines() if "McNemar" in line]
+    assert pairs == [
+        "- other, easy against aim, easy, on the same scenes: +30.0 points, McNemar's p = 0.00049."
+    ]  # 12 against 0: 2 / 2 ** 12
+    assert "published" not in text.replace("no published numbers", "")
+
+
+def test_html_holds_everything_and_escapes_what_it_was_given(tmp_path):
+    folder = write_run(tmp_path / "run", 3, suite="tabletop", episodes=5, tasks=["click_bell"])
+    write_report([folder], PUBLISHED, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+
+    class Checked(HTMLParser):
+        opened, sources, links = [], [], []
+
+        def handle_starttag(self, tag, attributes):
+            self.opened.append(tag)
+            self.sources += [value for name, value in attributes if name == "src"]
+            self.links += [value for name, value in attributes if name == "href"]
+
+    parsed = Checked()
+    parsed.feed(page)
+    assert parsed.sources and all(source.startswith("data:image/png;base64,") for source in parsed.sources)
+    assert parsed.links == ["../run/videos/click_bell.mp4"]
+    assert "Put &lt;b&gt;it&lt;/b&gt; | there." in page and "b" in parsed.opened
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    failed = [line for line in markdown.splitlines() if "100000003" in line or "100000004" in line]
+    assert len(failed) == 2 and all(len(re.findall(r"(?<!\\)\|", line)) == 7 for line in failed)
+
+
+def test_bad_input_is_refused_and_nothing_is_written(tmp_path):
+    runs = [write_run(tmp_path / suite, 1, suite, 2) for suite in ("robotwin", "tabletop")]
+    with pytest.raises(ValueError, match="suites robotwin, tabletop; a report is of one"):
+        write_report(runs, PUBLISHED, tmp_path / "report")
+    command = [sys.executable, str(ROOT / "pipelines" / "report.py"), "--results", str(tmp_path / "none")]
+    done = subprocess.run([*command, "--output", str(tmp_path / "report")], capture_output=True, text=True)
+    assert done.returncode == 2 and "none holds no results.json" in done.stderr
+    assert not (tmp_path / "report").exists()
