@@ -51,7 +51,7 @@ def main() -> None:
     kinds = [Kind(kind) for kind in shown.kind.tolist()]
     labels = [f"${NAMES[kind]}_{chunk}$" for kind, chunk in zip(kinds, shown.chunk.tolist())]
     figure, axis = plt.subplots(figsize=(5.6, 5.2))
-    for row, kind in enumerate(kinds):
+    for row in range(len(kinds)):
         for column in range(len(kinds)):
             color = COLORS[kinds[column]] if seen[row, column] else "#f2f2f4"
             axis.add_patch(plt.Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, color=color))

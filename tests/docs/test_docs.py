@@ -1,0 +1,173 @@
+"""Every code block of the README and the docs is run, with smaller numbers, or says why it isn't."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "envs"))
+from fixtures_robotwin import write_checkout  # noqa: E402
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LAUNCH = re.compile(r"accelerate launch (--(multi_gpu|num_processes \d+|config_file \S+) )*")
+FOLDERS = ("pipelines", "dataset_scripts", "checkpoints", "benchmarks", "model_cards", "scripts")
+
+
+@dataclass
+class Run:
+    """A block that is run. smaller: what is replaced in it first, each of which must occur. before: Python that makes
+    what the text around it takes for granted."""
+
+    smaller: dict[str, str] = field(default_factory=dict)
+    before: str = ""
+
+
+@dataclass
+class Left:
+    """A block that isn't run here, and why."""
+
+    reason: str
+
+
+ROBOT = """
+from aim_hf import AIMPipeline
+from aim_hf.envs import make_environment
+pipe = AIMPipeline.from_pretrained("checkpoints/aim-tiny")
+env = make_environment("tabletop", "lift_pot", "easy")
+observation = first_0 = first_1 = first = env.reset(seed=100_000_000)
+done = False
+def execute(chunk):
+    global done, observations, actions
+    results = [env.step(action) for action in chunk]
+    done = True
+    observations, actions = [result.observation for result in results[pipe.actions_per_frame - 1 :: 2]], chunk
+    return observations
+"""
+FULL_SIZE = "the full size; tests/test_conversion.py, tests/data and tests/training run it at small width"
+
+SCENARIOS: dict[str, list[Run | Left]] = {
+    "README.md": [
+        Left("it runs the tests"),
+        Run(),
+        Left("hours of training; tests/training runs each of its commands, smaller"),
+        Run(
+            {"--max_steps 10": "--max_steps 1 --num_generations 2 --per_device_train_batch_size 2"}
+            | {"--gradient_accumulation_steps 8": "--save_strategy no", "stack_blocks_two": "click_bell"}
+        ),
+        Left("the commands of docs/data.md, for twelve tasks"),
+    ],
+    "docs/quickstart.md": [Run(), Run(), Run(), Run({"--episodes 20": "--episodes 1"})],
+    "docs/how_it_works.md": [],
+    "docs/file_formats.md": [Run(), Run()],
+    "docs/faq.md": [],
+    "docs/data.md": [
+        Run(),
+        Run({"--splits easy hard --episodes 600": "--tasks click_bell --splits easy --episodes 3"}),
+        Run({"--render 50 --simulate 50": "--render 1 --simulate 1"}),
+        Left("tests/test_publish.py and tests/test_hub.py run it against a Hub"),
+        Run({"org/aim-tabletop": "runs/episodes", "num_workers=4": "num_workers=0"}),
+    ],
+    "docs/own_robot.md": [
+        Run(
+            {"you/your-dataset": str(ROOT / "tests" / "data" / "fixtures" / "lerobot_v3")}
+            | {"--held_out 4 --max_steps 2000": "--held_out 1 --max_steps 1 --use_cpu --sample_steps 0"}
+            | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 1"},
+        ),
+        Left("needs the real lerobot, in an environment of its own; tests/data/test_lerobot.py runs the export"),
+    ],
+    "docs/robotwin.md": [
+        Left("names the user's own checkout"),
+        Run(),
+        Run(
+            {"--splits easy hard": "--splits easy --tasks click_bell"}
+            | {"--episodes 300 --seeds-per-episode 20": "--episodes 1 --seeds-per-episode 2"}
+        ),
+        Left("needs a checkpoint for RoboTwin; tests/evaluation runs it, on a stand-in, and writes its report"),
+    ],
+    "docs/rollout.md": [Run(before=ROBOT), Run(), Run()],
+    "docs/stage2.md": [
+        Run(
+            {"--tasks stack_blocks_two click_bell --max_steps 40": "--tasks click_bell --max_steps 1"}
+            | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 2 --num_generations 2"}
+            | {
+                "--gradient_accumulation_steps 12": "--eval_scenes 1",
+                "--eval_steps 10 --save_steps 5": "--eval_steps 1",
+            }
+        ),
+        Run(
+            {"max_steps=20, gradient_accumulation_steps=8": "max_steps=1, num_generations=2, save_strategy='no', "}
+            | {'"runs/grpo"': '"runs/own", per_device_train_batch_size=2', "stack_blocks_two": "click_bell"}
+            | {"160": "1"}
+        ),
+        Run({"--episodes 100": "--tasks click_bell --episodes 1"}),
+    ],
+    "docs/training.md": [Left(FULL_SIZE), Left(FULL_SIZE), Left(FULL_SIZE), Left(FULL_SIZE)],
+}
+ELSEWHERE = {"docs/hub.md": "tests/test_hub.py", "docs/serving.md": "tests/serving"}
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+    """Language and code of each block of Python or Bash."""
+    return [block for block in BLOCK.findall((ROOT / document).read_text()) if block[0] in ("python", "bash")]
+
+
+def test_no_document_is_forgotten():
+    documents = {"README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))}
+    assert documents - set(ELSEWHERE) == set(SCENARIOS)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder that looks like the repository's, but that a block may write to."""
+    for folder in FOLDERS:
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    root, python = write_checkout(tmp_path / "robotwin")
+    monkeypatch.setenv("ROBOTWIN_ROOT", str(root))
+    monkeypatch.setenv("ROBOTWIN_PYTHON", str(python))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "episodes"
+    shell(f"python {ROOT}/dataset_scripts/collect.py --tasks click_bell --splits easy --episodes 2 --output {folder}")
+    return folder
+
+
+@pytest.mark.parametrize("document", [name for name, scenario in SCENARIOS.items() if scenario])
+def test_every_block_runs(document, place, request):
+    scenario, found = SCENARIOS[document], blocks(document)
+    assert len(found) == len(scenario), "each block needs a Run, or a Left with its reason"
+    if document == "docs/data.md":
+        (place / "outputs").mkdir()
+        (place / "outputs" / "dataset-sample").symlink_to(request.getfixturevalue("episodes"))
+    if document == "docs/own_robot.md":
+        (_, config), *_ = (block for block in BLOCK.findall((ROOT / document).read_text()) if block[0] == "json")
+        (place / "my_robot.json").write_text(config)
+    names: dict = {"__name__": "__main__"}
+    for (language, code), how in zip(found, scenario):
+        if isinstance(how, Left):
+            continue
+        for text, other in how.smaller.items():
+            assert text in code, f"{document} no longer says {text!r}"
+            code = code.replace(text, other)
+        exec(how.before, names)
+        if language == "bash":
+            shell(code)
+        else:
+            exec(compile(code, document, "exec"), names)
+
+
+def shell(code: str) -> None:
+    # Launching costs seconds a command; tests/training and tests/evaluation launch for real.
+    code = LAUNCH.sub("python ", code)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
