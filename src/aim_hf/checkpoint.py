@@ -27,7 +27,7 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
 
     Args:
         name_or_path: folder or repo id.
-        subfolder: download this one only.
+        subfolder: download this one only; what is returned is the folder or snapshot that it lies in.
         download_kwargs: of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
 
     Raises:
