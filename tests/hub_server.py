@@ -245,7 +245,13 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(400, "Corrupt", "the content has another SHA-256")
             self.hub.large_files[sha256] = body
             return _json({})
-        return 200, {"ETag": f'"{sha256}"'}, self.hub.large_files[sha256]
+        content, span = self.hub.large_files[sha256], self.headers.get("Range")
+        if span is None:
+            return 200, {"ETag": f'"{sha256}"'}, content
+        first, last = span.removeprefix("bytes=").split("-")
+        last = min(int(last or len(content)), len(content) - 1)
+        where = {"Content-Range": f"bytes {first}-{last}/{len(content)}", "ETag": f'"{sha256}"'}
+        return 206, where, content[int(first) : last + 1]
 
     def _commit(self, kind: str, repo_id: str, repo: Repo, branch: str, lines: list[dict]):
         head = repo.resolve(branch)

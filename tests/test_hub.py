@@ -326,7 +326,7 @@ def test_what_is_not_whole_or_not_safe_is_refused(folder):
     assert "no README.md" in refusal()
     weights = folder / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "model.safetensors is damaged" in refusal()
+    assert "model.safetensors is missing or damaged" in refusal()
     shutil.rmtree(folder / "model")
     (folder / "model_index.json").unlink()
     assert "neither model_index.json" in refusal()

@@ -81,12 +81,21 @@ def component_tensors(folder: Path, components: Collection[str]) -> dict[str, se
     """
     names: dict[str, set[str]] = {}
     for file in sorted(file for name in components for file in _weights(folder / name)):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names.setdefault(file.parent.name, set()).update(tensors.keys())
-        except SafetensorError as error:
-            raise OSError(f"{file} is damaged ({error}); save or download the checkpoint again.") from error
+        names.setdefault(file.parent.name, set()).update(tensor_names(file))
     return names
+
+
+def tensor_names(file: Path) -> set[str]:
+    """Names of the tensors in a safetensors file.
+
+    Raises:
+        OSError: naming the file, if it is damaged, cut short or missing.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return set(tensors.keys())
+    except (SafetensorError, FileNotFoundError) as error:
+        raise OSError(f"{file} is missing or damaged ({error}); save or download the checkpoint again.") from error
 
 
 def check_all_loaded(module: torch.nn.Module, stored: set[str], source: str) -> None:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .checkpoint import component_tensors, stored_tensors
+from .checkpoint import stored_tensors, tensor_names
 from .data.shards import UNFINISHED, check_folder
 
 PACKAGE = Path(__file__).parent
@@ -62,8 +62,8 @@ def prepare(folder: Path) -> Publication:
 
     Raises:
         OSError: naming the file, if one is damaged, cut short or missing.
-        ValueError: if the folder is of no known kind, its card is missing or lacks something, or it holds pickles or an
-            unfinished shard; and what `check_folder` says of a dataset.
+        ValueError: if the folder is of no known kind, its card is missing or lacks something, or it holds pickles or
+            an unfinished shard; and what `check_folder` says of a dataset.
     """
     files = {
         str(path.relative_to(folder)): path
@@ -79,9 +79,7 @@ def prepare(folder: Path) -> Publication:
         stored_tensors(folder)
     elif "adapter_config.json" in files:
         kind = "adapters"
-        component_tensors(folder.parent, [folder.name])
-        if "adapter_model.safetensors" not in files:
-            raise OSError(f"{folder} has no adapter_model.safetensors; save the adapters again.")
+        tensor_names(folder / "adapter_model.safetensors")
     elif (folder / "data").is_dir():
         kind = "dataset"
         check_folder(folder)
@@ -186,10 +184,12 @@ def publish(
             parent_commit=before.sha,
         )
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        cause = f": {error.__cause__}" if error.__cause__ else ""
+        # huggingface_hub names the file in a RuntimeError, and what went wrong with it in that one's cause.
+        reasons = [error, error.__cause__] if type(error) is RuntimeError else [error]
+        reason = " ".join(" ".join(str(reason) for reason in reasons).split())
         raise RuntimeError(
-            f"publishing to {repo_id} failed, and nothing in it was changed: {error}{cause}. Mend it, then run the "
-            "same command again; what was uploaded already isn't sent twice."
+            f"publishing to {repo_id} failed, and nothing in it was changed: {reason} Run the same command again once "
+            "this is mended; what was uploaded already isn't sent twice."
         ) from error
 
 
