@@ -298,11 +298,11 @@ def study_figures(path: Path) -> str:
 def render() -> dict[Path, str]:
     """File -> the text that it should have."""
     texts = {}
-    for checkpoint in ROOT.glob("checkpoints/*"):
-        measured = ROOT / "benchmarks" / "results" / checkpoint.name
-        results, training = read_results(measured), measured / "training.json"
-        card = model_card(checkpoint.name, results, training, f"checkpoints/{checkpoint.name}")
-        texts[checkpoint / "README.md"] = f"{card}"
+    for name in (template.stem for template in ROOT.glob("model_cards/*.md")):
+        measured, checkpoint = ROOT / "benchmarks" / "results" / name, ROOT / "checkpoints" / name
+        if checkpoint.is_dir():
+            card = model_card(name, read_results(measured), measured / "training.json", f"checkpoints/{name}")
+            texts[checkpoint / "README.md"] = str(card)
 
     def section(match: re.Match) -> str:
         results = read_results(ROOT / "benchmarks" / "results" / match[2])

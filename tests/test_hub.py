@@ -1,7 +1,9 @@
 """Publishing and loading through huggingface_hub's real client, against the small Hub of `hub_server.py`."""
 
 import json
+import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import torch
 from datasets import load_dataset
 from diffusers import DiffusionPipeline
 from fixtures_pipeline import make_pipeline, randomize
-from hub_server import TOKEN
+from hub_server import TOKEN, Repo
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 
@@ -59,10 +61,6 @@ def folder(small, tmp_path) -> Path:
     return tmp_path / "small"
 
 
-def tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return module.state_dict()
-
-
 def assert_equal(a: torch.nn.Module, b: torch.nn.Module) -> None:
     a, b = a.state_dict(), b.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -100,7 +98,7 @@ def test_aim_tiny_goes_up_and_comes_back(hub, tmp_path, monkeypatch):
     assert_equal(AIMPipeline.from_pretrained("org/tiny", **offline).model, here.model)
     model = AIMForWorldAction.from_pretrained("org/tiny", subfolder="model", **offline)
     assert_equal(model, here.model)
-    with pytest.raises(OSError, match="other"):
+    with pytest.raises(OSError, match=r"org/tiny \(revision other\) is not in the cache"):
         AIMPipeline.from_pretrained("org/tiny", revision="other", cache_dir=cache)
 
 
@@ -129,8 +127,6 @@ def test_a_branch_and_a_commit(hub, folder, small, token, cache):
 def test_a_pipeline_in_a_subfolder(hub, folder, small, cache):
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     publish_as = {f"{run}/{name}": content for run in ("run1", "run2") for name, content in files.items()}
-    from hub_server import Repo
-
     hub.repos["models", "org/runs"] = Repo(private=False)
     hub.repos["models", "org/runs"].commit("main", publish_as)
     assert_equal(AIMPipeline.from_pretrained("org/runs", subfolder="run2").model, small.model)
@@ -243,6 +239,12 @@ def test_transformers_loads_the_model_with_and_without_the_package(hub, folder, 
     assert answer.stdout.endswith("done\n"), answer.stderr
 
 
+def test_a_worker_process_is_spared_transformers():
+    loaded = "__import__('aim_hf') and 'transformers' in __import__('sys').modules"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(eval, (loaded,)) is False
+
+
 def test_diffusers_loads_a_downloaded_repository_if_trusted(hub, folder, small, token, cache):
     publish(prepare(folder), "org/custom")
     downloaded = snapshot_download("org/custom")
@@ -301,6 +303,27 @@ def test_a_dataset_comes_back_row_by_row(hub, token, cache, tmp_path, monkeypatc
     assert load_episodes("org/episodes")["seed"][:] == here["seed"][:]
     streamed = load_dataset("org/episodes", split="easy", streaming=True)
     assert [row["seed"] for row in streamed] == here["seed"][:]
+
+
+# The page about it
+
+
+def test_every_python_block_of_the_page_runs(hub, folder, small, token, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    publish(prepare(folder), "org/aim")
+    publish(prepare(folder), "org/aim", revision="v1")
+    with_lora(AIMForWorldAction(small.model.config), rank=2).save_pretrained(tmp_path / "adapter")
+    write_model_card(tmp_path / "adapter", "peft", "base_model: org/aim\n")
+    publish(prepare(tmp_path / "adapter"), "org/aim-lora")
+    write_shard(tmp_path / "episodes", [make_episode()])
+    write_card(tmp_path / "episodes")
+    publish(prepare(tmp_path / "episodes"), "org/aim-tabletop")
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "hub.md").read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 8 and type(names["model"]) is AIMForWorldAction and len(names["episodes"]) == 1
 
 
 # What is refused

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 # What a checkpoint is made of; pictures and videos of a repository stay on the Hub.
@@ -31,7 +31,8 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
         download_kwargs: of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
 
     Raises:
-        OSError: if it is neither a folder nor a repo id.
+        OSError: if it is neither a folder nor a repo id, or the repo can't be read: it doesn't exist, or needs a token,
+            or the Hub is out of reach and the cache lacks it.
     """
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
@@ -40,6 +41,9 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
         return Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **download_kwargs))
     except HFValidationError as error:
         raise OSError(f"{name_or_path} is neither a folder nor a repo id such as org/name.") from error
+    except LocalEntryNotFoundError as error:
+        revision = download_kwargs.get("revision") or "main"
+        raise OSError(f"{name_or_path} (revision {revision}) is not in the cache, or not whole: {error}") from error
 
 
 def fingerprint(folder: Path) -> str:
