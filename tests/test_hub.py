@@ -162,6 +162,11 @@ def test_shards_load_and_old_ones_go(hub, folder, small, token, cache):
         AIMPipeline.from_pretrained(folder)
 
 
+def test_push_to_hub(hub, small, token, cache):
+    small.push_to_hub("org/pushed")
+    assert_equal(AIMPipeline.from_pretrained("org/pushed").model, small.model)
+
+
 # What goes wrong on the way
 
 

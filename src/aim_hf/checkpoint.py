@@ -31,8 +31,8 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
         download_kwargs: of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
 
     Raises:
-        OSError: if it is neither a folder nor a repo id, or the repo can't be read: it doesn't exist, or needs a token,
-            or the Hub is out of reach and the cache lacks it.
+        OSError: if it is neither a folder nor a repo id, or the repo can't be read: it doesn't exist, or needs a
+            token, or the Hub is out of reach and the cache lacks it.
     """
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
@@ -47,7 +47,8 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of a checkpoint's configurations and tensors: the same for the same checkpoint, wherever it lies."""
+    """SHA-256 of a checkpoint's configurations and tensors: the same for the same checkpoint, wherever it lies. That of
+    a published one differs from its folder's, since two of its configurations name the code that goes with it."""
     digest = hashlib.sha256()
     for file in sorted(f for pattern in ("**/*.json", "**/*.safetensors") for f in folder.glob(pattern)):
         digest.update(f"{file.relative_to(folder)}\n".encode())
