@@ -47,8 +47,8 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of a checkpoint's configurations and tensors: the same for the same checkpoint, wherever it lies. That of
-    a published one differs from its folder's, since two of its configurations name the code that goes with it."""
+    """SHA-256 of a checkpoint's configurations and tensors: the same for the same checkpoint, wherever it lies. A
+    published one has another than its folder, since two of its configurations name the code that goes with it."""
     digest = hashlib.sha256()
     for file in sorted(f for pattern in ("**/*.json", "**/*.safetensors") for f in folder.glob(pattern)):
         digest.update(f"{file.relative_to(folder)}\n".encode())
