@@ -1,16 +1,28 @@
 """Writes model cards, and the README's and docs' tables, from result files: no number is typed by hand.
 
-    python model_cards/render.py
+    python model_cards/render.py     # this repository's own
 
 benchmarks/results/NAME/*.json are the `results.json` of evaluations of the checkpoint NAME. Where model_cards/NAME.md
 is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME;
 in docs/data.md, the figures of benchmarks/results/dataset; in docs/rollout.md those of speed and of closed_loop.
+
+    python model_cards/render.py --card aim-wan2.2-ti2v-5b --folder runs/aim/pipeline --repo_id org/aim \\
+        --datasets org/aim-robotwin
+    python model_cards/render.py --card lora --folder runs/aim/adapter --repo_id org/aim-lora --base_model org/aim \\
+        --datasets org/my-robot
+
+writes the card of what a training run made, FOLDER/README.md, from what lies beside FOLDER: `training.json` of
+pipelines/train.py, and evaluation/NAME/results.json of pipelines/evaluate.py (NAME: easy, hard, easy-true-maps ...).
 """
 
+import argparse
+import csv
 import json
 import re
 from pathlib import Path
 from string import Template
+
+from huggingface_hub import EvalResult, ModelCard
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = {
@@ -19,17 +31,25 @@ COLUMNS = {
     "easy-true-maps": "Easy, given the true value maps",
     "easy-observations-only": "Easy, head without value maps (ablation)",
 }
+SUITES = {"tabletop": "the tabletop simulator of aim-hf", "robotwin": "RoboTwin 2.0"}
+NOT_MEASURED = "Nothing was measured yet.\n"
+NO_WEIGHTS = """**No weights of this model exist yet, and nothing was measured.** This page is a template, which the
+results of a training run fill.
+"""
 SECTION = re.compile(r"(<!-- results of ([\w-]+) -->\n).*?(<!-- end of results -->\n)", re.DOTALL)
 
 
-def read_results(folder: Path) -> dict[str, dict]:
-    """Evaluation -> content of its results.json, for those of `COLUMNS` that are in `folder`."""
-    paths = {name: folder / f"{name}.json" for name in COLUMNS}
+def read_results(folder: Path, name_of: str = "{}.json") -> dict[str, dict]:
+    """Evaluation -> content of its results.json, for those of `COLUMNS` that are in `folder`, as `name_of` names
+    them."""
+    paths = {name: folder / name_of.format(name) for name in COLUMNS}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def success_table(results: dict[str, dict]) -> str:
     """Success rates of each task with their 95 % Wilson intervals, and the first maps' peaks on Easy."""
+    if not results:
+        return NOT_MEASURED
 
     def cell(task: dict) -> str:
         low, high = (round(100 * bound) for bound in task["wilson"])
@@ -37,27 +57,138 @@ def success_table(results: dict[str, dict]) -> str:
 
     def peaks(entry: dict) -> str:
         peak = entry["first_chunk_peak_within_10_percent"]
-        return f"{peak['share']:.0%} of {peak['count']}"
+        return "" if peak["share"] is None else f"{peak['share']:.0%} of {peak['count']}"
 
-    rows = [["task", *(COLUMNS[name] for name in results), "first value map's peak on the contact, Easy"]]
-    for task in results["easy"]["tasks"]:
+    first = next(iter(results))
+    rows = [["task", *(COLUMNS[name] for name in results), f"first value map's peak on the contact, {COLUMNS[first]}"]]
+    for task in results[first]["tasks"]:
         cells = [cell(result["tasks"][task]) for result in results.values()]
-        rows.append([f"`{task}`", *cells, peaks(results["easy"]["tasks"][task])])
+        rows.append([f"`{task}`", *cells, peaks(results[first]["tasks"][task])])
     means = [f"**{result['mean_rate']:.0%}**" for result in results.values()]
-    if len(results["easy"]["tasks"]) > 1:
-        rows.append(["mean", *means, peaks(results["easy"])])
+    if len(results[first]["tasks"]) > 1:
+        rows.append(["mean", *means, peaks(results[first])])
     rows.insert(1, ["---"] * len(rows[0]))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def commands(results: dict[str, dict]) -> str:
     """The command, commit and hardware of each evaluation."""
-    lines = []
-    for name, result in results.items():
-        hardware = result["hardware"]
-        machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores"
-        lines.append(f"- {COLUMNS[name]}: `{result['command']}` (commit {result['commit'][:10]}, {machine})\n")
-    return "".join(lines)
+    return "".join(f"- {COLUMNS[name]}: {_origin(result)}\n" for name, result in results.items())
+
+
+def _origin(result: dict) -> str:
+    hardware = result["hardware"]
+    machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores"
+    return f"`{result['command']}` (commit {(result['commit'] or 'unknown')[:10]}, {machine})"
+
+
+def training_text(path: Path) -> str:
+    """Steps and origin of a run, from its training.json."""
+    if not path.exists():
+        return "Nothing was trained yet.\n"
+    run = json.loads(path.read_text())
+    return f"{run['steps']:,} steps of stage 1: {_origin(run)}.\n"
+
+
+def published_table(path: Path) -> str:
+    """A table of model_cards/published in Markdown, rates in percent as the paper gives them."""
+    rows = list(csv.reader(path.read_text().splitlines()))
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def adapters_text(config: dict) -> str:
+    """What an adapter_config.json says of rank and of what was trained in full."""
+    whole = ", ".join(f"`{name}`" for name in config["modules_to_save"])
+    return f"rank {config['r']} (alpha {config['lora_alpha']:g}) on the video stream, with {whole} trained in full,"
+
+
+def eval_results(results: dict[str, dict]) -> list[EvalResult]:
+    """Success rates as the metadata of a card hold them (`model-index`), between 0 and 1. Diagnostics, such as
+    evaluations that are given the true maps, are in the card's table alone."""
+
+    def metric(result: dict, name: str, rate: float) -> EvalResult:
+        return EvalResult(
+            task_type="robotics",
+            task_name="closed-loop manipulation",
+            dataset_type=result["suite"],
+            dataset_name=f"{SUITES[result['suite']]}, {result['split'].capitalize()}",
+            dataset_split=result["split"],
+            metric_type="success_rate",
+            metric_name=f"success rate, {name}",
+            metric_value=round(rate, 4),
+        )
+
+    measured = [results[name] for name in ("easy", "hard") if name in results]
+    return [
+        entry
+        for result in measured
+        for entry in (
+            metric(result, "mean", result["mean_rate"]),
+            *(metric(result, name, task["rate"]) for name, task in result["tasks"].items()),
+        )
+    ]
+
+
+def model_card(name: str, results: dict[str, dict], training: Path, repo_id: str, **words: str) -> ModelCard:
+    """The card that model_cards/NAME.md is the text of.
+
+    Args:
+        results: of `read_results`.
+        training: the run's training.json; it may be missing.
+        repo_id: where the card's examples load from.
+        words: more of what the text leaves open.
+    """
+    words |= {
+        "repo_id": repo_id,
+        "success_table": success_table(results),
+        "commands": commands(results),
+        "training": training_text(training),
+        "published_table": published_table(ROOT / "model_cards" / "published" / "table2_robotwin.csv"),
+        "safety": (ROOT / "model_cards" / "parts" / "safety.md").read_text().strip(),
+        "status": "" if results else NO_WEIGHTS,
+    }
+    card = ModelCard(Template((ROOT / "model_cards" / f"{name}.md").read_text()).substitute(words))
+    if results:
+        card.data.model_name = repo_id.split("/")[-1]
+        card.data.eval_results = eval_results(results)
+    return card
+
+
+def run_card(
+    name: str, folder: Path, repo_id: str, base_model: str | None = None, datasets: list[str] | None = None
+) -> ModelCard:
+    """The card of what a training run made.
+
+    Args:
+        name: of the text, model_cards/NAME.md.
+        folder: what is to be published; the run's training.json and evaluation/ lie beside it.
+        repo_id: what it is to be published as.
+        base_model, datasets: ids of what it was trained from and on; those of the text if not given.
+
+    Raises:
+        FileNotFoundError: if the run left no training.json or no results; the card would say nothing.
+        ValueError: if a card of adapters has no `base_model`.
+    """
+    results = read_results(folder.parent / "evaluation", "{}/results.json")
+    training = folder.parent / "training.json"
+    if not results or not training.exists():
+        raise FileNotFoundError(
+            f"{folder.parent} has {'no training.json' if results else 'no evaluation/NAME/results.json'}; train with "
+            f"pipelines/train.py, and evaluate into {folder.parent / 'evaluation'}/easy with pipelines/evaluate.py."
+        )
+    words = {}
+    if (folder / "adapter_config.json").exists():
+        if base_model is None:
+            raise ValueError("adapters need --base_model, the id of the repo that they were trained on.")
+        words["adapters"] = adapters_text(json.loads((folder / "adapter_config.json").read_text()))
+        words["base_model"] = base_model
+    card = model_card(name, results, training, repo_id, **words)
+    if base_model is not None:
+        card.data.base_model = base_model
+    if datasets is not None:
+        card.data.datasets = datasets
+    return card
 
 
 def data_figures(folder: Path) -> str:
@@ -167,10 +298,11 @@ def study_figures(path: Path) -> str:
 def render() -> dict[Path, str]:
     """File -> the text that it should have."""
     texts = {}
-    for template in ROOT.glob("model_cards/*.md"):
-        results = read_results(ROOT / "benchmarks" / "results" / template.stem)
-        words = {"success_table": success_table(results), "commands": commands(results)}
-        texts[ROOT / "checkpoints" / template.stem / "README.md"] = Template(template.read_text()).substitute(words)
+    for name in (template.stem for template in ROOT.glob("model_cards/*.md")):
+        measured, checkpoint = ROOT / "benchmarks" / "results" / name, ROOT / "checkpoints" / name
+        if checkpoint.is_dir():
+            card = model_card(name, read_results(measured), measured / "training.json", f"checkpoints/{name}")
+            texts[checkpoint / "README.md"] = str(card)
 
     def section(match: re.Match) -> str:
         results = read_results(ROOT / "benchmarks" / "results" / match[2])
@@ -191,7 +323,28 @@ def render() -> dict[Path, str]:
     return texts
 
 
-if __name__ == "__main__":
-    for path, text in render().items():
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--card", help="its text: NAME of model_cards/NAME.md")
+    parser.add_argument("--folder", type=Path, help="what is to be published: a run's pipeline or adapter")
+    parser.add_argument("--repo_id", help="what it is to be published as, org/name")
+    parser.add_argument("--base_model", help="id of what it was trained from")
+    parser.add_argument("--datasets", nargs="+", help="ids of what it was trained on")
+    args = parser.parse_args()
+    if args.card is None:
+        texts = render()
+    elif args.folder is None or args.repo_id is None:
+        parser.error("--card needs --folder and --repo_id")
+    else:
+        try:
+            card = run_card(args.card, args.folder, args.repo_id, args.base_model, args.datasets)
+        except (FileNotFoundError, ValueError) as error:
+            parser.exit(2, f"{parser.prog}: {error}\n")
+        texts = {args.folder / "README.md": str(card)}
+    for path, text in texts.items():
         path.write_text(text)
-        print(f"wrote {path.relative_to(ROOT)}")
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,42 +1,16 @@
-"""Publish a folder on the Hub: a dataset of episodes, or a pipeline.
+"""Publish a folder on the Hub: a pipeline, LoRA adapters, or a dataset of episodes.
 
     python pipelines/publish.py DIR org/name            # a dry run: checks the folder and lists what would be sent
     python pipelines/publish.py DIR org/name --push     # sends it, as one commit
 
-What the folder is, is told by what is in it: `data/*.parquet` or `model_index.json`. Hidden files (unfinished shards,
-temporary names) are never sent.
+What the folder is, is told by what is in it: `model_index.json`, `adapter_config.json` or `data/*.parquet`. Hidden
+files (unfinished shards, temporary names) are never sent. The token is that of `hf auth login`, or HF_TOKEN.
 """
 
 import argparse
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
-from aim_hf.data.shards import UNFINISHED, check_folder
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The files that are sent: all but hidden ones."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-
-
-def repo_type(folder: Path) -> str:
-    """`dataset` or `model`, by what the folder holds, which is checked.
-
-    Raises:
-        ValueError: if it is neither, has no card, or holds an unfinished shard; `check_folder`'s of a dataset.
-    """
-    if not (folder / "README.md").is_file():
-        raise ValueError(f"{folder} has no README.md; the Hub needs a card. Write it before publishing.")
-    if (folder / "model_index.json").is_file():
-        return "model"
-    if (folder / "data").is_dir():
-        check_folder(folder)
-        if pieces := sorted(folder.glob(f"{UNFINISHED}/*")):
-            raise ValueError(f"{pieces[0]} is an unfinished shard; run dataset_scripts/collect.py again to finish it.")
-        return "dataset"
-    raise ValueError(f"{folder} holds neither data/*.parquet nor model_index.json; expected episodes or a pipeline.")
+from aim_hf.hub import prepare, publish
 
 
 def main() -> None:
@@ -45,32 +19,26 @@ def main() -> None:
     parser.add_argument("repo_id", help="org/name")
     parser.add_argument("--push", action="store_true", help="really send it")
     parser.add_argument("--private", action="store_true", help="of a repo that this makes")
-    parser.add_argument("--revision", help="branch that gets the commit; default: main")
+    parser.add_argument("--revision", help="branch that gets the commit, made if it isn't there; default: main")
     parser.add_argument("--message", default="Publish with aim-hf", help="of the commit")
     args = parser.parse_args()
 
     try:
-        kind = repo_type(args.folder)
-    except (ValueError, FileNotFoundError) as error:
+        publication = prepare(args.folder)
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    files = files_of(args.folder)
-    for path in files:
-        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path.relative_to(args.folder)}")
-    total = sum(path.stat().st_size for path in files) / 1e6
-    print(f"{total:10.2f} MB in {len(files)} files, to the {kind} repo {args.repo_id}")
+    for path in publication.files:
+        print(f"{publication.size(path) / 1e6:10.2f} MB  {path}")
+    total = sum(map(publication.size, publication.files)) / 1e6
+    count = f"{len(publication.files)} files"
+    print(f"{total:10.2f} MB in {count}, {publication.kind}, to the {publication.repo_type} repo {args.repo_id}")
     if not args.push:
         print("Nothing was sent. Add --push to send it.")
         return
-    api = HfApi()
-    api.create_repo(args.repo_id, repo_type=kind, private=args.private, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=args.repo_id,
-        repo_type=kind,
-        folder_path=args.folder,
-        ignore_patterns=[".*", "**/.*"],
-        revision=args.revision,
-        commit_message=args.message,
-    )
+    try:
+        commit = publish(publication, args.repo_id, args.revision, args.private or None, args.message)
+    except RuntimeError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     print(commit.commit_url)
 
 

@@ -1,7 +1,19 @@
-"""Cards and the README say what the result files say."""
+"""Cards and the README say what the result files say, in metadata that the Hub understands."""
 
+import json
+import re
+import shutil
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from aim_hf.configuration_aim import PRESETS
+from aim_hf.hub import check_card
+from aim_hf.modeling_aim import AIMForWorldAction
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "model_cards"))
@@ -32,3 +44,79 @@ def test_a_table_of_results():
     assert lines[0] == "| task | Easy | Hard | first value map's peak on the contact, Easy |"
     assert lines[2] == "| `push` | 20% (10/50; 10 to 25) | 10% (5/50; 10 to 25) | 98% of 49 |"
     assert lines[4] == "| mean | **30%** | **5%** | 90% of 99 |"
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_the_metadata_of_aim_tiny_are_the_results():
+    folder = ROOT / "checkpoints" / "aim-tiny"
+    card = check_card(folder, "pipeline", files_of(folder))
+    name, entries = model_index_to_eval_results(card.data.to_dict()["model-index"])
+    assert name == "aim-tiny" and entries == card.data.eval_results
+    for split in ("easy", "hard"):
+        results = json.loads((ROOT / "benchmarks" / "results" / "aim-tiny" / f"{split}.json").read_text())
+        rates = {entry.metric_name: entry.metric_value for entry in entries if entry.dataset_split == split}
+        expected = {"success rate, mean": results["mean_rate"]}
+        expected |= {f"success rate, {task}": result["rate"] for task, result in results["tasks"].items()}
+        assert rates == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """What a training run and its evaluation leave: results of aim-tiny, as if they were of the run."""
+    measured = ROOT / "benchmarks" / "results" / "aim-tiny"
+    for split in ("easy", "hard"):
+        (tmp_path / "evaluation" / split).mkdir(parents=True)
+        shutil.copy(measured / f"{split}.json", tmp_path / "evaluation" / split / "results.json")
+    shutil.copy(measured / "training.json", tmp_path)
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "adapter").mkdir()
+    adapters = {"r": 64, "lora_alpha": 64.0, "modules_to_save": ["action_head", "value_noise_token"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapters))
+    return tmp_path
+
+
+def test_a_run_fills_the_card_of_the_full_size(run):
+    card = render.run_card("aim-wan2.2-ti2v-5b", run / "pipeline", "org/aim", datasets=["org/aim-robotwin"])
+    (run / "pipeline" / "README.md").write_text(str(card))
+    card = check_card(run / "pipeline", "pipeline", {"README.md"})
+    assert card.data.base_model == "Wan-AI/Wan2.2-TI2V-5B-Diffusers" and card.data.datasets == ["org/aim-robotwin"]
+    assert {entry.dataset_split for entry in card.data.eval_results} == {"easy", "hard"}
+    assert "No weights" not in card.text and 'from_pretrained("org/aim"' in card.text
+    results = json.loads((run / "evaluation" / "easy" / "results.json").read_text())
+    training = json.loads((run / "training.json").read_text())
+    for origin in (results, training):
+        assert origin["command"] in card.text and origin["commit"][:10] in card.text
+
+
+def test_without_a_run_the_card_says_that_there_are_no_weights(tmp_path):
+    card = render.model_card("aim-wan2.2-ti2v-5b", {}, tmp_path / "training.json", "org/aim")
+    assert "**No weights of this model exist yet, and nothing was measured.**" in card.text
+    assert card.data.eval_results is None and "Nothing was trained yet" in card.text
+    # Numbers of the paper, nowhere but under the words that say whose they are.
+    published = card.text.index("Published numbers of the paper, not measured by this project")
+    end = card.text.index("## Training")
+    assert "| average | 62.2 |" in card.text[published:end]
+    assert not re.search(r"\d+\.\d %|\d+%|\| \d+\.\d \|", card.text[:published] + card.text[end:])
+    with pytest.raises(FileNotFoundError, match="evaluate into"):
+        render.run_card("aim-wan2.2-ti2v-5b", tmp_path / "pipeline", "org/aim")
+
+
+def test_the_card_of_adapters(run):
+    with pytest.raises(ValueError, match="--base_model"):
+        render.run_card("lora", run / "adapter", "org/aim-lora")
+    card = render.run_card("lora", run / "adapter", "org/aim-lora", "org/aim", ["org/my-robot"])
+    (run / "adapter" / "README.md").write_text(str(card))
+    card = check_card(run / "adapter", "adapters", {"README.md"})
+    assert card.data.library_name == "peft" and card.data.base_model == "org/aim"
+    assert "rank 64 (alpha 64)" in card.text and 'PeftModel.from_pretrained(pipe.model, "org/aim-lora")' in card.text
+
+
+def test_the_stated_size_is_that_of_the_preset():
+    with torch.device("meta"):
+        model = AIMForWorldAction(PRESETS["wan2.2-ti2v-5b"]())
+    size = sum(parameter.numel() for parameter in model.parameters())
+    text = ModelCard((ROOT / "model_cards" / "aim-wan2.2-ti2v-5b.md").read_text()).text
+    assert f"| {size / 1e9:.1f} B parameters |" in text

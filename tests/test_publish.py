@@ -1,6 +1,6 @@
-"""The dry run lists what would be sent, and refuses what isn't whole."""
+"""The dry run lists what would be sent, and refuses what isn't whole. Sending is tested in test_hub.py."""
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -21,30 +21,42 @@ def dataset(tmp_path):
     return tmp_path
 
 
-def publish(folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "pipelines" / "publish.py", folder, "org/name"]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def publish(hub, monkeypatch, capsys):
+    """Runs the script on a folder: its exit status, output and errors. Nothing may reach the Hub."""
+
+    def run(folder: Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["publish.py", str(folder), "org/name"])
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / "pipelines" / "publish.py"), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        assert hub.log == []
+        return status, *capsys.readouterr()
+
+    return run
 
 
-def test_a_dry_run_lists_every_file_and_sends_nothing(dataset):
+def test_a_dry_run_lists_every_file_and_sends_nothing(publish, dataset):
     (dataset / ".hidden").write_text("never sent")
-    answer = publish(dataset)
-    assert answer.returncode == 0, answer.stderr
-    assert "data/easy-click_bell-00000.parquet" in answer.stdout and "README.md" in answer.stdout
-    assert "in 3 files, to the dataset repo org/name" in answer.stdout and "Nothing was sent" in answer.stdout
-    assert ".hidden" not in answer.stdout
+    status, output, errors = publish(dataset)
+    assert status == 0, errors
+    assert "data/easy-click_bell-00000.parquet" in output and "README.md" in output
+    assert "in 3 files, dataset, to the dataset repo org/name" in output and "Nothing was sent" in output
+    assert ".hidden" not in output
 
 
-def test_a_checkpoint_is_a_model():
-    answer = publish(ROOT / "checkpoints" / "aim-tiny")
-    assert "to the model repo org/name" in answer.stdout and "model_index.json" in answer.stdout
+def test_a_checkpoint_is_a_model(publish):
+    status, output, errors = publish(ROOT / "checkpoints" / "aim-tiny")
+    assert status == 0, errors
+    assert "pipeline, to the model repo org/name" in output and "model_index.json" in output
+    assert "modeling_aim.py" in output  # of the package, for trust_remote_code
 
 
-def test_what_is_not_whole_is_refused(dataset, tmp_path_factory):
+def test_what_is_not_whole_is_refused(publish, dataset, tmp_path_factory):
     ShardWriter(dataset, "easy", "lift_pot", 0).add(make_episode().to_row())
-    answer = publish(dataset)
-    assert answer.returncode == 2 and "unfinished shard" in answer.stderr and answer.stdout == ""
+    status, output, errors = publish(dataset)
+    assert status == 2 and "unfinished shard" in errors and output == ""
     empty = tmp_path_factory.mktemp("empty")
-    assert "no README.md" in publish(empty).stderr
-    (empty / "README.md").write_text("# Empty")
-    assert "neither data/*.parquet nor model_index.json" in publish(empty).stderr
+    assert "neither model_index.json, adapter_config.json nor data/*.parquet" in publish(empty)[2]

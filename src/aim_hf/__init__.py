@@ -1,6 +1,7 @@
 """AIM on Hugging Face: a robot world-action model that predicts where it will act."""
 
 from importlib import import_module
+from multiprocessing import current_process
 
 # Imported when first asked for: simulator processes import this package too, and need neither torch nor diffusers.
 _MODULES = {
@@ -21,3 +22,8 @@ def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+# transformers' Auto classes know AIM once this package is imported. A worker process knows nothing of them.
+if current_process().name == "MainProcess":
+    import_module(".auto", __name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 # What a checkpoint is made of; pictures and videos of a repository stay on the Hub.
@@ -27,11 +27,12 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
 
     Args:
         name_or_path: folder or repo id.
-        subfolder: download this one only.
+        subfolder: download this one only; what is returned is the folder or snapshot that it lies in.
         download_kwargs: of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
 
     Raises:
-        OSError: if it is neither a folder nor a repo id.
+        OSError: if it is neither a folder nor a repo id, or the repo can't be read: it doesn't exist, or needs a
+            token, or the Hub is out of reach and the cache lacks it.
     """
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
@@ -40,10 +41,14 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
         return Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **download_kwargs))
     except HFValidationError as error:
         raise OSError(f"{name_or_path} is neither a folder nor a repo id such as org/name.") from error
+    except LocalEntryNotFoundError as error:
+        revision = download_kwargs.get("revision") or "main"
+        raise OSError(f"{name_or_path} (revision {revision}) is not in the cache, or not whole: {error}") from error
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of a checkpoint's configurations and tensors: the same for the same checkpoint, wherever it lies."""
+    """SHA-256 of a checkpoint's configurations and tensors: the same for the same checkpoint, wherever it lies. A
+    published one has another than its folder, since two of its configurations name the code that goes with it."""
     digest = hashlib.sha256()
     for file in sorted(f for pattern in ("**/*.json", "**/*.safetensors") for f in folder.glob(pattern)):
         digest.update(f"{file.relative_to(folder)}\n".encode())
@@ -81,12 +86,21 @@ def component_tensors(folder: Path, components: Collection[str]) -> dict[str, se
     """
     names: dict[str, set[str]] = {}
     for file in sorted(file for name in components for file in _weights(folder / name)):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names.setdefault(file.parent.name, set()).update(tensors.keys())
-        except SafetensorError as error:
-            raise OSError(f"{file} is damaged ({error}); save or download the checkpoint again.") from error
+        names.setdefault(file.parent.name, set()).update(tensor_names(file))
     return names
+
+
+def tensor_names(file: Path) -> set[str]:
+    """Names of the tensors in a safetensors file.
+
+    Raises:
+        OSError: naming the file, if it is damaged, cut short or missing.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return set(tensors.keys())
+    except (SafetensorError, FileNotFoundError) as error:
+        raise OSError(f"{file} is missing or damaged ({error}); save or download the checkpoint again.") from error
 
 
 def check_all_loaded(module: torch.nn.Module, stored: set[str], source: str) -> None:

@@ -123,20 +123,23 @@ class AIMPipeline(DiffusionPipeline):
             )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AIMPipeline":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None, **kwargs
+    ) -> "AIMPipeline":
         """Loads a pipeline folder or a Hub repository, whole or not at all.
 
         Args:
             pretrained_model_name_or_path: folder or repo id.
-            kwargs: as in `DiffusionPipeline.from_pretrained`: `dtype`, `revision`, `token`, components to use instead
-                of the stored ones ...
+            subfolder: where in it the pipeline lies, if it holds several.
+            kwargs: as in `DiffusionPipeline.from_pretrained`: `dtype`, `revision`, `token`, `cache_dir`,
+                `local_files_only`, components to use instead of the stored ones ...
 
         Raises:
-            OSError: for a damaged or half-written file, which it names.
+            OSError: for a damaged or half-written file, which it names, or a repository that can't be read.
             ValueError: for tensors that are missing or unknown, which it names, or components that don't fit.
         """
         download_kwargs = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
-        folder = local_folder(pretrained_model_name_or_path, **download_kwargs)
+        folder = local_folder(pretrained_model_name_or_path, subfolder, **download_kwargs) / (subfolder or "")
         stored = stored_tensors(folder, given=kwargs)
         pipe = super().from_pretrained(str(folder), **kwargs)
         for name, tensors in stored.items():
@@ -190,9 +193,11 @@ class AIMPipeline(DiffusionPipeline):
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """As `DiffusionPipeline.save_pretrained`, but the folder is there only once it is whole. Adds a `pipeline.py`,
-        by which plain `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`
-        finds this class."""
+        """As `DiffusionPipeline.save_pretrained`, but the folder is there only once it is whole, and files of weights
+        have at most 5 GB (`max_shard_size`). Adds a `pipeline.py`, by which plain
+        `DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)` finds this
+        class."""
+        kwargs.setdefault("max_shard_size", "5GB")
         if push_to_hub:
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with written_folder(save_directory) as folder:

@@ -62,6 +62,7 @@ def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0"
         folder / "README.md",
         f"""---
 license: {license}
+pretty_name: Episodes of {", ".join(suites)} with value maps
 task_categories:
 - robotics
 tags:
@@ -87,6 +88,10 @@ from datasets import load_dataset
 episode = load_dataset("<this folder or repo>", split="{splits[0]}")[0]
 frames = episode["rgb_head_camera"].get_frames_in_range(0, episode["num_frames"]).data
 ```
+
+**Intended**: training and studying models that act, or that predict where a robot will act. **Limits**: what is
+trained on it knows these tasks, robots, cameras and wordings and no others, and must not drive a real robot without
+limits on speed, force and workspace that don't depend on it.
 
 ## Columns
 

@@ -1,0 +1,197 @@
+"""What goes to the Hub: a pipeline, LoRA adapters or a dataset of episodes, with its card, checked, as one commit.
+
+Notable choices:
+- What a folder is, is told by what is in it; it is checked as a whole before anything is sent.
+- One commit holds all of it, so a repository is either as it was or complete. `upload_folder` of huggingface_hub makes
+  several commits of many files, so it is not used.
+- A pipeline goes with the modules that its model and processor need, copied as they are, so that transformers loads
+  those two without this package (`trust_remote_code=True`). The folder on disk gets none of them.
+- Tensors are safetensors. Pickles, hidden files (unfinished shards, temporary names) are never sent.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    HfApi,
+    ModelCard,
+)
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .checkpoint import stored_tensors, tensor_names
+from .data.shards import UNFINISHED, check_folder
+
+PACKAGE = Path(__file__).parent
+# The configuration of a part -> Auto class -> module and class, as transformers' `auto_map` wants them.
+AUTO_MAPS = {
+    "model/config.json": {"AutoConfig": "configuration_aim.AIMConfig", "AutoModel": "modeling_aim.AIMForWorldAction"},
+    "processor/processor_config.json": {"AutoProcessor": "processing_aim.AIMProcessor"},
+}
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+# Links of a card to files of the repository: no address, no anchor.
+_LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What would be sent. kind: "pipeline", "adapters" or "dataset". files: path in the repository -> a file, or what
+    it will hold."""
+
+    kind: str
+    files: dict[str, Path | bytes]
+
+    @property
+    def repo_type(self) -> str:
+        return "dataset" if self.kind == "dataset" else "model"
+
+    def size(self, path: str) -> int:
+        content = self.files[path]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def prepare(folder: Path) -> Publication:
+    """Checks a folder, and lists what of it would be sent. Needs no network and changes nothing.
+
+    Raises:
+        OSError: naming the file, if one is damaged, cut short or missing.
+        ValueError: if the folder is of no known kind, its card is missing or lacks something, or it holds pickles or
+            an unfinished shard; and what `check_folder` says of a dataset.
+    """
+    files = {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+    if pickles := [name for name in files if name.endswith(PICKLES)]:
+        raise ValueError(
+            f"{folder / pickles[0]} may be a pickle, which runs code; save tensors as safetensors instead."
+        )
+    if "model_index.json" in files:
+        kind = "pipeline"
+        stored_tensors(folder)
+    elif "adapter_config.json" in files:
+        kind = "adapters"
+        tensor_names(folder / "adapter_model.safetensors")
+    elif (folder / "data").is_dir():
+        kind = "dataset"
+        check_folder(folder)
+        if pieces := sorted(folder.glob(f"{UNFINISHED}/*")):
+            raise ValueError(f"{pieces[0]} is an unfinished shard; run dataset_scripts/collect.py again to finish it.")
+    else:
+        raise ValueError(
+            f"{folder} holds neither model_index.json, adapter_config.json nor data/*.parquet; expected a pipeline, "
+            "LoRA adapters or episodes."
+        )
+    card = check_card(folder, kind, files)
+    if kind == "pipeline":
+        files |= remote_code(folder)
+    elif kind == "adapters":
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = card.data.base_model  # PEFT wrote where it lay on this machine
+        files["adapter_config.json"] = _json(config)
+    return Publication(kind, files)
+
+
+def check_card(folder: Path, kind: str, files: dict) -> ModelCard | DatasetCard:
+    """The card of a folder that is about to be published.
+
+    Raises:
+        ValueError: if it is missing, its metadata can't be read or lack what the Hub finds models and datasets by, or
+            it points to a file that isn't there.
+    """
+    path = folder / "README.md"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no README.md; the Hub needs a card. Write it with model_cards/render.py.")
+    try:
+        card = (DatasetCard if kind == "dataset" else ModelCard).load(path)
+    except Exception as error:  # YAML's own, and several of huggingface_hub's
+        raise ValueError(
+            f"{path}: its metadata can't be read ({error}); mend the lines between the two ---."
+        ) from error
+    needed = {
+        "pipeline": ("license", "library_name", "pipeline_tag"),
+        "adapters": ("license", "library_name", "pipeline_tag", "base_model"),
+        "dataset": ("license", "task_categories", "configs"),
+    }[kind]
+    if missing := [name for name in needed if not card.data.get(name)]:
+        raise ValueError(f"{path}: its metadata lack {', '.join(missing)}; add them between the two ---.")
+    if kind == "adapters":
+        try:
+            validate_repo_id(card.data.base_model)
+        except HFValidationError as error:
+            raise ValueError(
+                f"{path}: base_model is {card.data.base_model!r}; expected the id of the repo that the adapters were "
+                "trained on, such as org/name."
+            ) from error
+    if dead := sorted(link for link in set(_LINK.findall(card.text)) if link not in files):
+        raise ValueError(f"{path} points to {dead[0]}, which is not in the folder; give a whole address, or no link.")
+    return card
+
+
+def remote_code(folder: Path) -> dict[str, bytes]:
+    """What a pipeline's repository holds beside the folder's own files, so that `trust_remote_code=True` works: path
+    -> content of this package's modules that model and processor need, and the two configurations that name them."""
+    roots = [PACKAGE / f"{name}.py" for name in ("configuration_aim", "modeling_aim", "processing_aim")]
+    modules = {Path(module) for root in roots for module in (root, *get_relative_import_files(root))}
+    files = {module.name: module.read_bytes() for module in sorted(modules)}
+    for name, auto_map in AUTO_MAPS.items():
+        files[name] = _json(json.loads((folder / name).read_text()) | {"auto_map": auto_map})
+    return files
+
+
+def publish(
+    publication: Publication,
+    repo_id: str,
+    revision: str | None = None,
+    private: bool | None = None,
+    message: str = "Publish with aim-hf",
+) -> CommitInfo:
+    """Sends it, as one commit; makes the repository, and the branch, if they aren't there. Of a model repository, what
+    the commit's folders held before and `publication` doesn't is deleted: an old shard beside new ones would make the
+    checkpoint unreadable.
+
+    Raises:
+        RuntimeError: if that failed; the repository then holds what it held before.
+    """
+    api, repo_type = HfApi(), publication.repo_type
+    try:
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        before = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+        operations = [CommitOperationAdd(path, content) for path, content in publication.files.items()]
+        if repo_type == "model":
+            folders = {path.split("/")[0] for path in publication.files if "/" in path}
+            operations += [
+                CommitOperationDelete(file.rfilename)
+                for file in before.siblings
+                if file.rfilename.split("/")[0] in folders and file.rfilename not in publication.files
+            ]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=message,
+            repo_type=repo_type,
+            revision=revision,
+            parent_commit=before.sha,
+        )
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        # huggingface_hub names the file in a RuntimeError, and what went wrong with it in that one's cause.
+        reasons = [error, error.__cause__] if type(error) is RuntimeError else [error]
+        reason = " ".join(" ".join(str(reason) for reason in reasons).split())
+        raise RuntimeError(
+            f"publishing to {repo_id} failed, and nothing in it was changed: {reason} Run the same command again once "
+            "this is mended; what was uploaded already isn't sent twice."
+        ) from error
+
+
+def _json(content: dict) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

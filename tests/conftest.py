@@ -1,0 +1,32 @@
+"""No test reaches the real Hub: the libraries read its address when they are imported, so a small one of our own
+starts before any of them."""
+
+import os
+import sys
+import tempfile
+
+import pytest
+from hub_server import Hub
+
+_home = tempfile.TemporaryDirectory()
+_hub = Hub()
+for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HF_MODULES_CACHE"):
+    os.environ.pop(name, None)
+os.environ |= {
+    "HF_ENDPOINT": _hub.address,
+    "HF_HOME": _home.name,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+_constants = sys.modules.get("huggingface_hub.constants")
+assert _constants is None or _constants.ENDPOINT == _hub.address, "huggingface_hub was imported before this file"
+
+
+@pytest.fixture
+def hub() -> Hub:
+    """An empty one, whose repositories nobody has cached."""
+    _hub.repos, _hub.log, _hub.fail, _hub.reachable = {}, [], (), True
+    _hub.large_files = {}
+    return _hub
