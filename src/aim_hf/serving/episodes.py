@@ -124,8 +124,8 @@ class AIMEpisodes:
             self.pipe.processor.tokenize(request.prompt)
 
     def answer(self, requests: list[Request]) -> list[dict[str, Any] | RuntimeError]:
-        """The replies to 1 to `rows` requests of one form, or the error of some. An episode moves on only with a reply,
-        so a request that failed can be sent again."""
+        """The replies to 1 to `rows` requests of one form, or the error of some. An episode moves on only with
+        a reply, so a request that failed can be sent again."""
         rows, pipe = filled(requests, self.rows), self.pipe
         observations = [request.observations for request in rows]
         if requests[0].prompt is not None:

@@ -37,8 +37,8 @@ def unpack(data: bytes) -> Any:
     """The message that some bytes hold. Its arrays can't be written to.
 
     Raises:
-        MessageError: for bytes that are no message, or not whole; for arrays of objects, structures, strings or complex
-            numbers; for arrays whose bytes don't fit their dtype and shape; for extension types.
+        MessageError: for bytes that are no message, or not whole; for arrays of objects, structures, strings or
+            complex numbers; for arrays whose bytes don't fit their dtype and shape; for extension types.
     """
     try:
         return msgpack.unpackb(

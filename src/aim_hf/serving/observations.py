@@ -62,8 +62,8 @@ def read_images(images: Any, sizes: dict[str, Sequence[int]], count: int) -> lis
             got = f"{clip.dtype} {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
             frames = f"{count} frames, " if count > 1 else ""
             raise ValueError(
-                f"images[{key!r}] is {got}; expected uint8 {shape} ({frames}RGB channels first, height, width). Resize "
-                "the picture on your side, or transpose it."
+                f"images[{key!r}] is {got}; expected uint8 {shape} ({frames}RGB channels first, height, width). "
+                "Resize the picture on your side, or transpose it."
             )
         for observation, picture in zip(observations, clip.reshape(count, 3, *sizes[camera]), strict=True):
             observation["observation"][camera] = {"rgb": np.ascontiguousarray(np.moveaxis(picture, 0, -1))}
