@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..envs.base import ActionMode, Observation
+from ..envs.robotwin.environment import FRAME_BEHIND_TCP, along_tools
 from ..serving.observations import CAMERA_KEYS, write_endpose, write_images, write_state
 from .policies import Pictures
 
@@ -115,8 +116,9 @@ class LingBotVAEpisode:
     """Asked for a chunk, the server imagines two latent frames and gives the 16 actions of each, but in its first
     chunk the first frame is what was observed. Then it wants to see what happened: four pictures a latent frame.
 
-    Its actions are relative to the first pose. It was trained on poses whose quaternions RoboTwin gives as wxyz and
-    its own code composes as xyzw; a pose is found again only by the same algebra.
+    Its actions are relative to the first pose, of the frame behind the tool center point that RoboTwin itself uses. It
+    was trained on poses whose quaternions RoboTwin gives as wxyz and its own code composes as xyzw; a pose is found
+    again only by the same algebra.
     """
 
     KEYS = {camera: f"observation.images.{key}" for camera, key in CAMERA_KEYS.items()}
@@ -130,7 +132,8 @@ class LingBotVAEpisode:
 
     def next_chunk(self, observations, executed, pictures):
         if executed is None:
-            self.first, self.pose = self._observation(observations[0]), write_endpose(observations[0])
+            self.first = self._observation(observations[0])
+            self.pose = along_tools(write_endpose(observations[0]), -FRAME_BEHIND_TCP)
         else:
             self.seen += [self._observation(observation) for observation in observations]
         if not self.left:
@@ -155,7 +158,7 @@ class LingBotVAEpisode:
         for pose, relative in zip(np.split(self.pose, 2), np.split(action.astype(np.float64), 2), strict=True):
             rotation = _xyzw_product(pose[3:7], relative[3:7])
             arms += [pose[:3] + relative[:3], rotation / np.linalg.norm(rotation), relative[7:]]
-        return np.concatenate(arms)
+        return along_tools(np.concatenate(arms), FRAME_BEHIND_TCP)
 
 
 def _xyzw_product(p: np.ndarray, q: np.ndarray) -> np.ndarray:
