@@ -9,6 +9,8 @@ from aim_hf.serving.episodes import AIMEpisodes, Episode
 from aim_hf.serving.observations import read_endpose, read_images
 from aim_hf.session import AIMSession
 
+SIZES = {"head_camera": (64, 96), "left_camera": (32, 48), "right_camera": (32, 48)}
+
 
 class Client:
     def __init__(self, episodes: AIMEpisodes, seed: int):
@@ -143,16 +145,14 @@ def test_stacked_sessions_go_on_as_before(policy):
     for robot, chunks in zip(robots, (1, 6), strict=True):
         session = pipe.start("ring the bell", negative_prompt="")
         message = robot.start()
-        observation = read_images(
-            message["images"], {"head_camera": (64, 96), "left_camera": (32, 48), "right_camera": (32, 48)}, 1
-        )[0]
+        observation = read_images(message["images"], SIZES, 1)[0]
         observation["endpose"] = read_endpose(message["endpose"])
         session.append(observation)
         actions = np.tile(message["endpose"], (8, 1))
         for _ in range(chunks):
             images = robot.next()["images"]
             session.append(
-                read_images(images, {"head_camera": (64, 96), "left_camera": (32, 48), "right_camera": (32, 48)}, 4),
+                read_images(images, SIZES, 4),
                 actions,
             )
         sessions.append(session)
