@@ -3,9 +3,9 @@
     python benchmarks/serving.py --policy checkpoints/aim-tiny --output benchmarks/results/serving/tiny.json
 
 Starts `pipelines/serve.py`. `--clients` threads with openpi's client run episodes of a few chunks on made-up pictures
-for `--seconds`; now and then one drops its connection, with a request in flight or without, and connects again. Beside
-them two others send garbage: bytes that are no message, messages that are wrong, too large or cut, and connections that
-say nothing.
+for `--seconds`; now and then one drops its connection, with a request in flight or without, and connects again. Two
+others send garbage beside them: bytes that are no message, messages that are wrong, too large or cut, and connections
+that say nothing.
 
 - `requests`: answered, and `lost`: good ones that got an error or no answer. Expected: 0.
 - `latency_seconds`: of good requests, seen by the clients. With more clients than the network answers at once they
