@@ -107,8 +107,15 @@ def remote_policy(parser: argparse.ArgumentParser, args: argparse.Namespace):
     dialect = None
     if args.dialect is not None:
         dialect = dialects.openpi(args.actions_per_chunk) if args.dialect == "openpi" else dialects.lingbot_va()
+    if args.value_maps == "true":
+        parser.error("--value-maps true needs the policy in this process, not behind a server")
+    if dialect is not None and dialect.one_at_a_time and args.batch_size > 1:
+        parser.error(f"the server of --dialect {args.dialect} holds one episode at a time: give --batch-size 1")
     token = args.token_file.read_text().strip() if args.token_file else None
-    return RemotePolicy(args.policy, dialect, args.policy_name, token)
+    try:
+        return RemotePolicy(args.policy, dialect, args.policy_name, token)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
