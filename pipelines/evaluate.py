@@ -81,6 +81,8 @@ def main() -> None:
         policy: Policy
         if args.policy.startswith(("ws://", "wss://")):
             policy = remote_policy(parser, args)
+        elif args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:
+            parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
         else:
             policy = AIMPolicy.from_pretrained(
                 args.policy, state.device, **{name: getattr(args, name) for name in OF_THE_SERVER}
