@@ -1,7 +1,7 @@
 """Evaluating policies that are somewhere else."""
 
 import json
-import subprocess
+import runpy
 import sys
 import threading
 from pathlib import Path
@@ -242,9 +242,27 @@ def test_a_server_that_is_not_there_or_closed_to_us(policy):
         assert RemotePolicy(server.address, token="secret").settings == policy.settings
 
 
-def test_the_command_says_what_is_wrong(tmp_path):
-    command = [sys.executable, "pipelines/evaluate.py", "--policy=ws://127.0.0.1:9", "--episodes=1"]
-    command += ["--num-inference-steps=2", f"--output={tmp_path / 'results'}"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert answer.returncode == 2 and "num_inference_steps: the server decides that" in answer.stderr
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--guidance-scale=2"], "guidance_scale: the server decides that"),
+        (["--dialect=openpi"], "--dialect openpi and --actions-per-chunk go together"),
+        (["--dialect=lingbot-va"], "give --batch-size 1"),
+        (["--value-maps=true"], "--value-maps true needs the policy in this process"),
+        ([], "no policy server answers at ws://127.0.0.1:9"),
+        (["--policy=checkpoints/aim-tiny", "--dialect=lingbot-va"], "is no ws:// address"),
+    ],
+)
+def test_the_command_says_what_is_wrong(options, reason, tmp_path, monkeypatch, capsys):
+    command = [
+        "evaluate.py",
+        "--policy=ws://127.0.0.1:9",
+        "--episodes=1",
+        f"--output={tmp_path / 'results'}",
+        *options,
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "pipelines" / "evaluate.py"), run_name="__main__")
+    assert ended.value.code == 2 and reason in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
