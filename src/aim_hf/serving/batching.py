@@ -88,15 +88,14 @@ class Batcher:
                     sound.append((request, future))
                 except ValueError as error:
                     future.set_exception(error)
+                except Exception as error:
+                    future.set_exception(_failure(error))
             if not sound:
                 continue
             try:
                 replies = self.answer([request for request, _ in sound])
             except Exception as error:
-                logger.exception("a batch of %d requests failed", len(sound))
-                replies = [RuntimeError(f"the network failed ({type(error).__name__}); see the server's log.")] * len(
-                    sound
-                )
+                replies = [_failure(error)] * len(sound)
             for (_, future), reply in zip(sound, replies, strict=True):
                 if isinstance(reply, Exception):
                     future.set_exception(reply)
@@ -119,3 +118,8 @@ class Batcher:
                 self._waiting = others
                 if batch or self._stopping:
                     return batch
+
+
+def _failure(error: Exception) -> RuntimeError:
+    logger.error("the network failed", exc_info=error)
+    return RuntimeError(f"the network failed ({type(error).__name__}); see the server's log.")

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ERROR = 1000  # characters of an error, which may quote what was sent
 _CLOSE_SECONDS = 5  # for a client to say goodbye
+_GRACE_SECONDS = 0.5  # for a message that is on its way when the server is told to stop
 
 
 @dataclass(frozen=True)
@@ -177,20 +178,22 @@ class PolicyServer:
         """Raises TimeoutError for a client that neither sends nor reads, ConnectionClosed for one that is gone."""
         episode = Episode()
         await self._send(websocket, self._metadata)
-        while True:
+        while not self._stopping.is_set():
             receive = asyncio.create_task(websocket.recv())
             try:
                 done, _ = await asyncio.wait(
                     {receive, stopping}, timeout=self.limits.idle_timeout, return_when=asyncio.FIRST_COMPLETED
                 )
-            finally:
-                if not receive.done():
-                    receive.cancel()
-            if receive not in done:
                 if not done:
                     raise TimeoutError
-                return await websocket.close(CloseCode.GOING_AWAY, "the server stops")
+                if not receive.done():
+                    await asyncio.wait({receive}, timeout=_GRACE_SECONDS)
+                if not receive.done():
+                    break
+            finally:
+                receive.cancel()
             await self._send(websocket, await self._reply(receive.result(), episode, gone))
+        await websocket.close(CloseCode.GOING_AWAY, "the server stops")
 
     async def _reply(self, data: bytes | str, episode: Episode, gone: asyncio.Task) -> bytes | str:
         """A packed reply, or what is wrong."""
