@@ -9,11 +9,13 @@ setup: $(STAMP)
 
 # torch goes first and pinned: a later line that merely asks for "torch" must find it there already, or pip may take
 # the newest build with gigabytes of CUDA libraries. The check runs last, so a set-up that can't render leaves no stamp.
+# openpi-client, which the server's tests are driven by, asks for numpy < 2 and runs with 2: hence without dependencies.
 $(STAMP): pyproject.toml constraints.txt scripts/setup_system.sh scripts/check_setup.py
 	PYTHON=$(PYTHON) bash scripts/setup_system.sh
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps openpi-client
 	$(VENV)/bin/python scripts/check_setup.py
 	touch $@
 

@@ -6,10 +6,25 @@
 Writes `results.json`, videos and a contact sheet; see `aim_hf/evaluation/evaluate.py` for the folder. A run that was
 killed goes on when the same command is given again. More episodes or tasks may be added to a folder, other settings
 may not. The numbers depend neither on `--batch-size` nor on the number of processes.
+
+Any policy behind openpi's websocket protocol is evaluated the same way (docs/serving.md):
+
+    accelerate launch pipelines/evaluate.py --policy ws://127.0.0.1:8000 --dialect openpi --actions-per-chunk 50 \
+        --policy-name pi0.5 --suite robotwin --tasks click_bell --episodes 50 --output runs/pi05
 """
 
 import argparse
 from pathlib import Path
+
+# What the server decides where the policy is behind one.
+OF_THE_SERVER = (
+    "num_inference_steps",
+    "num_action_inference_steps",
+    "stop_after",
+    "guidance_scale",
+    "delay",
+    "real_time_chunking",
+)
 
 
 def main() -> None:
@@ -23,10 +38,10 @@ def main() -> None:
     from aim_hf.envs.base import SPLITS
     from aim_hf.envs.robotwin import add_robotwin_arguments
     from aim_hf.evaluation.evaluate import Protocol, evaluate, format_results
-    from aim_hf.evaluation.policies import AIMPolicy
+    from aim_hf.evaluation.policies import AIMPolicy, Policy
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, or repo id")
+    parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, repo id, or ws://host:port")
     parser.add_argument("--suite", choices=sorted(TASKS), default="tabletop")
     parser.add_argument("--split", choices=SPLITS, default="easy")
     parser.add_argument("--tasks", nargs="+", help="default: all tasks of the suite")
@@ -48,6 +63,11 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8, help="episodes that run together in a process")
     parser.add_argument("--videos", type=int, default=1, help="episodes of each task to film")
+    remote = parser.add_argument_group("policies behind a server (ws://)")
+    remote.add_argument("--dialect", choices=("openpi", "lingbot-va"), help="its messages; not for AIM's own server")
+    remote.add_argument("--actions-per-chunk", type=int, help="of each reply, to execute; with --dialect openpi")
+    remote.add_argument("--policy-name", help="what the results call it; default: the address")
+    remote.add_argument("--token-file", type=Path, help="a file with the token that the server wants")
     add_robotwin_arguments(parser)
     args = parser.parse_args()
     unknown = set(args.tasks or ()) - set(TASKS[args.suite])
@@ -58,16 +78,15 @@ def main() -> None:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     protocol = Protocol(args.suite, args.split, args.instructions, args.value_maps, args.start_seed)
     try:
-        policy = AIMPolicy.from_pretrained(
-            args.policy,
-            state.device,
-            num_inference_steps=args.num_inference_steps,
-            num_action_inference_steps=args.num_action_inference_steps,
-            stop_after=args.stop_after,
-            guidance_scale=args.guidance_scale,
-            delay=args.delay,
-            real_time_chunking=args.real_time_chunking,
-        )
+        policy: Policy
+        if args.policy.startswith(("ws://", "wss://")):
+            policy = remote_policy(parser, args)
+        elif args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:
+            parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
+        else:
+            policy = AIMPolicy.from_pretrained(
+                args.policy, state.device, **{name: getattr(args, name) for name in OF_THE_SERVER}
+            )
         results = evaluate(
             policy, protocol, args.output, args.episodes, args.tasks, args.batch_size, args.videos, state=state
         )
@@ -76,6 +95,29 @@ def main() -> None:
     if results is not None:
         print(format_results(results))
         print(f"All in {args.output / 'results.json'}")
+
+
+def remote_policy(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    from aim_hf.evaluation import dialects
+    from aim_hf.evaluation.remote import RemotePolicy
+
+    given = [name for name in OF_THE_SERVER if getattr(args, name) != parser.get_default(name)]
+    if given:
+        parser.error(f"{', '.join(given)}: the server decides that; give it to pipelines/serve.py")
+    if (args.dialect == "openpi") != (args.actions_per_chunk is not None):
+        parser.error("--dialect openpi and --actions-per-chunk go together")
+    dialect = None
+    if args.dialect is not None:
+        dialect = dialects.openpi(args.actions_per_chunk) if args.dialect == "openpi" else dialects.lingbot_va()
+    if args.value_maps == "true":
+        parser.error("--value-maps true needs the policy in this process, not behind a server")
+    if dialect is not None and dialect.one_at_a_time and args.batch_size > 1:
+        parser.error(f"the server of --dialect {args.dialect} holds one episode at a time: give --batch-size 1")
+    token = args.token_file.read_text().strip() if args.token_file else None
+    try:
+        return RemotePolicy(args.policy, dialect, args.policy_name, token)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ Rows may differ in age, when some of them have been reset. Each fills its slots 
 the same length need no mask; others get one for what they don't have yet.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -86,6 +88,12 @@ class AIMCache:
         return (self.frames - 1).clamp(min=0, max=self._slots)
 
     @property
+    def held(self) -> torch.Tensor:
+        """(B,), the same for rows that have keys in the same slots: those of equal age, and all whose history is
+        full."""
+        return self.frames.clamp(max=self._slots + 1)
+
+    @property
     def observation_tokens(self) -> int:
         """Of the row that has the most."""
         return int(self._kept_observations.max()) * self.tokens_per_frame
@@ -116,7 +124,7 @@ class AIMCache:
     def mask(self, *, actions: bool, observations: bool, before: int = 0, after: int = 0) -> torch.Tensor | None:
         """Which keys each row has, (B, 1, 1, keys), in `before` keys that all have, the kept actions and observations
         if asked for, and `after` more that all have. None where every row has all of them."""
-        if (self.frames == self.frames[0]).all():
+        if (self.held == self.held[0]).all():
             return None
         if self._history_mask is None:
             held = []
@@ -210,6 +218,21 @@ class AIMCache:
         other._changed()
         return other
 
+    @staticmethod
+    def stack(caches: "Sequence[AIMCache]") -> "AIMCache":
+        """The inverse of `select`: a cache of the rows of all of these, in order. It shares nothing with them."""
+        slots = max(cache._slots for cache in caches)
+        for cache in caches:
+            if cache._slots < slots:
+                cache._grow(slots)
+        other = AIMCache.__new__(AIMCache)
+        other.__dict__.update(caches[0].__dict__)
+        other.frames = torch.cat([cache.frames for cache in caches])
+        other._buffers = _stacked([cache._buffers for cache in caches])
+        other.text = _stacked([cache.text for cache in caches])
+        other._changed()
+        return other
+
     def assign(self, rows: torch.Tensor, other: "AIMCache") -> None:
         """Sets `rows` to the histories of `other`'s rows; texts stay."""
         if other._slots > self._slots:
@@ -227,3 +250,7 @@ class AIMCache:
         """Forgets what `rows` have observed."""
         self.frames = self.frames.index_fill(0, rows, 0)
         self._changed()
+
+
+def _stacked(layers: "Sequence[list[KeysValues]]") -> list[KeysValues]:
+    return [tuple(torch.cat(parts) for parts in zip(*pairs, strict=True)) for pairs in zip(*layers, strict=True)]

@@ -19,7 +19,8 @@ class AIMSession:
     """Instruction and real history of each row, as keys and values, and where its video codec stands.
 
     Made by [`AIMPipeline.start`]. Rows don't influence each other, and may differ in age: `reset` starts new episodes
-    in some of them, `append(..., rows=...)` moves some of them on. `select` drops rows, or forks them.
+    in some of them, `append(..., rows=...)` moves some of them on. `select` drops rows, or forks them; `stack` joins
+    sessions.
     """
 
     def __init__(
@@ -55,6 +56,12 @@ class AIMSession:
     def chunks(self) -> list[int]:
         """Chunks that each row has executed so far."""
         return (self.cache.chunks - 1).clamp(min=0).tolist()
+
+    @property
+    def forms(self) -> list[tuple]:
+        """Of each row, what its past looks like in memory. Rows of one form run together as one batch; a call on rows
+        of several forms masks what some of them lack, and encodes them apart."""
+        return [(held, *encoder.form) for held, encoder in zip(self.cache.held.tolist(), self._encoders, strict=True)]
 
     @property
     def waiting(self) -> list[int]:
@@ -164,6 +171,30 @@ class AIMSession:
         other._encoders = [self._encoders[row].fork() for row in index]
         other._decoders = [self._decoders[row].fork() for row in index]
         other._undecoded = [list(self._undecoded[row]) for row in index]
+        return other
+
+    @staticmethod
+    def stack(sessions: Sequence[AIMSession]) -> AIMSession:
+        """The inverse of `select`: a session of the rows of all of these, in order, that goes on by itself.
+
+        Raises:
+            ValueError: for sessions of several pipelines, or of which only some have a negative prompt.
+        """
+        first = sessions[0]
+        if any(session.pipe is not first.pipe for session in sessions):
+            raise ValueError("the sessions are of several pipelines; stack those of one.")
+        negative = [session.negative_cache for session in sessions if session.negative_cache is not None]
+        if len(negative) not in (0, len(sessions)):
+            raise ValueError("some of the sessions have a negative prompt, and others none; stack them apart.")
+        other = AIMSession.__new__(AIMSession)
+        other.__dict__.update(first.__dict__)
+        other.cache = AIMCache.stack([session.cache for session in sessions])
+        other.negative_cache = AIMCache.stack(negative) if negative else None
+        if first.initial_pose is not None:
+            other.initial_pose = torch.cat([session.initial_pose for session in sessions])
+        other._encoders = [state.fork() for session in sessions for state in session._encoders]
+        other._decoders = [state.fork() for session in sessions for state in session._decoders]
+        other._undecoded = [list(frames) for session in sessions for frames in session._undecoded]
         return other
 
     @torch.no_grad()

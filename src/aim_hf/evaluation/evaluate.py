@@ -2,7 +2,8 @@
 
     output/settings.json            what the results depend on; another policy or other settings are refused
     output/episodes/<task>.jsonl    one record an episode, appended when its batch has ended; also one a rejected seed
-    output/videos/<task>-<seed>.*   filmed episodes: mp4, and png, their strip of the contact sheet
+    output/videos/<task>-<seed>.*   filmed episodes: mp4, and png, their strip of the contact sheet, of a policy that
+                                    imagines something
     output/contact_sheet.png, output/results.json
 
 On one kind of hardware an episode's record depends on the settings, its task and its seed alone: neither on the batch
@@ -278,7 +279,8 @@ def _append_record(output: Path, result: EpisodeResult, policy_sha256: str | Non
     if result.storyboard is not None:
         video = f"videos/{result.task}-{result.seed}.mp4"
         write_video(output / video, result.storyboard)
-        write_strip((output / video).with_suffix(".png"), result.storyboard)
+        if result.storyboard.imagined:
+            write_strip((output / video).with_suffix(".png"), result.storyboard)
     record = {
         "seed": result.seed,
         "instruction": result.instruction,

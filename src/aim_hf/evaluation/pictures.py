@@ -53,7 +53,8 @@ def canvas(views: dict[str, np.ndarray], width: int) -> np.ndarray:
 class Storyboard:
     """The pictures of one episode, collected while it runs. A moment lies after every few control steps.
 
-    observed, imagined: of each moment camera -> uint8 (H, W, 3); value_maps: camera -> (H, W) in [0, 1].
+    observed, imagined: of each moment camera -> uint8 (H, W, 3); value_maps: camera -> (H, W) in [0, 1]. A policy that
+        imagines nothing has none of the latter two.
     steps: the control step of each moment.
     actions: what was executed, (16,) or (14,) each.
     """
@@ -76,10 +77,14 @@ class Storyboard:
         actions_per_frame = len(chunk) // len(observations)
         for index in range(-(-executed // actions_per_frame)):
             self.observed.append(views(observations[index]))
-            self.imagined.append(
-                {name: np.rint(255 * clip[row, index]).astype(np.uint8) for name, clip in prediction.frames.items()}
-            )
-            self.value_maps.append({name: clip[row, index] for name, clip in prediction.value_maps.items()})
+            if prediction.frames is not None:
+                self.imagined.append(
+                    {
+                        name: np.rint(255 * clip[row, index]).astype(np.uint8)
+                        for name, clip in prediction.frames.items()
+                    }
+                )
+                self.value_maps.append({name: clip[row, index] for name, clip in prediction.value_maps.items()})
             self.steps.append(len(self.actions) + min((index + 1) * actions_per_frame, executed))
         self.actions.extend(chunk[:executed])
 
@@ -94,7 +99,8 @@ def views(observation: Observation) -> dict[str, np.ndarray]:
 
 
 def write_video(path: Path, board: Storyboard) -> None:
-    """Observed, imagined and value maps side by side, in real time, as an MP4 that any browser plays."""
+    """Observed, imagined and value maps side by side, as far as there are some, in real time, as an MP4 that any
+    browser plays."""
     frames = [_video_frame(board, moment) for moment in range(len(board.steps))]
     fps = len(board.steps) / (board.control_dt * board.steps[-1])
     frames += [frames[-1]] * round(HOLD_SECONDS * fps)
@@ -111,14 +117,13 @@ def write_video(path: Path, board: Storyboard) -> None:
 
 
 def _video_frame(board: Storyboard, moment: int) -> np.ndarray:
-    panels = {
-        "what it sees": canvas(board.observed[moment], VIDEO_PANEL),
-        "what it imagined": canvas(board.imagined[moment], VIDEO_PANEL),
-        "where it wants to act": board.overlays(moment, VIDEO_PANEL),
-    }
+    panels = {"what it sees": canvas(board.observed[moment], VIDEO_PANEL)}
+    if board.imagined:
+        panels["what it imagined"] = canvas(board.imagined[moment], VIDEO_PANEL)
+        panels["where it wants to act"] = board.overlays(moment, VIDEO_PANEL)
     gap, bar, caption = 8, 30, 46
     height = next(iter(panels.values())).shape[0]
-    picture = Image.new("RGB", (3 * VIDEO_PANEL + 4 * gap, _even(bar + height + caption)), NIGHT)
+    picture = Image.new("RGB", (len(panels) * (VIDEO_PANEL + gap) + gap, _even(bar + height + caption)), NIGHT)
     draw = ImageDraw.Draw(picture)
     for index, (name, panel) in enumerate(panels.items()):
         left = gap + index * (VIDEO_PANEL + gap)

@@ -148,14 +148,18 @@ class AIMPolicy:
         pipe = AIMPipeline.from_pretrained(folder).to(device)
         return cls(pipe, {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}, **kwargs)
 
+    @property
+    def negative_prompt(self) -> str | None:
+        """What its sessions are started with."""
+        return None if self.steps["guidance_scale"] == 1 else ""
+
     def start(self, instructions: list[str], seeds: list[int]) -> None:
         self._sessions, self._generators = [], []
-        negative_prompt = None if self.steps["guidance_scale"] == 1 else ""
         for first in range(0, len(seeds), ROWS):
-            rows = _filled(instructions[first : first + ROWS])
-            self._sessions.append(self.pipe.start(rows, negative_prompt=negative_prompt))
+            rows = filled(instructions[first : first + ROWS])
+            self._sessions.append(self.pipe.start(rows, negative_prompt=self.negative_prompt))
             self._generators.append(
-                [torch.Generator().manual_seed(seed) for seed in _filled(seeds[first : first + ROWS])]
+                [torch.Generator().manual_seed(seed) for seed in filled(seeds[first : first + ROWS])]
             )
         self._meanwhile = [None] * len(self._sessions)
 
@@ -169,16 +173,16 @@ class AIMPolicy:
         parts = []
         for index, (session, generators) in enumerate(zip(self._sessions, self._generators, strict=True)):
             rows = slice(index * ROWS, (index + 1) * ROWS)
-            observed, first = _filled(observations[rows]), None
+            observed, first = filled(observations[rows]), None
             if executed_actions is None:
                 first = [row[0] for row in observed]
             else:
-                session.append(observed, np.stack(_filled(executed_actions[rows])))
+                session.append(observed, np.stack(filled(executed_actions[rows])))
             meanwhile = self._meanwhile[index]
             out = self.pipe(
                 first,
                 session=session,
-                value_maps=value_maps and {name: np.stack(_filled(m[rows])) for name, m in value_maps.items()},
+                value_maps=value_maps and {name: np.stack(filled(m[rows])) for name, m in value_maps.items()},
                 committed_actions=meanwhile if self.real_time_chunking else None,
                 generator=generators,
                 output_type="latent" if pictures == "none" else "np",
@@ -205,9 +209,9 @@ class AIMPolicy:
         )
 
 
-def _filled(rows: Sequence[T]) -> list[T]:
-    """Completed to `ROWS` by repeating the last one."""
-    return [*rows, *[rows[-1]] * (ROWS - len(rows))]
+def filled(rows: Sequence[T], count: int = ROWS) -> list[T]:
+    """Completed to `count` by repeating the last one."""
+    return [*rows, *[rows[-1]] * (count - len(rows))]
 
 
 def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, np.ndarray] | None:

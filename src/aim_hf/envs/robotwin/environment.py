@@ -33,7 +33,7 @@ from .tasks import CONFIGS, PRESS_TARGETS, PUSH_TARGETS, TASKS, simulator_seed
 
 _CONFIGS = ("_embodiment_config", "_camera_config", "_eval_step_limit")
 _LAYOUTS = ("env_cfg/task_config", "task_config")  # of today, and of the releases of 2025
-_FRAME_BEHIND_TCP = 0.12  # m along the tool's x: where RoboTwin's `ee` poses are
+FRAME_BEHIND_TCP = 0.12  # m along the tool's x: where RoboTwin's `ee` poses are
 
 _PLAYED = "with the expert's play"
 _ROOT_VARIABLE, _PYTHON_VARIABLE = "ROBOTWIN_ROOT", "ROBOTWIN_PYTHON"
@@ -190,7 +190,7 @@ class RoboTwinEnvironment:
         if self._ended is not None:
             raise RuntimeError(f"the episode has ended {self._ended}: call reset(seed).")
         self._untouched = False
-        command = _behind_tcp(action) if mode == "ee" else action
+        command = along_tools(action, -FRAME_BEHIND_TCP) if mode == "ee" else action
         header, arrays = self._ask(
             "step", {"action": command}, mode=mode, observe=observe, record=bool(self.on_physics_step)
         )
@@ -510,12 +510,12 @@ def _reaching(frame: _Frame) -> np.ndarray:
     return frame.moment.tools.reshape(16).astype(np.float32)
 
 
-def _behind_tcp(action: np.ndarray) -> np.ndarray:
-    """An `ee` action in RoboTwin's frame, which lies 0.12 m behind the tool center point along its x."""
+def along_tools(action: np.ndarray, distance: float) -> np.ndarray:
+    """An `ee` action whose poses are moved by `distance` (m) along their tools' x."""
     moved = action.copy()
     for part in np.split(moved, 2):  # views
         part[3:7] /= np.linalg.norm(part[3:7])
         w, x, y, z = part[3:7]
         forward = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)])
-        part[:3] -= _FRAME_BEHIND_TCP * forward
+        part[:3] += distance * forward
     return moved

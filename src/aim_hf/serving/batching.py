@@ -1,0 +1,125 @@
+"""Requests of many clients, answered in batches by the one thread in which the network runs.
+
+While one batch is computed, requests gather; the next batch is the oldest of them with those that can run beside it.
+Nobody waits for a batch to fill, and nobody is passed over for long.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+
+class Batchable(Protocol):
+    form: tuple  # requests of one form run together
+
+
+class QueueFull(RuntimeError):
+    """As many requests wait as may."""
+
+
+class Batcher:
+    """A thread that answers requests.
+
+    Args:
+        check: raises ValueError for a request that must not get into a batch.
+        answer: the replies to a batch, of which each may be an exception.
+        rows: of a batch at most.
+        max_queue: requests that may wait.
+        on_batch: told the rows and the seconds of each batch, in this thread.
+    """
+
+    def __init__(
+        self,
+        check: Callable[[Any], None],
+        answer: Callable[[list[Any]], list[Any]],
+        rows: int,
+        max_queue: int,
+        on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
+    ):
+        self.check, self.answer, self.rows, self.max_queue, self.on_batch = check, answer, rows, max_queue, on_batch
+        self._waiting: list[tuple[Batchable, Future]] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="network", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        """Requests that wait."""
+        return len(self._waiting)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, request: Batchable) -> Future:
+        """The reply to come. A future that is cancelled while its request waits takes it out of the queue.
+
+        Raises:
+            QueueFull: if `max_queue` requests wait already.
+        """
+        with self._changed:
+            self._waiting = [(other, future) for other, future in self._waiting if not future.cancelled()]
+            if len(self._waiting) >= self.max_queue:
+                raise QueueFull(f"{self.max_queue} requests wait already; send this one again in a moment.")
+            future: Future = Future()
+            self._waiting.append((request, future))
+            self._changed.notify()
+        return future
+
+    def stop(self) -> None:
+        """Answers what waits, then ends the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            start = time.perf_counter()
+            sound = []
+            for request, future in batch:
+                try:
+                    self.check(request)
+                    sound.append((request, future))
+                except ValueError as error:
+                    future.set_exception(error)
+                except Exception as error:
+                    future.set_exception(_failure(error))
+            if not sound:
+                continue
+            try:
+                replies = self.answer([request for request, _ in sound])
+            except Exception as error:
+                replies = [_failure(error)] * len(sound)
+            for (_, future), reply in zip(sound, replies, strict=True):
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+            self.on_batch(len(sound), time.perf_counter() - start)
+
+    def _next_batch(self) -> list[tuple[Batchable, Future]]:
+        """Waits for requests; none once it is to stop and all have been answered."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                batch, others = [], []
+                for request, future in self._waiting:
+                    fits = not batch or (len(batch) < self.rows and request.form == batch[0][0].form)
+                    if not fits:
+                        others.append((request, future))
+                    elif future.set_running_or_notify_cancel():
+                        batch.append((request, future))
+                self._waiting = others
+                if batch or self._stopping:
+                    return batch
+
+
+def _failure(error: Exception) -> RuntimeError:
+    logger.error("the network failed", exc_info=error)
+    return RuntimeError(f"the network failed ({type(error).__name__}); see the server's log.")

@@ -1,0 +1,96 @@
+"""Observations in messages: the keys of openpi's ALOHA policies, which those for RoboTwin have too.
+
+    images     camera -> uint8 RGB, channels first: (3, H, W) of one observation, (F, 3, H, W) of F
+    state      (14,), `joint_action/vector`
+    endpose    (16,), both tools' measured poses in the layout of an `ee` action; ours, openpi has no such key
+
+What a message calls a camera is said here and nowhere else.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..envs.base import ARMS, Observation
+
+CAMERA_KEYS = {
+    "head_camera": "cam_high",
+    "left_camera": "cam_left_wrist",
+    "right_camera": "cam_right_wrist",
+}
+
+
+def write_images(observations: Sequence[Observation]) -> dict[str, np.ndarray]:
+    """`images` of one observation, or of several in time order, with all cameras that have a key."""
+    images = {}
+    for camera, key in CAMERA_KEYS.items():
+        if camera in observations[0]["observation"]:
+            clip = [np.moveaxis(o["observation"][camera]["rgb"], -1, 0) for o in observations]
+            images[key] = np.stack(clip) if len(clip) > 1 else clip[0]
+    return images
+
+
+def write_endpose(observation: Observation) -> np.ndarray:
+    pose = observation["endpose"]
+    return np.concatenate([[*pose[f"{arm}_endpose"], pose[f"{arm}_gripper"]] for arm in ARMS]).astype(np.float64)
+
+
+def write_state(observation: Observation) -> np.ndarray:
+    return np.asarray(observation["joint_action"]["vector"], dtype=np.float64)
+
+
+def read_images(images: Any, sizes: dict[str, Sequence[int]], count: int) -> list[Observation]:
+    """The inverse of `write_images`: `count` observations with the pictures of the cameras in `sizes`.
+
+    Args:
+        sizes: camera -> (height, width).
+
+    Raises:
+        ValueError: for missing or unknown cameras, and for wrong shapes or dtypes.
+    """
+    expected = {CAMERA_KEYS.get(camera, camera): camera for camera in sizes}
+    if not isinstance(images, dict) or set(images) != set(expected):
+        got = sorted(map(str, images)) if isinstance(images, dict) else type(images).__name__
+        raise ValueError(f"images are {got}; expected the cameras {sorted(expected)}. Rename or complete them.")
+    observations: list[Observation] = [{"observation": {}} for _ in range(count)]
+    for key, camera in expected.items():
+        clip, shape = images[key], (3, *sizes[camera])
+        if count > 1:
+            shape = (count, *shape)
+        if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.shape != shape:
+            got = f"{clip.dtype} {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
+            frames = f"{count} frames, " if count > 1 else ""
+            raise ValueError(
+                f"images[{key!r}] is {got}; expected uint8 {shape} ({frames}RGB channels first, height, width). "
+                "Resize the picture on your side, or transpose it."
+            )
+        for observation, picture in zip(observations, clip.reshape(count, 3, *sizes[camera]), strict=True):
+            observation["observation"][camera] = {"rgb": np.ascontiguousarray(np.moveaxis(picture, 0, -1))}
+    return observations
+
+
+def read_endpose(endpose: Any) -> dict[str, Any]:
+    """`endpose` of an observation. Raises ValueError for another shape or anything but numbers."""
+    pose = read_numbers("endpose", endpose)
+    if pose.shape != (16,):
+        raise ValueError(
+            f"endpose has shape {pose.shape}; expected (16,): for each arm, left first, xyz, quaternion wxyz, gripper."
+        )
+    return {
+        "left_endpose": pose[:7],
+        "left_gripper": pose[7],
+        "right_endpose": pose[8:15],
+        "right_gripper": pose[15],
+    }
+
+
+def read_numbers(name: str, value: Any) -> np.ndarray:
+    """Float64, all finite. Raises ValueError for anything else, naming it."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {type(value).__name__}; expected an array of numbers.") from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has NaN or infinite numbers; expected finite ones. Check what made them.")
+    return array

@@ -1,0 +1,234 @@
+"""AIM behind openpi's websocket protocol, for many clients at once.
+
+On connecting, a client gets a message of metadata. Then it sends a message and gets one back, again and again: bytes
+are a reply, text says what was wrong with the message. A connection is an episode after another of one robot. On the
+same port, plain HTTP: `/healthz` and `/metrics`.
+
+The event loop reads, checks and writes; the network runs in the thread of a `Batcher`.
+"""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from websockets.asyncio.server import Request as HTTPRequest
+from websockets.asyncio.server import Response, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from ..evaluation.policies import ROWS, AIMPolicy
+from .batching import Batcher, QueueFull
+from .episodes import AIMEpisodes, Episode
+from .messages import pack, unpack
+from .metrics import CONTENT_TYPE, Metrics
+
+logger = logging.getLogger(__name__)
+
+MAX_ERROR = 1000  # characters of an error, which may quote what was sent
+_CLOSE_SECONDS = 5  # for a client to say goodbye
+_GRACE_SECONDS = 0.5  # for a message that is on its way when the server is told to stop
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client, and all of them together, may take.
+
+    max_sessions: clients that are connected.
+    max_queue: requests that wait for the network.
+    idle_timeout: seconds without a message after which a client is disconnected.
+    max_chunks: of one episode.
+
+    Raises:
+        ValueError: for a limit that lets nothing through.
+    """
+
+    max_sessions: int = 64
+    max_queue: int = 64
+    idle_timeout: float = 300.0
+    max_chunks: int = 1000
+
+    def __post_init__(self):
+        for name, number in vars(self).items():
+            if not number > 0:
+                raise ValueError(f"{name} is {number}; expected more than 0.")
+
+
+class PolicyServer:
+    """Serves an [`AIMPolicy`] until `stop` is called.
+
+    Args:
+        rows: of every call of the network, whether as many requests wait or not. With the evaluator's number clients
+            get the evaluator's bits; one robot alone gets its answers sooner with 1.
+        token: what clients must send in `Authorization: Api-Key TOKEN` or `Bearer TOKEN`; None lets everybody in.
+    """
+
+    def __init__(self, policy: AIMPolicy, rows: int = ROWS, limits: Limits | None = None, token: str | None = None):
+        self.limits, self.token = limits or Limits(), token
+        self.episodes = AIMEpisodes(policy, rows, self.limits.max_chunks)
+        # A right message with float pictures still gets an answer that says so; anything larger isn't read at all.
+        self.max_message = 4 * self.episodes.message_bytes + 2**16
+        self.metrics = Metrics(rows)
+        self._metadata = pack(self.episodes.metadata)
+        self._clients: set[ServerConnection] = set()
+        self._stopping = asyncio.Event()
+
+    async def run(self, host: str = "127.0.0.1", port: int = 8000, on_start: Callable[[int], None] | None = None):
+        """Serves, and returns once it was stopped and every message that had come was answered.
+
+        Args:
+            port: 0 for a free one.
+            on_start: called with the port when clients can connect.
+
+        Raises:
+            OSError: if it can't listen there.
+        """
+        self._batcher = Batcher(
+            self.episodes.check_prompt,
+            self.episodes.answer,
+            self.episodes.rows,
+            self.limits.max_queue,
+            self.metrics.observe_batch,
+        )
+        try:
+            server = await serve(
+                self._serve_client,
+                host,
+                port,
+                process_request=self._process_request,
+                origins=[None],  # browsers name one: a web page must not drive a robot
+                compression=None,
+                max_size=self.max_message,
+                max_queue=1,  # a client that doesn't wait for its answers can't fill the memory
+                ping_interval=None,  # `idle_timeout` finds those that are gone
+                close_timeout=_CLOSE_SECONDS,
+                logger=_quiet(),
+            )
+            if on_start is not None:
+                on_start(server.sockets[0].getsockname()[1])
+            await self._stopping.wait()
+            logger.info("stopping: %d clients, %d requests wait", len(self._clients), len(self._batcher))
+            server.close(close_connections=False)
+            await server.wait_closed()
+        finally:
+            await asyncio.to_thread(self._batcher.stop)
+
+    def stop(self) -> None:
+        """Lets `run` end. Of its event loop: from elsewhere by `loop.call_soon_threadsafe(server.stop)`."""
+        self._stopping.set()
+
+    def _process_request(self, connection: ServerConnection, request: HTTPRequest) -> Response | None:
+        if request.path == "/healthz":
+            healthy = self._batcher.alive
+            return connection.respond(
+                HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE, "OK\n" if healthy else "network down\n"
+            )
+        if not self._authorized(request):
+            self.metrics.connections["unauthorized"] += 1
+            response = connection.respond(HTTPStatus.UNAUTHORIZED, "Send Authorization: Api-Key TOKEN.\n")
+            response.headers["WWW-Authenticate"] = "Api-Key, Bearer"
+            return response
+        if request.path == "/metrics":
+            response = connection.respond(HTTPStatus.OK, self.metrics.text(len(self._clients), len(self._batcher)))
+            del response.headers["Content-Type"]
+            response.headers["Content-Type"] = CONTENT_TYPE
+            return response
+        if request.path != "/":
+            return connection.respond(HTTPStatus.NOT_FOUND, "There are /, /healthz and /metrics.\n")
+        return None
+
+    def _authorized(self, request: HTTPRequest) -> bool:
+        if self.token is None:
+            return True
+        values = request.headers.get_all("Authorization")
+        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+        known = hmac.compare_digest(token.strip().encode(errors="replace"), self.token.encode())
+        return known and scheme.lower() in ("api-key", "bearer")
+
+    async def _serve_client(self, websocket: ServerConnection) -> None:
+        if len(self._clients) >= self.limits.max_sessions:
+            self.metrics.connections["full"] += 1
+            reason = f"{self.limits.max_sessions} clients are connected already; try again later"
+            return await websocket.close(CloseCode.TRY_AGAIN_LATER, reason)
+        self.metrics.connections["accepted"] += 1
+        self._clients.add(websocket)
+        logger.info("%s connected (%d clients)", websocket.remote_address, len(self._clients))
+        stopping, gone = asyncio.create_task(self._stopping.wait()), asyncio.create_task(websocket.wait_closed())
+        try:
+            await self._converse(websocket, stopping, gone)
+        except ConnectionClosed:
+            pass
+        except TimeoutError:
+            self.metrics.connections["expired"] += 1
+            reason = f"no message for {self.limits.idle_timeout:g} s; connect again"
+            await websocket.close(CloseCode.GOING_AWAY, reason)
+        except Exception:
+            logger.exception("%s: the server failed", websocket.remote_address)
+            await websocket.close(CloseCode.INTERNAL_ERROR, "the server failed; see its log")
+        finally:
+            for task in (stopping, gone):
+                task.cancel()
+            self._clients.discard(websocket)
+            logger.info("%s disconnected (%d clients)", websocket.remote_address, len(self._clients))
+
+    async def _converse(self, websocket: ServerConnection, stopping: asyncio.Task, gone: asyncio.Task) -> None:
+        """Raises TimeoutError for a client that neither sends nor reads, ConnectionClosed for one that is gone."""
+        episode = Episode()
+        await self._send(websocket, self._metadata)
+        while not self._stopping.is_set():
+            receive = asyncio.create_task(websocket.recv())
+            try:
+                done, _ = await asyncio.wait(
+                    {receive, stopping}, timeout=self.limits.idle_timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    raise TimeoutError
+                if not receive.done():
+                    await asyncio.wait({receive}, timeout=_GRACE_SECONDS)
+                if not receive.done():
+                    break
+            finally:
+                receive.cancel()
+            await self._send(websocket, await self._reply(receive.result(), episode, gone))
+        await websocket.close(CloseCode.GOING_AWAY, "the server stops")
+
+    async def _reply(self, data: bytes | str, episode: Episode, gone: asyncio.Task) -> bytes | str:
+        """A packed reply, or what is wrong."""
+        start = time.perf_counter()
+        try:
+            if isinstance(data, str):
+                raise ValueError("the message is text; expected bytes, a map packed by msgpack.")
+            future = asyncio.wrap_future(self._batcher.submit(self.episodes.read(unpack(data), episode)))
+            await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                future.cancel()
+                self.metrics.requests["abandoned"] += 1
+                return ""  # nobody is there to read it
+            reply = future.result()
+        except ValueError as error:
+            self.metrics.requests["refused"] += 1
+            return str(error)[:MAX_ERROR]
+        except QueueFull as error:
+            self.metrics.requests["busy"] += 1
+            return str(error)
+        except RuntimeError as error:
+            self.metrics.requests["failed"] += 1
+            return str(error)
+        seconds = time.perf_counter() - start
+        self.metrics.requests["answered"] += 1
+        self.metrics.request_seconds.observe(seconds)
+        return pack(reply | {"server_timing": {"infer_ms": 1000 * seconds}})
+
+    async def _send(self, websocket: ServerConnection, message: bytes | str) -> None:
+        async with asyncio.timeout(self.limits.idle_timeout):
+            await websocket.send(message)
+
+
+def _quiet() -> logging.Logger:
+    """For what goes wrong in a connection: whoever sends garbage to the port must not fill the log."""
+    quiet = logging.getLogger(f"{__name__}.websockets")
+    quiet.setLevel(logging.CRITICAL)
+    return quiet

@@ -1,0 +1,62 @@
+"""openpi's own client drives `checkpoints/aim-tiny` on the tabletop, as well as the evaluator does in its process."""
+
+from pathlib import Path
+
+import numpy as np
+from fixtures_serving import running
+
+from aim_hf.evaluation.policies import AIMPolicy, Prediction
+from aim_hf.evaluation.rollout import run_episodes
+from aim_hf.evaluation.vector_env import VectorEnvironment
+from aim_hf.serving.observations import write_endpose, write_images
+
+CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "aim-tiny"
+TASK, SEEDS = "click_bell", [100_000_000, 100_000_001]
+
+
+class Traced:
+    """A policy that keeps what it did."""
+
+    def __init__(self, policy):
+        self.policy, self.actions = policy, []
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+    def predict(self, observations, executed_actions=None, value_maps=None, pictures="none"):
+        prediction = self.policy.predict(observations, executed_actions, value_maps, "none")
+        self.actions.append(prediction.actions)
+        return prediction
+
+
+class ThroughOpenPI:
+    """The policy behind `server`, asked by a client of openpi's for each episode."""
+
+    def __init__(self, policy, server):
+        self.policy, self.server = policy, server
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+    def start(self, instructions, seeds):
+        self.clients = [self.server.client() for _ in seeds]
+        self.first = [{"prompt": prompt, "seed": seed} for prompt, seed in zip(instructions, seeds)]
+
+    def predict(self, observations, executed_actions=None, value_maps=None, pictures="none"):
+        messages = [{"images": write_images(seen)} for seen in observations]
+        if executed_actions is None:
+            for message, first, seen in zip(messages, self.first, observations):
+                message |= first | {"endpose": write_endpose(seen[0])}
+        replies = [client.infer(message) for client, message in zip(self.clients, messages)]
+        return Prediction(actions=np.stack([reply["actions"] for reply in replies]))
+
+
+def test_openpis_client_drives_the_checkpoint_as_the_evaluator_does():
+    policy = AIMPolicy.from_pretrained(CHECKPOINT)
+    here = Traced(policy)
+    with VectorEnvironment("tabletop", "easy", num_workers=1) as environments, running(policy) as server:
+        there = Traced(ThroughOpenPI(policy, server))
+        expected = run_episodes(here, environments, TASK, SEEDS)
+        results = run_episodes(there, environments, TASK, SEEDS)
+    assert results == expected and all(result.success for result in results)
+    np.testing.assert_array_equal(np.concatenate(there.actions, 1), np.concatenate(here.actions, 1))

@@ -1,0 +1,175 @@
+"""Many clients' requests in one batch: each gets the bits that it gets alone, and those of the evaluator's policy."""
+
+import numpy as np
+import pytest
+import torch
+from fixtures_serving import Robot, make_policy
+
+from aim_hf.serving.episodes import AIMEpisodes, Episode
+from aim_hf.serving.observations import read_endpose, read_images
+from aim_hf.session import AIMSession
+
+SIZES = {"head_camera": (64, 96), "left_camera": (32, 48), "right_camera": (32, 48)}
+
+
+class Client:
+    def __init__(self, episodes: AIMEpisodes, seed: int):
+        self.episodes, self.robot, self.episode, self.actions = episodes, Robot(seed), Episode(), []
+
+    def request(self, **more):
+        message = self.robot.next(**more) if self.actions else self.robot.start(**more)
+        return self.episodes.read(message, self.episode)
+
+    def ask(self, chunks: int, **more):
+        for _ in range(chunks):
+            ask_together([self], **more)
+        return self
+
+
+def ask_together(clients, **more):
+    requests = [client.request(**more) for client in clients]
+    assert len({request.form for request in requests}) == 1
+    replies = clients[0].episodes.answer(requests)
+    for client, reply in zip(clients, replies, strict=True):
+        client.actions.append(reply["actions"])
+    return replies
+
+
+@pytest.fixture(scope="module")
+def episodes(policy):
+    return AIMEpisodes(policy)
+
+
+@pytest.fixture(scope="module")
+def alone(episodes):
+    """Five chunks of each of four episodes, one after the other."""
+    return [Client(episodes, seed).ask(5).actions for seed in range(4)]
+
+
+def test_the_evaluators_policy_gives_the_same_bits(policy, episodes, alone):
+    robots = [Robot(seed) for seed in range(4)]
+    policy.start(["ring the bell"] * 4, list(range(4)))
+    executed = None
+    for chunk in range(5):
+        observations = []
+        for robot in robots:
+            message = robot.next() if chunk else robot.start()
+            observations.append(read_images(message["images"], episodes.sizes, 4 if chunk else 1))
+            if not chunk:
+                observations[-1][0]["endpose"] = read_endpose(message["endpose"])
+        executed = policy.predict(observations, executed).actions
+        np.testing.assert_array_equal(executed, [actions[chunk] for actions in alone])
+
+
+def test_together_is_alone(episodes, alone):
+    clients = [Client(episodes, seed) for seed in range(4)]
+    for _ in range(5):
+        ask_together(clients)
+    np.testing.assert_array_equal([client.actions for client in clients], alone)
+    assert not np.array_equal(alone[0], alone[1])
+
+
+def test_of_different_ages_too_once_the_history_is_full(episodes, alone):
+    """With two chunks of history, an episode of three chunks holds as much as one of four."""
+    young, old = Client(episodes, 0).ask(3), Client(episodes, 1).ask(4)
+    assert young.request().form == old.request().form != Client(episodes, 2).ask(1).request().form
+    young, old = Client(episodes, 0).ask(3), Client(episodes, 1).ask(4)
+    ask_together([old, young])
+    np.testing.assert_array_equal(young.actions, alone[0][:4])
+    np.testing.assert_array_equal(old.actions, alone[1])
+
+
+def test_a_new_prompt_starts_a_new_episode_on_the_same_connection(episodes, alone):
+    client = Client(episodes, 3).ask(2)
+    client.robot, client.actions = Robot(0), []
+    np.testing.assert_array_equal(client.ask(5).actions, alone[0])
+
+
+def test_the_executed_actions_are_those_that_were_sent_unless_others_are_given(episodes, alone):
+    client = Client(episodes, 0).ask(1)
+    sent = client.episode.actions
+    np.testing.assert_array_equal(client.ask(1, executed_actions=sent).actions, alone[0][:2])
+    other = Client(episodes, 0).ask(1)
+    changed = sent.copy()
+    changed[:, 7] = 1 - changed[:, 7]
+    assert not np.array_equal(other.ask(1, executed_actions=changed).actions[1], alone[0][1])
+
+
+def test_pictures(policy, episodes):
+    client, robot = Client(episodes, 5), Robot(5)
+    reply = ask_together([client], pictures="all")[0]
+    policy.start(["ring the bell"], [5])
+    message = robot.start()
+    observation = read_images(message["images"], episodes.sizes, 1)[0]
+    observation["endpose"] = read_endpose(message["endpose"])
+    prediction = policy.predict([[observation]], pictures="all")
+    np.testing.assert_array_equal(reply["actions"], prediction.actions[0])
+    for ours, theirs in ((reply["value_maps"], prediction.value_maps), (reply["frames"], prediction.frames)):
+        np.testing.assert_array_equal(ours["cam_high"], theirs["head_camera"][0])
+        assert ours["cam_left_wrist"].shape[:3] == (4, 32, 48)
+
+
+def test_an_episode_that_failed_stays_as_it_was(episodes, alone, monkeypatch):
+    client = Client(episodes, 0).ask(2)
+    request = client.request()
+    with monkeypatch.context() as patch:
+        patch.setattr(episodes.pipe.model, "denoise_world", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            episodes.answer([request])
+    np.testing.assert_array_equal(episodes.answer([request])[0]["actions"], alone[0][2])
+
+
+def test_actions_that_are_not_finite_are_not_sent(episodes, alone, monkeypatch):
+    clients = [Client(episodes, seed).ask(1) for seed in range(2)]
+    unnormalize = episodes.pipe.processor.unnormalize_actions
+
+    def broken(actions, pose):
+        actions = unnormalize(actions, pose)
+        actions[0] = torch.nan
+        return actions
+
+    requests = [client.request() for client in clients]
+    monkeypatch.setattr(episodes.pipe.processor, "unnormalize_actions", broken)
+    error, reply = episodes.answer(requests)
+    assert isinstance(error, RuntimeError) and "not finite" in str(error)
+    np.testing.assert_array_equal(reply["actions"], alone[1][1])
+
+
+def test_stacked_sessions_go_on_as_before(policy):
+    """Sessions of unlimited history whose buffers have grown differently, and of guidance."""
+    pipe = make_policy(guidance_scale=2.0).pipe
+    pipe.model.config.history_chunks = None
+    generators = lambda: [torch.Generator().manual_seed(seed) for seed in range(2)]  # noqa: E731
+    robots = [Robot(seed) for seed in range(2)]
+    sessions = []
+    for robot, chunks in zip(robots, (1, 6), strict=True):
+        session = pipe.start("ring the bell", negative_prompt="")
+        message = robot.start()
+        observation = read_images(message["images"], SIZES, 1)[0]
+        observation["endpose"] = read_endpose(message["endpose"])
+        session.append(observation)
+        actions = np.tile(message["endpose"], (8, 1))
+        for _ in range(chunks):
+            images = robot.next()["images"]
+            session.append(
+                read_images(images, SIZES, 4),
+                actions,
+            )
+        sessions.append(session)
+    stacked = AIMSession.stack(sessions)
+    assert stacked.chunks == [1, 6]
+    options = {"num_inference_steps": 1, "guidance_scale": 2.0}
+    together = pipe(session=stacked, generator=generators(), **options)
+    for row, session in enumerate(sessions):
+        apart = pipe(session=session, generator=generators()[row : row + 1], **options)
+        np.testing.assert_allclose(together.actions[row], apart.actions[0], atol=1e-5)
+        for camera in apart.frames:
+            np.testing.assert_allclose(together.frames[camera][row], apart.frames[camera][0], atol=1e-5)
+
+
+def test_sessions_that_do_not_fit_are_not_stacked(policy):
+    pipe, other = policy.pipe, make_policy().pipe
+    with pytest.raises(ValueError, match="of several pipelines"):
+        AIMSession.stack([pipe.start("lift"), other.start("lift")])
+    with pytest.raises(ValueError, match="negative prompt"):
+        AIMSession.stack([pipe.start("lift"), pipe.start("lift", negative_prompt="")])
