@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -48,6 +49,25 @@ def execute(chunk):
     observations, actions = [result.observation for result in results[pipe.actions_per_frame - 1 :: 2]], chunk
     return observations
 """
+SERVED = (
+    ROBOT
+    + """
+import subprocess, sys, time, urllib.request
+from aim_hf.serving.observations import write_endpose, write_images
+server = subprocess.Popen([sys.executable, "pipelines/serve.py", "--policy", "checkpoints/aim-tiny", "--port", "PORT"])
+while True:
+    try:
+        urllib.request.urlopen("http://127.0.0.1:PORT/healthz")
+        break
+    except OSError:
+        assert server.poll() is None
+        time.sleep(0.2)
+first_images, pose = write_images([observation]), write_endpose(observation)
+drive = execute
+def execute(chunk):
+    return write_images(drive(chunk))
+"""
+)
 FULL_SIZE = "the full size; tests/test_conversion.py, tests/data and tests/training run it at small width"
 
 SCENARIOS: dict[str, list[Run | Left]] = {
@@ -106,9 +126,15 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         ),
         Run({"--episodes 100": "--tasks click_bell --episodes 1"}),
     ],
+    "docs/serving.md": [
+        Left("it serves until it is stopped; the next block starts it in the background"),
+        Run({"8000": "PORT"}, before=SERVED),
+        Left("other people's servers; tests/serving/test_remote.py has stand-ins for them"),
+        Left("a server of the reader's; tests/serving/test_remote.py has one"),
+    ],
     "docs/training.md": [Left(FULL_SIZE), Left(FULL_SIZE), Left(FULL_SIZE), Left(FULL_SIZE)],
 }
-ELSEWHERE = {"docs/hub.md": "tests/test_hub.py", "docs/serving.md": "tests/serving"}
+ELSEWHERE = {"docs/hub.md": "tests/test_hub.py"}
 
 
 def blocks(document: str) -> list[tuple[str, str]]:
@@ -153,17 +179,33 @@ def test_every_block_runs(document, place, request):
         (_, config), *_ = (block for block in BLOCK.findall((ROOT / document).read_text()) if block[0] == "json")
         (place / "my_robot.json").write_text(config)
     names: dict = {"__name__": "__main__"}
+    port = str(free_port())
+    try:
+        run(document, found, scenario, names, port)
+    finally:
+        if "server" in names:
+            names["server"].terminate()
+            names["server"].wait(60)
+
+
+def run(document, found, scenario, names, port) -> None:
     for (language, code), how in zip(found, scenario):
         if isinstance(how, Left):
             continue
         for text, other in how.smaller.items():
             assert text in code, f"{document} no longer says {text!r}"
-            code = code.replace(text, other)
-        exec(how.before, names)
+            code = code.replace(text, other.replace("PORT", port))
+        exec(how.before.replace("PORT", port), names)
         if language == "bash":
             shell(code)
         else:
             exec(compile(code, document, "exec"), names)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 def shell(code: str) -> None:
