@@ -1,16 +1,16 @@
-"""Publish a folder on the Hub: a dataset of episodes, or a pipeline.
+"""Publish a folder on the Hub: a dataset of episodes, a pipeline, or a Space (see scripts/make_space.py).
 
     python pipelines/publish.py DIR org/name            # a dry run: checks the folder and lists what would be sent
     python pipelines/publish.py DIR org/name --push     # sends it, as one commit
 
-What the folder is, is told by what is in it: `data/*.parquet` or `model_index.json`. Hidden files (unfinished shards,
-temporary names) are never sent.
+What the folder is, is told by what is in it: `data/*.parquet`, `model_index.json`, or a card that names an SDK. Hidden
+files (unfinished shards, temporary names) are never sent.
 """
 
 import argparse
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, RepoCard
 
 from aim_hf.data.shards import UNFINISHED, check_folder
 
@@ -21,8 +21,13 @@ def files_of(folder: Path) -> list[Path]:
     return [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
+def space_sdk(folder: Path) -> str | None:
+    """What the folder's card says that it is run by, if it is a Space."""
+    return RepoCard.load(folder / "README.md").data.get("sdk")
+
+
 def repo_type(folder: Path) -> str:
-    """`dataset` or `model`, by what the folder holds, which is checked.
+    """`dataset`, `model` or `space`, by what the folder holds, which is checked.
 
     Raises:
         ValueError: if it is neither, has no card, or holds an unfinished shard; `check_folder`'s of a dataset.
@@ -31,12 +36,17 @@ def repo_type(folder: Path) -> str:
         raise ValueError(f"{folder} has no README.md; the Hub needs a card. Write it before publishing.")
     if (folder / "model_index.json").is_file():
         return "model"
+    if space_sdk(folder):
+        return "space"
     if (folder / "data").is_dir():
         check_folder(folder)
         if pieces := sorted(folder.glob(f"{UNFINISHED}/*")):
             raise ValueError(f"{pieces[0]} is an unfinished shard; run dataset_scripts/collect.py again to finish it.")
         return "dataset"
-    raise ValueError(f"{folder} holds neither data/*.parquet nor model_index.json; expected episodes or a pipeline.")
+    raise ValueError(
+        f"{folder} holds neither data/*.parquet nor model_index.json, and its card names no sdk; expected episodes, a "
+        "pipeline or a Space."
+    )
 
 
 def main() -> None:
@@ -62,7 +72,8 @@ def main() -> None:
         print("Nothing was sent. Add --push to send it.")
         return
     api = HfApi()
-    api.create_repo(args.repo_id, repo_type=kind, private=args.private, exist_ok=True)
+    sdk = space_sdk(args.folder) if kind == "space" else None
+    api.create_repo(args.repo_id, repo_type=kind, space_sdk=sdk, private=args.private, exist_ok=True)
     commit = api.upload_folder(
         repo_id=args.repo_id,
         repo_type=kind,
