@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo test lint dataset-sample train-tiny train-click-bell
+.PHONY: setup demo app space test lint dataset-sample train-tiny train-click-bell
 
 setup: $(STAMP)
 
@@ -22,7 +22,16 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup_system.sh scripts/check_s
 demo: setup
 	$(VENV)/bin/python pipelines/demo.py --output outputs/demo
 
+# Prints the address to open.
+app: setup
+	$(VENV)/bin/python pipelines/app.py
+
+# The folder of a Hugging Face Space that runs the app; pipelines/publish.py sends it.
+space: setup
+	$(VENV)/bin/python scripts/make_space.py outputs/space
+
 test: setup
+	PYTHON=$(PYTHON) bash scripts/setup_system.sh chromium
 	$(VENV)/bin/python -m pytest
 
 lint: setup

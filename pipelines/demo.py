@@ -8,9 +8,6 @@ Writes `contact_sheet.png`, a video a task and `results.json`. A few minutes on 
 import argparse
 from pathlib import Path
 
-# What checkpoints/aim-tiny was trained on; the suite has more.
-KNOWN_TASKS = ["click_bell", "place_a2b_left", "place_a2b_right", "stack_blocks_two", "lift_pot", "handover_block"]
-
 
 def main() -> None:
     # Imported here: the environments' worker processes import this file too, and need none of it.
@@ -19,12 +16,12 @@ def main() -> None:
 
     from aim_hf.envs import TASKS
     from aim_hf.evaluation.evaluate import Protocol, evaluate, format_results
-    from aim_hf.evaluation.policies import AIMPolicy
+    from aim_hf.evaluation.policies import AIM_TINY_TASKS, AIMPolicy
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", default="checkpoints/aim-tiny", help="folder of an AIMPipeline, or repo id")
     parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS["tabletop"], default=KNOWN_TASKS, help="default: aim-tiny's"
+        "--tasks", nargs="+", choices=TASKS["tabletop"], default=AIM_TINY_TASKS, help="default: aim-tiny's"
     )
     parser.add_argument("--episodes", type=int, default=3, help="of each task")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))

@@ -1,10 +1,10 @@
-"""Publish a folder on the Hub: a pipeline, LoRA adapters, or a dataset of episodes.
+"""Publish a folder on the Hub: a pipeline, LoRA adapters, a dataset of episodes, or a Space (scripts/make_space.py).
 
     python pipelines/publish.py DIR org/name            # a dry run: checks the folder and lists what would be sent
     python pipelines/publish.py DIR org/name --push     # sends it, as one commit
 
-What the folder is, is told by what is in it: `model_index.json`, `adapter_config.json` or `data/*.parquet`. Hidden
-files (unfinished shards, temporary names) are never sent. The token is that of `hf auth login`, or HF_TOKEN.
+What the folder is, is told by what is in it: `model_index.json`, `adapter_config.json`, `data/*.parquet` or `app.py`.
+Hidden files (unfinished shards, temporary names) are never sent. The token is that of `hf auth login`, or HF_TOKEN.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what pip can't: Python's venv, libpython and ffmpeg's libraries (torchcodec), a Vulkan driver (SAPIEN).
+# Installs what pip can't: Python's venv, libpython and ffmpeg's libraries (torchcodec), a Vulkan driver (SAPIEN), and
+# the programs that are given as arguments, whose packages are named like them (the tests want chromium).
 #
 # Needs root and apt; anywhere else it says what to install and changes nothing: scripts/check_setup.py then tells
 # whether the machine can render. SAPIEN's renderer needs Mesa 24.3 or newer on a CPU, and Debian 12 has 22.3, so
@@ -51,6 +52,9 @@ command -v ffmpeg >/dev/null || packages+=(ffmpeg)
 if command -v dpkg-query >/dev/null; then
     has_package libx11-6 || packages+=(libx11-6)  # SAPIEN links against it, screen or no screen
 fi
+for program in "$@"; do
+    command -v "$program" >/dev/null || packages+=("$program")
+done
 needs_mesa=yes
 if has_gpu_driver || { command -v dpkg-query >/dev/null && has_new_mesa; }; then
     needs_mesa=no
@@ -69,6 +73,7 @@ setup: not root on a Debian system, so nothing was installed. If the check at th
   - libX11                             (Debian: libx11-6)
   - a Vulkan driver: your GPU's own, or Mesa $MESA_MINIMUM or newer with lavapipe
                                        (Debian 12: mesa-vulkan-drivers from bookworm-backports, libvulkan1)
+  - for the tests of the app: Chromium (Debian: chromium)
 MESSAGE
     exit 0
 fi

@@ -59,4 +59,4 @@ def test_what_is_not_whole_is_refused(publish, dataset, tmp_path_factory):
     status, output, errors = publish(dataset)
     assert status == 2 and "unfinished shard" in errors and output == ""
     empty = tmp_path_factory.mktemp("empty")
-    assert "neither model_index.json, adapter_config.json nor data/*.parquet" in publish(empty)[2]
+    assert "neither model_index.json, adapter_config.json, data/*.parquet nor app.py" in publish(empty)[2]

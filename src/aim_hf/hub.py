@@ -1,4 +1,5 @@
-"""What goes to the Hub: a pipeline, LoRA adapters or a dataset of episodes, with its card, checked, as one commit.
+"""What goes to the Hub: a pipeline, LoRA adapters, a dataset of episodes or a Space, with its card, checked, as one
+commit.
 
 Notable choices:
 - What a folder is, is told by what is in it; it is checked as a whole before anything is sent.
@@ -21,6 +22,8 @@ from huggingface_hub import (
     DatasetCard,
     HfApi,
     ModelCard,
+    RepoCard,
+    SpaceCard,
 )
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
@@ -35,6 +38,7 @@ AUTO_MAPS = {
     "model/config.json": {"AutoConfig": "configuration_aim.AIMConfig", "AutoModel": "modeling_aim.AIMForWorldAction"},
     "processor/processor_config.json": {"AutoProcessor": "processing_aim.AIMProcessor"},
 }
+CARDS = {"pipeline": ModelCard, "adapters": ModelCard, "dataset": DatasetCard, "space": SpaceCard}
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 # Links of a card to files of the repository: no address, no anchor.
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
@@ -42,15 +46,16 @@ _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 
 @dataclass(frozen=True)
 class Publication:
-    """What would be sent. kind: "pipeline", "adapters" or "dataset". files: path in the repository -> a file, or what
-    it will hold."""
+    """What would be sent. kind: "pipeline", "adapters", "dataset" or "space". files: path in the repository -> a file,
+    or what it will hold. sdk: what runs a Space."""
 
     kind: str
     files: dict[str, Path | bytes]
+    sdk: str | None = None
 
     @property
     def repo_type(self) -> str:
-        return "dataset" if self.kind == "dataset" else "model"
+        return self.kind if self.kind in ("dataset", "space") else "model"
 
     def size(self, path: str) -> int:
         content = self.files[path]
@@ -85,10 +90,12 @@ def prepare(folder: Path) -> Publication:
         check_folder(folder)
         if pieces := sorted(folder.glob(f"{UNFINISHED}/*")):
             raise ValueError(f"{pieces[0]} is an unfinished shard; run dataset_scripts/collect.py again to finish it.")
+    elif "app.py" in files:
+        kind = "space"
     else:
         raise ValueError(
-            f"{folder} holds neither model_index.json, adapter_config.json nor data/*.parquet; expected a pipeline, "
-            "LoRA adapters or episodes."
+            f"{folder} holds neither model_index.json, adapter_config.json, data/*.parquet nor app.py; expected a "
+            "pipeline, LoRA adapters, episodes or a Space."
         )
     card = check_card(folder, kind, files)
     if kind == "pipeline":
@@ -97,10 +104,10 @@ def prepare(folder: Path) -> Publication:
         config = json.loads((folder / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = card.data.base_model  # PEFT wrote where it lay on this machine
         files["adapter_config.json"] = _json(config)
-    return Publication(kind, files)
+    return Publication(kind, files, card.data.get("sdk"))
 
 
-def check_card(folder: Path, kind: str, files: dict) -> ModelCard | DatasetCard:
+def check_card(folder: Path, kind: str, files: dict) -> RepoCard:
     """The card of a folder that is about to be published.
 
     Raises:
@@ -111,7 +118,7 @@ def check_card(folder: Path, kind: str, files: dict) -> ModelCard | DatasetCard:
     if not path.is_file():
         raise ValueError(f"{folder} has no README.md; the Hub needs a card. Write it with model_cards/render.py.")
     try:
-        card = (DatasetCard if kind == "dataset" else ModelCard).load(path)
+        card = CARDS[kind].load(path)
     except Exception as error:  # YAML's own, and several of huggingface_hub's
         raise ValueError(
             f"{path}: its metadata can't be read ({error}); mend the lines between the two ---."
@@ -120,6 +127,7 @@ def check_card(folder: Path, kind: str, files: dict) -> ModelCard | DatasetCard:
         "pipeline": ("license", "library_name", "pipeline_tag"),
         "adapters": ("license", "library_name", "pipeline_tag", "base_model"),
         "dataset": ("license", "task_categories", "configs"),
+        "space": ("title", "sdk", "sdk_version", "app_file"),
     }[kind]
     if missing := [name for name in needed if not card.data.get(name)]:
         raise ValueError(f"{path}: its metadata lack {', '.join(missing)}; add them between the two ---.")
@@ -163,7 +171,7 @@ def publish(
     """
     api, repo_type = HfApi(), publication.repo_type
     try:
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        api.create_repo(repo_id, repo_type=repo_type, space_sdk=publication.sdk, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         before = api.repo_info(repo_id, repo_type=repo_type, revision=revision)

@@ -7,6 +7,7 @@ from aim_hf.evaluation.pictures import (
     SHEET_PANEL,
     Storyboard,
     canvas,
+    hand_plot,
     overlay,
     write_contact_sheet,
     write_strip,
@@ -83,3 +84,12 @@ def test_strips_make_a_contact_sheet(board, tmp_path):
     assert strip.height >= SHEET_PANEL
     assert sheet.width == strip.width and sheet.height > 2 * strip.height
     np.testing.assert_array_equal(np.asarray(sheet)[-strip.height :], np.asarray(strip))
+
+
+def test_curves_of_a_hand_are_its_own(board):
+    board.start["endpose"] = {"left_endpose": np.zeros(7), "right_endpose": np.zeros(7)}
+    board.actions = [np.concatenate([action[:8], -action[8:]]) for action in board.actions]
+    left, right = (hand_plot(board, arm, 200, 100) for arm in ("left", "right"))
+    assert left.shape == right.shape == (200, 400, 3) and (left != right).any()
+    red, green, blue = left.reshape(-1, 3).astype(int).T
+    assert ((red > 180) & (green < 100)).any() and ((blue > 150) & (red < 80)).any()  # x and z at least

@@ -14,16 +14,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.value_maps import overlay
-from ..envs.base import Observation
+from ..envs.base import ARMS, Arm, Observation
 from .policies import Prediction
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 VIDEO_PANEL = 384  # pixels, the width of a canvas in a video ...
 SHEET_PANEL = 192  # ... and in the contact sheet
@@ -98,6 +97,12 @@ def views(observation: Observation) -> dict[str, np.ndarray]:
     return {name: view["rgb"] for name, view in observation["observation"].items()}
 
 
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def write_video(path: Path, board: Storyboard) -> None:
     """Observed, imagined and value maps side by side, as far as there are some, in real time, as an MP4 that any
     browser plays."""
@@ -146,9 +151,7 @@ def write_strip(path: Path, board: Storyboard) -> None:
     cells += [_stamped(canvas(board.imagined[m], SHEET_PANEL), f"step {board.steps[m]}") for m in moments]
     cells += [_stamped(board.overlays(m, SHEET_PANEL), f"step {board.steps[m]}") for m in moments]
     cells += [_action_plot(board, height), _framed(canvas(board.observed[-1], SHEET_PANEL), board)]
-    buffer = io.BytesIO()
-    _beside(cells, height).save(buffer, "PNG")
-    _write(path, buffer.getvalue())
+    _write(path, png(_beside(cells, height)))
 
 
 def write_contact_sheet(path: Path, strips: list[Path]) -> None:
@@ -167,9 +170,7 @@ def write_contact_sheet(path: Path, strips: list[Path]) -> None:
     for row in rows:
         sheet.paste(row, (0, top))
         top += row.height
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    _write(path, buffer.getvalue())
+    _write(path, png(sheet))
 
 
 # Layout of the contact sheet: heading, explanation and width of each group of cells.
@@ -196,28 +197,63 @@ def _label(board: Storyboard, height: int) -> np.ndarray:
     return np.asarray(picture)
 
 
+_AXES = tuple(zip("xyz", ("#d1495b", "#3a7d44", "#2e6fbb"), strict=True))
+
+
 def _action_plot(board: Storyboard, height: int) -> np.ndarray:
     """x, y and z that were asked for, of the left arm (lines) and the right (dashes), over the episode's steps."""
     actions = np.array(board.actions)
     arm = actions.shape[1] // 2
     steps = np.arange(1, len(actions) + 1)
-    figure, axes = plt.subplots(figsize=(_PLOT / 100, height / 100), dpi=100)
-    for index, (name, color) in enumerate(zip("xyz", ("#d1495b", "#3a7d44", "#2e6fbb"), strict=True)):
+    figure, axes = _plot(_PLOT, height, "m")
+    for index, (name, color) in enumerate(_AXES):
         axes.plot(steps, actions[:, index], color=color, linewidth=1.6, label=name)
         axes.plot(steps, actions[:, arm + index], color=color, linewidth=1.4, linestyle=(0, (3, 1.5)))
+    _add_legend(axes, title="left —   right - -")
+    return _drawn(figure)
+
+
+def hand_plot(board: Storyboard, arm: Arm, width: int, height: int) -> np.ndarray:
+    """How far along x, y and z one hand was sent from where it stood, over the episode's steps, and as a gray band how
+    far its gripper was to open. Of 2 * `width` x 2 * `height` pixels. For `ee` actions."""
+    tool = board.start["endpose"][f"{arm}_endpose"][:3]
+    actions = np.array(board.actions).reshape(-1, 2, 8)[:, ARMS.index(arm)]
+    steps = np.arange(1, len(actions) + 1)
+    figure, axes = _plot(width, height, "cm", size=8, dpi=200)
+    figure.subplots_adjust(left=42 / width, top=1 - 20 / height)
+    band = {"transform": axes.get_xaxis_transform(), "color": "#d6d9e0", "linewidth": 0, "label": "gripper open"}
+    axes.fill_between(steps, 0, 0.2 * actions[:, 7].clip(0, 1), **band)
+    away = 100 * (actions[:, :3] - tool)
+    for index, (name, color) in enumerate(_AXES):
+        axes.plot(steps, away[:, index], color=color, linewidth=1.6, label=name)
+    axes.set_ylim(min(away.min() - 1, -8), max(away.max() + 1, 8))  # a hand that rests looks at rest
+    _add_legend(axes, size=8)
+    return _drawn(figure)
+
+
+def _plot(width: int, height: int, unit: str, size: int = 7, dpi: int = 100) -> tuple[Figure, Axes]:
+    # Without pyplot, whose figures are global: several threads may draw at once.
+    figure = Figure(figsize=(width / 100, height / 100), dpi=dpi)
+    axes = figure.add_subplot()
+    axes.set_xlabel("step", fontsize=size, labelpad=1)
+    axes.set_ylabel(unit, fontsize=size, labelpad=1)
+    axes.tick_params(labelsize=size, length=2, pad=1.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.subplots_adjust(left=36 / width, right=1 - 6 / width, bottom=30 / height, top=1 - 38 / height)
+    return figure, axes
+
+
+def _add_legend(axes: Axes, title: str | None = None, size: int = 7) -> None:
     axes.legend(
-        title="left —   right - -", title_fontsize=7, fontsize=7, frameon=False, ncols=3, loc="lower left",
+        title=title, title_fontsize=size, fontsize=size, frameon=False, ncols=4, loc="lower left",
         bbox_to_anchor=(0, 0.98), borderaxespad=0, handlelength=1.2, columnspacing=1, alignment="left",
     )  # fmt: skip
-    axes.set_xlabel("step", fontsize=7, labelpad=1)
-    axes.set_ylabel("m", fontsize=7, labelpad=1)
-    axes.tick_params(labelsize=7, length=2, pad=1.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.subplots_adjust(left=0.12, right=0.98, bottom=0.16, top=0.8)
-    figure.canvas.draw()
-    picture = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-    plt.close(figure)
-    return picture
+
+
+def _drawn(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _framed(picture: np.ndarray, board: Storyboard) -> np.ndarray:

@@ -24,6 +24,9 @@ Pictures = Literal["none", "value_maps", "all"]
 # run beside it. 8 is where a row costs the least on a CPU.
 ROWS = 8
 
+# What checkpoints/aim-tiny was trained on; the tabletop suite has more.
+AIM_TINY_TASKS = ["click_bell", "place_a2b_left", "place_a2b_right", "stack_blocks_two", "lift_pot", "handover_block"]
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -1,0 +1,196 @@
+"""Episodes for people who watch: a scene is set up, and a rollout in it is told chunk by chunk.
+
+Several people watch at once. Each episode has an environment process to itself, whose end it survives; the network is
+shared, and takes one call at a time. What goes wrong is raised as `Trouble`, in words for the person who watches.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from ..envs.seeds import seed_range
+from ..evaluation.pictures import Storyboard
+from ..evaluation.policies import Prediction
+from ..evaluation.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
+from ..pipeline_aim import AIMPipeline
+
+
+class Trouble(Exception):
+    """What to tell the person: what went wrong, and what they can do."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene of the tabletop suite that training can't draw."""
+
+    task: str
+    split: str
+    seed: int
+
+
+def held_out_scene(task: str, split: str, seed: float | None) -> Scene:
+    """The scene of a seed as it was typed. Raises Trouble where it isn't one of the evaluation's."""
+    seeds = seed_range("evaluation")
+    if seed is None or seed % 1 != 0 or int(seed) not in seeds:
+        typed = "no number" if seed is None else f"{seed:.12g}"
+        raise Trouble(
+            f"The seed is {typed}. Choose a whole number from {seeds.start} to {seeds.stop - 1}: those scenes are "
+            "kept from training."
+        )
+    return Scene(task, split, int(seed))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to denoise; see `AIMPipeline.__call__`. `num_action_inference_steps` is None with joint denoising."""
+
+    num_inference_steps: int = 5
+    num_action_inference_steps: int | None = 10
+    stop_after: int | None = None
+
+    def __post_init__(self):
+        if self.stop_after is not None and self.stop_after > self.num_inference_steps:
+            raise Trouble(
+                f"The early end comes after step {self.stop_after}, but there are only {self.num_inference_steps} "
+                "steps. Lower it, or set it to 0 for none."
+            )
+
+
+@dataclass
+class Episode:
+    """A rollout as far as it has come.
+
+    own_instruction: the scene's words, whatever the robot was told. seconds: that the network took for each chunk.
+    done: whether the episode has ended; `board.success` tells how.
+    """
+
+    board: Storyboard
+    own_instruction: str
+    seconds: list[float] = field(default_factory=list)
+    done: bool = False
+
+
+class Simulators:
+    """At most `limit` environment processes of the tabletop suite; lent for an episode, and kept for the next one.
+
+    A process belongs to a split. One is started at once, so that the first visitor doesn't wait for it.
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._lent = 0
+        self._idle = [VectorEnvironment("tabletop", "easy", num_workers=1)]
+
+    @contextmanager
+    def lent(self, split: str) -> Iterator[VectorEnvironment]:
+        """Raises Trouble if all are lent."""
+        with self._lock:
+            if self._lent == self.limit:
+                raise Trouble("Every simulator is busy with someone else's episode. Try again in a minute.")
+            environment = next((idle for idle in self._idle if idle.split == split), None)
+            if environment is not None:
+                self._idle.remove(environment)
+            elif self._lent + len(self._idle) == self.limit:
+                self._idle.pop(0).close()
+            self._lent += 1
+        try:
+            if environment is None:
+                environment = VectorEnvironment("tabletop", split, num_workers=1)
+            yield environment
+        finally:
+            with self._lock:
+                self._lent -= 1
+                if environment is not None:
+                    self._idle.append(environment)
+
+    def close(self) -> None:
+        for environment in self._idle:
+            environment.close()
+
+
+class LiveRollouts:
+    """A pipeline that acts for visitors in the tabletop suite."""
+
+    def __init__(self, pipe: AIMPipeline, simulators: Simulators):
+        self.pipe, self.simulators = pipe, simulators
+        self.chunks = Chunks(pipe.actions_per_chunk, pipe.actions_per_frame)
+        self._network = threading.Lock()
+        pipe.set_progress_bar_config(disable=True)
+
+    def show(self, scene: Scene) -> Start:
+        """The scene before any action. Raises Trouble."""
+        with self.simulators.lent(scene.split) as environment:
+            return self._reset(environment, scene)
+
+    def run(self, scene: Scene, instruction: str | None, schedule: Schedule) -> Iterator[Episode]:
+        """Runs an episode: yields it before the first chunk, and again, the same one, after each.
+
+        Close the iterator to stop; the simulator is then free for others. The noise is the evaluator's, so that an
+        episode differs from the evaluation's only by rounding, unless the words or the schedule do.
+
+        Args:
+            instruction: what to tell the robot; None for the scene's own words.
+
+        Raises:
+            Trouble: for words that the model can't read, and if the simulator is lost.
+        """
+        if instruction is not None and not instruction.strip():
+            raise Trouble("The instruction is empty. Say what the robot should do.")
+        with self.simulators.lent(scene.split) as environment:
+            start = self._reset(environment, scene)
+            board = Storyboard(
+                title=f"{scene.task} ({scene.split}, seed {scene.seed})",
+                instruction=start.instruction if instruction is None else instruction,
+                start=start.observation,
+                control_dt=start.control_dt,
+                step_limit=start.step_limit,
+            )
+            episode = Episode(board, start.instruction)
+            session = self._start(board.instruction)
+            generator = torch.Generator().manual_seed(scene.seed)
+            yield episode
+            seen, executed = start.observation, None
+            while not episode.done:
+                with self._network:
+                    began = time.perf_counter()
+                    if executed is not None:
+                        session.append(seen, executed)
+                        seen = None
+                    out = self.pipe(seen, session=session, generator=generator, **vars(schedule))
+                    episode.seconds.append(time.perf_counter() - began)
+                with _told_in_words():
+                    progress = environment.step({0: out.actions[0]}, self.pipe.processor.action_space)[0]
+                seen, executed = progress.observations, out.actions
+                prediction = Prediction(executed, out.value_maps, out.frames)
+                board.add_chunk(prediction, 0, seen, progress.steps - len(board.actions))
+                board.success, episode.done = progress.success, progress.done
+                yield episode
+
+    def _reset(self, environment: VectorEnvironment, scene: Scene) -> Start:
+        with _told_in_words():
+            return environment.reset(scene.task, [scene.seed], "seen", self.chunks, expert=False)[0]
+
+    def _start(self, instruction: str):
+        with self._network:
+            try:
+                return self.pipe.start(instruction)
+            except ValueError as error:  # the tokenizer's: too many words
+                raise Trouble(f"The model can't take this: {error}") from error
+
+
+@contextmanager
+def _told_in_words() -> Iterator[None]:
+    try:
+        yield
+    except WorkerLost as error:
+        raise Trouble(
+            f"The simulator was lost: {error}. Another one has taken its place: run the scene again."
+        ) from error
+    except RuntimeError as error:  # of the environment, with the worker's traceback; its last line says what it was
+        kind, _, words = str(error).strip().splitlines()[-1].partition(": ")
+        raise Trouble(f"The simulator can't go on: {words or kind}") from error
