@@ -73,6 +73,7 @@ FULL_SIZE = "the full size; tests/test_conversion.py, tests/data and tests/train
 SCENARIOS: dict[str, list[Run | Left]] = {
     "README.md": [
         Left("it runs the tests"),
+        Left("it serves until it is stopped; tests/app starts the same page"),
         Run(),
         Left("hours of training; tests/training runs each of its commands, smaller"),
         Run(
