@@ -88,7 +88,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
     "docs/faq.md": [],
     "docs/data.md": [
         Run(),
-        Run({"--splits easy hard --episodes 600": "--tasks click_bell --splits easy --episodes 3"}),
+        Run({"--splits easy hard --episodes 600": "--tasks stack_blocks_two --splits easy --episodes 2"}),
         Run({"--render 50 --simulate 50": "--render 1 --simulate 1"}),
         Left("tests/test_publish.py and tests/test_hub.py run it against a Hub"),
         Run({"org/aim-tabletop": "runs/episodes", "num_workers=4": "num_workers=0"}),
