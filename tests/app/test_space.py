@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path += [str(ROOT / "scripts"), str(ROOT / "pipelines")]  # at the end: pipelines/accelerate hides nothing there
+import publish  # noqa: E402
 from make_space import make_space  # noqa: E402
 
 
@@ -33,10 +34,10 @@ def test_versions_are_those_that_the_tests_passed_with(space):
 
 
 def test_publishing_knows_a_space(space):
-    command = [sys.executable, ROOT / "pipelines" / "publish.py", space, "org/name"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert "to the space repo org/name" in answer.stdout, answer.stderr
-    assert "app.py" in answer.stdout and "pycache" not in answer.stdout
+    assert publish.repo_type(space) == "space" and publish.space_sdk(space) == "gradio"
+    sent = {str(path.relative_to(space)) for path in publish.files_of(space)}
+    assert {"app.py", "packages.txt", "aim_hf/app/page.css", "checkpoints/aim-tiny/model_index.json"} <= sent
+    assert not any("pycache" in name for name in sent)
 
 
 def test_the_app_starts_in_the_space(space):

@@ -41,7 +41,7 @@ def pictures(
         value_maps = board.overlays(moment, SHEET_PANEL)
     if observed is not None:
         observed = canvas(observed, SHEET_PANEL)
-    legend = '<div class="legend">elsewhere<span></span>here</div>'
+    legend = '<div class="legend"><span></span>here</div>'
     return (
         '<div class="panels">'
         + _panel("observed", 1, "Observed", "What its three cameras see now.", observed)
