@@ -30,6 +30,7 @@ COLUMNS = {
     "hard": "Hard",
     "easy-true-maps": "Easy, given the true value maps",
     "easy-observations-only": "Easy, head without value maps (ablation)",
+    "hard-observations-only": "Hard, head without value maps (ablation)",
 }
 SUITES = {"tabletop": "the tabletop simulator of aim-hf", "robotwin": "RoboTwin 2.0"}
 NOT_MEASURED = "Nothing was measured yet.\n"
@@ -74,6 +75,26 @@ def success_table(results: dict[str, dict]) -> str:
 def commands(results: dict[str, dict]) -> str:
     """The command, commit and hardware of each evaluation."""
     return "".join(f"- {COLUMNS[name]}: {_origin(result)}\n" for name, result in results.items())
+
+
+def ablation_text(folder: Path) -> str:
+    """What the value maps are worth, from `pipelines/compare.py` against the same network without them."""
+    sentences = []
+    for split in ("easy", "hard"):
+        path = folder / f"value-maps-{split}.json"
+        if not path.exists():
+            return ""
+        compared = json.loads(path.read_text())
+        sentences.append(
+            f"{compared['gain_points']:+.1f} points on {split.capitalize()} (McNemar's p = "
+            f"{compared['mcnemar_p']:.2g}, {sum(task['episodes'] for task in compared['tasks'].values())} episodes)"
+        )
+    figures = ",\n".join(sentences)
+    return f"""What the value maps are worth, against the same network, trained on the same samples, whose head sees
+observations alone, on the same scenes:
+{figures}.
+That head isn't blind to the words: the observations' features have read them.
+"""
 
 
 def _origin(result: dict) -> str:
@@ -146,6 +167,7 @@ def model_card(name: str, results: dict[str, dict], training: Path, repo_id: str
         "training": training_text(training),
         "published_table": published_table(ROOT / "model_cards" / "published" / "table2_robotwin.csv"),
         "safety": (ROOT / "model_cards" / "parts" / "safety.md").read_text().strip(),
+        "ablation": ablation_text(ROOT / "benchmarks" / "results" / name),
         "status": "" if results else NO_WEIGHTS,
     }
     card = ModelCard(Template((ROOT / "model_cards" / f"{name}.md").read_text()).substitute(words))
@@ -305,8 +327,9 @@ def render() -> dict[Path, str]:
             texts[checkpoint / "README.md"] = str(card)
 
     def section(match: re.Match) -> str:
-        results = read_results(ROOT / "benchmarks" / "results" / match[2])
-        return match[1] + success_table(results) + match[3]
+        folder = ROOT / "benchmarks" / "results" / match[2]
+        ablation = ablation_text(folder)
+        return match[1] + success_table(read_results(folder)) + (f"\n{ablation}" if ablation else "") + match[3]
 
     figures = ROOT / "benchmarks" / "results" / "dataset"
     data = (ROOT / "docs" / "data.md").read_text()

@@ -19,6 +19,13 @@ def test_wilson_interval(successes, episodes, low, high):
     assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_the_rate_lies_within_its_interval():
+    for episodes in range(1, 200):
+        for successes in (0, 1, episodes - 1, episodes):
+            low, high = wilson_interval(successes, episodes)
+            assert 0 <= low <= successes / episodes <= high <= 1
+
+
 @pytest.mark.parametrize("successes, episodes", [(0, 0), (3, 2), (-1, 5)])
 def test_wilson_refuses_counts_that_cannot_be(successes, episodes):
     with pytest.raises(ValueError, match=f"{successes} successes of {episodes}"):

@@ -18,7 +18,9 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple
     rate, share = successes / episodes, z * z / episodes
     middle = (rate + share / 2) / (1 + share)
     reach = z / (1 + share) * math.sqrt(rate * (1 - rate) / episodes + share / (4 * episodes))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    # Exact at the ends, where rounding would leave the bound on the wrong side of the rate.
+    low = 0.0 if successes == 0 else max(0.0, middle - reach)
+    return low, 1.0 if successes == episodes else min(1.0, middle + reach)
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
