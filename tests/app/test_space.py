@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path += [str(ROOT / "scripts"), str(ROOT / "pipelines")]  # at the end: pipelines/accelerate hides nothing there
-import publish  # noqa: E402
+sys.path.append(str(ROOT / "scripts"))
 from make_space import make_space  # noqa: E402
+
+from aim_hf.hub import prepare  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,15 @@ def test_versions_are_those_that_the_tests_passed_with(space):
 
 
 def test_publishing_knows_a_space(space):
-    assert publish.repo_type(space) == "space" and publish.space_sdk(space) == "gradio"
-    sent = {str(path.relative_to(space)) for path in publish.files_of(space)}
-    assert {"app.py", "packages.txt", "aim_hf/app/page.css", "checkpoints/aim-tiny/model_index.json"} <= sent
-    assert not any("pycache" in name for name in sent)
+    publication = prepare(space)
+    assert (publication.repo_type, publication.sdk) == ("space", "gradio")
+    assert {
+        "app.py",
+        "packages.txt",
+        "aim_hf/app/page.css",
+        "checkpoints/aim-tiny/model_index.json",
+    } <= set(publication.files)
+    assert not any("pycache" in path for path in publication.files)
 
 
 def test_the_app_starts_in_the_space(space):
