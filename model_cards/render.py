@@ -24,6 +24,9 @@ from string import Template
 
 from huggingface_hub import EvalResult, ModelCard
 
+from aim_hf.evaluation.statistics import format_rate
+from aim_hf.provenance import machine
+
 ROOT = Path(__file__).parents[1]
 COLUMNS = {
     "easy": "Easy",
@@ -52,10 +55,6 @@ def success_table(results: dict[str, dict]) -> str:
     if not results:
         return NOT_MEASURED
 
-    def cell(task: dict) -> str:
-        low, high = (round(100 * bound) for bound in task["wilson"])
-        return f"{task['rate']:.0%} ({task['successes']}/{task['episodes']}; {low} to {high})"
-
     def peaks(entry: dict) -> str:
         peak = entry["first_chunk_peak_within_10_percent"]
         return "" if peak["share"] is None else f"{peak['share']:.0%} of {peak['count']}"
@@ -63,7 +62,7 @@ def success_table(results: dict[str, dict]) -> str:
     first = next(iter(results))
     rows = [["task", *(COLUMNS[name] for name in results), f"first value map's peak on the contact, {COLUMNS[first]}"]]
     for task in results[first]["tasks"]:
-        cells = [cell(result["tasks"][task]) for result in results.values()]
+        cells = [format_rate(result["tasks"][task]) for result in results.values()]
         rows.append([f"`{task}`", *cells, peaks(results[first]["tasks"][task])])
     means = [f"**{result['mean_rate']:.0%}**" for result in results.values()]
     if len(results[first]["tasks"]) > 1:
@@ -98,9 +97,7 @@ That head isn't blind to the words: the observations' features have read them.
 
 
 def _origin(result: dict) -> str:
-    hardware = result["hardware"]
-    machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores"
-    return f"`{result['command']}` (commit {(result['commit'] or 'unknown')[:10]}, {machine})"
+    return f"`{result['command']}` (commit {(result['commit'] or 'unknown')[:10]}, {machine(result['hardware'])})"
 
 
 def training_text(path: Path) -> str:

@@ -27,6 +27,11 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
+def machine(hardware: dict[str, Any]) -> str:
+    """The `hardware` of `provenance`, in a few words."""
+    return hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores"
+
+
 def package_version(name: str) -> str | None:
     """None where it isn't installed: a GPU machine that only times the model needs no simulator."""
     try:

@@ -1,10 +1,9 @@
 """Two evaluations on the same scenes, episode by episode."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from .evaluate import read_records
+from .evaluate import read_records, read_results
 from .statistics import mcnemar_p, wilson_interval
 
 SAME = ("suite", "split", "instructions", "value_maps")  # what may not differ, or the scenes aren't the same
@@ -22,11 +21,7 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if a folder holds no results. ValueError: if they aren't of the same scenes.
     """
-    results = []
-    for folder in (before, after):
-        if not (folder / "results.json").exists():
-            raise FileNotFoundError(f"{folder} holds no results.json; expected an output folder of evaluate.py.")
-        results.append(json.loads((folder / "results.json").read_text()))
+    results = [read_results(folder) for folder in (before, after)]
     for name in SAME:
         if results[0][name] != results[1][name]:
             raise ValueError(f"{name} is {results[0][name]!r} in {before} and {results[1][name]!r} in {after}.")

@@ -19,6 +19,7 @@ Several machines need one folder that all of them see.
 import json
 import os
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import count, pairwise
 from pathlib import Path
@@ -119,11 +120,15 @@ def evaluate(
             _drop_torn_line(path)
     state.wait_for_everyone()
 
-    with _Environments(protocol, min(num_workers or cores_of_this_process(), batch_size)) as environments:
+    with ExitStack() as stack:
+        environments = None  # until this process has something to run
         while batches := _next_round(output, protocol, tasks, episodes, batch_size, videos, state):
             mine = batches[state.process_index :: state.num_processes]
             if mine:
-                _run_batches(policy, protocol, output, mine, environments.open(), state)
+                if environments is None:
+                    workers = min(num_workers or cores_of_this_process(), batch_size)
+                    environments = stack.enter_context(VectorEnvironment(protocol.suite, protocol.split, workers))
+                _run_batches(policy, protocol, output, mine, environments, state)
             state.wait_for_everyone()
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -141,26 +146,6 @@ def evaluate(
     results = headline | summarize(recorded, rejected) | settings | provenance(state.device)
     _write_json(output / "results.json", results)
     return results
-
-
-class _Environments:
-    """The environments of this process, once it needs some."""
-
-    def __init__(self, protocol: Protocol, num_workers: int):
-        self.protocol, self.num_workers = protocol, num_workers
-        self.environments: VectorEnvironment | None = None
-
-    def open(self) -> VectorEnvironment:
-        if self.environments is None:
-            self.environments = VectorEnvironment(self.protocol.suite, self.protocol.split, self.num_workers)
-        return self.environments
-
-    def __enter__(self) -> "_Environments":
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self.environments is not None:
-            self.environments.close()
 
 
 @dataclass(frozen=True)
@@ -243,6 +228,14 @@ def _run_batches(
                     finished, successes = finished + 1, successes + result.success
                 progress.update()
             progress.set_postfix_str(f"{batch.task}, success {successes} of {finished}")
+
+
+def read_results(output: Path) -> dict[str, Any]:
+    """The content of `results.json`. Raises FileNotFoundError where there is none."""
+    path = output / "results.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{output} holds no results.json; expected an output folder of evaluate.py.")
+    return json.loads(path.read_text())
 
 
 def read_records(output: Path, task: str) -> list[dict[str, Any]]:

@@ -22,8 +22,10 @@ from ..envs import TASKS
 from ..envs.base import SPLITS
 from ..envs.robotwin import DEVIATIONS
 from ..files import write_text, written_file
+from ..provenance import machine
 from .comparison import compare
-from .evaluate import read_records
+from .evaluate import read_records, read_results
+from .statistics import format_rate
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -42,10 +44,7 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> "Run":
         """Raises FileNotFoundError where there are no results."""
-        path = folder / "results.json"
-        if not path.exists():
-            raise FileNotFoundError(f"{folder} holds no results.json; expected an output folder of evaluate.py.")
-        return cls(folder, json.loads(path.read_text()))
+        return cls(folder, read_results(folder))
 
     @property
     def title(self) -> str:
@@ -212,7 +211,6 @@ def _head(suite: str, runs: list[Run]) -> Section:
     rows = [["policy", "split", "episodes", "mean success", "instructions", "checkpoint", "code", "hardware"]]
     for run in runs:
         results = run.results
-        hardware = results["hardware"]
         rows.append(
             [
                 f"`{results['policy']}`",
@@ -222,7 +220,7 @@ def _head(suite: str, runs: list[Run]) -> Section:
                 results["instructions"],
                 f"`{results.get('policy_sha256', 'unknown')[:12]}`",
                 f"`{(results['commit'] or 'unknown')[:10]}`",
-                hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores",
+                machine(results["hardware"]),
             ]
         )
     commands = Points([f"{run.title}: `{run.results['command']}`" for run in runs])
@@ -303,10 +301,7 @@ def _failures(runs: list[Run], output: Path) -> Section:
 
 
 def _cell(task: dict[str, Any] | None) -> str:
-    if task is None:
-        return ""
-    low, high = (round(100 * bound) for bound in task["wilson"])
-    return f"{task['rate']:.0%} ({task['successes']}/{task['episodes']}; {low} to {high})"
+    return "" if task is None else format_rate(task)
 
 
 def _percent(rate: float | None) -> str:

@@ -30,6 +30,12 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
+def format_rate(task: dict[str, Any]) -> str:
+    """A task of `results.json` in a table: rate, counts, and the interval in percent."""
+    low, high = (round(100 * bound) for bound in task["wilson"])
+    return f"{task['rate']:.0%} ({task['successes']}/{task['episodes']}; {low} to {high})"
+
+
 def summarize(
     records: dict[str, list[dict[str, Any]]], rejected: dict[str, dict[int, str]], camera: str = "head_camera"
 ) -> dict[str, Any]:
