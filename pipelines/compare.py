@@ -20,9 +20,9 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from aim_hf.evaluation.comparison import compare, format_comparison
+    from aim_hf.evaluation.comparison import compare, format_comparison, training_summary
     from aim_hf.evaluation.pictures import write_video
-    from aim_hf.evaluation.policies import AIMPolicy
+    from aim_hf.evaluation.policies import SCHEDULE, AIMPolicy
     from aim_hf.evaluation.rollout import run_episodes
     from aim_hf.evaluation.vector_env import VectorEnvironment
     from aim_hf.files import write_text
@@ -41,8 +41,7 @@ def main() -> None:
         parser.exit(2, f"{parser.prog}: {error}\n")
     comparison["command"] = shlex.join(sys.argv)
     if args.training is not None:
-        trained = json.loads(args.training.read_text())
-        comparison["training"] = {name: trained[name] for name in ("command", "commit", "hardware", "seeds", "steps")}
+        comparison["training"] = training_summary(json.loads(args.training.read_text()))
     write_text(args.output / "comparison.json", json.dumps(comparison, indent=1) + "\n")
     write_text(args.output / "comparison.md", format_comparison(comparison))
     plot_comparison(comparison, args.output / "comparison.png")
@@ -53,10 +52,10 @@ def main() -> None:
     if not chosen:
         return
     settings = json.loads((args.before / "settings.json").read_text())
-    names = ("num_inference_steps", "num_action_inference_steps", "stop_after", "guidance_scale")
     with VectorEnvironment(settings["suite"], settings["split"], num_workers=1) as environments:
         for side in ("before", "after"):
-            policy = AIMPolicy.from_pretrained(comparison[side]["policy"], **{name: settings[name] for name in names})
+            schedule = {name: settings[name] for name in SCHEDULE}
+            policy = AIMPolicy.from_pretrained(comparison[side]["policy"], **schedule)
             for task, seed in tqdm(chosen, unit="episode", desc=f"films {side}"):
                 (result,) = run_episodes(
                     policy, environments, task, [seed], settings["instructions"], settings["value_maps"], {seed}

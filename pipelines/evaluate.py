@@ -16,16 +16,6 @@ Any policy behind openpi's websocket protocol is evaluated the same way (docs/se
 import argparse
 from pathlib import Path
 
-# What the server decides where the policy is behind one.
-OF_THE_SERVER = (
-    "num_inference_steps",
-    "num_action_inference_steps",
-    "stop_after",
-    "guidance_scale",
-    "delay",
-    "real_time_chunking",
-)
-
 
 def main() -> None:
     # Imported here: the environments' worker processes import this file too, and need none of it.
@@ -38,7 +28,7 @@ def main() -> None:
     from aim_hf.envs.base import SPLITS
     from aim_hf.envs.robotwin import add_robotwin_arguments
     from aim_hf.evaluation.evaluate import Protocol, evaluate, format_results
-    from aim_hf.evaluation.policies import AIMPolicy, Policy
+    from aim_hf.evaluation.policies import OPTIONS, AIMPolicy, Policy, add_schedule_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, repo id, or ws://host:port")
@@ -50,10 +40,7 @@ def main() -> None:
     parser.add_argument("--start-seed", type=int, default=0, help="offset into the seeds kept for evaluation")
     parser.add_argument("--instructions", choices=("seen", "unseen"), default="seen", help="wordings")
     parser.add_argument("--value-maps", choices=("predicted", "true"), default="predicted", help="what it acts on")
-    parser.add_argument("--num-inference-steps", type=int, default=5, help="of RGB and value maps")
-    parser.add_argument("--num-action-inference-steps", type=int, help="default: 10")
-    parser.add_argument("--stop-after", type=int, help="end the denoising of RGB and value maps after so many steps")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of RGB and value maps")
+    add_schedule_arguments(parser)
     parser.add_argument("--delay", type=int, default=0, help="control steps that a chunk takes to compute")
     parser.add_argument(
         "--real-time-chunking",
@@ -85,7 +72,7 @@ def main() -> None:
             parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
         else:
             policy = AIMPolicy.from_pretrained(
-                args.policy, state.device, **{name: getattr(args, name) for name in OF_THE_SERVER}
+                args.policy, state.device, **{name: getattr(args, name) for name in OPTIONS}
             )
         results = evaluate(
             policy, protocol, args.output, args.episodes, args.tasks, args.batch_size, args.videos, state=state
@@ -99,9 +86,10 @@ def main() -> None:
 
 def remote_policy(parser: argparse.ArgumentParser, args: argparse.Namespace):
     from aim_hf.evaluation import dialects
+    from aim_hf.evaluation.policies import OPTIONS
     from aim_hf.evaluation.remote import RemotePolicy
 
-    given = [name for name in OF_THE_SERVER if getattr(args, name) != parser.get_default(name)]
+    given = [name for name in OPTIONS if getattr(args, name) != parser.get_default(name)]
     if given:
         parser.error(f"{', '.join(given)}: the server decides that; give it to pipelines/serve.py")
     if (args.dialect == "openpi") != (args.actions_per_chunk is not None):

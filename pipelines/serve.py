@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from aim_hf.evaluation.policies import ROWS, AIMPolicy
+from aim_hf.evaluation.policies import ROWS, SCHEDULE, AIMPolicy, add_schedule_arguments
 from aim_hf.serving.server import Limits, PolicyServer
 
 logger = logging.getLogger("serve")
@@ -28,10 +28,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 for a free one")
     parser.add_argument("--token-file", type=Path, help="a file with the token that clients must send")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--num-inference-steps", type=int, default=5, help="of RGB and value maps")
-    parser.add_argument("--num-action-inference-steps", type=int, help="default: 10")
-    parser.add_argument("--stop-after", type=int, help="end the denoising of RGB and value maps after so many steps")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of RGB and value maps")
+    add_schedule_arguments(parser)
     parser.add_argument("--rows", type=int, default=ROWS, help="of every call of the network; 1 for one robot alone")
     parser.add_argument("--max-sessions", type=int, default=Limits.max_sessions, help="clients at a time")
     parser.add_argument("--max-queue", type=int, default=Limits.max_queue, help="requests that may wait")
@@ -47,10 +44,7 @@ def main() -> None:
         policy = AIMPolicy.from_pretrained(
             args.policy,
             args.device,
-            num_inference_steps=args.num_inference_steps,
-            num_action_inference_steps=args.num_action_inference_steps,
-            stop_after=args.stop_after,
-            guidance_scale=args.guidance_scale,
+            **{name: getattr(args, name) for name in SCHEDULE},
         )
         if token is None and not is_loopback(args.host):
             logger.warning("everybody who reaches %s may drive this policy: give --token-file", args.host)

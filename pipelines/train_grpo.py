@@ -70,7 +70,7 @@ def main() -> None:
         output = Path(args.output_dir)
         trainer.pipe.save_pretrained(output / "pipeline")
         seeds = {name: [scenes[0].seed, scenes[len(scenes) - 1].seed] for name, scenes in trainer.scenes.items()}
-        record = {"steps": trainer.state.global_step, "tasks": tasks, "seeds": seeds}
+        record = {"steps": trainer.state.global_step, "processes": args.world_size, "tasks": tasks, "seeds": seeds}
         record |= {"log_history": trainer.state.log_history} | provenance(args.device)
         write_text(output / "training.json", json.dumps(record, indent=1) + "\n")
         plot_grpo(trainer.state.log_history, output / "training.png")

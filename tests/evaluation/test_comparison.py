@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from aim_hf.evaluation.comparison import compare, format_comparison
+from aim_hf.evaluation.comparison import compare, format_comparison, training_summary
 from aim_hf.evaluation.statistics import mcnemar_p
 from aim_hf.training.curve import plot_comparison, plot_grpo
 
@@ -55,6 +55,25 @@ def test_what_is_not_of_the_same_scenes_is_refused(tmp_path):
         compare(before, write(tmp_path / "more", {"push": [True, False, True]}))
     with pytest.raises(ValueError, match="other tasks"):
         compare(before, write(tmp_path / "other", {"pull": [True, False]}))
+
+
+def test_a_run_of_stage_2_in_short():
+    def iteration(step: int, success: float) -> list[dict]:
+        rolled = {"reward": 2 * success, "reward_std": 0.1, "rewards/success_reward/mean": success}
+        rolled |= {"rollout/success_rate": success, "rollout/value_hit": 0.5, "rollout/control_steps": 800}
+        rolled |= {"rollout/control_steps_per_core_second": 100.0, "completions/mean_length": 50.0}
+        times = {"time/simulation": 1800.0, "time/inference": 2700.0, "time/learning": 2000.0}
+        first = {"step": step, "kl": 0.1 * step} | rolled | times
+        return [first, {"step": step + 1, "kl": 0.1 * step, "time/learning": 700.0}, {"step": step + 1, "eval_x": 1}]
+
+    history = [entry for number in range(10) for entry in iteration(2 * number, number / 10)]
+    origin = {"command": "c", "commit": "d", "hardware": {}, "seeds": {}, "steps": 20, "processes": 2}
+    summary = training_summary(origin | {"log_history": history, "versions": {}})
+    assert summary["episodes"] == 160 and summary["hours"] == pytest.approx(10)
+    assert summary["simulation_share"] == pytest.approx(0.25) and summary["control_steps_per_core_second"] == 100
+    assert summary["first"]["rollout/success_rate"] == pytest.approx(0.05)
+    assert summary["last"]["reward"] == pytest.approx(1.7) and summary["processes"] == 2
+    assert summary["first"]["kl"] == pytest.approx(0.1) and summary["last"]["kl"] == pytest.approx(1.7)
 
 
 def test_the_curves_of_stage_2_are_drawn(tmp_path):

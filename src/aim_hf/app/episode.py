@@ -15,6 +15,7 @@ import torch
 from ..envs.seeds import seed_range
 from ..evaluation.pictures import Storyboard
 from ..evaluation.policies import Prediction
+from ..evaluation.rollout import new_storyboard
 from ..evaluation.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
 from ..pipeline_aim import AIMPipeline
 
@@ -143,13 +144,8 @@ class LiveRollouts:
             raise Trouble("The instruction is empty. Say what the robot should do.")
         with self.simulators.lent(scene.split) as environment:
             start = self._reset(environment, scene)
-            board = Storyboard(
-                title=f"{scene.task} ({scene.split}, seed {scene.seed})",
-                instruction=start.instruction if instruction is None else instruction,
-                start=start.observation,
-                control_dt=start.control_dt,
-                step_limit=start.step_limit,
-            )
+            told = start.instruction if instruction is None else instruction
+            board = new_storyboard(scene.task, scene.split, scene.seed, start, told)
             episode = Episode(board, start.instruction)
             session = self._start(board.instruction)
             generator = torch.Generator().manual_seed(scene.seed)

@@ -86,6 +86,41 @@ def format_comparison(comparison: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def training_summary(record: dict[str, Any]) -> dict[str, Any]:
+    """What training.json of stage 2 says in short.
+
+    Returns:
+        command, commit, hardware, seeds, steps and processes of the run; `episodes`, that it practised on; `hours` of
+        rollouts and learning, and the share of them in simulation, `simulation_share`; `control_steps_per_core_second`
+        while simulating; and `first` and `last`, means over the first and the last fifth of its iterations of rewards,
+        success and value hits in rollouts, and of the KL divergence.
+    """
+    learned = [entry for entry in record["log_history"] if "kl" in entry]
+    rolled = [entry for entry in record["log_history"] if "reward" in entry]
+    seconds = {
+        name: sum(entry.get(f"time/{name}", 0.0) for entry in learned)
+        for name in ("simulation", "inference", "learning")
+    }
+    rates = [entry["rollout/control_steps_per_core_second"] for entry in rolled]
+    summary = {name: record[name] for name in ("command", "commit", "hardware", "seeds", "steps", "processes")}
+    summary |= {
+        "episodes": round(sum(e["rollout/control_steps"] / e["completions/mean_length"] for e in rolled)),
+        "hours": sum(seconds.values()) / record["processes"] / 3600,
+        "simulation_share": seconds["simulation"] / sum(seconds.values()),
+        "control_steps_per_core_second": sum(rates) / len(rates),
+    }
+    shown = [name for name in rolled[0] if name.startswith(("reward", "rollout/success", "rollout/value"))]
+    for name, part in (("first", _first_fifth), ("last", lambda entries: _first_fifth(entries[::-1]))):
+        entries, steps = part(rolled), part(learned)
+        summary[name] = {key: sum(entry[key] for entry in entries) / len(entries) for key in shown}
+        summary[name]["kl"] = sum(entry["kl"] for entry in steps) / len(steps)
+    return summary
+
+
+def _first_fifth(entries: list[dict]) -> list[dict]:
+    return entries[: -(-len(entries) // 5)]
+
+
 def _rate(successes: dict[int, bool]) -> dict[str, Any]:
     count = sum(successes.values())
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ Pictures = Literal["none", "value_maps", "all"]
 # differently, and a rollout amplifies the last bit; with one size a row's result doesn't depend on how many episodes
 # run beside it. 8 is where a row costs the least on a CPU.
 ROWS = 8
+
+# Arguments of AIMPolicy that are options on the command line.
+SCHEDULE = ("num_inference_steps", "num_action_inference_steps", "stop_after", "guidance_scale")
+OPTIONS = (*SCHEDULE, "delay", "real_time_chunking")
 
 # What checkpoints/aim-tiny was trained on; the tabletop suite has more.
 AIM_TINY_TASKS = ["click_bell", "place_a2b_left", "place_a2b_right", "stack_blocks_two", "lift_pot", "handover_block"]
@@ -221,3 +226,11 @@ def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, 
     if parts[0] is None:
         return None
     return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `SCHEDULE`."""
+    parser.add_argument("--num-inference-steps", type=int, default=5, help="of RGB and value maps")
+    parser.add_argument("--num-action-inference-steps", type=int, help="default: 10")
+    parser.add_argument("--stop-after", type=int, help="end the denoising of RGB and value maps after so many steps")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of RGB and value maps")

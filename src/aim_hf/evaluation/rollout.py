@@ -123,14 +123,19 @@ def _run(policy, environments, task, seeds, instructions, value_maps, filmed) ->
 def _new_result(environments: VectorEnvironment, task: str, seed: int, start: Start, filmed: bool) -> EpisodeResult:
     result = EpisodeResult(task, seed, start.instruction, start.simulator, start.expert_success)
     if filmed:
-        result.storyboard = Storyboard(
-            title=f"{task} ({environments.split}, seed {seed})",
-            instruction=start.instruction,
-            start=start.observation,
-            control_dt=start.control_dt,
-            step_limit=start.step_limit,
-        )
+        result.storyboard = new_storyboard(task, environments.split, seed, start, start.instruction)
     return result
+
+
+def new_storyboard(task: str, split: str, seed: int, start: Start, instruction: str) -> Storyboard:
+    """Of an episode that has just been reset, and is told `instruction`."""
+    return Storyboard(
+        title=f"{task} ({split}, seed {seed})",
+        instruction=instruction,
+        start=start.observation,
+        control_dt=start.control_dt,
+        step_limit=start.step_limit,
+    )
 
 
 def _peak_error(policy: Policy, maps: dict[str, np.ndarray], row: int, start: Start) -> dict[str, float | None]:
