@@ -4,7 +4,8 @@
 
 benchmarks/results/NAME/*.json are the `results.json` of evaluations of the checkpoint NAME. Where model_cards/NAME.md
 is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME;
-in docs/data.md, the figures of benchmarks/results/dataset; in docs/rollout.md those of speed and of closed_loop.
+in docs/data.md, the figures of benchmarks/results/dataset; in docs/rollout.md those of speed and of closed_loop; in
+docs/stage2.md those of grpo_tabletop.json and grpo.
 
     python model_cards/render.py --card aim-wan2.2-ti2v-5b --folder runs/aim/pipeline --repo_id org/aim \\
         --datasets org/aim-robotwin
@@ -24,6 +25,7 @@ from string import Template
 
 from huggingface_hub import EvalResult, ModelCard
 
+from aim_hf.evaluation.comparison import format_comparison, mean_rate
 from aim_hf.evaluation.statistics import format_rate
 from aim_hf.provenance import machine
 
@@ -314,6 +316,57 @@ def study_figures(path: Path) -> str:
     )
 
 
+REWARDS = {
+    "grpo_tabletop.json": "both",
+    "grpo/success.json": "success alone",
+    "grpo/value_map.json": "value map alone",
+}
+
+
+def grpo_figures(results: Path) -> str:
+    """What stage 2 brought, task by task and for each choice of rewards, and what it took, as Markdown."""
+    runs = {
+        rewards: json.loads((results / name).read_text())
+        for name, rewards in REWARDS.items()
+        if (results / name).exists()
+    }
+    if not runs:
+        return NOT_MEASURED
+    main, learner = runs["both"], json.loads((results / "grpo" / "tiny.json").read_text())
+    training = main["training"]
+    header = ["rewards", "before", "after", "gain, points", "McNemar's p", "value map's reward", "value hits", "KL"]
+    rows = [header, ["---"] * len(header)]
+    for rewards, run in runs.items():
+        first, last = run["training"]["first"], run["training"]["last"]
+        reward, hit = "rewards/value_map_reward/mean", "rollout/value_hit"
+        rows.append(
+            [
+                rewards,
+                *(f"{mean_rate(run, side):.1%}" for side in ("before", "after")),
+                f"{run['gain_points']:+.1f}",
+                f"{run['mcnemar_p']:.2g}",
+                f"{first[reward]:.2f} to {last[reward]:.2f}",
+                f"{first[hit]:.0%} to {last[hit]:.0%}",
+                f"{last['kl']:.2f}",
+            ]
+        )
+    ablations = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"""{format_comparison(main)}
+{sum(task["episodes"] for task in main["tasks"].values())} episodes on held-out seeds, before and after
+{training["steps"]} steps of GRPO on {training["episodes"]:,} episodes of practice: {training["hours"]:.1f} hours on
+{training["processes"]} cores ({_origin(training)}).
+
+The same budget and seeds, by reward; the last three columns are from rollouts, the first fifth of the run against the
+last, and of the divergence the last:
+
+{ablations}
+What the run with both took: {training["control_steps_per_core_second"]:.0f} control steps a second and core while
+simulating, which was {training["simulation_share"]:.0%} of its time. A learner that trains all denoising steps is
+{learner["plain_over_ours"]:.1f} times as fast as one that runs the video branch again for each of them, and
+{learner["replayed_over_ours"]:.1f} times as one that replays its cache (`benchmarks/grpo.py`).
+"""
+
+
 def render() -> dict[Path, str]:
     """File -> the text that it should have."""
     texts = {}
@@ -339,6 +392,8 @@ def render() -> dict[Path, str]:
     }
     rollout = (ROOT / "docs" / "rollout.md").read_text()
     texts[ROOT / "docs" / "rollout.md"] = SECTION.sub(lambda m: m[1] + figures_of[m[2]]() + m[3], rollout)
+    stage2 = (ROOT / "docs" / "stage2.md").read_text()
+    texts[ROOT / "docs" / "stage2.md"] = SECTION.sub(lambda m: m[1] + grpo_figures(measured) + m[3], stage2)
     texts[ROOT / "README.md"] = SECTION.sub(section, (ROOT / "README.md").read_text())
     return texts
 

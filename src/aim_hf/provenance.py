@@ -1,5 +1,7 @@
 """Where numbers and data come from: versions, commit, hardware and command."""
 
+from __future__ import annotations
+
 import os
 import platform
 import shlex
@@ -7,15 +9,18 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("aim-hf", "torch", "transformers", "diffusers", "accelerate", "sapien", "numpy")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Where numbers come from: versions, commit, hardware and command."""
+    import torch  # not above: simulator processes import this file too, and need no network
+
     hardware = {"device": device.type, "cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)

@@ -1,7 +1,9 @@
 """Real environments in real worker processes."""
 
+import multiprocessing
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -79,3 +81,12 @@ def test_a_hung_worker_is_named_and_replaced(environments, expert_actions, monke
         environments.step({1: expert_actions[1][:8]}, "ee")
     assert lost.value.seed == SEEDS[1]
     assert not hung.is_alive() and environments.workers[1].process.is_alive()
+
+
+def loaded_networks() -> list[str]:
+    return [name for name in ("torch", "transformers", "diffusers") if name in sys.modules]
+
+
+def test_workers_load_no_network_library():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(loaded_networks) == []  # this file imports what a worker does

@@ -1,7 +1,7 @@
 """Two evaluations on the same scenes, episode by episode."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .evaluate import read_records, read_results
 from .statistics import mcnemar_p, wilson_interval
@@ -75,15 +75,17 @@ def format_comparison(comparison: dict[str, Any]) -> str:
         lines.append(
             f"| `{name}` | {' | '.join(cells)} | {task['gain_points']:+.0f} | {changed} | {task['mcnemar_p']:.2g} |"
         )
-    rates = [
-        sum(task[side]["rate"] for task in comparison["tasks"].values()) / len(comparison["tasks"])
-        for side in ("before", "after")
-    ]
+    rates = [mean_rate(comparison, side) for side in ("before", "after")]
     lines.append(
         f"| mean | **{rates[0]:.1%}** | **{rates[1]:.1%}** | **{comparison['gain_points']:+.1f}** | "
         f"{comparison['only_before']} / {comparison['only_after']} | {comparison['mcnemar_p']:.2g} |"
     )
     return "\n".join(lines) + "\n"
+
+
+def mean_rate(comparison: dict[str, Any], side: Literal["before", "after"]) -> float:
+    """Of all tasks."""
+    return sum(task[side]["rate"] for task in comparison["tasks"].values()) / len(comparison["tasks"])
 
 
 def training_summary(record: dict[str, Any]) -> dict[str, Any]:
