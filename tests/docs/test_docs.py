@@ -68,6 +68,13 @@ def execute(chunk):
     return write_images(drive(chunk))
 """
 )
+CHECKPOINT = """
+import shutil
+from pathlib import Path
+Path("runs/aim-tiny/model/checkpoint-4500").mkdir(parents=True)
+weights = "checkpoints/aim-tiny/model/model.safetensors"
+shutil.copy(weights, "runs/aim-tiny/model/checkpoint-4500/ema.safetensors")
+"""
 FULL_SIZE = "the full size; tests/test_conversion.py, tests/data and tests/training run it at small width"
 
 SCENARIOS: dict[str, list[Run | Left]] = {
@@ -123,6 +130,13 @@ SCENARIOS: dict[str, list[Run | Left]] = {
             | {"160": "1"}
         ),
         Run({"--episodes 100": "--tasks click_bell --episodes 1"}),
+        Run({"runs/aim-tiny/model/pipeline": "checkpoints/aim-tiny"}, before=CHECKPOINT),
+        Run(
+            {'"1 1" "0 1" "1 0"': '"1 0"', "--tasks $TASKS": "--tasks click_bell", "--max_steps 144": "--max_steps 1"}
+            | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 2 --num_generations 2"}
+            | {"--gradient_accumulation_steps 2 --steps_per_generation 6": ""}
+            | {"--eval_strategy steps": "", "--eval_on_start --eval_steps 36 --eval_scenes 60": "--eval_scenes 1"}
+        ),
     ],
     "docs/serving.md": [
         Left("it serves until it is stopped; the next block starts it in the background"),
