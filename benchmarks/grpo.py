@@ -44,6 +44,7 @@ def main():
         "steps": torch.arange(steps).expand(args.chunks, steps),
         "before": randn(*samples).float(),
         "after": randn(*samples).float(),
+        "num_chunks": torch.full((rows,), args.chunks, device=model.device),
     }
     times = in_turn(
         {

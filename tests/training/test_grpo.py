@@ -108,15 +108,25 @@ def test_a_group_does_not_depend_on_what_runs_beside_it(environments):
     assert not torch.equal(again.rgb, alone.rgb)  # each generation has noise of its own
 
 
-def test_the_ratio_is_one_before_anything_is_learned(environments):
-    """In float32, the path of training against the one of the rollout."""
+def test_the_ratio_is_one_before_anything_is_learned(environments, monkeypatch):
+    """In float32, the path of training against the one of the rollout, of episodes that end one after another."""
+    step = VectorEnvironment.step
+
+    def shortened(self, actions, mode):
+        answers = step(self, actions, mode)
+        return {row: replace(p, done=p.steps >= 8 * (3, 1, 2)[row]) for row, p in answers.items()}
+
+    monkeypatch.setattr(VectorEnvironment, "step", shortened)
     collector = make_collector(environments)
-    group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
-    assert group.log_probs.dtype == torch.float32 and group.log_probs.std() > 0.1
+    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    assert group.num_chunks.tolist() == [3, 1, 2] and [len(o.value_maps["head_camera"]) for o in outcomes] == [3, 1, 2]
+    assert group.log_probs.dtype == torch.float32 and group.log_probs[0].std() > 0.1
     inputs = {name: tensor for name, tensor in group.tensors().items() if name in POLICY_INPUTS}
     ((log_probs, divergence),), _ = collector.policy([inputs])
     assert ((log_probs - group.log_probs).exp() - 1).abs().max() <= 1e-5
     assert divergence.max() == 0
+    for row, chunks in enumerate(group.num_chunks):
+        assert torch.all(group.log_probs[row, :chunks] != 0) and torch.all(group.log_probs[row, chunks:] == 0)
 
 
 def test_a_killed_worker_costs_its_episodes_alone(environments, monkeypatch):

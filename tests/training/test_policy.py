@@ -118,6 +118,7 @@ def make_group(model, chunks=3, rows=4, seed=0):
         steps=torch.tensor([[2, 5], [0, 8], [3, 4]])[:chunks],
         before=randn(rows, chunks, 2, config.action_horizon, config.action_dim),
         after=randn(rows, chunks, 2, config.action_horizon, config.action_dim),
+        num_chunks=torch.full((rows,), chunks),
     )
 
 
@@ -192,6 +193,21 @@ def test_numbers_that_are_no_part_of_the_action_do_not_count():
     assert torch.equal(policy([group])[0][0][0], expected)
     group["after"][..., 0] += 5
     assert not torch.equal(policy([group])[0][0][0], expected)
+
+
+def test_episodes_that_have_ended_are_left_out_and_change_nothing():
+    policy = make_policy(make_model(history_chunks=1))
+    with torch.no_grad():  # away from its reference
+        for parameter in policy.head.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    group = make_group(policy.model)
+    (whole,), _ = policy([group])
+    group["num_chunks"] = torch.tensor([2, 3, 1, 3])
+    (ended,), _ = policy([group])
+    for values, expected in zip(ended, whole):
+        for row, chunks in enumerate(group["num_chunks"]):
+            torch.testing.assert_close(values[row, :chunks], expected[row, :chunks], rtol=0, atol=1e-12)
+            assert torch.all(values[row, chunks:] == 0) and torch.all(expected[row, chunks:] != 0)
 
 
 def test_the_reference_may_be_one_of_its_own():

@@ -30,7 +30,10 @@ from ..layers import AIMActionHead
 from ..modeling_aim import AIMForWorldAction
 
 # What of a group of rollouts the policy looks at.
-POLICY_INPUTS = ("prompt_embeds", "first", "rgb", "value", "observed", "executed", "steps", "before", "after")
+POLICY_INPUTS = (
+    *("prompt_embeds", "first", "rgb", "value", "observed", "executed"),
+    *("steps", "before", "after", "num_chunks"),
+)
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x (B, ...) at t (B,)
 
 
@@ -173,39 +176,50 @@ class ActionPolicy(nn.Module):
         nothing = 0.0 * sum(parameter.sum() for parameter in self.head.parameters())
         return [self._evaluate(**group) for group in groups], nothing
 
-    def _evaluate(self, prompt_embeds, first, rgb, value, observed, executed, steps, before, after):
+    def _evaluate(self, prompt_embeds, first, rgb, value, observed, executed, steps, before, after, num_chunks):
         """Keys and values of each chunk's state are rebuilt once, without gradient, and serve all of its steps.
-        Episodes that have ended run along, as they did in the rollout, so that every number is the same as there."""
+        Episodes that have ended are left out, as they were in the rollout, so that every number is the same as there;
+        theirs are zero."""
         log_probs, divergences = [], []
-        for chunk, cache in self._states(prompt_embeds, first, rgb, value, observed, executed):
+        for chunk, rows, cache in self._states(prompt_embeds, first, rgb, value, observed, executed, num_chunks):
             policy, reference = (action_velocity(self.model, cache, head) for head in (self.head, self.reference))
-            # All steps of a chunk at once: (G * S, ...).
-            x, taken = before[:, chunk].flatten(0, 1), after[:, chunk]
+            # All steps of a chunk at once: (B * S, ...).
+            x, taken = before[rows, chunk].flatten(0, 1), after[rows, chunk]
             chosen = steps[chunk].tolist()
             time = x.new_tensor([self.times[step] for step in chosen]).repeat(len(taken))
             velocity = policy(x, time).view_as(taken)
             with torch.no_grad():
                 old = reference(x, time).view_as(taken)
             for index, step in enumerate(chosen):
-                x, between = before[:, chunk, index], self.times[step : step + 2]
+                x, between = before[rows, chunk, index], self.times[step : step + 2]
                 mean, std = self.sde.step(x, velocity[:, index], *between)
                 reference_mean, _ = self.sde.step(x, old[:, index], *between)
-                log_probs.append(masked_sum(log_density(taken[:, index], mean, std), self.mask))
-                divergences.append(masked_sum(kl_divergence(mean, reference_mean, std), self.mask))
+                log_prob = masked_sum(log_density(taken[:, index], mean, std), self.mask)
+                divergence = masked_sum(kl_divergence(mean, reference_mean, std), self.mask)
+                for of_all, of_rows in ((log_probs, log_prob), (divergences, divergence)):
+                    of_all.append(of_rows.new_zeros(len(before), *of_rows.shape[1:]).index_put((rows,), of_rows))
         shape = after.shape[1:3]  # chunks, steps
         return tuple(torch.stack(parts, dim=1).unflatten(1, shape) for parts in (log_probs, divergences))
 
     @torch.no_grad()
-    def _states(self, prompt_embeds, first, rgb, value, observed, executed) -> Iterator[tuple[int, AIMCache]]:
-        """Each chunk and a cache that holds what its actions may see, eq. (10)."""
-        model, (G, chunks) = self.model, rgb.shape[:2]
+    def _states(
+        self, prompt_embeds, first, rgb, value, observed, executed, num_chunks
+    ) -> Iterator[tuple[int, torch.Tensor, AIMCache]]:
+        """Each chunk, the episodes that still run, and a cache that holds what their actions may see, eq. (10)."""
+        model, chunks = self.model, rgb.shape[1]
         dtype = model.dtype
         cache = model.new_cache(1, *first.shape[-2:])
         model.set_text(cache, prompt_embeds[None].to(dtype))
         model.append(cache, first[None].to(dtype))
-        cache = cache.select(torch.zeros(G, dtype=torch.long))  # the episodes' common past, computed once
+        num_chunks = num_chunks.cpu()
+        cache = cache.select(torch.zeros_like(num_chunks))  # the episodes' common past, computed once
+        rows = torch.arange(len(num_chunks))
         for chunk in range(chunks):
-            model.condition_actions(cache, rgb[:, chunk].to(dtype), value[:, chunk].to(dtype))
-            yield chunk, cache
-            if chunk + 1 < chunks:
-                model.append(cache, observed[:, chunk].to(dtype), executed[:, chunk].to(dtype))
+            if chunk:
+                going_on = num_chunks[rows] > chunk
+                if not going_on.all():
+                    rows, cache = rows[going_on], cache.select(going_on.nonzero()[:, 0])
+                before = chunk - 1
+                model.append(cache, observed[rows, before].to(dtype), executed[rows, before].to(dtype))
+            model.condition_actions(cache, rgb[rows, chunk].to(dtype), value[rows, chunk].to(dtype))
+            yield chunk, rows, cache

@@ -5,7 +5,7 @@ the noise of every later one and of the actions' start. So what tells them apart
 likelihood is known, and what came of them.
 
 A group's content depends on the weights, its scene, its generation and the seed, and on nothing that runs beside it:
-its network calls have a batch of their own, always of the same size. The imagined latents are kept as a part of the
+its network calls have a batch of their own. The imagined latents are kept as a part of the
 state, so that the learner rebuilds keys and values from them, and nothing is ever sampled again.
 """
 
@@ -23,7 +23,7 @@ from ..envs.seeds import Purpose, episode_seeds
 from ..evaluation.vector_env import Chunks, Progress, Start, VectorEnvironment
 from ..pipeline_aim import AIMPipeline
 from ..sampling import sample_world
-from .policy import ActionPolicy, Decisions, action_velocity, sample
+from .policy import ActionPolicy, action_velocity, sample
 from .rewards import Outcome
 
 
@@ -60,7 +60,7 @@ class Group:
     executed (G, C, F * n, D), normalized.
     steps (C, S): the random denoising steps. before, after (G, C, S, P, D): the samples around them. log_probs
         (G, C, S, P): log-likelihoods of the steps under the policy that took them.
-    num_chunks (G,); success (G,).
+    num_chunks (G,); success (G,). What is kept of a chunk is zero for an episode that ended before it.
     rewards: name -> (G, C), NaN beyond an episode's end. returns (G,): their weighted sum, dense ones averaged.
     advantages (G, C): set by the trainer.
     """
@@ -158,12 +158,12 @@ class Collector:
 
 
 class _Rollout:
-    """One group while it runs."""
+    """One group while it runs. Episodes that have ended cost nothing more: the session holds those that `running`
+    names, and whatever is kept of a chunk is zero for the others."""
 
     def __init__(self, collector: Collector, scene: Scene, generation: int, starts: list[Start | None]):
         self.collector, self.scene = collector, scene
         self.pipe, self.model = collector.pipe, collector.pipe.model
-        G = len(starts)
         start = next(start for start in starts if start is not None)
         self.instruction = start.instruction
         words = [collector.seed, generation, scene.seed, zlib.crc32(scene.task.encode())]
@@ -172,27 +172,25 @@ class _Rollout:
         self.session = self.pipe.start(start.instruction)
         self.prompt_embeds = self.pipe.encode_prompt(start.instruction)[0]
         self.first = self.session.append(start.observation)[0]
-        self.running = [row for row in range(G) if starts[row] is not None]
-        self.lost = [row for row in range(G) if starts[row] is None]
+        self.running = [row for row, start in enumerate(starts) if start is not None]
+        self.lost = [row for row, start in enumerate(starts) if start is None]
         self.just_ended = len(self.lost)
-        self.observations = [[start.observation]] * G
-        self.steps, self.success, self.num_chunks = [0] * G, [False] * G, [0] * G
         self.parts: dict[str, list[torch.Tensor]] = {
             name: [] for name in ("rgb", "value", "observed", "executed", "steps", "before", "after", "log_probs")
         }
-        self.seen: list[list[Progress | None]] = []
-        self.value_maps: list[dict[str, np.ndarray]] = []
+        # Of each row, chunk by chunk.
+        self.seen: list[list[Progress]] = [[] for _ in starts]
+        self.value_maps: list[list[dict[str, np.ndarray]]] = [[] for _ in starts]
 
     def predict(self) -> dict[int, np.ndarray]:
         """The next chunk of each running episode, (T, action_dim) in physical units."""
-        collector, config = self.collector, self.model.config
-        G, first = collector.num_generations, not self.seen
+        collector, config, running = self.collector, self.model.config, len(self.running)
         shape = (1, config.in_channels, config.chunk_latent_frames, *self.session.latent_size)
         world = [self._randn(shape).expand(self.session.batch_size, *shape[1:]) for _ in range(2)]
         world = sample_world(self.model, self.session.cache, world, self.pipe.scheduler, collector.num_inference_steps)
-        if first:
-            self.session = self.session.select([0] * G)
-            world = [latents.expand(G, *shape[1:]) for latents in world]
+        if not self.parts["rgb"]:
+            self.session = self.session.select([0] * running)
+            world = [latents.expand(running, *shape[1:]) for latents in world]
         rgb, value = world
         cache = self.session.cache
         self.model.condition_actions(cache, rgb.to(self.model.dtype), value.to(self.model.dtype))
@@ -200,51 +198,52 @@ class _Rollout:
         S, shape = collector.num_random_steps, (config.action_horizon, config.action_dim)
         policy = collector.policy
         choice = torch.randperm(len(policy.times) - 2, generator=self.generator)[:S]
-        noise, z = self._randn((1, *shape)).expand(G, *shape), self._randn((G, S, *shape))
+        noise, z = self._randn((1, *shape)), self._randn((collector.num_generations, S, *shape))
         actions, decisions = sample(
-            *(action_velocity(self.model, cache), noise, policy.times, policy.sde, sorted(choice.tolist()), z),
+            *(action_velocity(self.model, cache), noise.expand(running, *shape), policy.times, policy.sde),
+            *(sorted(choice.tolist()), z[self.running]),
             mask=policy.mask,
         )
-        self._keep(rgb=rgb, value=value, decisions=decisions)
+        self.parts["steps"].append(torch.tensor(decisions.steps))
+        self._keep(rgb=rgb, value=value)
+        self._keep(**{name: getattr(decisions, name) for name in ("before", "after", "log_probs")})
         maps = self.pipe.processor.unpack_canvas(
             self.pipe.processor.pixels_to_canvas(self.session.codec.decode_value_maps(value))
         )
-        self.value_maps.append({name: self.pipe.processor.rgb_to_value(rgb) for name, rgb in maps.items()})
+        maps = {camera: self.pipe.processor.rgb_to_value(rgb) for camera, rgb in maps.items()}
         actions = self.pipe.processor.unnormalize_actions(actions.double().cpu(), self.session.initial_pose).float()
-        self.actions = actions[:, : config.actions_per_chunk].numpy()
-        return {row: self.actions[row] for row in self.running}
+        self.actions = actions[:, : config.actions_per_chunk]
+        for index, row in enumerate(self.running):
+            self.value_maps[row].append({camera: clips[index] for camera, clips in maps.items()})
+        return {row: chunk.numpy() for row, chunk in zip(self.running, self.actions)}
 
     def observe(self, progress: dict[int, Progress | None]) -> None:
-        """What came of it; None for an episode that was lost."""
-        before = len(self.running)
-        self.seen.append([progress.get(row) for row in range(len(self.observations))])
+        """What came of each running episode; None for one that was lost."""
+        normalized = self.pipe.processor.normalize_actions(self.actions.double(), self.session.initial_pose)
+        self._keep(executed=normalized.float())
         for row, latest in progress.items():
             if latest is None:
                 self.lost.append(row)
-                latest_observations = self.observations[row][-1:] * len(self.collector.chunks.moments)
             else:
-                latest_observations = latest.observations
-                self.steps[row], self.success[row] = latest.steps, latest.success
-                self.num_chunks[row] += 1
-            self.observations[row] = latest_observations
-        for row in set(range(len(self.observations))) - set(progress):
-            self.observations[row] = self.observations[row][-1:] * len(self.collector.chunks.moments)
-        self.running = [row for row in self.running if progress[row] is not None and not progress[row].done]
-        self.just_ended = before - len(self.running)
-        executed = self.pipe.processor.normalize_actions(
-            torch.as_tensor(self.actions, dtype=torch.float64), self.session.initial_pose
-        )
-        self.parts["executed"].append(executed.float())
-        if self.running:
-            self.parts["observed"].append(self.session.append(self.observations, self.actions).cpu())
+                self.seen[row].append(latest)
+        going_on = [
+            index for index, row in enumerate(self.running) if progress[row] is not None and not progress[row].done
+        ]
+        self.just_ended = len(self.running) - len(going_on)
+        self.running = [self.running[index] for index in going_on]
+        if self.just_ended and going_on:
+            self.session = self.session.select(going_on)
+        if going_on:
+            observations = [progress[row].observations for row in self.running]
+            self._keep(observed=self.session.append(observations, self.actions[going_on].numpy()))
         else:
             self.parts["observed"].append(torch.zeros_like(self.parts["rgb"][-1]))
 
     def result(self) -> tuple[Group, list[Outcome]] | None:
-        rows = [row for row in range(len(self.num_chunks)) if row not in self.lost]
+        rows = [row for row in range(len(self.seen)) if row not in self.lost]
         if len(rows) < 2:
             return None
-        chunks = max(self.num_chunks[row] for row in rows)
+        chunks = max(len(self.seen[row]) for row in rows)
         steps = torch.stack(self.parts.pop("steps")[:chunks])
         stacked = {name: torch.stack(parts[:chunks], dim=1)[rows] for name, parts in self.parts.items()}
         group = Group(
@@ -252,14 +251,14 @@ class _Rollout:
             prompt_embeds=self.prompt_embeds.cpu(),
             first=self.first.cpu(),
             steps=steps,
-            num_chunks=torch.tensor([self.num_chunks[row] for row in rows]),
-            success=torch.tensor([self.success[row] for row in rows]),
+            num_chunks=torch.tensor([len(self.seen[row]) for row in rows]),
+            success=torch.tensor([self.seen[row][-1].success for row in rows]),
             **stacked,
         )
         return group, [self._outcome(row) for row in rows]
 
     def _outcome(self, row: int) -> Outcome:
-        seen = [chunk[row] for chunk in self.seen[: self.num_chunks[row]]]
+        seen, maps = self.seen[row], self.value_maps[row]
 
         def calibration(camera: str, name: str) -> np.ndarray:
             return np.stack([[o["observation"][camera][name] for o in chunk.observations] for chunk in seen])
@@ -268,22 +267,20 @@ class _Rollout:
             task=self.scene.task,
             seed=self.scene.seed,
             instruction=self.instruction,
-            success=self.success[row],
-            steps=self.steps[row],
+            success=seen[-1].success,
+            steps=seen[-1].steps,
             targets=np.stack([chunk.targets for chunk in seen]),
-            value_maps={
-                camera: np.stack([maps[camera][row] for maps in self.value_maps[: len(seen)]]) for camera in CAMERAS
-            },
+            value_maps={camera: np.stack([chunk[camera] for chunk in maps]) for camera in CAMERAS},
             intrinsics={camera: calibration(camera, "intrinsic_cv") for camera in CAMERAS},
             extrinsics={camera: calibration(camera, "extrinsic_cv") for camera in CAMERAS},
         )
 
-    def _keep(self, rgb: torch.Tensor, value: torch.Tensor, decisions: Decisions) -> None:
-        self.parts["rgb"].append(rgb.cpu())
-        self.parts["value"].append(value.cpu())
-        self.parts["steps"].append(torch.tensor(decisions.steps))
-        for name in ("before", "after", "log_probs"):
-            self.parts[name].append(getattr(decisions, name).cpu())
+    def _keep(self, **parts: torch.Tensor) -> None:
+        """Of the running episodes, (B, ...), as (G, ...)."""
+        for name, part in parts.items():
+            whole = torch.zeros(len(self.seen), *part.shape[1:], dtype=part.dtype)
+            whole[self.running] = part.cpu()
+            self.parts[name].append(whole)
 
     def _randn(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator).to(self.model.device)
