@@ -3,7 +3,7 @@
 One iteration: groups of episodes are rolled out from the same scenes, rewarded, and compared within their group; then
 the head takes `steps_per_generation / gradient_accumulation_steps` optimizer steps on them, `num_iterations` times
 over. Names are those of TRL's `GRPOTrainer` where the meaning is the same: a completion is an episode, a token is an
-action of a chunk, at one of its random denoising steps.
+executed action, at one of the random denoising steps of its chunk.
 """
 
 import json
@@ -383,7 +383,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         advantages = group.advantages.to(device)[:, :, None, None]
         log_ratio = log_probs - group.log_probs.to(device)
         if args.importance_sampling_level == "sequence":
-            log_ratio = log_ratio.mean(dim=(2, 3), keepdim=True).expand_as(log_probs)
+            executed = log_ratio[..., : self.pipe.actions_per_chunk]
+            log_ratio = executed.mean(dim=(2, 3), keepdim=True).expand_as(log_probs)
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - args.epsilon, 1 + args.epsilon_high)
         loss = -torch.minimum(ratio * advantages, clipped * advantages) + args.beta * divergence
@@ -403,12 +404,16 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         return (loss * weights).sum(), metrics
 
     def _weights(self, group: Group) -> torch.Tensor:
-        """What each token counts, (G, C, S, P); 0 beyond an episode's end."""
+        """What each token counts, (G, C, S, P): nothing beyond an episode's end, nor for the lookahead, which the next
+        chunk chooses again."""
         G, C, S, P = group.log_probs.shape
+        executed = self.pipe.actions_per_chunk
         inside = (torch.arange(C) < group.num_chunks[:, None]).float()
         if self.args.loss_type == "grpo":
-            inside = inside / group.num_chunks[:, None] / (S * P)
-        return inside[:, :, None, None].expand(G, C, S, P)
+            inside = inside / group.num_chunks[:, None] / (S * executed)
+        weights = inside[:, :, None, None].repeat(1, 1, S, P)
+        weights[..., executed:] = 0
+        return weights
 
     # --------------------------------------------------------------------------------------------- logs, evaluation
 
