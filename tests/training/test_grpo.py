@@ -49,11 +49,12 @@ def environments():
         yield pool
 
 
-def make_collector(environments, num_generations=3, num_random_steps=2):
+def make_collector(environments, num_generations=3, num_random_steps=2, max_completion_length=None):
     pipe = make_pipeline()
     mask = torch.ones(16, dtype=torch.bool)
     policy = ActionPolicy(pipe.model, TIMES, FlowSDE(0.7), mask, own_reference=False)
-    return Collector(pipe, policy, environments, num_generations, num_random_steps, num_inference_steps=1, seed=0)
+    options = {"num_inference_steps": 1, "max_completion_length": max_completion_length, "seed": 0}
+    return Collector(pipe, policy, environments, num_generations, num_random_steps, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,12 @@ def test_a_group_shares_all_but_its_random_steps(environments):
     # What was wanted of the tools is what was executed.
     last = collector.pipe.processor.unnormalize_actions(group.executed[0, 0].double(), _initial_pose(RL))[-1]
     np.testing.assert_allclose(outcomes[0].targets[0, -1], torch.stack([last[:3], last[8:11]]), atol=1e-5)
+
+
+def test_episodes_may_be_cut_short(environments):
+    collector = make_collector(environments, max_completion_length=12)
+    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    assert group.num_chunks.tolist() == [2, 2, 2] and {outcome.steps for outcome in outcomes} == {16}
 
 
 def _initial_pose(seed):

@@ -57,6 +57,10 @@ class AIMGRPOConfig(TrainingArguments):
         metadata={"help": "batches that are rolled out together; gradient_accumulation_steps if not given"},
     )
     num_iterations: int = field(default=1, metadata={"help": "times that an iteration's episodes are learned from"})
+    max_completion_length: int | None = field(
+        default=None,
+        metadata={"help": "control steps after which an episode of practice ends; the task's own limit if not given"},
+    )
     epsilon: float = field(default=0.2, metadata={"help": "how far the ratio may fall below 1"})
     epsilon_high: float | None = field(default=None, metadata={"help": "and rise above it; epsilon if not given"})
     beta: float = field(default=0.0, metadata={"help": "weight of the KL divergence from the reference"})
@@ -257,7 +261,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             )
             self._collector = Collector(
                 *(self.pipe, self.model, environments, args.num_generations),
-                *(args.num_random_steps or args.num_action_inference_steps - 1, args.num_inference_steps, args.seed),
+                *(args.num_random_steps or args.num_action_inference_steps - 1, args.num_inference_steps),
+                *(args.max_completion_length, args.seed),
             )
         return self._collector
 

@@ -9,6 +9,7 @@ its network calls have a batch of their own. The imagined latents are kept as a 
 state, so that the learner rebuilds keys and values from them, and nothing is ever sampled again.
 """
 
+import math
 import time
 import zlib
 from collections import Counter
@@ -92,6 +93,8 @@ class Collector:
         pipe: its model is on the device already. policy: of that model.
         environments: of the suite and split.
         num_generations: G. num_random_steps: S. seed: of all noise.
+        max_completion_length: control steps after which an episode ends with the chunk, if it hasn't before; None for
+            the task's own limit.
     """
 
     def __init__(
@@ -102,11 +105,13 @@ class Collector:
         num_generations: int,
         num_random_steps: int,
         num_inference_steps: int,
+        max_completion_length: int | None,
         seed: int,
     ):
         self.pipe, self.policy, self.environments, self.seed = pipe, policy, environments, seed
         self.num_generations, self.num_random_steps = num_generations, num_random_steps
         self.num_inference_steps = num_inference_steps
+        self.max_completion_length = math.inf if max_completion_length is None else max_completion_length
         self.chunks = Chunks(pipe.actions_per_chunk, pipe.actions_per_frame)
         self.seconds: Counter[str] = Counter()  # spent in simulation and in the network
         self.control_steps = 0
@@ -226,9 +231,7 @@ class _Rollout:
                 self.lost.append(row)
             else:
                 self.seen[row].append(latest)
-        going_on = [
-            index for index, row in enumerate(self.running) if progress[row] is not None and not progress[row].done
-        ]
+        going_on = [index for index, row in enumerate(self.running) if self._goes_on(progress[row])]
         self.just_ended = len(self.running) - len(going_on)
         self.running = [self.running[index] for index in going_on]
         if self.just_ended and going_on:
@@ -238,6 +241,9 @@ class _Rollout:
             self._keep(observed=self.session.append(observations, self.actions[going_on].numpy()))
         else:
             self.parts["observed"].append(torch.zeros_like(self.parts["rgb"][-1]))
+
+    def _goes_on(self, latest: Progress | None) -> bool:
+        return latest is not None and not latest.done and latest.steps < self.collector.max_completion_length
 
     def result(self) -> tuple[Group, list[Outcome]] | None:
         rows = [row for row in range(len(self.seen)) if row not in self.lost]
