@@ -132,10 +132,14 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Run({"--episodes 100": "--tasks click_bell --episodes 1"}),
         Run({"runs/aim-tiny/model/pipeline": "checkpoints/aim-tiny"}, before=CHECKPOINT),
         Run(
-            {'"1 1" "0 1" "1 0"': '"1 0"', "--tasks $TASKS": "--tasks click_bell", "--max_steps 144": "--max_steps 1"}
+            {'"1 1" "0 1" "1 0"': '"1 0"', "--tasks $TASKS": "--tasks click_bell", "--max_steps 720": "--max_steps 1"}
             | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 2 --num_generations 2"}
-            | {"--gradient_accumulation_steps 2 --steps_per_generation 6": ""}
-            | {"--eval_strategy steps": "", "--eval_on_start --eval_steps 36 --eval_scenes 60": "--eval_scenes 1"}
+            | {"--gradient_accumulation_steps 2 --steps_per_generation 6": "", "--num_iterations 2": ""}
+            | {
+                "--eval_strategy steps": "",
+                "--eval_on_start": "",
+                "--eval_steps 240 --eval_scenes 144": "--eval_scenes 1",
+            }
         ),
     ],
     "docs/serving.md": [
