@@ -92,6 +92,7 @@ def test_the_plain_learner_learns_the_same(monkeypatch):
         "steps": torch.tensor([[1, 4], [0, 7]]),
         "before": randn(2, 2, 2, 6, 5),
         "after": randn(2, 2, 2, 6, 5),
+        "num_chunks": torch.tensor([2, 2]),
     }
     plain.requires_grad_(False)
     plain.action_head.requires_grad_(True)
@@ -102,7 +103,7 @@ def test_the_plain_learner_learns_the_same(monkeypatch):
         torch.testing.assert_close(parameter.grad / 2, whole[name], rtol=1e-4, atol=1e-5)
     # The plain one also lets the gradient pass through executed actions; in the first chunk there are none.
     first = {name: group[name][:, :1] for name in ("rgb", "value", "observed", "executed", "before", "after")}
-    first = group | first | {"steps": group["steps"][:1]}
+    first = group | first | {"steps": group["steps"][:1], "num_chunks": torch.tensor([1, 1])}
     grpo.learn(policy, [first])
     grpo.learn_plainly(plain, policy.sde, first)
     for name, parameter in plain.action_head.named_parameters():
