@@ -330,7 +330,7 @@ def grpo_figures(results: Path) -> str:
         for name, rewards in REWARDS.items()
         if (results / name).exists()
     }
-    if not runs:
+    if "both" not in runs:  # the run that the others are set beside
         return NOT_MEASURED
     main, learner = runs["both"], json.loads((results / "grpo" / "tiny.json").read_text())
     training = main["training"]

@@ -242,6 +242,21 @@ def test_advantages_of_an_episode_and_of_its_chunks(tmp_path):
     assert trainer._metrics["reward"] == [pytest.approx((0.5 * 0.3 + 2 + 0.5 * 0.6) / 2)]
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_only_executed_actions_count(tmp_path, loss_type):
+    trainer = make_trainer(tmp_path, loss_type=loss_type)
+    executed = trainer.pipe.actions_per_chunk
+    group = _FakeGroup(num_chunks=torch.tensor([2, 1]))
+    group.log_probs = torch.zeros(2, 2, 3, executed + 4)  # a lookahead of four, which the next chunk chooses again
+    weights = trainer._weights(group)
+    counted = torch.zeros(2, 2, dtype=torch.bool)
+    counted[0], counted[1, 0] = True, True
+    assert torch.equal(weights[..., :executed] > 0, counted[:, :, None, None].expand(2, 2, 3, executed))
+    assert torch.all(weights[..., executed:] == 0)
+    if loss_type == "grpo":  # each episode counts the same
+        torch.testing.assert_close(weights.sum(dim=(1, 2, 3)), torch.ones(2))
+
+
 class _FakeGroup:
     def __init__(self, num_chunks):
         self.num_chunks, self.advantages = num_chunks, None

@@ -219,7 +219,6 @@ class ActionPolicy(nn.Module):
                 going_on = num_chunks[rows] > chunk
                 if not going_on.all():
                     rows, cache = rows[going_on], cache.select(going_on.nonzero()[:, 0])
-                before = chunk - 1
-                model.append(cache, observed[rows, before].to(dtype), executed[rows, before].to(dtype))
+                model.append(cache, observed[rows, chunk - 1].to(dtype), executed[rows, chunk - 1].to(dtype))
             model.condition_actions(cache, rgb[rows, chunk].to(dtype), value[rows, chunk].to(dtype))
             yield chunk, rows, cache

@@ -5,8 +5,8 @@ the noise of every later one and of the actions' start. So what tells them apart
 likelihood is known, and what came of them.
 
 A group's content depends on the weights, its scene, its generation and the seed, and on nothing that runs beside it:
-its network calls have a batch of their own. The imagined latents are kept as a part of the
-state, so that the learner rebuilds keys and values from them, and nothing is ever sampled again.
+its network calls have a batch of their own. The imagined latents are kept as a part of the state, so that the learner
+rebuilds keys and values from them, and nothing is ever sampled again.
 """
 
 import math
@@ -62,7 +62,6 @@ class Group:
     steps (C, S): the random denoising steps. before, after (G, C, S, P, D): the samples around them. log_probs
         (G, C, S, P): log-likelihoods of the steps under the policy that took them.
     num_chunks (G,); success (G,). What is kept of a chunk is zero for an episode that ended before it.
-    rewards: name -> (G, C), NaN beyond an episode's end. returns (G,): their weighted sum, dense ones averaged.
     advantages (G, C): set by the trainer.
     """
 
