@@ -67,6 +67,7 @@ def test_a_run_of_stage_2_in_short():
         return [first, {"step": step + 1, "kl": 0.1 * step, "time/learning": 700.0}, {"step": step + 1, "eval_x": 1}]
 
     history = [entry for number in range(10) for entry in iteration(2 * number, number / 10)]
+    del history[6]["kl"], history[7]["kl"]  # an iteration whose groups were all dropped
     origin = {"command": "c", "commit": "d", "hardware": {}, "seeds": {}, "steps": 20, "processes": 2}
     summary = training_summary(origin | {"log_history": history, "versions": {}})
     assert summary["episodes"] == 160 and summary["hours"] == pytest.approx(10)

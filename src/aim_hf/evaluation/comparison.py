@@ -97,10 +97,11 @@ def training_summary(record: dict[str, Any]) -> dict[str, Any]:
         while simulating; and `first` and `last`, means over the first and the last fifth of its iterations of rewards,
         success and value hits in rollouts, and of the KL divergence.
     """
+    # A step all of whose groups were dropped has times, and no divergence.
     learned = [entry for entry in record["log_history"] if "kl" in entry]
     rolled = [entry for entry in record["log_history"] if "reward" in entry]
     seconds = {
-        name: sum(entry.get(f"time/{name}", 0.0) for entry in learned)
+        name: sum(entry.get(f"time/{name}", 0.0) for entry in record["log_history"])
         for name in ("simulation", "inference", "learning")
     }
     rates = [entry["rollout/control_steps_per_core_second"] for entry in rolled]
