@@ -327,7 +327,13 @@ def test_scenes_take_turns_and_processes_share_them():
 
     (alone,), (first, second) = plan(1, 2), plan(2, 1)
     assert alone == [[0, 1, 2, 3]] * 4 + [[4, 5, 6, 7]] * 4 + [[8, 9, 10, 11]] * 4 + [[12, 13, 14, 15]] * 4
-    assert first[0] == [0, 1] and second[0] == [2, 3] and first[2] == [4, 5]
+    assert first == [[0, 1]] * 2 + [[6, 7]] * 2 + [[8, 9]] * 2 + [[14, 15]] * 2
+    assert [sorted(ours + theirs) for ours, theirs in zip(first, second)] == alone[::2]
+    # Two of each of six tasks make an iteration; each process has one of each.
+    args = AIMGRPOConfig(steps_per_generation=6, **{**options, "per_device_train_batch_size": 2})
+    for rank in range(2):
+        mine = next(iter(RepeatSampler(args, 12, rank, 2)))
+        assert sorted(index % 6 for index in mine) == list(range(6))
     with pytest.raises(ValueError, match="train_dataset has 3 scenes; expected at least the 4"):
         RepeatSampler(AIMGRPOConfig(gradient_accumulation_steps=2, **options), 3, 0, 1)
 

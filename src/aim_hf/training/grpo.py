@@ -136,7 +136,8 @@ class AIMGRPOConfig(TrainingArguments):
 class RepeatSampler(Sampler[list[int]]):
     """Which scenes a process needs at each of its steps: those of the whole generation that the step belongs to.
 
-    The groups of one optimizer step are the same however many processes share them.
+    The groups of one optimizer step are the same however many processes share them. Who takes which goes round from
+    step to step: tasks come in turn, and a process that met the same ones always would wait, or be waited for.
     """
 
     def __init__(self, args: AIMGRPOConfig, num_scenes: int, rank: int, world_size: int):
@@ -156,8 +157,8 @@ class RepeatSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for generation in range(self.generations):
             mine = [
-                generation * self.per_generation + (step * self.world_size + self.rank) * self.groups + group
-                for step in range(self.steps)
+                (step * self.world_size + (self.rank + step) % self.world_size) * self.groups + group
+                for step in range(generation * self.steps, (generation + 1) * self.steps)
                 for group in range(self.groups)
             ]
             yield from [mine] * self.repeats
@@ -453,8 +454,11 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         apart from those that results are reported on."""
         scenes = self.eval_dataset if eval_dataset is None else eval_dataset
         by_task: dict[str, list[int]] = defaultdict(list)
-        for index in range(self.accelerator.process_index, len(scenes), self.accelerator.num_processes):
-            by_task[scenes[index].task].append(scenes[index].seed)
+        for index in range(len(scenes)):
+            # As many of each task for every process.
+            turn, task = divmod(index, len(scenes.tasks))
+            if (turn + task) % self.accelerator.num_processes == self.accelerator.process_index:
+                by_task[scenes[index].task].append(scenes[index].seed)
         steps = {name: getattr(self.args, name) for name in ("num_inference_steps", "num_action_inference_steps")}
         policy = AIMPolicy(self.pipe, {"policy": "in training"}, **steps)
         counts: dict[str, list[bool]] = defaultdict(list)
