@@ -54,7 +54,8 @@ def make_collector(environments, num_generations=3, num_random_steps=2, max_comp
     mask = torch.ones(16, dtype=torch.bool)
     policy = ActionPolicy(pipe.model, TIMES, FlowSDE(0.7), mask, own_reference=False)
     options = {"num_inference_steps": 1, "max_completion_length": max_completion_length, "seed": 0}
-    return Collector(pipe, policy, environments, num_generations, num_random_steps, **options)
+    steps = list(range(len(TIMES) - 2))
+    return Collector(pipe, policy, environments, num_generations, steps, num_random_steps, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -345,6 +346,9 @@ def test_scenes_take_turns_and_processes_share_them():
         ({"num_generations": 1}, "at least 2"),
         ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of grpo, dapo"),
         ({"num_random_steps": 10}, "num_random_steps is 10; expected 0 to 9"),
+        ({"random_steps": [7], "num_random_steps": 2}, "num_random_steps is 2; expected 0 to 1"),
+        ({"random_steps": [8, 9]}, r"random_steps is \[8, 9\]; expected some of 0 to 8, in ascending order"),
+        ({"random_steps": []}, r"random_steps is \[\]; expected some of 0 to 8"),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of gradient_accumulation_steps=2"),
     ],
 )

@@ -79,8 +79,12 @@ class AIMGRPOConfig(TrainingArguments):
     ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "share of the policy that it takes"})
     ref_model_sync_steps: int = field(default=512, metadata={"help": "every so many optimizer steps"})
     noise_level: float = field(default=0.7, metadata={"help": "a of the SDE, see training/policy.py"})
+    random_steps: list[int] | None = field(
+        default=None,
+        metadata={"help": "denoising steps, counted from 0, that random ones are drawn from; all but the last if None"},
+    )
     num_random_steps: int = field(
-        default=1, metadata={"help": "denoising steps of a chunk that are random; 0: all that can be"}
+        default=1, metadata={"help": "how many of a chunk's denoising steps are random; 0: all of random_steps"}
     )
     num_inference_steps: int = field(default=5, metadata={"help": "denoising steps of RGB and value maps"})
     num_action_inference_steps: int = field(default=10, metadata={"help": "denoising steps of actions"})
@@ -125,10 +129,18 @@ class AIMGRPOConfig(TrainingArguments):
             )
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations is {self.num_iterations}; expected at least 1.")
-        if not 0 <= self.num_random_steps <= self.num_action_inference_steps - 1:
+        known = range(self.num_action_inference_steps - 1)
+        if self.random_steps is None:
+            self.random_steps = list(known)
+        if not self.random_steps or sorted(set(self.random_steps) & set(known)) != self.random_steps:
             raise ValueError(
-                f"num_random_steps is {self.num_random_steps}; expected 0 to {self.num_action_inference_steps - 1}: "
-                "the last denoising step has no noise."
+                f"random_steps is {self.random_steps}; expected some of 0 to {len(known) - 1}, in ascending order: the "
+                "last denoising step has no noise."
+            )
+        if not 0 <= self.num_random_steps <= len(self.random_steps):
+            raise ValueError(
+                f"num_random_steps is {self.num_random_steps}; expected 0 to {len(self.random_steps)}, as many as "
+                "random_steps has."
             )
         self.epsilon_high = self.epsilon if self.epsilon_high is None else self.epsilon_high
 
@@ -262,7 +274,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             )
             self._collector = Collector(
                 *(self.pipe, self.model, environments, args.num_generations),
-                *(args.num_random_steps or args.num_action_inference_steps - 1, args.num_inference_steps),
+                *(args.random_steps, args.num_random_steps or len(args.random_steps), args.num_inference_steps),
                 *(args.max_completion_length, args.seed),
             )
         return self._collector

@@ -91,7 +91,7 @@ class Collector:
     Args:
         pipe: its model is on the device already. policy: of that model.
         environments: of the suite and split.
-        num_generations: G. num_random_steps: S. seed: of all noise.
+        num_generations: G. random_steps: that the S = num_random_steps of a chunk are drawn from. seed: of all noise.
         max_completion_length: control steps after which an episode ends with the chunk, if it hasn't before; None for
             the task's own limit.
     """
@@ -102,14 +102,15 @@ class Collector:
         policy: ActionPolicy,
         environments: VectorEnvironment,
         num_generations: int,
+        random_steps: list[int],
         num_random_steps: int,
         num_inference_steps: int,
         max_completion_length: int | None,
         seed: int,
     ):
         self.pipe, self.policy, self.environments, self.seed = pipe, policy, environments, seed
-        self.num_generations, self.num_random_steps = num_generations, num_random_steps
-        self.num_inference_steps = num_inference_steps
+        self.num_generations, self.num_inference_steps = num_generations, num_inference_steps
+        self.random_steps, self.num_random_steps = random_steps, num_random_steps
         self.max_completion_length = math.inf if max_completion_length is None else max_completion_length
         self.chunks = Chunks(pipe.actions_per_chunk, pipe.actions_per_frame)
         self.seconds: Counter[str] = Counter()  # spent in simulation and in the network
@@ -201,11 +202,12 @@ class _Rollout:
 
         S, shape = collector.num_random_steps, (config.action_horizon, config.action_dim)
         policy = collector.policy
-        choice = torch.randperm(len(policy.times) - 2, generator=self.generator)[:S]
+        order = torch.randperm(len(collector.random_steps), generator=self.generator)
+        chosen = sorted(collector.random_steps[index] for index in order[:S])
         noise, z = self._randn((1, *shape)), self._randn((collector.num_generations, S, *shape))
         actions, decisions = sample(
             *(action_velocity(self.model, cache), noise.expand(running, *shape), policy.times, policy.sde),
-            *(sorted(choice.tolist()), z[self.running]),
+            *(chosen, z[self.running]),
             mask=policy.mask,
         )
         self.parts["steps"].append(torch.tensor(decisions.steps))
