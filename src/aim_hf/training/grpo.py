@@ -81,7 +81,9 @@ class AIMGRPOConfig(TrainingArguments):
     noise_level: float = field(default=0.7, metadata={"help": "a of the SDE, see training/policy.py"})
     random_steps: list[int] | None = field(
         default=None,
-        metadata={"help": "denoising steps, counted from 0, that random ones are drawn from; all but the last if None"},
+        metadata={
+            "help": "denoising steps, from 0 on, that random ones are drawn from; all but the last if not given"
+        },
     )
     num_random_steps: int = field(
         default=1, metadata={"help": "how many of a chunk's denoising steps are random; 0: all of random_steps"}
@@ -134,8 +136,8 @@ class AIMGRPOConfig(TrainingArguments):
             self.random_steps = list(known)
         if not self.random_steps or sorted(set(self.random_steps) & set(known)) != self.random_steps:
             raise ValueError(
-                f"random_steps is {self.random_steps}; expected some of 0 to {len(known) - 1}, in ascending order: the "
-                "last denoising step has no noise."
+                f"random_steps is {self.random_steps}; expected some of 0 to {len(known) - 1}, in ascending order: "
+                "the last denoising step has no noise."
             )
         if not 0 <= self.num_random_steps <= len(self.random_steps):
             raise ValueError(
