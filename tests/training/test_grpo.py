@@ -91,6 +91,13 @@ def test_a_group_shares_all_but_its_random_steps(environments):
     np.testing.assert_allclose(outcomes[0].targets[0, -1], torch.stack([last[:3], last[8:11]]), atol=1e-5)
 
 
+def test_random_steps_are_those_asked_for(environments):
+    collector = make_collector(environments, num_random_steps=1)
+    collector.random_steps = [1]
+    group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    assert group.steps.tolist() == [[1], [1], [1]]
+
+
 def test_episodes_may_be_cut_short(environments):
     collector = make_collector(environments, max_completion_length=12)
     group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
