@@ -49,10 +49,10 @@ def environments():
         yield pool
 
 
-def make_collector(environments, num_generations=3, num_random_steps=2, max_completion_length=None):
+def make_collector(environments, num_generations=3, num_random_steps=2, max_completion_length=None, noise_modes=None):
     pipe = make_pipeline()
     mask = torch.ones(16, dtype=torch.bool)
-    policy = ActionPolicy(pipe.model, TIMES, FlowSDE(0.7), mask, own_reference=False)
+    policy = ActionPolicy(pipe.model, TIMES, FlowSDE(0.7, noise_modes), mask, own_reference=False)
     options = {"num_inference_steps": 1, "max_completion_length": max_completion_length, "seed": 0}
     steps = list(range(len(TIMES) - 2))
     return Collector(pipe, policy, environments, num_generations, steps, num_random_steps, **options)
@@ -123,7 +123,17 @@ def test_a_group_does_not_depend_on_what_runs_beside_it(environments):
     assert not torch.equal(again.rgb, alone.rgb)  # each generation has noise of its own
 
 
-def test_the_ratio_is_one_before_anything_is_learned(environments, monkeypatch):
+def test_with_one_mode_a_random_step_moves_all_actions_of_a_chunk_together(environments):
+    collector = make_collector(environments, num_random_steps=1, noise_modes=1)
+    group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    apart = group.after[1:, 0, 0] - group.after[:1, 0, 0]  # (2, P, D) of the first chunk
+    torch.testing.assert_close(apart, apart[:, :1].expand_as(apart), rtol=0, atol=1e-5)
+    assert apart.abs().max() > 0.01
+    assert group.log_probs.shape == (3, 3, 1, 1)
+
+
+@pytest.mark.parametrize("noise_modes", [None, 1])
+def test_the_ratio_is_one_before_anything_is_learned(environments, monkeypatch, noise_modes):
     """In float32, the path of training against the one of the rollout, of episodes that end one after another."""
     step = VectorEnvironment.step
 
@@ -132,7 +142,7 @@ def test_the_ratio_is_one_before_anything_is_learned(environments, monkeypatch):
         return {row: replace(p, done=p.steps >= 8 * (3, 1, 2)[row]) for row, p in answers.items()}
 
     monkeypatch.setattr(VectorEnvironment, "step", shortened)
-    collector = make_collector(environments)
+    collector = make_collector(environments, noise_modes=noise_modes)
     group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
     assert group.num_chunks.tolist() == [3, 1, 2] and [len(o.value_maps["head_camera"]) for o in outcomes] == [3, 1, 2]
     assert group.log_probs.dtype == torch.float32 and group.log_probs[0].std() > 0.1
@@ -253,9 +263,10 @@ def test_advantages_of_an_episode_and_of_its_chunks(tmp_path):
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
 def test_only_executed_actions_count(tmp_path, loss_type):
     trainer = make_trainer(tmp_path, loss_type=loss_type)
-    executed = trainer.pipe.actions_per_chunk
+    executed, predicted = trainer.pipe.actions_per_chunk, trainer.pipe.model.config.action_horizon
+    assert executed < predicted  # a lookahead, which the next chunk chooses again
     group = _FakeGroup(num_chunks=torch.tensor([2, 1]))
-    group.log_probs = torch.zeros(2, 2, 3, executed + 4)  # a lookahead of four, which the next chunk chooses again
+    group.log_probs = torch.zeros(2, 2, 3, predicted)
     weights = trainer._weights(group)
     counted = torch.zeros(2, 2, dtype=torch.bool)
     counted[0], counted[1, 0] = True, True
@@ -263,6 +274,10 @@ def test_only_executed_actions_count(tmp_path, loss_type):
     assert torch.all(weights[..., executed:] == 0)
     if loss_type == "grpo":  # each episode counts the same
         torch.testing.assert_close(weights.sum(dim=(1, 2, 3)), torch.ones(2))
+    # A mode of a whole prediction counts by how much of it is executed.
+    trainer.model.sde, group.log_probs = FlowSDE(0.7, modes=1), torch.zeros(2, 2, 3, 1)
+    weight = 1 / 3 / group.num_chunks[:, None] if loss_type == "grpo" else executed / predicted
+    torch.testing.assert_close(trainer._weights(group)[:, :, 1, 0], counted * weight)
 
 
 class _FakeGroup:

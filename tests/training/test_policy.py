@@ -69,9 +69,62 @@ def test_without_noise_it_is_the_ode():
         assert std == 0
 
 
+@pytest.mark.parametrize("modes", [1, 2])
+def test_renewing_some_modes_of_the_noise_keeps_the_marginals(modes):
+    """Of each action, and of any two: what is renewed of white noise is white."""
+    count, actions = 50_000, 4
+    generator = torch.Generator().manual_seed(0)
+    sde, times = FlowSDE(1.0, modes), torch.linspace(1, 0, 201, dtype=torch.float64).tolist()
+    noise = torch.randn(count, actions, 1, generator=generator, dtype=torch.float64)
+    z = torch.randn(count, 199, modes, 1, generator=generator, dtype=torch.float64)
+    x, decisions = sample(gaussian_velocity, noise, times, sde, list(range(199)), z)
+    for t, at in [(0.0, x)] + [(times[index + 1], decisions.after[:, index]) for index in (50, 100, 150)]:
+        torch.testing.assert_close(
+            at.mean(dim=0), torch.full((actions, 1), (1 - t) * MEAN).double(), rtol=0, atol=0.02
+        )
+        expected = std_of_data(t) ** 2 * torch.eye(actions, dtype=torch.float64)
+        torch.testing.assert_close(torch.cov(at[..., 0].T), expected, rtol=0, atol=0.02)
+    # What is renewed forgets where it started from; the rest is the ODE's, MEAN + STD * noise.
+    left = torch.eye(actions).double() - sde.basis(actions).T @ sde.basis(actions)
+    remembered = torch.einsum("bi,bj->ij", x[..., 0] - MEAN, noise[..., 0]) / count / STD
+    torch.testing.assert_close(remembered, left, rtol=0, atol=0.05)
+
+
+def test_modes_are_those_of_the_cosine_transform():
+    sde = FlowSDE(0.7, modes=3)
+    basis = sde.basis(8)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(basis[0], torch.full((8,), 8**-0.5, dtype=torch.float64))
+    torch.testing.assert_close(basis[1] / basis[1, 0], -basis[1].flip(0) / basis[1, 0])  # odd: from one end to another
+    x = torch.randn(5, 8, 2, dtype=torch.float64)
+    torch.testing.assert_close(sde.to_modes(x), basis @ x)
+    torch.testing.assert_close(sde.from_modes(x[:, :3], 8), basis.T @ x[:, :3])
+    whole = FlowSDE(0.7, modes=8)
+    torch.testing.assert_close(whole.from_modes(whole.to_modes(x), 8), x)
+    with pytest.raises(ValueError, match="noise_modes is 3; expected at most 2"):
+        sde.to_modes(x[:, :2])
+    with pytest.raises(ValueError, match="noise_modes is 0"):
+        FlowSDE(0.7, modes=0)
+
+
+def test_with_all_modes_it_is_the_same_step_and_likelihood():
+    """A rotation of the numbers that noise is added to changes neither."""
+    generator = torch.Generator().manual_seed(0)
+    x, v, z = torch.randn(3, 6, 8, 2, generator=generator, dtype=torch.float64)
+    plain, cosine = FlowSDE(0.7), FlowSDE(0.7, modes=8)
+    (mean, std), (same_mean, same_std) = (sde.step(x, v, 0.6, 0.5) for sde in (plain, cosine))
+    torch.testing.assert_close(same_mean, mean)
+    assert same_std == std
+    taken = mean + std * z
+    of_actions, of_modes = (
+        log_density(sde.to_modes(taken), sde.to_modes(mean), std).sum(dim=(1, 2)) for sde in (plain, cosine)
+    )
+    torch.testing.assert_close(of_modes, of_actions)
+
+
 def test_a_small_step_is_the_papers():
     """Mean x - dt [v + sigma^2 / (2t) eps] and standard deviation sigma sqrt(dt), to first order."""
-    x, v = torch.tensor([0.4], dtype=torch.float64), torch.tensor([-1.1], dtype=torch.float64)
+    x, v = torch.tensor([[0.4]], dtype=torch.float64), torch.tensor([[-1.1]], dtype=torch.float64)
     t, dt, a = 0.6, 1e-5, 0.7
     mean, std = FlowSDE(a).step(x, v, t, t - dt)
     variance = a**2 * t / (1 - t)

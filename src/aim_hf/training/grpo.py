@@ -3,7 +3,7 @@
 One iteration: groups of episodes are rolled out from the same scenes, rewarded, and compared within their group; then
 the head takes `steps_per_generation / gradient_accumulation_steps` optimizer steps on them, `num_iterations` times
 over. Names are those of TRL's `GRPOTrainer` where the meaning is the same: a completion is an episode, a token is an
-executed action, at one of the random denoising steps of its chunk.
+action, or a mode of a chunk's actions, at one of the random denoising steps of its chunk.
 """
 
 import json
@@ -79,6 +79,13 @@ class AIMGRPOConfig(TrainingArguments):
     ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "share of the policy that it takes"})
     ref_model_sync_steps: int = field(default=512, metadata={"help": "every so many optimizer steps"})
     noise_level: float = field(default=0.7, metadata={"help": "a of the SDE, see training/policy.py"})
+    noise_modes: int | None = field(
+        default=None,
+        metadata={
+            "help": "cosine modes of a chunk's noise that random steps replace, 1 moves all its actions together; all "
+            "if not given"
+        },
+    )
     random_steps: list[int] | None = field(
         default=None,
         metadata={
@@ -218,7 +225,9 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         set_timesteps(pipe.action_scheduler, args.num_action_inference_steps, args.device)
         times = pipe.action_scheduler.sigmas.double().tolist()
         mask = pipe.processor.moving_dimensions.to(args.device)
-        policy = ActionPolicy(pipe.model, times, FlowSDE(args.noise_level), mask, args.sync_ref_model)
+        policy = ActionPolicy(
+            pipe.model, times, FlowSDE(args.noise_level, args.noise_modes), mask, args.sync_ref_model
+        )
         super().__init__(model=policy, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("the action head is small and all else is frozen: GRPO runs on whole models (DDP).")
@@ -403,8 +412,9 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         advantages = group.advantages.to(device)[:, :, None, None]
         log_ratio = log_probs - group.log_probs.to(device)
         if args.importance_sampling_level == "sequence":
-            executed = log_ratio[..., : self.pipe.actions_per_chunk]
-            log_ratio = executed.mean(dim=(2, 3), keepdim=True).expand_as(log_probs)
+            share = self._executed_share().to(log_ratio)
+            of_chunk = (log_ratio * share).sum(dim=(2, 3), keepdim=True) / (log_ratio.shape[2] * share.sum())
+            log_ratio = of_chunk.expand_as(log_probs)
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - args.epsilon, 1 + args.epsilon_high)
         loss = -torch.minimum(ratio * advantages, clipped * advantages) + args.beta * divergence
@@ -424,16 +434,19 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         return (loss * weights).sum(), metrics
 
     def _weights(self, group: Group) -> torch.Tensor:
-        """What each token counts, (G, C, S, P): nothing beyond an episode's end, nor for the lookahead, which the next
+        """What each token counts, (G, C, S, M): nothing beyond an episode's end, nor for the lookahead, which the next
         chunk chooses again."""
-        G, C, S, P = group.log_probs.shape
-        executed = self.pipe.actions_per_chunk
+        C, S = group.log_probs.shape[1:3]
+        share = self._executed_share()
         inside = (torch.arange(C) < group.num_chunks[:, None]).float()
         if self.args.loss_type == "grpo":
-            inside = inside / group.num_chunks[:, None] / (S * executed)
-        weights = inside[:, :, None, None].repeat(1, 1, S, P)
-        weights[..., executed:] = 0
-        return weights
+            inside = inside / group.num_chunks[:, None] / (S * share.sum())
+        return inside[:, :, None, None] * share.expand(S, -1)
+
+    def _executed_share(self) -> torch.Tensor:
+        """How much of each mode is executed, (M,): 1 or 0 where modes are actions."""
+        basis = self.model.sde.basis(self.pipe.model.config.action_horizon)
+        return basis[:, : self.pipe.actions_per_chunk].square().sum(dim=1).float()
 
     # --------------------------------------------------------------------------------------------- logs, evaluation
 
@@ -467,12 +480,12 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         """Success of the policy without its random steps, on the scenes of `eval_dataset`: held out from training, and
         apart from those that results are reported on."""
         scenes = self.eval_dataset if eval_dataset is None else eval_dataset
-        by_task: dict[str, list[int]] = defaultdict(list)
-        for index in range(len(scenes)):
-            # As many of each task for every process.
-            turn, task = divmod(index, len(scenes.tasks))
-            if (turn + task) % self.accelerator.num_processes == self.accelerator.process_index:
-                by_task[scenes[index].task].append(scenes[index].seed)
+        seeds: dict[str, list[int]] = defaultdict(list)
+        for scene in (scenes[index] for index in range(len(scenes))):
+            seeds[scene.task].append(scene.seed)
+        # As many of each task for every process; the odd ones go round.
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        by_task = {task: seeds[task][(rank + n) % processes :: processes] for n, task in enumerate(seeds)}
         steps = {name: getattr(self.args, name) for name in ("num_inference_steps", "num_action_inference_steps")}
         policy = AIMPolicy(self.pipe, {"policy": "in training"}, **steps)
         counts: dict[str, list[bool]] = defaultdict(list)

@@ -15,6 +15,11 @@ x_0 held, the noise in x is an Ornstein-Uhlenbeck process, which has a closed fo
 
 For small steps it is the papers'; a = 0 gives the ODE's Euler step; at 10 steps it samples what the ODE does at 10, so
 that what is trained is what is used. The last step, to s = 0, has no noise, hence no likelihood.
+
+Noise that is another for each action of a chunk mostly averages out on the way to where the chunk ends, and says
+little about what to do better. So the renewed noise may be kept to the smoothest cosine modes of the noise over a
+chunk's actions: with one mode, the whole chunk moves together. Renewing a part of white noise leaves it white, so the
+marginals stay as they are. The likelihood is that of the modes that are random, given x_t.
 """
 
 import copy
@@ -34,31 +39,65 @@ POLICY_INPUTS = (
     *("prompt_embeds", "first", "rgb", "value", "observed", "executed"),
     *("steps", "before", "after", "num_chunks"),
 )
-Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x (B, ...) at t (B,)
+Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x (B, P, D) at t (B,)
 
 
 @dataclass(frozen=True)
 class FlowSDE:
     """
     noise_level: a, how much of the noise in a sample a step replaces; 0 for none.
+    modes: M, how many cosine modes of the noise over the P actions of a chunk are replaced, the smoothest ones; all if
+        not given, and the actions then stand for themselves (M = P).
 
     Raises:
-        ValueError: if it is negative.
+        ValueError: if the level is negative, or there are fewer modes than one, or more than actions.
     """
 
     noise_level: float
+    modes: int | None = None
 
     def __post_init__(self):
         if not self.noise_level >= 0:
             raise ValueError(f"noise_level is {self.noise_level}; expected at least 0.")
+        if self.modes is not None and self.modes < 1:
+            raise ValueError(f"noise_modes is {self.modes}; expected at least 1.")
 
     def step(self, x: torch.Tensor, velocity: torch.Tensor, t: float, s: float) -> tuple[torch.Tensor, float]:
-        """Mean and standard deviation of x_s, given x = x_t and its velocity, 0 <= s < t <= 1."""
+        """Mean of x_s and standard deviation of each of its modes, given x = x_t (..., P, D) and its velocity,
+        0 <= s < t <= 1."""
         clean, noise = x - t * velocity, x + (1 - t) * velocity
         if s == 0:
             return clean, 0.0
         rho = (s * (1 - t) / (t * (1 - s))) ** (self.noise_level**2 / 2)
-        return (1 - s) * clean + s * rho * noise, s * math.sqrt(1 - rho**2)
+        kept = noise - (1 - rho) * self.from_modes(self.to_modes(noise), noise.shape[-2])
+        return (1 - s) * clean + s * kept, s * math.sqrt(1 - rho**2)
+
+    def num_modes(self, actions: int) -> int:
+        return actions if self.modes is None else self.modes
+
+    def to_modes(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., P, D) -> (..., M, D)."""
+        return x if self.modes is None else _product(self.basis(x.shape[-2]).to(x), x)
+
+    def from_modes(self, modes: torch.Tensor, actions: int) -> torch.Tensor:
+        """(..., M, D) -> (..., P, D)."""
+        return modes if self.modes is None else _product(self.basis(actions).T.to(modes), modes)
+
+    def basis(self, actions: int) -> torch.Tensor:
+        """(M, P), orthonormal rows: the actions themselves, or of the discrete cosine transform (DCT-II)."""
+        if self.modes is None:
+            return torch.eye(actions, dtype=torch.float64)
+        if self.modes > actions:
+            raise ValueError(f"noise_modes is {self.modes}; expected at most {actions}, the actions of a prediction.")
+        mode, action = (torch.arange(count, dtype=torch.float64) for count in (self.modes, actions))
+        mode = mode[:, None]
+        waves = torch.cos(math.pi * mode * (action + 0.5) / actions) * math.sqrt(2 / actions)
+        return torch.where(mode == 0, waves / math.sqrt(2), waves)
+
+
+def _product(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """matrix @ x, small, in x's own precision: autocast would round a matrix product."""
+    return (matrix[:, :, None] * x[..., None, :, :]).sum(dim=-2)
 
 
 def log_density(x: torch.Tensor, mean: torch.Tensor, std: float) -> torch.Tensor:
@@ -75,8 +114,8 @@ def kl_divergence(mean: torch.Tensor, reference: torch.Tensor, std: float) -> to
 class Decisions:
     """The random steps of a batch of samples, and where they led.
 
-    steps: their indices, S of them. before, after: (B, S, ...), the samples around each. log_probs: (B, S, ...), the
-    log-densities at which they were taken, summed over the last axis, the numbers of an action.
+    steps: their indices, S of them. before, after: (B, S, P, D), the samples around each. log_probs: (B, S, M), the
+    log-densities at which they were taken, of each mode, summed over the D numbers of an action.
     """
 
     steps: list[int]
@@ -95,12 +134,12 @@ def sample(
     z: torch.Tensor,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Decisions]:
-    """Solves from `noise` (B, ...) at times[0] = 1 to times[-1] = 0; the given `steps` by the SDE, others by the ODE.
+    """Solves from `noise` (B, P, D) at times[0] = 1 to times[-1] = 0; the given `steps` by the SDE, others by the ODE.
 
     Args:
         times: K + 1 of them, falling.
         steps: indices of the random steps in ascending order, of 0 to K - 2.
-        z: (B, S, ...), their noise.
+        z: (B, S, M, D), their noise.
         mask: over the last axis: 0 for numbers that are no part of the robot's actions, and of the likelihood.
 
     Raises:
@@ -116,9 +155,9 @@ def sample(
             continue
         before.append(x)
         mean, std = sde.step(x, v, t, s)
-        x = mean + std * z[:, steps.index(index)]
+        x = mean + std * sde.from_modes(z[:, steps.index(index)], x.shape[-2])
         after.append(x)
-        log_probs.append(masked_sum(log_density(x, mean, std), mask))
+        log_probs.append(masked_sum(log_density(sde.to_modes(x), sde.to_modes(mean), std), mask))
     return x, Decisions(steps, *(torch.stack(parts, dim=1) for parts in (before, after, log_probs)))
 
 
@@ -169,7 +208,7 @@ class ActionPolicy(nn.Module):
         self, groups: list[dict[str, torch.Tensor]]
     ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
         """Of each group, `POLICY_INPUTS` of a [`Group`]: log-likelihoods of its random steps under the policy, and
-        their KL divergence from the reference, (G, C, S, P) each, P actions a prediction.
+        their KL divergence from the reference, (G, C, S, M) each, M modes of a prediction.
 
         Also a zero that depends on every parameter: where no group is left, there is still a gradient to share.
         """
@@ -194,7 +233,8 @@ class ActionPolicy(nn.Module):
                 x, between = before[rows, chunk, index], self.times[step : step + 2]
                 mean, std = self.sde.step(x, velocity[:, index], *between)
                 reference_mean, _ = self.sde.step(x, old[:, index], *between)
-                log_prob = masked_sum(log_density(taken[:, index], mean, std), self.mask)
+                led_to, mean, reference_mean = map(self.sde.to_modes, (taken[:, index], mean, reference_mean))
+                log_prob = masked_sum(log_density(led_to, mean, std), self.mask)
                 divergence = masked_sum(kl_divergence(mean, reference_mean, std), self.mask)
                 for of_all, of_rows in ((log_probs, log_prob), (divergences, divergence)):
                     of_all.append(of_rows.new_zeros(len(before), *of_rows.shape[1:]).index_put((rows,), of_rows))

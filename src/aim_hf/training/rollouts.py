@@ -60,7 +60,7 @@ class Group:
     rgb, value: (G, C, c, F, h, w), as imagined. observed: the same shape, what was really seen after each chunk.
     executed (G, C, F * n, D), normalized.
     steps (C, S): the random denoising steps. before, after (G, C, S, P, D): the samples around them. log_probs
-        (G, C, S, P): log-likelihoods of the steps under the policy that took them.
+        (G, C, S, M): log-likelihoods of the steps under the policy that took them.
     num_chunks (G,); success (G,). What is kept of a chunk is zero for an episode that ended before it.
     advantages (G, C): set by the trainer.
     """
@@ -204,7 +204,8 @@ class _Rollout:
         policy = collector.policy
         order = torch.randperm(len(collector.random_steps), generator=self.generator)
         chosen = sorted(collector.random_steps[index] for index in order[:S])
-        noise, z = self._randn((1, *shape)), self._randn((collector.num_generations, S, *shape))
+        z_shape = (collector.num_generations, S, policy.sde.num_modes(config.action_horizon), config.action_dim)
+        noise, z = self._randn((1, *shape)), self._randn(z_shape)
         actions, decisions = sample(
             *(action_velocity(self.model, cache), noise.expand(running, *shape), policy.times, policy.sde),
             *(chosen, z[self.running]),
