@@ -44,18 +44,20 @@ def test_bilinear_between_pixels_and_at_the_border():
     assert np.isnan(bilinear(picture, np.array([[np.inf, 1.0]])))
 
 
-def test_the_map_is_read_where_the_better_arm_is_sent():
-    maps = np.zeros((2, 2, HEIGHT, WIDTH))
+def test_the_map_is_read_where_the_better_arm_lands():
+    """The lowest of its targets, z being height."""
+    maps = np.zeros((2, 3, HEIGHT, WIDTH))
     maps[0, :, 3, 4] = 0.8
-    maps[1, 1, 5, 9] = 0.6
-    targets = np.empty((2, 2, 2, 3))
+    maps[1, 2, 5, 9] = 0.6
+    targets = np.empty((2, 3, 2, 3))
     targets[...] = point(0.5, 0.5)
-    targets[0, 0, 1] = point(4.5, 3.5)  # the right arm on the peak, the left elsewhere
-    targets[0, 1, 0] = point(5.0, 3.5)  # the left arm half a pixel beside it
-    targets[1, 0, 1] = point(0, 0, -2.0)  # behind the camera
-    targets[1, 1, :] = point(50, 50)  # outside the picture
+    targets[0, 0, 1] = point(4.5, 3.5)  # the right arm passes the peak,
+    targets[0, 1, 1] = point(5.0, 3.5, depth=1.0)  # lands half a pixel beside it,
+    targets[0, 2, 1] = point(4.5, 3.5, depth=1.5)  # and rises over it again
+    targets[1, 2, 1] = point(0, 0, -2.0)  # lands behind the camera
+    targets[1, 1, 0] = point(50, 50, depth=1.0)  # outside the picture
     (reward,) = value_map_reward([make_outcome(targets, {"head_camera": maps})])
-    np.testing.assert_allclose(reward, [(0.8 + 0.4) / 2, 0.0], atol=1e-9)
+    np.testing.assert_allclose(reward, [0.4, 0.0], atol=1e-9)
 
 
 def test_cameras_are_averaged_where_they_see_a_tool():
@@ -79,5 +81,6 @@ def test_hits_are_counted_where_a_map_shows_something():
     maps[0, -1, 3, 4], maps[1, -1, 3, 4], maps[2, -1, 3, 4] = 1.0, 1.0, 0.2
     targets = np.empty((3, 2, 2, 3))
     targets[...] = point(0.5, 0.5)
-    targets[0, -1, 1] = targets[2, -1, 1] = point(4.6, 3.5)
+    targets[:, -1] = point(0.5, 0.5, depth=1.0)  # all land at the last frame
+    targets[0, -1, 1] = targets[2, -1, 1] = point(4.6, 3.5, depth=1.0)
     assert value_hits(make_outcome(targets, {"head_camera": maps})) == (1, 2)

@@ -35,10 +35,15 @@ class Outcome:
     intrinsics: dict[str, np.ndarray]
     extrinsics: dict[str, np.ndarray]
 
-    def readings(self, camera: str) -> np.ndarray:
-        """The maps of a camera at the projected targets, (C, F, 2); NaN where it doesn't see them."""
+    def landings(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        """Where each chunk lands with each tool, the frame at which it wants it lowest: what the camera's map reads at
+        the projected target, NaN where the camera doesn't see it, and that map's peak, (C, 2) each."""
         pixels, _ = project(self.targets, self.intrinsics[camera], self.extrinsics[camera])
-        return bilinear(self.value_maps[camera][:, :, None], pixels)
+        readings = bilinear(self.value_maps[camera][:, :, None], pixels)  # (C, F, 2)
+        peaks = self.value_maps[camera].max(axis=(2, 3))[:, :, None].repeat(2, axis=2)
+        frame = self.targets[..., 2].argmin(axis=1)[:, None]
+        at_landing = [np.take_along_axis(values, frame, axis=1)[:, 0] for values in (readings, peaks)]
+        return at_landing[0], at_landing[1]
 
 
 RewardFunction = Callable[[list[Outcome]], Sequence[float | np.ndarray]]
@@ -69,32 +74,30 @@ def success_reward(outcomes: list[Outcome]) -> list[float]:
 
 
 def value_map_reward(outcomes: list[Outcome], cameras: Sequence[str] = ("head_camera",)) -> list[np.ndarray]:
-    """Of each chunk: the predicted value map, read where the actions want the tools, averaged over its frames.
+    """Of each chunk: the predicted value map, read where the chunk lands.
 
-    A map shows the next contact of whichever arm makes one, so that of the two arms the better counts. Cameras are
-    averaged where they see a tool; a frame in which none does counts 0.
+    Read at every frame, it would pay to fly along the camera's ray to the peak, and to arrive before the imagined
+    frame does. A map shows the next contact of whichever arm makes one, so that of the two arms the better counts.
+    Cameras are averaged where they see a tool; a chunk that none sees land counts 0.
     """
     unknown = set(cameras) - set(CAMERAS)
     if unknown or not cameras:
         raise ValueError(f"cameras are {list(cameras)}; expected some of {', '.join(CAMERAS)}.")
     rewards = []
     for outcome in outcomes:
-        best = np.stack([_best_arm(outcome.readings(camera)) for camera in cameras])  # (cameras, C, F)
+        best = np.stack([_best_arm(outcome.landings(camera)[0]) for camera in cameras])  # (cameras, C)
         seen = ~np.isnan(best)
-        reading = np.where(seen, best, 0).sum(axis=0) / seen.sum(axis=0).clip(min=1)
-        rewards.append(reading.mean(axis=1))
+        rewards.append(np.where(seen, best, 0).sum(axis=0) / seen.sum(axis=0).clip(min=1))
     return rewards
 
 
 def value_hits(outcome: Outcome, camera: str = "head_camera") -> tuple[int, int]:
-    """How many chunks land in the high region of their last map, and how many chunks there are whose map shows one.
-
-    A chunk lands where its last action wants the tool, of the arm that comes closer to the peak.
-    """
-    peaks = outcome.value_maps[camera][:, -1].max(axis=(1, 2))
-    landed = np.nan_to_num(_best_arm(outcome.readings(camera)[:, -1]))
+    """How many chunks land in the high region of a map with either tool, and how many chunks there are whose map shows
+    one as they land."""
+    readings, peaks = outcome.landings(camera)
     shown = peaks >= HIGH
-    return int((landed[shown] >= HIGH * peaks[shown]).sum()), int(shown.sum())
+    hit = shown & (np.nan_to_num(readings) >= HIGH * peaks)
+    return int(hit.any(axis=1).sum()), int(shown.any(axis=1).sum())
 
 
 def _best_arm(readings: np.ndarray) -> np.ndarray:
