@@ -143,6 +143,15 @@ def test_the_last_step_has_no_noise_and_no_likelihood():
         FlowSDE(-1)
 
 
+def test_a_scale_widens_the_noise_and_nothing_else():
+    x, v = torch.randn(2, 4, 8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, std = FlowSDE(0.7, modes=1).step(x, v, 0.6, 0.5)
+    same_mean, wider = FlowSDE(0.7, modes=1, scale=3.0).step(x, v, 0.6, 0.5)
+    assert torch.equal(same_mean, mean) and wider == 3 * std > 0
+    with pytest.raises(ValueError, match="noise_scale is 0"):
+        FlowSDE(0.7, scale=0)
+
+
 def test_densities_are_those_of_torch():
     generator = torch.Generator().manual_seed(0)
     x, mean, other = torch.randn(3, 50, generator=generator, dtype=torch.float64)

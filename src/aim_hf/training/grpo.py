@@ -86,6 +86,9 @@ class AIMGRPOConfig(TrainingArguments):
             "if not given"
         },
     )
+    noise_scale: float = field(
+        default=1.0, metadata={"help": "by how much that noise is wider than the policy's own; more explores more"}
+    )
     random_steps: list[int] | None = field(
         default=None,
         metadata={
@@ -226,7 +229,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         times = pipe.action_scheduler.sigmas.double().tolist()
         mask = pipe.processor.moving_dimensions.to(args.device)
         policy = ActionPolicy(
-            pipe.model, times, FlowSDE(args.noise_level, args.noise_modes), mask, args.sync_ref_model
+            pipe.model, times, FlowSDE(args.noise_level, args.noise_modes, args.noise_scale), mask, args.sync_ref_model
         )
         super().__init__(model=policy, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -20,6 +20,9 @@ Noise that is another for each action of a chunk mostly averages out on the way 
 little about what to do better. So the renewed noise may be kept to the smoothest cosine modes of the noise over a
 chunk's actions: with one mode, the whole chunk moves together. Renewing a part of white noise leaves it white, so the
 marginals stay as they are. The likelihood is that of the modes that are random, given x_t.
+
+Samples with the marginals of the ODE are no more diverse than what it makes: a policy that misses a place by more than
+its own spread never hits it, and success can't teach it. `scale` widens the noise of a random step beyond the marginals.
 """
 
 import copy
@@ -48,19 +51,24 @@ class FlowSDE:
     noise_level: a, how much of the noise in a sample a step replaces; 0 for none.
     modes: M, how many cosine modes of the noise over the P actions of a chunk are replaced, the smoothest ones; all if
         not given, and the actions then stand for themselves (M = P).
+    scale: by how much the noise that replaces it is wider; the marginals are kept by 1 alone.
 
     Raises:
-        ValueError: if the level is negative, or there are fewer modes than one, or more than actions.
+        ValueError: if the level is negative, the scale isn't positive, or there are fewer modes than one, or more than
+            actions.
     """
 
     noise_level: float
     modes: int | None = None
+    scale: float = 1.0
 
     def __post_init__(self):
         if not self.noise_level >= 0:
             raise ValueError(f"noise_level is {self.noise_level}; expected at least 0.")
         if self.modes is not None and self.modes < 1:
             raise ValueError(f"noise_modes is {self.modes}; expected at least 1.")
+        if not self.scale > 0:
+            raise ValueError(f"noise_scale is {self.scale}; expected more than 0.")
 
     def step(self, x: torch.Tensor, velocity: torch.Tensor, t: float, s: float) -> tuple[torch.Tensor, float]:
         """Mean of x_s and standard deviation of each of its modes, given x = x_t (..., P, D) and its velocity,
@@ -70,7 +78,7 @@ class FlowSDE:
             return clean, 0.0
         rho = (s * (1 - t) / (t * (1 - s))) ** (self.noise_level**2 / 2)
         kept = noise - (1 - rho) * self.from_modes(self.to_modes(noise), noise.shape[-2])
-        return (1 - s) * clean + s * kept, s * math.sqrt(1 - rho**2)
+        return (1 - s) * clean + s * kept, self.scale * s * math.sqrt(1 - rho**2)
 
     def num_modes(self, actions: int) -> int:
         return actions if self.modes is None else self.modes
