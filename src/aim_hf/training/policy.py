@@ -22,7 +22,7 @@ chunk's actions: with one mode, the whole chunk moves together. Renewing a part 
 marginals stay as they are. The likelihood is that of the modes that are random, given x_t.
 
 Samples with the marginals of the ODE are no more diverse than what it makes: a policy that misses a place by more than
-its own spread never hits it, and success can't teach it. `scale` widens the noise of a random step beyond the marginals.
+its own spread never hits it, and success can't teach it. `scale` widens the noise of a random step beyond them.
 """
 
 import copy
