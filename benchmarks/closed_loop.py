@@ -3,7 +3,8 @@
     python benchmarks/closed_loop.py --study schedules --policy checkpoints/aim-tiny --episodes 20 --output DIR
     python benchmarks/closed_loop.py --study delays --policy checkpoints/aim-tiny --episodes 20 --output DIR
 
-`schedules`: denoising steps of the world and of the actions, an early end, guidance. `delays`: control steps that a
+`schedules`: denoising steps of the world and of the actions, an early end, guidance. `noise`: less of the noise that
+actions start from. `delays`: control steps that a
 chunk takes to compute, bridged by real-time chunking or without telling the new chunk. Each setting has a folder of
 results, as `pipelines/evaluate.py` writes it, so a run that was stopped goes on; DIR/STUDY.json holds them all, and
 DIR/STUDY.md the table. Seeds are the same for all settings, held out of training, and none of those that success rates
@@ -23,6 +24,7 @@ STUDIES = {
         *({"stop_after": steps} for steps in (1, 2, 3, 4)),
         *({"guidance_scale": scale} for scale in (1.5, 3.0)),
     ],
+    "noise": [{}, *({"action_noise_scale": scale} for scale in (0.5, 0.0))],
     "delays": [
         {},
         *({"delay": delay, "real_time_chunking": told} for delay in range(1, 9) for told in (True, False)),

@@ -388,6 +388,7 @@ def render() -> dict[Path, str]:
     figures_of = {
         "speed": lambda: speed_figures(measured),
         "schedules": lambda: study_figures(measured / "closed_loop" / "schedules.json"),
+        "noise": lambda: study_figures(measured / "closed_loop" / "noise.json"),
         "delays": lambda: study_figures(measured / "closed_loop" / "delays.json"),
     }
     rollout = (ROOT / "docs" / "rollout.md").read_text()

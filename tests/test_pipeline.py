@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from fixtures_pipeline import HEAD, WRIST, make_observation, make_pipeline, make_pose, randomize
 from safetensors.torch import load_file, save_file
 
+from aim_hf import pipeline_aim
 from aim_hf.codec import VideoCodec
 from aim_hf.files import written_folder
 from aim_hf.pipeline_aim import AIMPipeline, AIMPipelineOutput, AIMSession
@@ -502,6 +503,32 @@ def test_stopping_early(rng):
     assert (latents(num_inference_steps=4, stop_after=2) - whole).abs().max() > 1e-4
     with pytest.raises(ValueError, match="stop_after is 5"):
         latents(num_inference_steps=4, stop_after=5)
+
+
+def test_actions_from_less_noise(rng, monkeypatch):
+    """What is imagined stays as it is. From none of it, other noise gives the same actions."""
+    pipe, observation = make_pipeline(), make_observation(rng)
+
+    def sample(seed, **arguments):
+        generator = seeded(seed)
+        return pipe(observation, session=pipe.start("bell"), output_type="latent", generator=generator, **arguments)
+
+    plain, half, still = (sample(0, action_noise_scale=scale) for scale in (1.0, 0.5, 0.0))
+    assert torch.equal(plain.actions, sample(0).actions)
+    for other in (half, still):
+        assert torch.equal(plain.value_maps, other.value_maps) and torch.equal(plain.frames, other.frames)
+        assert not torch.equal(plain.actions, other.actions)
+    draw = pipeline_aim.randn_tensor
+
+    def another_for_actions(shape, **kwargs):
+        noise = draw(shape, **kwargs)
+        return noise if len(shape) == 5 else noise.flip(1)
+
+    monkeypatch.setattr(pipeline_aim, "randn_tensor", another_for_actions)
+    assert not torch.equal(sample(0).actions, plain.actions)
+    assert torch.equal(sample(0, action_noise_scale=0.0).actions, still.actions)
+    with pytest.raises(ValueError, match="action_noise_scale is 1.5; expected 0 to 1"):
+        sample(0, action_noise_scale=1.5)
 
 
 # Bad input

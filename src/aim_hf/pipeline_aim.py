@@ -293,6 +293,7 @@ class AIMPipeline(DiffusionPipeline):
         num_action_inference_steps: int | None = None,
         stop_after: int | None = None,
         guidance_scale: float = 1.0,
+        action_noise_scale: float = 1.0,
         value_maps: Mapping[str, np.ndarray] | None = None,
         committed_actions: np.ndarray | torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -315,6 +316,8 @@ class AIMPipeline(DiffusionPipeline):
             guidance_scale: of RGB and value maps, 1 for none; above, they follow the instruction more closely. Needs a
                 session with a `negative_prompt`, and a model trained with dropped instructions. Actions are never
                 guided.
+            action_noise_scale: of the noise that actions start from, 0 to 1: 1 samples what the model has learned, 0
+                gives the same actions every time, near the middle of what it would sample.
             value_maps: camera -> (B, T, H, W) in [0, 1], maps to decode the actions from instead of the predicted
                 ones: the diagnostic that splits errors of the maps from errors of the actions.
             committed_actions: (B, d, action_dim), or without B for one row, in physical units: the actions that the
@@ -348,6 +351,8 @@ class AIMPipeline(DiffusionPipeline):
         self.check_inputs(observation, session, steps, output_type, generator, callback_on_step_end_tensor_inputs)
         if stop_after is not None and not 1 <= stop_after <= num_inference_steps:
             raise ValueError(f"stop_after is {stop_after}; expected 1 to num_inference_steps={num_inference_steps}.")
+        if not 0 <= action_noise_scale <= 1:
+            raise ValueError(f"action_noise_scale is {action_noise_scale}; expected 0 to 1.")
         if guidance_scale != 1 and session.negative_cache is None:
             raise ValueError(
                 f"guidance_scale is {guidance_scale}, but the session has nothing to lead away from; start it with "
@@ -367,10 +372,11 @@ class AIMPipeline(DiffusionPipeline):
         config, device, cache = self.model.config, self.model.device, session.cache
         video_shape = (session.batch_size, config.in_channels, config.chunk_latent_frames, *session.latent_size)
         action_shape = (session.batch_size, config.action_horizon, config.action_dim)
-        noise = tuple(
+        *noise, action_noise = (
             randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
             for shape in (video_shape, video_shape, action_shape)
         )
+        noise = (*noise, action_noise_scale * action_noise)
         true_value_latents = None
         if true_value_pixels is not None:
             true_value_latents = session.codec.encode_value_maps(true_value_pixels)

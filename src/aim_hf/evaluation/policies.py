@@ -26,7 +26,10 @@ Pictures = Literal["none", "value_maps", "all"]
 ROWS = 8
 
 # Arguments of AIMPolicy that are options on the command line.
-SCHEDULE = ("num_inference_steps", "num_action_inference_steps", "stop_after", "guidance_scale")
+SCHEDULE = (
+    *("num_inference_steps", "num_action_inference_steps", "stop_after"),
+    *("guidance_scale", "action_noise_scale"),
+)
 OPTIONS = (*SCHEDULE, "delay", "real_time_chunking")
 
 # What checkpoints/aim-tiny was trained on; the tabletop suite has more.
@@ -84,8 +87,8 @@ class AIMPolicy:
 
     Args:
         settings: what tells this checkpoint from others; the arguments below are added.
-        num_inference_steps, num_action_inference_steps, stop_after, guidance_scale: as in the pipeline's call.
-            Guidance leads away from no instruction.
+        num_inference_steps, num_action_inference_steps, stop_after, guidance_scale, action_noise_scale: as in the
+            pipeline's call. Guidance leads away from no instruction.
         delay: control steps that a chunk takes to compute. The robot doesn't wait: it goes on with the lookahead of
             the chunk before, so that of each chunk but the first this many actions were chosen one chunk earlier.
         real_time_chunking: whether the new chunk is told those actions, and follows on from them.
@@ -102,6 +105,7 @@ class AIMPolicy:
         num_action_inference_steps: int | None = None,
         stop_after: int | None = None,
         guidance_scale: float = 1.0,
+        action_noise_scale: float = 1.0,
         delay: int = 0,
         real_time_chunking: bool = True,
     ):
@@ -119,6 +123,7 @@ class AIMPolicy:
             "num_action_inference_steps": num_action_inference_steps,
             "stop_after": stop_after,
             "guidance_scale": guidance_scale,
+            "action_noise_scale": action_noise_scale,
         }
         self.delay, self.real_time_chunking = delay, real_time_chunking
         self.settings = settings | self.steps | {"delay": delay}
@@ -234,3 +239,4 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-action-inference-steps", type=int, help="default: 10")
     parser.add_argument("--stop-after", type=int, help="end the denoising of RGB and value maps after so many steps")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of RGB and value maps")
+    parser.add_argument("--action-noise-scale", type=float, default=1.0, help="of what actions start from; 0: none")
