@@ -143,13 +143,24 @@ def test_the_last_step_has_no_noise_and_no_likelihood():
         FlowSDE(-1)
 
 
-def test_a_scale_widens_the_noise_and_nothing_else():
-    x, v = torch.randn(2, 4, 8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mean, std = FlowSDE(0.7, modes=1).step(x, v, 0.6, 0.5)
-    same_mean, wider = FlowSDE(0.7, modes=1, scale=3.0).step(x, v, 0.6, 0.5)
-    assert torch.equal(same_mean, mean) and wider == 3 * std > 0
-    with pytest.raises(ValueError, match="noise_scale is 0"):
-        FlowSDE(0.7, scale=0)
+@pytest.mark.parametrize("modes", [None, 1, 2])
+def test_the_last_step_may_be_given_noise(modes):
+    """Of the same size for each action, on average, however many modes share it."""
+    sde, generator = FlowSDE(0.7, modes, last_std=0.2), torch.Generator().manual_seed(0)
+    noise = torch.randn(20_000, 8, 1, generator=generator, dtype=torch.float64)
+    z = torch.randn(20_000, 1, sde.num_modes(8), 1, generator=generator, dtype=torch.float64)
+    x, decisions = sample(gaussian_velocity, noise, TIMES, sde, [9], z)
+    ode = decisions.before[:, 0] - TIMES[9] * gaussian_velocity(
+        decisions.before[:, 0], torch.full((20_000,), TIMES[9], dtype=torch.float64)
+    )
+    assert (x - ode).square().mean().sqrt().item() == pytest.approx(0.2, rel=0.02)
+    assert torch.equal(decisions.after[:, 0], x)
+    if modes == 1:
+        torch.testing.assert_close(x - ode, (x - ode)[:, :1].expand_as(x))
+    with pytest.raises(ValueError, match=r"random steps are \[10\]; expected some of 0 to 9"):
+        sample(gaussian_velocity, noise, TIMES, sde, [10], z)
+    with pytest.raises(ValueError, match="last_step_std is -1"):
+        FlowSDE(0.7, last_std=-1)
 
 
 def test_densities_are_those_of_torch():

@@ -86,13 +86,14 @@ class AIMGRPOConfig(TrainingArguments):
             "if not given"
         },
     )
-    noise_scale: float = field(
-        default=1.0, metadata={"help": "by how much that noise is wider than the policy's own; more explores more"}
+    last_step_std: float = field(
+        default=0.0,
+        metadata={"help": "standard deviation of the noise of the last denoising step, in normalized actions"},
     )
     random_steps: list[int] | None = field(
         default=None,
         metadata={
-            "help": "denoising steps, from 0 on, that random ones are drawn from; all but the last if not given"
+            "help": "denoising steps, from 0 on, that random ones are drawn from; those that have noise if not given"
         },
     )
     num_random_steps: int = field(
@@ -141,13 +142,13 @@ class AIMGRPOConfig(TrainingArguments):
             )
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations is {self.num_iterations}; expected at least 1.")
-        known = range(self.num_action_inference_steps - 1)
+        known = range(self.num_action_inference_steps - (0 if self.last_step_std else 1))
         if self.random_steps is None:
             self.random_steps = list(known)
         if not self.random_steps or sorted(set(self.random_steps) & set(known)) != self.random_steps:
             raise ValueError(
-                f"random_steps is {self.random_steps}; expected some of 0 to {len(known) - 1}, in ascending order: "
-                "the last denoising step has no noise."
+                f"random_steps is {self.random_steps}; expected some of 0 to {len(known) - 1}, in ascending order; "
+                "the last denoising step is random with last_step_std alone."
             )
         if not 0 <= self.num_random_steps <= len(self.random_steps):
             raise ValueError(
@@ -229,7 +230,11 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         times = pipe.action_scheduler.sigmas.double().tolist()
         mask = pipe.processor.moving_dimensions.to(args.device)
         policy = ActionPolicy(
-            pipe.model, times, FlowSDE(args.noise_level, args.noise_modes, args.noise_scale), mask, args.sync_ref_model
+            pipe.model,
+            times,
+            FlowSDE(args.noise_level, args.noise_modes, args.last_step_std),
+            mask,
+            args.sync_ref_model,
         )
         super().__init__(model=policy, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -14,7 +14,8 @@ x_0 held, the noise in x is an Ornstein-Uhlenbeck process, which has a closed fo
     x_s = (1 - s) * x_0 + s * (rho * eps + sqrt(1 - rho^2) * z),    rho = [s * (1 - t) / (t * (1 - s))]^(a^2 / 2).
 
 For small steps it is the papers'; a = 0 gives the ODE's Euler step; at 10 steps it samples what the ODE does at 10, so
-that what is trained is what is used. The last step, to s = 0, has no noise, hence no likelihood.
+that what is trained is what is used. The last step, to s = 0, has no noise, hence no likelihood, unless it is given
+some.
 
 Noise that is another for each action of a chunk mostly averages out on the way to where the chunk ends, and says
 little about what to do better. So the renewed noise may be kept to the smoothest cosine modes of the noise over a
@@ -22,7 +23,9 @@ chunk's actions: with one mode, the whole chunk moves together. Renewing a part 
 marginals stay as they are. The likelihood is that of the modes that are random, given x_t.
 
 Samples with the marginals of the ODE are no more diverse than what it makes: a policy that misses a place by more than
-its own spread never hits it, and success can't teach it. `scale` widens the noise of a random step beyond them.
+its own spread never hits it, and success can't teach it. Wider noise within the denoising is seen by the steps after
+it, and what practice then teaches is to take it out again, which is worth nothing without it. So what explores beyond
+the policy's spread comes after the last step, where no network sees it: `last_std`.
 """
 
 import copy
@@ -51,34 +54,33 @@ class FlowSDE:
     noise_level: a, how much of the noise in a sample a step replaces; 0 for none.
     modes: M, how many cosine modes of the noise over the P actions of a chunk are replaced, the smoothest ones; all if
         not given, and the actions then stand for themselves (M = P).
-    scale: by how much the noise that replaces it is wider; the marginals are kept by 1 alone.
+    last_std: standard deviation that the last step adds to each of the P actions, in its modes; 0 keeps the marginals.
 
     Raises:
-        ValueError: if the level is negative, the scale isn't positive, or there are fewer modes than one, or more than
-            actions.
+        ValueError: if a number is negative, or there are fewer modes than one, or more than actions.
     """
 
     noise_level: float
     modes: int | None = None
-    scale: float = 1.0
+    last_std: float = 0.0
 
     def __post_init__(self):
         if not self.noise_level >= 0:
             raise ValueError(f"noise_level is {self.noise_level}; expected at least 0.")
         if self.modes is not None and self.modes < 1:
             raise ValueError(f"noise_modes is {self.modes}; expected at least 1.")
-        if not self.scale > 0:
-            raise ValueError(f"noise_scale is {self.scale}; expected more than 0.")
+        if not self.last_std >= 0:
+            raise ValueError(f"last_step_std is {self.last_std}; expected at least 0.")
 
     def step(self, x: torch.Tensor, velocity: torch.Tensor, t: float, s: float) -> tuple[torch.Tensor, float]:
         """Mean of x_s and standard deviation of each of its modes, given x = x_t (..., P, D) and its velocity,
         0 <= s < t <= 1."""
         clean, noise = x - t * velocity, x + (1 - t) * velocity
         if s == 0:
-            return clean, 0.0
+            return clean, self.last_std * math.sqrt(x.shape[-2] / self.num_modes(x.shape[-2]))
         rho = (s * (1 - t) / (t * (1 - s))) ** (self.noise_level**2 / 2)
         kept = noise - (1 - rho) * self.from_modes(self.to_modes(noise), noise.shape[-2])
-        return (1 - s) * clean + s * kept, self.scale * s * math.sqrt(1 - rho**2)
+        return (1 - s) * clean + s * kept, s * math.sqrt(1 - rho**2)
 
     def num_modes(self, actions: int) -> int:
         return actions if self.modes is None else self.modes
@@ -146,15 +148,16 @@ def sample(
 
     Args:
         times: K + 1 of them, falling.
-        steps: indices of the random steps in ascending order, of 0 to K - 2.
+        steps: indices of the random steps in ascending order, of 0 to K - 2, or to K - 1 if the last one has noise.
         z: (B, S, M, D), their noise.
         mask: over the last axis: 0 for numbers that are no part of the robot's actions, and of the likelihood.
 
     Raises:
         ValueError: for steps that are none, or the last one, which has no likelihood.
     """
-    if not steps or sorted(set(steps)) != steps or not 0 <= steps[0] <= steps[-1] < len(times) - 2:
-        raise ValueError(f"random steps are {steps}; expected some of 0 to {len(times) - 3}, in ascending order.")
+    last = len(times) - (2 if sde.last_std else 3)
+    if not steps or sorted(set(steps)) != steps or not 0 <= steps[0] <= steps[-1] <= last:
+        raise ValueError(f"random steps are {steps}; expected some of 0 to {last}, in ascending order.")
     x, before, after, log_probs, still = noise, [], [], [], FlowSDE(0.0)
     for index, (t, s) in enumerate(zip(times, times[1:])):
         v = velocity(x, x.new_full((len(x),), t)).to(x.dtype)
