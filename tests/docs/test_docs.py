@@ -68,13 +68,6 @@ def execute(chunk):
     return write_images(drive(chunk))
 """
 )
-CHECKPOINT = """
-import shutil
-from pathlib import Path
-Path("runs/aim-tiny/model/checkpoint-4500").mkdir(parents=True)
-weights = "checkpoints/aim-tiny/model/model.safetensors"
-shutil.copy(weights, "runs/aim-tiny/model/checkpoint-4500/ema.safetensors")
-"""
 FULL_SIZE = "the full size; tests/test_conversion.py, tests/data and tests/training run it at small width"
 
 SCENARIOS: dict[str, list[Run | Left]] = {
@@ -130,15 +123,23 @@ SCENARIOS: dict[str, list[Run | Left]] = {
             | {"160": "1"}
         ),
         Run({"--episodes 100": "--tasks click_bell --episodes 1"}),
-        Run({"runs/aim-tiny/model/pipeline": "checkpoints/aim-tiny"}, before=CHECKPOINT),
+        Run(
+            {
+                "--tasks $TASKS --episodes 600": "--tasks click_bell --episodes 2",
+                "--bf16 --compile_blocks": "--held_out 1",
+            }
+            | {"--max_steps 2400 --per_device_train_batch_size 8": "--max_steps 1 --per_device_train_batch_size 1"}
+            | {"--save_steps 250": "--save_steps 1"}
+        ),
+        Run({"checkpoint-1000": "checkpoint-1"}),
         Run(
             {'"1 1" "0 1" "1 0"': '"1 0"', "--tasks $TASKS": "--tasks click_bell", "--max_steps 720": "--max_steps 1"}
             | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 2 --num_generations 2"}
-            | {"--gradient_accumulation_steps 2 --steps_per_generation 6": "", "--num_iterations 2": ""}
+            | {"--gradient_accumulation_steps 6 --steps_per_generation 12": "", "--num_iterations 2": ""}
             | {
                 "--eval_strategy steps": "",
                 "--eval_on_start": "",
-                "--eval_steps 240 --eval_scenes 144": "--eval_scenes 1",
+                "--eval_steps 120 --eval_scenes 144": "--eval_scenes 1",
             }
         ),
     ],
