@@ -4,11 +4,10 @@
     python benchmarks/closed_loop.py --study delays --policy checkpoints/aim-tiny --episodes 20 --output DIR
 
 `schedules`: denoising steps of the world and of the actions, an early end, guidance. `noise`: less of the noise that
-actions start from. `delays`: control steps that a
-chunk takes to compute, bridged by real-time chunking or without telling the new chunk. Each setting has a folder of
-results, as `pipelines/evaluate.py` writes it, so a run that was stopped goes on; DIR/STUDY.json holds them all, and
-DIR/STUDY.md the table. Seeds are the same for all settings, held out of training, and none of those that success rates
-are reported on, so that choosing a setting by them is fair.
+actions start from. `delays`: control steps that a chunk takes to compute, bridged by real-time chunking or without
+telling the new chunk. Each setting has a folder of results, as `pipelines/evaluate.py` writes it, so a run that was
+stopped goes on; DIR/STUDY.json holds them all, and DIR/STUDY.md the table. Seeds are the same for all settings, held
+out of training, and none of those that success rates are reported on, so that choosing a setting by them is fair.
 """
 
 import argparse

@@ -317,7 +317,8 @@ class AIMPipeline(DiffusionPipeline):
                 session with a `negative_prompt`, and a model trained with dropped instructions. Actions are never
                 guided.
             action_noise_scale: of the noise that actions start from, 0 to 1: 1 samples what the model has learned, 0
-                gives the same actions every time, near the middle of what it would sample.
+                leaves nothing to chance but what is imagined, and gives actions near the middle of what it would
+                sample.
             value_maps: camera -> (B, T, H, W) in [0, 1], maps to decode the actions from instead of the predicted
                 ones: the diagnostic that splits errors of the maps from errors of the actions.
             committed_actions: (B, d, action_dim), or without B for one row, in physical units: the actions that the

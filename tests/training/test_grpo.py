@@ -275,7 +275,7 @@ def test_only_executed_actions_count(tmp_path, loss_type):
     if loss_type == "grpo":  # each episode counts the same
         torch.testing.assert_close(weights.sum(dim=(1, 2, 3)), torch.ones(2))
     # A mode of a whole prediction counts by how much of it is executed.
-    trainer.model.sde, group.log_probs = FlowSDE(0.7, modes=1), torch.zeros(2, 2, 3, 1)
+    trainer.model.sde, group.log_probs = FlowSDE(0.7, noise_modes=1), torch.zeros(2, 2, 3, 1)
     weight = 1 / 3 / group.num_chunks[:, None] if loss_type == "grpo" else executed / predicted
     torch.testing.assert_close(trainer._weights(group)[:, :, 1, 0], counted * weight)
 

@@ -91,7 +91,7 @@ def test_renewing_some_modes_of_the_noise_keeps_the_marginals(modes):
 
 
 def test_modes_are_those_of_the_cosine_transform():
-    sde = FlowSDE(0.7, modes=3)
+    sde = FlowSDE(0.7, noise_modes=3)
     basis = sde.basis(8)
     torch.testing.assert_close(basis @ basis.T, torch.eye(3, dtype=torch.float64))
     torch.testing.assert_close(basis[0], torch.full((8,), 8**-0.5, dtype=torch.float64))
@@ -99,19 +99,19 @@ def test_modes_are_those_of_the_cosine_transform():
     x = torch.randn(5, 8, 2, dtype=torch.float64)
     torch.testing.assert_close(sde.to_modes(x), basis @ x)
     torch.testing.assert_close(sde.from_modes(x[:, :3], 8), basis.T @ x[:, :3])
-    whole = FlowSDE(0.7, modes=8)
+    whole = FlowSDE(0.7, noise_modes=8)
     torch.testing.assert_close(whole.from_modes(whole.to_modes(x), 8), x)
     with pytest.raises(ValueError, match="noise_modes is 3; expected at most 2"):
         sde.to_modes(x[:, :2])
     with pytest.raises(ValueError, match="noise_modes is 0"):
-        FlowSDE(0.7, modes=0)
+        FlowSDE(0.7, noise_modes=0)
 
 
 def test_with_all_modes_it_is_the_same_step_and_likelihood():
     """A rotation of the numbers that noise is added to changes neither."""
     generator = torch.Generator().manual_seed(0)
     x, v, z = torch.randn(3, 6, 8, 2, generator=generator, dtype=torch.float64)
-    plain, cosine = FlowSDE(0.7), FlowSDE(0.7, modes=8)
+    plain, cosine = FlowSDE(0.7), FlowSDE(0.7, noise_modes=8)
     (mean, std), (same_mean, same_std) = (sde.step(x, v, 0.6, 0.5) for sde in (plain, cosine))
     torch.testing.assert_close(same_mean, mean)
     assert same_std == std
@@ -146,7 +146,7 @@ def test_the_last_step_has_no_noise_and_no_likelihood():
 @pytest.mark.parametrize("modes", [None, 1, 2])
 def test_the_last_step_may_be_given_noise(modes):
     """Of the same size for each action, on average, however many modes share it."""
-    sde, generator = FlowSDE(0.7, modes, last_std=0.2), torch.Generator().manual_seed(0)
+    sde, generator = FlowSDE(0.7, modes, last_step_std=0.2), torch.Generator().manual_seed(0)
     noise = torch.randn(20_000, 8, 1, generator=generator, dtype=torch.float64)
     z = torch.randn(20_000, 1, sde.num_modes(8), 1, generator=generator, dtype=torch.float64)
     x, decisions = sample(gaussian_velocity, noise, TIMES, sde, [9], z)
@@ -160,7 +160,7 @@ def test_the_last_step_may_be_given_noise(modes):
     with pytest.raises(ValueError, match=r"random steps are \[10\]; expected some of 0 to 9"):
         sample(gaussian_velocity, noise, TIMES, sde, [10], z)
     with pytest.raises(ValueError, match="last_step_std is -1"):
-        FlowSDE(0.7, last_std=-1)
+        FlowSDE(0.7, last_step_std=-1)
 
 
 def test_densities_are_those_of_torch():

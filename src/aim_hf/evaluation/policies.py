@@ -27,8 +27,11 @@ ROWS = 8
 
 # Arguments of AIMPolicy that are options on the command line.
 SCHEDULE = (
-    *("num_inference_steps", "num_action_inference_steps", "stop_after"),
-    *("guidance_scale", "action_noise_scale"),
+    "num_inference_steps",
+    "num_action_inference_steps",
+    "stop_after",
+    "guidance_scale",
+    "action_noise_scale",
 )
 OPTIONS = (*SCHEDULE, "delay", "real_time_chunking")
 

@@ -25,7 +25,7 @@ marginals stay as they are. The likelihood is that of the modes that are random,
 Samples with the marginals of the ODE are no more diverse than what it makes: a policy that misses a place by more than
 its own spread never hits it, and success can't teach it. Wider noise within the denoising is seen by the steps after
 it, and what practice then teaches is to take it out again, which is worth nothing without it. So what explores beyond
-the policy's spread comes after the last step, where no network sees it: `last_std`.
+the policy's spread comes after the last step, where no network sees it: `last_step_std`.
 """
 
 import copy
@@ -52,54 +52,57 @@ Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x (B, P, D
 class FlowSDE:
     """
     noise_level: a, how much of the noise in a sample a step replaces; 0 for none.
-    modes: M, how many cosine modes of the noise over the P actions of a chunk are replaced, the smoothest ones; all if
-        not given, and the actions then stand for themselves (M = P).
-    last_std: standard deviation that the last step adds to each of the P actions, in its modes; 0 keeps the marginals.
+    noise_modes: M, how many cosine modes of the noise over the P actions of a chunk are replaced, the smoothest ones;
+        all if not given, and the actions then stand for themselves (M = P).
+    last_step_std: standard deviation that the last step adds to each of the P actions, in its modes; 0 keeps the
+        marginals.
 
     Raises:
         ValueError: if a number is negative, or there are fewer modes than one, or more than actions.
     """
 
     noise_level: float
-    modes: int | None = None
-    last_std: float = 0.0
+    noise_modes: int | None = None
+    last_step_std: float = 0.0
 
     def __post_init__(self):
         if not self.noise_level >= 0:
             raise ValueError(f"noise_level is {self.noise_level}; expected at least 0.")
-        if self.modes is not None and self.modes < 1:
-            raise ValueError(f"noise_modes is {self.modes}; expected at least 1.")
-        if not self.last_std >= 0:
-            raise ValueError(f"last_step_std is {self.last_std}; expected at least 0.")
+        if self.noise_modes is not None and self.noise_modes < 1:
+            raise ValueError(f"noise_modes is {self.noise_modes}; expected at least 1.")
+        if not self.last_step_std >= 0:
+            raise ValueError(f"last_step_std is {self.last_step_std}; expected at least 0.")
 
     def step(self, x: torch.Tensor, velocity: torch.Tensor, t: float, s: float) -> tuple[torch.Tensor, float]:
         """Mean of x_s and standard deviation of each of its modes, given x = x_t (..., P, D) and its velocity,
         0 <= s < t <= 1."""
         clean, noise = x - t * velocity, x + (1 - t) * velocity
         if s == 0:
-            return clean, self.last_std * math.sqrt(x.shape[-2] / self.num_modes(x.shape[-2]))
+            return clean, self.last_step_std * math.sqrt(x.shape[-2] / self.num_modes(x.shape[-2]))
         rho = (s * (1 - t) / (t * (1 - s))) ** (self.noise_level**2 / 2)
         kept = noise - (1 - rho) * self.from_modes(self.to_modes(noise), noise.shape[-2])
         return (1 - s) * clean + s * kept, s * math.sqrt(1 - rho**2)
 
     def num_modes(self, actions: int) -> int:
-        return actions if self.modes is None else self.modes
+        return actions if self.noise_modes is None else self.noise_modes
 
     def to_modes(self, x: torch.Tensor) -> torch.Tensor:
         """(..., P, D) -> (..., M, D)."""
-        return x if self.modes is None else _product(self.basis(x.shape[-2]).to(x), x)
+        return x if self.noise_modes is None else _product(self.basis(x.shape[-2]).to(x), x)
 
     def from_modes(self, modes: torch.Tensor, actions: int) -> torch.Tensor:
         """(..., M, D) -> (..., P, D)."""
-        return modes if self.modes is None else _product(self.basis(actions).T.to(modes), modes)
+        return modes if self.noise_modes is None else _product(self.basis(actions).T.to(modes), modes)
 
     def basis(self, actions: int) -> torch.Tensor:
         """(M, P), orthonormal rows: the actions themselves, or of the discrete cosine transform (DCT-II)."""
-        if self.modes is None:
+        if self.noise_modes is None:
             return torch.eye(actions, dtype=torch.float64)
-        if self.modes > actions:
-            raise ValueError(f"noise_modes is {self.modes}; expected at most {actions}, the actions of a prediction.")
-        mode, action = (torch.arange(count, dtype=torch.float64) for count in (self.modes, actions))
+        if self.noise_modes > actions:
+            raise ValueError(
+                f"noise_modes is {self.noise_modes}; expected at most {actions}, the actions of a prediction."
+            )
+        mode, action = (torch.arange(count, dtype=torch.float64) for count in (self.noise_modes, actions))
         mode = mode[:, None]
         waves = torch.cos(math.pi * mode * (action + 0.5) / actions) * math.sqrt(2 / actions)
         return torch.where(mode == 0, waves / math.sqrt(2), waves)
@@ -153,9 +156,9 @@ def sample(
         mask: over the last axis: 0 for numbers that are no part of the robot's actions, and of the likelihood.
 
     Raises:
-        ValueError: for steps that are none, or the last one, which has no likelihood.
+        ValueError: for steps that are none, or the last one where it has no noise, and so no likelihood.
     """
-    last = len(times) - (2 if sde.last_std else 3)
+    last = len(times) - (2 if sde.last_step_std else 3)
     if not steps or sorted(set(steps)) != steps or not 0 <= steps[0] <= steps[-1] <= last:
         raise ValueError(f"random steps are {steps}; expected some of 0 to {last}, in ascending order.")
     x, before, after, log_probs, still = noise, [], [], [], FlowSDE(0.0)
