@@ -322,6 +322,11 @@ REWARDS = {
     "grpo/value_map.json": "value map alone",
 }
 
+WORLDS = {
+    True: "RGB and value maps are the same before and after, to the last bit.",
+    False: "**RGB or value maps are not the same before and after.**",
+}
+
 
 def grpo_figures(results: Path) -> str:
     """What stage 2 brought, task by task and for each choice of rewards, and what it took, as Markdown."""
@@ -354,7 +359,7 @@ def grpo_figures(results: Path) -> str:
     return f"""{format_comparison(main)}
 {sum(task["episodes"] for task in main["tasks"].values())} episodes on held-out seeds, before and after
 {training["steps"]} steps of GRPO on {training["episodes"]:,} episodes of practice: {training["hours"]:.1f} hours on
-{training["processes"]} cores ({_origin(training)}).
+{training["processes"]} cores ({_origin(training)}). {WORLDS[main["same_world"]]}
 
 The same budget and seeds, by reward; the last three columns are from rollouts, the first fifth of the run against the
 last, and of the divergence the last:

@@ -5,7 +5,8 @@
     python pipelines/compare.py --before runs/before --after runs/after --output runs/comparison --videos 6
 
 Writes `comparison.json` (rates, gains, McNemar's exact test), `comparison.md`, `comparison.png`, and the videos of up
-to `--videos` episodes that one of the two fulfils and the other doesn't, of both.
+to `--videos` episodes that one of the two fulfils and the other doesn't, of both. With the `--training` of stage 2 it
+also says whether both still imagine the same RGB and value maps, to the last bit.
 """
 
 import argparse
@@ -20,7 +21,9 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from aim_hf.evaluation.comparison import compare, format_comparison, training_summary
+    from aim_hf import AIMPipeline
+    from aim_hf.envs import make_environment
+    from aim_hf.evaluation.comparison import compare, format_comparison, same_world, training_summary
     from aim_hf.evaluation.pictures import write_video
     from aim_hf.evaluation.policies import SCHEDULE, AIMPolicy
     from aim_hf.evaluation.rollout import run_episodes
@@ -40,8 +43,16 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     comparison["command"] = shlex.join(sys.argv)
+    settings = json.loads((args.before / "settings.json").read_text())
     if args.training is not None:
         comparison["training"] = training_summary(json.loads(args.training.read_text()))
+        environment = make_environment(settings["suite"], next(iter(comparison["tasks"])), settings["split"])
+        observation = environment.reset(comparison["seeds"][0])
+        pipelines = [AIMPipeline.from_pretrained(comparison[side]["policy"]) for side in ("before", "after")]
+        comparison["same_world"] = same_world(
+            *pipelines, environment.instruction(settings["instructions"]), observation
+        )
+        environment.close()
     write_text(args.output / "comparison.json", json.dumps(comparison, indent=1) + "\n")
     write_text(args.output / "comparison.md", format_comparison(comparison))
     plot_comparison(comparison, args.output / "comparison.png")
@@ -51,7 +62,6 @@ def main() -> None:
     chosen = changed[:: max(len(changed) // max(args.videos, 1), 1)][: args.videos]
     if not chosen:
         return
-    settings = json.loads((args.before / "settings.json").read_text())
     with VectorEnvironment(settings["suite"], settings["split"], num_workers=1) as environments:
         for side in ("before", "after"):
             schedule = {name: settings[name] for name in SCHEDULE}

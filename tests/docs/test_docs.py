@@ -125,21 +125,21 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Run({"--episodes 100": "--tasks click_bell --episodes 1"}),
         Run(
             {
-                "--tasks $TASKS --episodes 600": "--tasks click_bell --episodes 2",
+                "--tasks $TASKS --episodes 300": "--tasks click_bell --episodes 2",
                 "--bf16 --compile_blocks": "--held_out 1",
             }
-            | {"--max_steps 2400 --per_device_train_batch_size 8": "--max_steps 1 --per_device_train_batch_size 1"}
-            | {"--save_steps 250": "--save_steps 1"}
+            | {"--max_steps 800 --per_device_train_batch_size 8": "--max_steps 1 --per_device_train_batch_size 1"}
+            | {"--save_steps 50": "--save_steps 1"}
         ),
-        Run({"checkpoint-1000": "checkpoint-1"}),
+        Run({"checkpoint-150": "checkpoint-1"}),
         Run(
-            {'"1 1" "0 1" "1 0"': '"1 0"', "--tasks $TASKS": "--tasks click_bell", "--max_steps 720": "--max_steps 1"}
+            {'"1 1" "0 1" "1 0"': '"1 0"', "--tasks $TASKS": "--tasks click_bell", "--max_steps 240": "--max_steps 1"}
             | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 2 --num_generations 2"}
             | {"--gradient_accumulation_steps 6 --steps_per_generation 12": "", "--num_iterations 2": ""}
             | {
                 "--eval_strategy steps": "",
                 "--eval_on_start": "",
-                "--eval_steps 120 --eval_scenes 144": "--eval_scenes 1",
+                "--eval_steps 60 --eval_scenes 144": "--eval_scenes 1",
             }
         ),
     ],

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from aim_hf import AIMPipeline
 from aim_hf.envs import make_environment
+from aim_hf.evaluation.comparison import same_world
 from aim_hf.evaluation.vector_env import VectorEnvironment
 from aim_hf.training.grpo import AIMGRPOConfig, AIMGRPOTrainer, RepeatSampler, _Safety
 from aim_hf.training.policy import POLICY_INPUTS, ActionPolicy, FlowSDE
@@ -225,6 +226,13 @@ def test_training_changes_the_action_head_alone(tmp_path):
     assert loaded.model.config.separate_history_head
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, after[name]), name
+    environment = make_environment("tabletop", "click_bell")
+    observation = environment.reset(0)
+    given = environment.instruction(), observation
+    environment.close()
+    assert same_world(make_pipeline(), loaded, *given)
+    loaded.model.history_head.load_state_dict(loaded.model.action_head.state_dict())
+    assert not same_world(make_pipeline(), loaded, *given)  # what has been executed is seen in another way
 
 
 def test_it_resumes_in_the_middle_of_an_iteration(tmp_path):

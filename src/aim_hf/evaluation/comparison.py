@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from ..pipeline_aim import AIMPipeline
 from .evaluate import read_records, read_results
 from .statistics import mcnemar_p, wilson_interval
 
@@ -81,6 +84,29 @@ def format_comparison(comparison: dict[str, Any]) -> str:
         f"{comparison['only_before']} / {comparison['only_after']} | {comparison['mcnemar_p']:.2g} |"
     )
     return "\n".join(lines) + "\n"
+
+
+def same_world(before: AIMPipeline, after: AIMPipeline, instruction: str, observation: dict[str, Any]) -> bool:
+    """Whether both imagine the same RGB and value maps, bit by bit: in the first chunk of an episode, and in the next
+    one, once both have executed the actions of the first.
+
+    Args:
+        observation: the first one, in RoboTwin's layout; the second chunk takes it for what was seen meanwhile.
+    """
+    imagined, executed = [], None
+    for pipe in (before, after):
+        session = pipe.start(instruction)
+        latents = []
+        for chunk in range(2):
+            if chunk == 0:
+                session.append(observation)
+            else:
+                session.append([observation] * pipe.frames_per_chunk, executed)
+            out = pipe(session=session, generator=torch.Generator().manual_seed(chunk), output_type="latent")
+            executed = out.actions[0] if executed is None else executed
+            latents += [out.frames, out.value_maps]
+        imagined.append(latents)
+    return all(torch.equal(first, second) for first, second in zip(*imagined, strict=True))
 
 
 def mean_rate(comparison: dict[str, Any], side: Literal["before", "after"]) -> float:
