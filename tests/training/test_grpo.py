@@ -387,6 +387,11 @@ def test_settings_that_do_not_fit_are_named(options, message):
         AIMGRPOConfig(report_to="none", use_cpu=True, **options)
 
 
+def test_more_modes_than_actions_are_refused_before_any_rollout(tmp_path):
+    with pytest.raises(ValueError, match="noise_modes is 99; expected at most"):
+        make_trainer(tmp_path, noise_modes=99)
+
+
 def test_one_and_two_processes_learn_the_same(tmp_path):
     make_pipeline().save_pretrained(tmp_path / "pipeline")
 

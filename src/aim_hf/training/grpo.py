@@ -229,13 +229,9 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         set_timesteps(pipe.action_scheduler, args.num_action_inference_steps, args.device)
         times = pipe.action_scheduler.sigmas.double().tolist()
         mask = pipe.processor.moving_dimensions.to(args.device)
-        policy = ActionPolicy(
-            pipe.model,
-            times,
-            FlowSDE(args.noise_level, args.noise_modes, args.last_step_std),
-            mask,
-            args.sync_ref_model,
-        )
+        sde = FlowSDE(args.noise_level, args.noise_modes, args.last_step_std)
+        sde.basis(pipe.model.config.action_horizon)  # more modes than actions are refused here, before any rollout
+        policy = ActionPolicy(pipe.model, times, sde, mask, args.sync_ref_model)
         super().__init__(model=policy, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("the action head is small and all else is frozen: GRPO runs on whole models (DDP).")
