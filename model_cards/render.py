@@ -5,7 +5,7 @@
 benchmarks/results/NAME/*.json are the `results.json` of evaluations of the checkpoint NAME. Where model_cards/NAME.md
 is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME;
 in docs/data.md, the figures of benchmarks/results/dataset; in docs/rollout.md those of speed and of closed_loop; in
-docs/stage2.md those of grpo_tabletop.json and grpo.
+docs/stage2.md and, in a sentence, in README.md those of grpo_tabletop.json and grpo.
 
     python model_cards/render.py --card aim-wan2.2-ti2v-5b --folder runs/aim/pipeline --repo_id org/aim \\
         --datasets org/aim-robotwin
@@ -372,6 +372,20 @@ simulating, which was {training["simulation_share"]:.0%} of its time. A learner 
 """
 
 
+def grpo_headline(results: Path) -> str:
+    """The run of both rewards in a sentence, as Markdown."""
+    if not (results / "grpo_tabletop.json").exists():
+        return NOT_MEASURED
+    run = json.loads((results / "grpo_tabletop.json").read_text())
+    training, episodes = run["training"], sum(task["episodes"] for task in run["tasks"].values())
+    before, after = (f"{mean_rate(run, side):.0%}" for side in ("before", "after"))
+    tasks = [f"`{name}`" for name in run["tasks"]]
+    return f"""It took a checkpoint that was stopped early from {before} to {after} of {episodes} held-out episodes of
+{", ".join(tasks[:-1])} and {tasks[-1]} on Hard (McNemar's p = {run["mcnemar_p"]:.1g}), in
+{60 * training["hours"]:.0f} minutes on {training["processes"]} cores.
+"""
+
+
 def render() -> dict[Path, str]:
     """File -> the text that it should have."""
     texts = {}
@@ -382,6 +396,8 @@ def render() -> dict[Path, str]:
             texts[checkpoint / "README.md"] = str(card)
 
     def section(match: re.Match) -> str:
+        if match[2] == "grpo":
+            return match[1] + grpo_headline(ROOT / "benchmarks" / "results") + match[3]
         folder = ROOT / "benchmarks" / "results" / match[2]
         ablation = ablation_text(folder)
         return match[1] + success_table(read_results(folder)) + (f"\n{ablation}" if ablation else "") + match[3]
