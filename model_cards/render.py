@@ -357,9 +357,10 @@ def grpo_figures(results: Path) -> str:
         )
     ablations = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return f"""{format_comparison(main)}
-{sum(task["episodes"] for task in main["tasks"].values())} episodes on held-out seeds, before and after
-{training["steps"]} steps of GRPO on {training["episodes"]:,} episodes of practice: {training["hours"]:.1f} hours on
-{training["processes"]} cores ({_origin(training)}). {WORLDS[main["same_world"]]}
+{sum(task["episodes"] for task in main["tasks"].values())} episodes, on seeds from {main["seeds"][0]:,} on, before and
+after {training["steps"]} steps of GRPO on {training["episodes"]:,} episodes of practice, which took
+{60 * training["hours"]:.0f} minutes ({machine(training["hardware"])}; commit {training["commit"][:10]}; commands
+below). {WORLDS[main["same_world"]]}
 
 The same budget and seeds, by reward; the last three columns are from rollouts, the first fifth of the run against the
 last, and of the divergence the last:

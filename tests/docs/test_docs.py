@@ -134,6 +134,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Run({"checkpoint-150": "checkpoint-1"}),
         Run(
             {'"1 1" "0 1" "1 0"': '"1 0"', "--tasks $TASKS": "--tasks click_bell", "--max_steps 240": "--max_steps 1"}
+            | {"--episodes 100": "--episodes 1", "--videos 6": "--videos 1"}
             | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 2 --num_generations 2"}
             | {"--gradient_accumulation_steps 6 --steps_per_generation 12": "", "--num_iterations 2": ""}
             | {
