@@ -75,6 +75,8 @@ def test_a_run_of_stage_2_in_short():
     assert summary["first"]["rollout/success_rate"] == pytest.approx(0.05)
     assert summary["last"]["reward"] == pytest.approx(1.7) and summary["processes"] == 2
     assert summary["first"]["kl"] == pytest.approx(0.1) and summary["last"]["kl"] == pytest.approx(1.7)
+    never = [{name: value for name, value in entry.items() if name != "kl"} for entry in history]
+    assert training_summary(origin | {"log_history": never})["last"]["kl"] is None
 
 
 def test_the_curves_of_stage_2_are_drawn(tmp_path):

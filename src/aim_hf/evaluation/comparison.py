@@ -121,7 +121,7 @@ def training_summary(record: dict[str, Any]) -> dict[str, Any]:
         command, commit, hardware, seeds, steps and processes of the run; `episodes`, that it practised on; `hours` of
         rollouts and learning, and the share of them in simulation, `simulation_share`; `control_steps_per_core_second`
         while simulating; and `first` and `last`, means over the first and the last fifth of its iterations of rewards,
-        success and value hits in rollouts, and of the KL divergence.
+        success and value hits in rollouts, and of the KL divergence, None if no group was ever learned from.
     """
     # A step all of whose groups were dropped has times, and no divergence.
     learned = [entry for entry in record["log_history"] if "kl" in entry]
@@ -142,7 +142,7 @@ def training_summary(record: dict[str, Any]) -> dict[str, Any]:
     for name, part in (("first", _first_fifth), ("last", lambda entries: _first_fifth(entries[::-1]))):
         entries, steps = part(rolled), part(learned)
         summary[name] = {key: sum(entry[key] for entry in entries) / len(entries) for key in shown}
-        summary[name]["kl"] = sum(entry["kl"] for entry in steps) / len(steps)
+        summary[name]["kl"] = sum(entry["kl"] for entry in steps) / len(steps) if steps else None
     return summary
 
 
