@@ -341,6 +341,20 @@ def test_it_stops_on_divergence_and_on_reward_without_success(tmp_path):
     assert control.should_training_stop
 
 
+def test_reward_hacking_is_told_from_where_the_run_began(tmp_path):
+    trainer = make_trainer(tmp_path)
+    for entry in (
+        {"eval_success_rate": 0.6, "eval_success_high": 0.7},  # of stage 1, before its first rollouts
+        {"rewards/value_map_reward/mean": 0.2},
+        {"rewards/value_map_reward/mean": 0.6},
+        {"eval_success_rate": 0.3, "eval_success_high": 0.4},
+    ):
+        trainer.log(entry)
+        if "eval_success_rate" in entry:
+            _Safety(trainer).on_evaluate(trainer.args, trainer.state, trainer.control)
+    assert [e["eval_reward_hacking"] for e in trainer.state.log_history if "eval_reward_hacking" in e] == [1]
+
+
 def test_scenes_take_turns_and_processes_share_them():
     scenes = Scenes(["click_bell", "lift_pot"], 8)
     assert [scenes[i] for i in (0, 1, 2)] == [

@@ -34,7 +34,7 @@ from .policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from .rewards import Outcome, RewardFunction, success_reward, value_hits, value_map_reward
 from .rollouts import Collector, Group, Scene, Scenes
 
-VALUE_REWARD = f"rewards/{value_map_reward.__name__}/mean"
+VALUE_REWARD, SUCCESS = f"rewards/{value_map_reward.__name__}/mean", "eval_success_rate"
 LEVELS, LOSSES, SCALES = ("token", "sequence"), ("grpo", "dapo"), ("group", "batch", "none")
 
 
@@ -582,9 +582,12 @@ class _Safety(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         evaluated = _evaluations(state.log_history)
-        if not evaluated:
+        if not evaluated:  # it is the one before anything was rolled out
             return
-        (first_reward, first_success, _), (reward, success, _) = evaluated[0], evaluated[-1]
+        # Where the run began: the first rollouts, which stage 1 made, and the first evaluation.
+        first_reward = next(entry[VALUE_REWARD] for entry in state.log_history if VALUE_REWARD in entry)
+        first_success = next(entry[SUCCESS] for entry in state.log_history if SUCCESS in entry)
+        reward, success, _ = evaluated[-1]
         hacked = [r > first_reward and success_high < first_success for r, _, success_high in evaluated]
         self.trainer.log({"eval_reward_hacking": float(hacked[-1])})
         patience = args.hacking_patience
@@ -597,13 +600,14 @@ class _Safety(TrainerCallback):
 
 
 def _evaluations(log_history: list[dict]) -> list[tuple[float, float, float]]:
-    """Of each evaluation: the mean value map reward since the one before, success, and its upper bound."""
+    """Of each evaluation after rollouts: their mean value map reward since the one before, success, and its upper
+    bound."""
     evaluated, rewards = [], []
     for entry in log_history:
         if VALUE_REWARD in entry:
             rewards.append(entry[VALUE_REWARD])
-        if "eval_success_rate" in entry and rewards:
-            evaluated.append((sum(rewards) / len(rewards), entry["eval_success_rate"], entry["eval_success_high"]))
+        if SUCCESS in entry and rewards:
+            evaluated.append((sum(rewards) / len(rewards), entry[SUCCESS], entry["eval_success_high"]))
             rewards = []
     return evaluated
 
