@@ -357,7 +357,7 @@ def grpo_figures(results: Path) -> str:
         )
     ablations = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return f"""{format_comparison(main)}
-{sum(task["episodes"] for task in main["tasks"].values())} episodes, on seeds from {main["seeds"][0]:,} on, before and
+{_episodes(main)} episodes, on seeds from {main["seeds"][0]:,} on, before and
 after {training["steps"]} steps of GRPO on {training["episodes"]:,} episodes of practice, which took
 {60 * training["hours"]:.0f} minutes ({machine(training["hardware"])}; commit {training["commit"][:10]}; commands
 below). {WORLDS[main["same_world"]]}
@@ -373,16 +373,21 @@ simulating, which was {training["simulation_share"]:.0%} of its time. A learner 
 """
 
 
+def _episodes(comparison: dict) -> int:
+    """Of all tasks."""
+    return sum(task["episodes"] for task in comparison["tasks"].values())
+
+
 def grpo_headline(results: Path) -> str:
     """The run of both rewards in a sentence, as Markdown."""
     if not (results / "grpo_tabletop.json").exists():
         return NOT_MEASURED
     run = json.loads((results / "grpo_tabletop.json").read_text())
-    training, episodes = run["training"], sum(task["episodes"] for task in run["tasks"].values())
+    training = run["training"]
     before, after = (f"{mean_rate(run, side):.0%}" for side in ("before", "after"))
     tasks = [f"`{name}`" for name in run["tasks"]]
-    return f"""It took a checkpoint that was stopped early from {before} to {after} of {episodes} held-out episodes of
-{", ".join(tasks[:-1])} and {tasks[-1]} on Hard (McNemar's p = {run["mcnemar_p"]:.1g}), in
+    return f"""It took a checkpoint that was stopped early from {before} to {after} of {_episodes(run)} held-out
+episodes of {", ".join(tasks[:-1])} and {tasks[-1]} on Hard (McNemar's p = {run["mcnemar_p"]:.1g}), in
 {60 * training["hours"]:.0f} minutes on {training["processes"]} cores.
 """
 
