@@ -96,12 +96,12 @@ class Batcher:
                 replies = self.answer([request for request, _ in sound])
             except Exception as error:
                 replies = [_failure(error)] * len(sound)
+            self.on_batch(len(sound), time.perf_counter() - start)  # who has a reply finds it counted
             for (_, future), reply in zip(sound, replies, strict=True):
                 if isinstance(reply, Exception):
                     future.set_exception(reply)
                 else:
                     future.set_result(reply)
-            self.on_batch(len(sound), time.perf_counter() - start)
 
     def _next_batch(self) -> list[tuple[Batchable, Future]]:
         """Waits for requests; none once it is to stop and all have been answered."""
