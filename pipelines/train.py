@@ -41,7 +41,10 @@ class TrainArguments:
     config: str = field(
         default="{}", metadata={"help": "JSON of AIMConfig fields that differ from the preset, or --init"}
     )
-    init: str | None = field(default=None, metadata={"help": "model folder to start from, instead of new weights"})
+    init: str | None = field(
+        default=None,
+        metadata={"help": "model folder to start from, instead of new weights; after stage 2, from what stage 1 left"},
+    )
     lora_rank: int | None = field(
         default=None, metadata={"help": "train LoRA of this rank on the video stream, and all of the action head"}
     )
@@ -51,9 +54,10 @@ class TrainArguments:
     export_steps: int = field(default=0, metadata={"help": "steps between two exports of the pipeline"})
 
 
-def initial_model(folder: str, fields: dict) -> AIMForWorldAction:
+def initial_model(folder: str, fields: dict, adapters: bool) -> AIMForWorldAction:
     """The model in `folder`, in float32 (updates vanish in less), with other `fields` of its config. For a robot with
-    another number of joints, the layers at both ends of the action head are new.
+    another number of joints, the layers at both ends of the action head are new. Of a model after stage 2, stage 1
+    goes on with the head that it left; with `adapters`, which have to fit the folder's model, both heads stay.
 
     Raises:
         ValueError: if other tensors don't fit.
@@ -62,11 +66,15 @@ def initial_model(folder: str, fields: dict) -> AIMForWorldAction:
         folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **fields
     )
     new = sorted(key for key, *_ in report["mismatched_keys"])
-    wrong = [key for key in new if not key.startswith(("action_head.action_embedder.", "action_head.proj_out."))]
+    trained = ("action_head",) if adapters else ("action_head", "history_head")
+    ends = tuple(f"{head}.{layer}." for head in trained for layer in ("action_embedder", "proj_out"))
+    wrong = [key for key in new if not key.startswith(ends)]
     if wrong:
         raise ValueError(f"{folder} does not fit --config {fields}: {', '.join(wrong)} have other sizes")
     if new:
         print(f"{folder} was trained on other actions; new: {', '.join(new)}")
+    if not adapters:
+        model.join_history_head()
     return model
 
 
@@ -76,7 +84,7 @@ def main():
     fields = {"action_dim": AIMProcessor.from_pretrained(Path(own.latents) / "processor").action_dim}
     fields |= json.loads(own.config)
     if own.init:
-        model = initial_model(own.init, fields)
+        model = initial_model(own.init, fields, adapters=bool(own.lora_rank))
     else:
         config = PRESETS[own.preset]()
         model = AIMForWorldAction(type(config)(**{**config.to_diff_dict(), **fields}))

@@ -206,6 +206,13 @@ class AIMForWorldAction(PreTrainedModel):
             self.action_head = copy.deepcopy(self.action_head).requires_grad_(True)
             self.config.separate_history_head = True
 
+    def join_history_head(self) -> None:
+        """Undoes `separate_history_head`: one head again, the one that encodes executed actions. What the other has
+        learned since is dropped: a model after stage 2 is then what stage 1 left, to the last bit."""
+        if self.history_head is not None:
+            self.action_head, self.history_head = self.history_head.requires_grad_(True), None
+            self.config.separate_history_head = False
+
     @property
     def _executed_head(self) -> AIMActionHead:
         """What encodes executed actions."""

@@ -225,6 +225,10 @@ def test_gradients_reach_the_action_head_alone_and_the_world_stays(history):
     ((changed, divergence),), _ = policy([group])
     assert not torch.equal(changed, log_probs) and divergence.sum() > 0
 
+    model.join_history_head()  # what stage 1 left is in there still
+    assert model.state_dict().keys() == before.keys() and not model.config.separate_history_head
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("history", [None, 1])

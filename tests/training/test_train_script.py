@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -14,8 +15,9 @@ from safetensors.torch import load_file
 from aim_hf import AIMForWorldAction, AIMPipeline
 from aim_hf.training.trainer import EMA_FILE
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "pipelines")]
 from test_stage1 import latents, pipe  # noqa: E402, F401
+from train import initial_model  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +68,29 @@ def test_adapters_are_exported_apart_and_merged(pipe, latents, tmp_path):  # noq
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
     before = pipe.model.blocks[0].attn1.to_q.weight
     assert 0 < (merged.blocks[0].attn1.to_q.weight - before).abs().max() < 1e-2
+
+
+def test_stage_1_goes_on_from_what_it_left_before_stage_2(pipe, tmp_path):  # noqa: F811
+    left = {name: tensor.clone() for name, tensor in pipe.model.state_dict().items()}
+    pipe.model.separate_history_head()
+    with torch.no_grad():
+        pipe.model.action_head.proj_out.bias.add_(1)
+    pipe.model.save_pretrained(tmp_path / "model")
+
+    model = initial_model(tmp_path / "model", {}, adapters=False)
+    assert model.state_dict().keys() == left.keys() and not model.config.separate_history_head
+    assert all(torch.equal(tensor, left[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+    other = {"action_dim": pipe.model.config.action_dim + 2}
+    model = initial_model(tmp_path / "model", other, adapters=False)
+    assert model.state_dict().keys() == left.keys() and model.action_head.proj_out.out_features == other["action_dim"]
+
+    # Adapters are loaded on the folder's model again, with both of its heads.
+    model = initial_model(tmp_path / "model", {}, adapters=True)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in pipe.model.state_dict().items())
+    with pytest.raises(ValueError, match="history_head.*have other sizes"):
+        initial_model(tmp_path / "model", other, adapters=True)
 
 
 def test_two_processes_log_save_and_resume_together(pipe, latents, tmp_path):  # noqa: F811
