@@ -34,8 +34,6 @@ COLUMNS = {
     "easy": "Easy",
     "hard": "Hard",
     "easy-true-maps": "Easy, given the true value maps",
-    "easy-observations-only": "Easy, head without value maps (ablation)",
-    "hard-observations-only": "Hard, head without value maps (ablation)",
 }
 SUITES = {"tabletop": "the tabletop simulator of aim-hf", "robotwin": "RoboTwin 2.0"}
 NOT_MEASURED = "Nothing was measured yet.\n"
@@ -78,24 +76,38 @@ def commands(results: dict[str, dict]) -> str:
     return "".join(f"- {COLUMNS[name]}: {_origin(result)}\n" for name, result in results.items())
 
 
-def ablation_text(folder: Path) -> str:
-    """What the value maps are worth, from `pipelines/compare.py` against the same network without them."""
-    sentences = []
+def paired_text(folder: Path, name: str, names: tuple[str, str], heading: str, tables: bool) -> str:
+    """What `pipelines/compare.py` found on the same scenes, FOLDER/NAME-easy.json and NAME-hard.json: a sentence under
+    the `heading`, and with `tables` each split's, which call the two `names`. Nothing if it wasn't measured."""
+    sentences, parts = [], []
     for split in ("easy", "hard"):
-        path = folder / f"value-maps-{split}.json"
+        path = folder / f"{name}-{split}.json"
         if not path.exists():
             return ""
         compared = json.loads(path.read_text())
+        rates = [f"{mean_rate(compared, side):.1%}" for side in ("before", "after")]
         sentences.append(
-            f"{compared['gain_points']:+.1f} points on {split.capitalize()} (McNemar's p = "
-            f"{compared['mcnemar_p']:.2g}, {sum(task['episodes'] for task in compared['tasks'].values())} episodes)"
+            f"{compared['gain_points']:+.1f} points on {split.capitalize()} ({' to '.join(rates)}; McNemar's p = "
+            f"{compared['mcnemar_p']:.2g}, {_episodes(compared)} episodes)"
         )
+        origins = [f"- {called}: {_origin(compared[side])}\n" for side, called in zip(("before", "after"), names)]
+        parts.append(f"{split.capitalize()}:\n\n{format_comparison(compared, names)}\n{''.join(origins)}")
     figures = ",\n".join(sentences)
-    return f"""What the value maps are worth, against the same network, trained on the same samples, whose head sees
-observations alone, on the same scenes:
-{figures}.
-That head isn't blind to the words: the observations' features have read them.
-"""
+    return "\n".join([f"{heading}\n{figures}.\n", *(parts if tables else [])])
+
+
+def stage2_text(folder: Path, tables: bool = False) -> str:
+    """What stage 2 brought, as `paired_text` has it."""
+    heading = "What stage 2 brought, on the same scenes:"
+    return paired_text(folder, "stage2", ("after stage 1", "after stage 2"), heading, tables)
+
+
+def ablation_text(folder: Path, tables: bool = False) -> str:
+    """What the value maps are worth, likewise."""
+    heading = """What the value maps are worth, after stage 1, against the same network, trained on the same samples,
+whose head sees observations alone (it isn't blind to the words: the observations' features have read them), on the
+same scenes:"""
+    return paired_text(folder, "value-maps", ("without value maps", "with"), heading, tables)
 
 
 def _origin(result: dict) -> str:
@@ -103,11 +115,19 @@ def _origin(result: dict) -> str:
 
 
 def training_text(path: Path) -> str:
-    """Steps and origin of a run, from its training.json."""
+    """Steps and origin of stage 1, from its training.json, and of stage 2 if stage2-hard.json lies beside it."""
     if not path.exists():
         return "Nothing was trained yet.\n"
     run = json.loads(path.read_text())
-    return f"{run['steps']:,} steps of stage 1: {_origin(run)}.\n"
+    text = f"{run['steps']:,} steps of stage 1: {_origin(run)}.\n"
+    stage2 = path.with_name("stage2-hard.json")
+    if stage2.exists():
+        run = json.loads(stage2.read_text())["training"]
+        text += (
+            f"\n{run['steps']:,} steps of stage 2, on {run['episodes']:,} episodes of practice in "
+            f"{60 * run['hours']:.0f} minutes: {_origin(run)}.\n"
+        )
+    return text
 
 
 def published_table(path: Path) -> str:
@@ -166,7 +186,8 @@ def model_card(name: str, results: dict[str, dict], training: Path, repo_id: str
         "training": training_text(training),
         "published_table": published_table(ROOT / "model_cards" / "published" / "table2_robotwin.csv"),
         "safety": (ROOT / "model_cards" / "parts" / "safety.md").read_text().strip(),
-        "ablation": ablation_text(ROOT / "benchmarks" / "results" / name),
+        "stage2": stage2_text(ROOT / "benchmarks" / "results" / name, tables=True),
+        "ablation": ablation_text(ROOT / "benchmarks" / "results" / name, tables=True),
         "status": "" if results else NO_WEIGHTS,
     }
     card = ModelCard(Template((ROOT / "model_cards" / f"{name}.md").read_text()).substitute(words))
@@ -405,8 +426,8 @@ def render() -> dict[Path, str]:
         if match[2] == "grpo":
             return match[1] + grpo_headline(ROOT / "benchmarks" / "results") + match[3]
         folder = ROOT / "benchmarks" / "results" / match[2]
-        ablation = ablation_text(folder)
-        return match[1] + success_table(read_results(folder)) + (f"\n{ablation}" if ablation else "") + match[3]
+        texts = (success_table(read_results(folder)), stage2_text(folder), ablation_text(folder))
+        return match[1] + "\n".join(filter(None, texts)) + match[3]
 
     figures = ROOT / "benchmarks" / "results" / "dataset"
     data = (ROOT / "docs" / "data.md").read_text()

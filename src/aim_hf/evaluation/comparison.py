@@ -62,10 +62,10 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
     }
 
 
-def format_comparison(comparison: dict[str, Any]) -> str:
-    """The comparison as a Markdown table."""
+def format_comparison(comparison: dict[str, Any], names: tuple[str, str] = ("before", "after")) -> str:
+    """The comparison as a Markdown table, which calls the two `names`."""
     lines = [
-        "| task | before | after | gain, points | only before / only after | McNemar's p |",
+        f"| task | {' | '.join(names)} | gain, points | only {' / only '.join(names)} | McNemar's p |",
         "|---|---|---|---|---|---|",
     ]
     for name, task in comparison["tasks"].items():
