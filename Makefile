@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo app space test lint dataset-sample train-tiny train-click-bell
+.PHONY: setup demo app space test lint dataset-sample train-tiny train-tiny-stage2 train-click-bell
 
 setup: $(STAMP)
 
@@ -53,11 +53,11 @@ MODEL ?= model
 COMPILE ?= $(if $(shell command -v g++),--compile_blocks)
 OPTIONS =
 
-train-tiny: RUN = runs/aim-tiny
+train-tiny train-tiny-stage2: RUN = runs/aim-tiny
 train-tiny: SPLITS = easy hard
 train-tiny: CONFIG = {"action_lookahead_frames": 1}
 train-tiny: OPTIONS = --committed_probability 0.3 --prompt_dropout 0.1
-train-tiny: TASKS = click_bell place_a2b_left place_a2b_right stack_blocks_two lift_pot handover_block
+train-tiny train-tiny-stage2: TASKS = click_bell place_a2b_left place_a2b_right stack_blocks_two lift_pot handover_block
 train-tiny: EPISODES = 600
 train-tiny: STEPS = 8000
 train-tiny: VAE_STEPS = 4000
@@ -85,6 +85,25 @@ train-tiny train-click-bell: setup
 	set -e; for split in $(SPLITS); do \
 		$(VENV)/bin/python pipelines/evaluate.py --policy $(RUN)/$(MODEL)/pipeline --suite tabletop --split $$split \
 			--tasks $(TASKS) --episodes 50 --output $(RUN)/$(MODEL)/evaluation/$$split; done
+
+# Stage 2 of that checkpoint: the action head practises on Hard, where stage 1 leaves something to be learned.
+train-tiny-stage2: train-tiny
+	LP_NUM_THREADS=1 $(LAUNCH) pipelines/train_grpo.py --pipeline $(RUN)/$(MODEL)/pipeline \
+		--output_dir $(RUN)/stage2 --split hard --tasks $(TASKS) $(if $(shell command -v nvidia-smi),,--use_cpu) \
+		--reward_weights 0.2 1 --max_steps 240 --per_device_train_batch_size 8 --gradient_accumulation_steps 6 \
+		--steps_per_generation 12 --num_iterations 2 --noise_modes 1 --last_step_std 0.05 --random_steps 9 \
+		--scale_rewards none --loss_type grpo --beta 0.01 --learning_rate 1e-4 --warmup_steps 8 --adam_beta2 0.99 \
+		--lr_scheduler_type linear --num_inference_steps 1 --save_steps 12 --eval_strategy steps --eval_on_start \
+		--eval_steps 60 --eval_scenes 144 --per_device_eval_batch_size 12
+	set -e; for split in easy hard; do \
+		for policy in $(MODEL) stage2; do \
+			LP_NUM_THREADS=1 $(LAUNCH) pipelines/evaluate.py --policy $(RUN)/$$policy/pipeline --split $$split \
+				--tasks $(TASKS) --episodes 100 --output $(RUN)/stage2/evaluation/$$policy-$$split; \
+		done; \
+		$(VENV)/bin/python pipelines/compare.py --before $(RUN)/stage2/evaluation/$(MODEL)-$$split \
+			--after $(RUN)/stage2/evaluation/stage2-$$split --training $(RUN)/stage2/training.json \
+			--output $(RUN)/stage2/comparison-$$split --videos 6; \
+	done
 
 # Ten episodes of every tabletop task, and a check of all of them.
 dataset-sample: setup

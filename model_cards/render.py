@@ -400,14 +400,14 @@ def _episodes(comparison: dict) -> int:
 
 
 def grpo_headline(results: Path) -> str:
-    """The run of both rewards in a sentence, as Markdown."""
+    """The run of both rewards, as what follows a colon in Markdown."""
     if not (results / "grpo_tabletop.json").exists():
         return NOT_MEASURED
     run = json.loads((results / "grpo_tabletop.json").read_text())
     training = run["training"]
     before, after = (f"{mean_rate(run, side):.0%}" for side in ("before", "after"))
     tasks = [f"`{name}`" for name in run["tasks"]]
-    return f"""It took a checkpoint that was stopped early from {before} to {after} of {_episodes(run)} held-out
+    return f"""A checkpoint that was stopped early went from {before} to {after} of {_episodes(run)} held-out
 episodes of {", ".join(tasks[:-1])} and {tasks[-1]} on Hard (McNemar's p = {run["mcnemar_p"]:.1g}), in
 {60 * training["hours"]:.0f} minutes on {training["processes"]} cores.
 """
