@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 # What a checkpoint is made of; pictures and videos of a repository stay on the Hub.
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+# What diffusers and transformers write into configurations of parts that were loaded.
+_WHERE_FROM = ("_name_or_path", "is_local", "local_files_only")
 # The arguments of `from_pretrained` that say which files to download, and how.
 DOWNLOAD_KWARGS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -47,13 +49,20 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of a checkpoint's configurations and tensors: the same for the same checkpoint, wherever it lies. A
-    published one has another than its folder, since two of its configurations name the code that goes with it."""
+    """SHA-256 of a checkpoint's configurations and tensors: the same for the same checkpoint, wherever it lies, and
+    wherever its parts were loaded from before, which their configurations tell. A published one has another than its
+    folder, since two of its configurations name the code that goes with it."""
     digest = hashlib.sha256()
     for file in sorted(f for pattern in ("**/*.json", "**/*.safetensors") for f in folder.glob(pattern)):
         digest.update(f"{file.relative_to(folder)}\n".encode())
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        if file.suffix == ".json":
+            content = json.loads(file.read_bytes())
+            if isinstance(content, dict):
+                content = {name: value for name, value in content.items() if name not in _WHERE_FROM}
+            digest.update(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest())
+        else:
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 

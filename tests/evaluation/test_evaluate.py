@@ -113,6 +113,12 @@ def test_a_policys_fingerprint_is_that_of_its_content(policy, tmp_path):
     policy.pipe.save_pretrained(tmp_path / "b")
     first, second = (AIMPolicy.from_pretrained(tmp_path / name).settings for name in "ab")
     assert first["policy_sha256"] == second["policy_sha256"] and first["policy"] != second["policy"]
-    with open(tmp_path / "b" / "processor" / "processor_config.json", "a") as file:
-        file.write("\n")
+    for source, name in ("ac", "bd"):  # these say where they came from
+        AIMPolicy.from_pretrained(tmp_path / source).pipe.save_pretrained(tmp_path / name)
+    configs = [json.loads((tmp_path / name / "vae" / "config.json").read_text()) for name in "cd"]
+    assert configs[0]["_name_or_path"] != configs[1]["_name_or_path"]
+    third, fourth = (AIMPolicy.from_pretrained(tmp_path / name).settings for name in "cd")
+    assert third["policy_sha256"] == fourth["policy_sha256"]
+    config = json.loads((tmp_path / "b" / "scheduler" / "scheduler_config.json").read_text())
+    (tmp_path / "b" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"shift": 2.0}))
     assert AIMPolicy.from_pretrained(tmp_path / "b").settings["policy_sha256"] != first["policy_sha256"]
