@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from aim_hf.checkpoint import fingerprint
 from aim_hf.configuration_aim import PRESETS
 from aim_hf.hub import check_card
 from aim_hf.modeling_aim import AIMForWorldAction
@@ -61,6 +62,20 @@ def test_the_metadata_of_aim_tiny_are_the_results():
         expected = {"success rate, mean": results["mean_rate"]}
         expected |= {f"success rate, {task}": result["rate"] for task, result in results["tasks"].items()}
         assert rates == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_results_of_aim_tiny_are_of_the_weights_that_ship():
+    measured = ROOT / "benchmarks" / "results" / "aim-tiny"
+    weights = fingerprint(ROOT / "checkpoints" / "aim-tiny")
+    for name in ("easy", "hard", "easy-true-maps"):
+        assert json.loads((measured / f"{name}.json").read_text())["policy_sha256"] == weights, name
+    for split in ("easy", "hard"):  # the comparison of stages ends with these same results
+        results = json.loads((measured / f"{split}.json").read_text())
+        compared = json.loads((measured / f"stage2-{split}.json").read_text())
+        assert compared["same_world"] and compared["gain_points"] > 0
+        for task, pair in compared["tasks"].items():
+            assert pair["after"]["successes"] == results["tasks"][task]["successes"], task
+            assert pair["after"]["wilson"][1] >= pair["before"]["wilson"][0], f"{task} is worse after stage 2"
 
 
 @pytest.fixture
