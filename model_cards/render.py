@@ -337,6 +337,39 @@ def study_figures(path: Path) -> str:
     )
 
 
+NOISE_STUDIES = {
+    "noise-easy.json": "Easy",
+    "noise-hard.json": "Hard",
+    "noise-stage1-hard.json": "Hard, as stage 1 had left it",
+}
+
+
+def noise_figures(folder: Path) -> str:
+    """What `action_noise_scale` makes of success, by split and stage of training, as Markdown."""
+    if not all((folder / name).exists() for name in NOISE_STUDIES):
+        return NOT_MEASURED
+    studies = {title: json.loads((folder / name).read_text()) for name, title in NOISE_STUDIES.items()}
+    main = studies["Hard"]
+    scales = [row["setting"].get("action_noise_scale", 1.0) for row in main["rows"]]
+    rows = [["`action_noise_scale`", *(f"{scale:g}" for scale in scales)], ["---"] * (len(scales) + 1)]
+    for title, study in studies.items():
+        row_of = {row["setting"].get("action_noise_scale", 1.0): row for row in study["rows"]}
+        rows.append([title, *(_rate_with_interval(row_of[scale]) for scale in scales)])
+    episodes = main["rows"][0]["episodes"] // len(main["rows"][0]["tasks"])
+    return (
+        "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        + f"\n{episodes} episodes a task and setting, the same seeds for all of a split; 95 % intervals:\n\n"
+        + "".join(
+            f"- {title}: `{study['command']}` (commit {study['commit'][:10]})\n" for title, study in studies.items()
+        )
+    )
+
+
+def _rate_with_interval(row: dict) -> str:
+    low, high = row["wilson"]
+    return f"{row['rate']:.0%} ({row['successes']}/{row['episodes']}), {low:.0%} to {high:.0%}"
+
+
 REWARDS = {
     "grpo_tabletop.json": "both",
     "grpo/success.json": "success alone",
@@ -436,7 +469,7 @@ def render() -> dict[Path, str]:
     figures_of = {
         "speed": lambda: speed_figures(measured),
         "schedules": lambda: study_figures(measured / "closed_loop" / "schedules.json"),
-        "noise": lambda: study_figures(measured / "closed_loop" / "noise.json"),
+        "noise": lambda: noise_figures(measured / "closed_loop"),
         "delays": lambda: study_figures(measured / "closed_loop" / "delays.json"),
     }
     rollout = (ROOT / "docs" / "rollout.md").read_text()

@@ -18,6 +18,7 @@ from aim_hf import AIMPipeline
 from aim_hf.envs import make_environment
 from aim_hf.evaluation.comparison import same_world
 from aim_hf.evaluation.vector_env import VectorEnvironment
+from aim_hf.sampling import sample_actions, set_timesteps
 from aim_hf.training.grpo import AIMGRPOConfig, AIMGRPOTrainer, RepeatSampler, _Safety
 from aim_hf.training.policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from aim_hf.training.rewards import success_reward, value_map_reward
@@ -54,9 +55,9 @@ def make_collector(environments, num_generations=3, num_random_steps=2, max_comp
     pipe = make_pipeline()
     mask = torch.ones(16, dtype=torch.bool)
     policy = ActionPolicy(pipe.model, TIMES, FlowSDE(0.7, noise_modes), mask, own_reference=False)
-    options = {"num_inference_steps": 1, "max_completion_length": max_completion_length, "seed": 0}
+    options = {"num_inference_steps": 1, "action_noise_scale": 1.0, "max_completion_length": max_completion_length}
     steps = list(range(len(TIMES) - 2))
-    return Collector(pipe, policy, environments, num_generations, steps, num_random_steps, **options)
+    return Collector(pipe, policy, environments, num_generations, steps, num_random_steps, seed=0, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,24 @@ def test_random_steps_are_those_asked_for(environments):
     collector.random_steps = [1]
     group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
     assert group.steps.tolist() == [[1], [1], [1]]
+
+
+def test_practice_may_begin_without_noise_as_use_does(environments):
+    """With `action_noise_scale` 0 the actions are those of the pipeline at that scale, but for the last step's."""
+    collector = make_collector(environments, num_random_steps=1)
+    pipe, count = collector.pipe, len(TIMES) - 1
+    collector.random_steps, collector.action_noise_scale = [count - 1], 0.0
+    collector.policy.sde = FlowSDE(0.7, noise_modes=1, last_step_std=1e-6)
+    set_timesteps(pipe.action_scheduler, count, "cpu")
+    collector.policy.times = pipe.action_scheduler.sigmas.double().tolist()
+    group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    cache = pipe.model.new_cache(1, *group.first.shape[-2:])
+    pipe.model.set_text(cache, group.prompt_embeds[None])
+    pipe.model.append(cache, group.first[None])
+    noise = torch.zeros(1, *group.before.shape[-2:])
+    world = group.rgb[:1, 0], group.value[:1, 0], noise
+    actions = sample_actions(pipe.model, cache, world, pipe.action_scheduler, count)[2]
+    torch.testing.assert_close(group.after[:, 0, 0], actions.expand(3, -1, -1), rtol=0, atol=1e-4)
 
 
 def test_episodes_may_be_cut_short(environments):
@@ -393,6 +412,11 @@ def test_scenes_take_turns_and_processes_share_them():
         ({"random_steps": [7], "num_random_steps": 2}, "num_random_steps is 2; expected 0 to 1"),
         ({"random_steps": [8, 9]}, r"random_steps is \[8, 9\]; expected some of 0 to 8, in ascending order"),
         ({"random_steps": []}, r"random_steps is \[\]; expected some of 0 to 8"),
+        ({"action_noise_scale": 2.0}, "action_noise_scale is 2.0; expected 0 to 1"),
+        (
+            {"action_noise_scale": 0.0},
+            r"random_steps \[0, 1, .*expected random_steps=\[9\]",
+        ),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of gradient_accumulation_steps=2"),
     ],
 )

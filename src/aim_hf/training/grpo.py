@@ -101,6 +101,10 @@ class AIMGRPOConfig(TrainingArguments):
     )
     num_inference_steps: int = field(default=5, metadata={"help": "denoising steps of RGB and value maps"})
     num_action_inference_steps: int = field(default=10, metadata={"help": "denoising steps of actions"})
+    action_noise_scale: float = field(
+        default=1.0,
+        metadata={"help": "of the noise that actions start from; below 1 the last denoising step alone may be random"},
+    )
     suite: str = field(default="tabletop", metadata={"help": "of the scenes"})
     split: str = field(default="easy", metadata={"help": "of the scenes"})
     num_env_workers: int | None = field(
@@ -149,6 +153,14 @@ class AIMGRPOConfig(TrainingArguments):
             raise ValueError(
                 f"random_steps is {self.random_steps}; expected some of 0 to {len(known) - 1}, in ascending order; "
                 "the last denoising step is random with last_step_std alone."
+            )
+        if not 0 <= self.action_noise_scale <= 1:
+            raise ValueError(f"action_noise_scale is {self.action_noise_scale}; expected 0 to 1.")
+        last = self.num_action_inference_steps - 1
+        if self.action_noise_scale < 1 and self.random_steps != [last]:
+            raise ValueError(
+                f"action_noise_scale is {self.action_noise_scale} and random_steps {self.random_steps}: every step "
+                f"but the last renews noise in whole; expected random_steps=[{last}] with last_step_std, or 1."
             )
         if not 0 <= self.num_random_steps <= len(self.random_steps):
             raise ValueError(
@@ -290,7 +302,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             self._collector = Collector(
                 *(self.pipe, self.model, environments, args.num_generations),
                 *(args.random_steps, args.num_random_steps or len(args.random_steps), args.num_inference_steps),
-                *(args.max_completion_length, args.seed),
+                *(args.action_noise_scale, args.max_completion_length, args.seed),
             )
         return self._collector
 
@@ -490,8 +502,10 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         # As many of each task for every process; the odd ones go round.
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         by_task = {task: seeds[task][(rank + n) % processes :: processes] for n, task in enumerate(seeds)}
-        steps = {name: getattr(self.args, name) for name in ("num_inference_steps", "num_action_inference_steps")}
-        policy = AIMPolicy(self.pipe, {"policy": "in training"}, **steps)
+        schedule = ("num_inference_steps", "num_action_inference_steps", "action_noise_scale")
+        policy = AIMPolicy(
+            self.pipe, {"policy": "in training"}, **{name: getattr(self.args, name) for name in schedule}
+        )
         counts: dict[str, list[bool]] = defaultdict(list)
         with (
             VectorEnvironment(
