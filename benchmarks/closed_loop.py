@@ -23,7 +23,7 @@ STUDIES = {
         *({"stop_after": steps} for steps in (1, 2, 3, 4)),
         *({"guidance_scale": scale} for scale in (1.5, 3.0)),
     ],
-    "noise": [{}, *({"action_noise_scale": scale} for scale in (0.5, 0.0))],
+    "noise": [{"action_noise_scale": scale} for scale in (1.0, 0.5, 0.0)],
     "delays": [
         {},
         *({"delay": delay, "real_time_chunking": told} for delay in range(1, 9) for told in (True, False)),

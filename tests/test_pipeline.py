@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from aim_hf import pipeline_aim
 from aim_hf.codec import VideoCodec
+from aim_hf.evaluation.policies import AIMPolicy
 from aim_hf.files import written_folder
 from aim_hf.pipeline_aim import AIMPipeline, AIMPipelineOutput, AIMSession
 
@@ -529,6 +530,23 @@ def test_actions_from_less_noise(rng, monkeypatch):
     assert torch.equal(sample(0, action_noise_scale=0.0).actions, still.actions)
     with pytest.raises(ValueError, match="action_noise_scale is 1.5; expected 0 to 1"):
         sample(0, action_noise_scale=1.5)
+
+
+def test_a_pipeline_keeps_how_it_samples_actions(pipe, rng, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    still = AIMPipeline.from_pretrained(tmp_path, action_noise_scale=0.0)
+    still.save_pretrained(tmp_path)
+    loaded, observation = AIMPipeline.from_pretrained(tmp_path), make_observation(rng)
+    assert loaded.config.action_noise_scale == 0 and AIMPolicy(loaded, {}).settings["action_noise_scale"] == 0
+    assert AIMPolicy(loaded, {}, action_noise_scale=0.5).settings["action_noise_scale"] == 0.5
+
+    def sample(pipe, **arguments):
+        return pipe(observation, session=pipe.start("bell"), output_type="latent", generator=seeded(0), **arguments)
+
+    assert torch.equal(sample(loaded).actions, sample(pipe, action_noise_scale=0.0).actions)
+    assert torch.equal(sample(loaded, action_noise_scale=1.0).actions, sample(pipe).actions)
+    with pytest.raises(ValueError, match="action_noise_scale is -1; expected 0 to 1"):
+        AIMPipeline(**pipe.components, action_noise_scale=-1)
 
 
 # Bad input

@@ -74,6 +74,9 @@ class AIMPipeline(DiffusionPipeline):
         model: the world-action model.
         scheduler: of RGB and value latents, which share one trajectory (eq. 6).
         action_scheduler: of actions.
+        action_noise_scale: of the noise that actions start from where a call isn't told, 0 to 1; kept in the
+            configuration. 1 samples what the model has learned, 0 leaves nothing to chance but what is imagined, and
+            gives actions near the middle of what it would sample.
 
     Raises:
         ValueError: if the components don't fit together.
@@ -93,8 +96,11 @@ class AIMPipeline(DiffusionPipeline):
         model: AIMForWorldAction,
         scheduler: FlowMatchEulerDiscreteScheduler,
         action_scheduler: FlowMatchEulerDiscreteScheduler,
+        action_noise_scale: float = 1.0,
     ):
         super().__init__()
+        check_action_noise_scale(action_noise_scale)
+        self.register_to_config(action_noise_scale=action_noise_scale)
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -293,7 +299,7 @@ class AIMPipeline(DiffusionPipeline):
         num_action_inference_steps: int | None = None,
         stop_after: int | None = None,
         guidance_scale: float = 1.0,
-        action_noise_scale: float = 1.0,
+        action_noise_scale: float | None = None,
         value_maps: Mapping[str, np.ndarray] | None = None,
         committed_actions: np.ndarray | torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -316,9 +322,7 @@ class AIMPipeline(DiffusionPipeline):
             guidance_scale: of RGB and value maps, 1 for none; above, they follow the instruction more closely. Needs a
                 session with a `negative_prompt`, and a model trained with dropped instructions. Actions are never
                 guided.
-            action_noise_scale: of the noise that actions start from, 0 to 1: 1 samples what the model has learned, 0
-                leaves nothing to chance but what is imagined, and gives actions near the middle of what it would
-                sample.
+            action_noise_scale: of the noise that actions start from, 0 to 1; the configuration's if not given.
             value_maps: camera -> (B, T, H, W) in [0, 1], maps to decode the actions from instead of the predicted
                 ones: the diagnostic that splits errors of the maps from errors of the actions.
             committed_actions: (B, d, action_dim), or without B for one row, in physical units: the actions that the
@@ -352,8 +356,9 @@ class AIMPipeline(DiffusionPipeline):
         self.check_inputs(observation, session, steps, output_type, generator, callback_on_step_end_tensor_inputs)
         if stop_after is not None and not 1 <= stop_after <= num_inference_steps:
             raise ValueError(f"stop_after is {stop_after}; expected 1 to num_inference_steps={num_inference_steps}.")
-        if not 0 <= action_noise_scale <= 1:
-            raise ValueError(f"action_noise_scale is {action_noise_scale}; expected 0 to 1.")
+        if action_noise_scale is None:
+            action_noise_scale = self.config.action_noise_scale
+        check_action_noise_scale(action_noise_scale)
         if guidance_scale != 1 and session.negative_cache is None:
             raise ValueError(
                 f"guidance_scale is {guidance_scale}, but the session has nothing to lead away from; start it with "
@@ -458,6 +463,12 @@ class AIMPipeline(DiffusionPipeline):
 
     def _cameras(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
         return self.processor.unpack_canvas(self.processor.pixels_to_canvas(pixels))
+
+
+def check_action_noise_scale(scale: float) -> None:
+    """Raises ValueError if it isn't from 0 to 1."""
+    if not 0 <= scale <= 1:
+        raise ValueError(f"action_noise_scale is {scale}; expected 0 to 1.")
 
 
 def _to_output_type(clips: np.ndarray, output_type: str):

@@ -55,9 +55,9 @@ def make_collector(environments, num_generations=3, num_random_steps=2, max_comp
     pipe = make_pipeline()
     mask = torch.ones(16, dtype=torch.bool)
     policy = ActionPolicy(pipe.model, TIMES, FlowSDE(0.7, noise_modes), mask, own_reference=False)
-    options = {"num_inference_steps": 1, "action_noise_scale": 1.0, "max_completion_length": max_completion_length}
+    options = {"num_inference_steps": 1, "max_completion_length": max_completion_length, "seed": 0}
     steps = list(range(len(TIMES) - 2))
-    return Collector(pipe, policy, environments, num_generations, steps, num_random_steps, seed=0, **options)
+    return Collector(pipe, policy, environments, num_generations, steps, num_random_steps, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,8 @@ def test_practice_may_begin_without_noise_as_use_does(environments):
     """With `action_noise_scale` 0 the actions are those of the pipeline at that scale, but for the last step's."""
     collector = make_collector(environments, num_random_steps=1)
     pipe, count = collector.pipe, len(TIMES) - 1
-    collector.random_steps, collector.action_noise_scale = [count - 1], 0.0
+    collector.random_steps = [count - 1]
+    pipe.register_to_config(action_noise_scale=0.0)
     collector.policy.sde = FlowSDE(0.7, noise_modes=1, last_step_std=1e-6)
     set_timesteps(pipe.action_scheduler, count, "cpu")
     collector.policy.times = pipe.action_scheduler.sigmas.double().tolist()
@@ -412,17 +413,25 @@ def test_scenes_take_turns_and_processes_share_them():
         ({"random_steps": [7], "num_random_steps": 2}, "num_random_steps is 2; expected 0 to 1"),
         ({"random_steps": [8, 9]}, r"random_steps is \[8, 9\]; expected some of 0 to 8, in ascending order"),
         ({"random_steps": []}, r"random_steps is \[\]; expected some of 0 to 8"),
-        ({"action_noise_scale": 2.0}, "action_noise_scale is 2.0; expected 0 to 1"),
-        (
-            {"action_noise_scale": 0.0},
-            r"random_steps \[0, 1, .*expected random_steps=\[9\]",
-        ),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of gradient_accumulation_steps=2"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         AIMGRPOConfig(report_to="none", use_cpu=True, **options)
+
+
+def test_a_pipeline_is_used_as_it_has_practised(tmp_path):
+    last = {"random_steps": [2], "last_step_std": 0.05}
+    trainer = make_trainer(tmp_path, action_noise_scale=0.0, **last)
+    assert trainer.pipe.config.action_noise_scale == 0
+    trainer.pipe.save_pretrained(tmp_path / "pipeline")
+    assert AIMPipeline.from_pretrained(tmp_path / "pipeline").config.action_noise_scale == 0
+    assert make_trainer(tmp_path, **last).pipe.config.action_noise_scale == 1  # the given one's own
+    with pytest.raises(ValueError, match=r"action_noise_scale is 0.5 and random_steps \[0, 1\].*random_steps=\[2\]"):
+        make_trainer(tmp_path, action_noise_scale=0.5)
+    with pytest.raises(ValueError, match="action_noise_scale is 2; expected 0 to 1"):
+        make_trainer(tmp_path, action_noise_scale=2, **last)
 
 
 def test_more_modes_than_actions_are_refused_before_any_rollout(tmp_path):

@@ -108,7 +108,7 @@ class AIMPolicy:
         num_action_inference_steps: int | None = None,
         stop_after: int | None = None,
         guidance_scale: float = 1.0,
-        action_noise_scale: float = 1.0,
+        action_noise_scale: float | None = None,
         delay: int = 0,
         real_time_chunking: bool = True,
     ):
@@ -126,7 +126,7 @@ class AIMPolicy:
             "num_action_inference_steps": num_action_inference_steps,
             "stop_after": stop_after,
             "guidance_scale": guidance_scale,
-            "action_noise_scale": action_noise_scale,
+            "action_noise_scale": pipe.config.action_noise_scale if action_noise_scale is None else action_noise_scale,
         }
         self.delay, self.real_time_chunking = delay, real_time_chunking
         self.settings = settings | self.steps | {"delay": delay}
@@ -242,4 +242,6 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-action-inference-steps", type=int, help="default: 10")
     parser.add_argument("--stop-after", type=int, help="end the denoising of RGB and value maps after so many steps")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of RGB and value maps")
-    parser.add_argument("--action-noise-scale", type=float, default=1.0, help="of what actions start from; 0: none")
+    parser.add_argument(
+        "--action-noise-scale", type=float, help="of what actions start from, 0: none; default: the pipeline's own"
+    )

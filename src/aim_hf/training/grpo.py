@@ -27,7 +27,7 @@ from ..evaluation.policies import AIMPolicy
 from ..evaluation.rollout import run_episodes
 from ..evaluation.statistics import wilson_interval
 from ..evaluation.vector_env import VectorEnvironment, cores_of_this_process
-from ..pipeline_aim import AIMPipeline
+from ..pipeline_aim import AIMPipeline, check_action_noise_scale
 from ..sampling import set_timesteps
 from .checkpoints import CheckpointedTrainer
 from .policy import POLICY_INPUTS, ActionPolicy, FlowSDE
@@ -101,9 +101,12 @@ class AIMGRPOConfig(TrainingArguments):
     )
     num_inference_steps: int = field(default=5, metadata={"help": "denoising steps of RGB and value maps"})
     num_action_inference_steps: int = field(default=10, metadata={"help": "denoising steps of actions"})
-    action_noise_scale: float = field(
-        default=1.0,
-        metadata={"help": "of the noise that actions start from; below 1 the last denoising step alone may be random"},
+    action_noise_scale: float | None = field(
+        default=None,
+        metadata={
+            "help": "of the noise that actions start from, also of the trained pipeline; below 1 the last denoising "
+            "step alone may be random. The given pipeline's if not given"
+        },
     )
     suite: str = field(default="tabletop", metadata={"help": "of the scenes"})
     split: str = field(default="easy", metadata={"help": "of the scenes"})
@@ -153,14 +156,6 @@ class AIMGRPOConfig(TrainingArguments):
             raise ValueError(
                 f"random_steps is {self.random_steps}; expected some of 0 to {len(known) - 1}, in ascending order; "
                 "the last denoising step is random with last_step_std alone."
-            )
-        if not 0 <= self.action_noise_scale <= 1:
-            raise ValueError(f"action_noise_scale is {self.action_noise_scale}; expected 0 to 1.")
-        last = self.num_action_inference_steps - 1
-        if self.action_noise_scale < 1 and self.random_steps != [last]:
-            raise ValueError(
-                f"action_noise_scale is {self.action_noise_scale} and random_steps {self.random_steps}: every step "
-                f"but the last renews noise in whole; expected random_steps=[{last}] with last_step_std, or 1."
             )
         if not 0 <= self.num_random_steps <= len(self.random_steps):
             raise ValueError(
@@ -234,6 +229,15 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         for name, scenes, purpose in (("train", train_dataset, "rl"), ("eval", eval_dataset, "validation")):
             if scenes is not None and scenes.purpose != purpose:
                 raise ValueError(f"{name}_dataset has scenes for {scenes.purpose}; expected scenes for {purpose}.")
+        scale = pipe.config.action_noise_scale if args.action_noise_scale is None else args.action_noise_scale
+        check_action_noise_scale(scale)
+        last = args.num_action_inference_steps - 1
+        if scale < 1 and args.random_steps != [last]:
+            raise ValueError(
+                f"action_noise_scale is {scale} and random_steps {args.random_steps}: all steps but the last renew "
+                f"noise in whole. Give random_steps=[{last}] with last_step_std, or action_noise_scale=1."
+            )
+        pipe.register_to_config(action_noise_scale=scale)  # it will be used as it has practised
         pipe.to(args.device)
         pipe.model.eval()
         pipe.set_progress_bar_config(disable=True)
@@ -302,7 +306,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             self._collector = Collector(
                 *(self.pipe, self.model, environments, args.num_generations),
                 *(args.random_steps, args.num_random_steps or len(args.random_steps), args.num_inference_steps),
-                *(args.action_noise_scale, args.max_completion_length, args.seed),
+                *(args.max_completion_length, args.seed),
             )
         return self._collector
 
@@ -502,10 +506,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         # As many of each task for every process; the odd ones go round.
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         by_task = {task: seeds[task][(rank + n) % processes :: processes] for n, task in enumerate(seeds)}
-        schedule = ("num_inference_steps", "num_action_inference_steps", "action_noise_scale")
-        policy = AIMPolicy(
-            self.pipe, {"policy": "in training"}, **{name: getattr(self.args, name) for name in schedule}
-        )
+        steps = {name: getattr(self.args, name) for name in ("num_inference_steps", "num_action_inference_steps")}
+        policy = AIMPolicy(self.pipe, {"policy": "in training"}, **steps)
         counts: dict[str, list[bool]] = defaultdict(list)
         with (
             VectorEnvironment(

@@ -89,10 +89,10 @@ class Collector:
     """Lets the action head of a pipeline act as a policy, on scenes.
 
     Args:
-        pipe: its model is on the device already. policy: of that model.
+        pipe: its model is on the device already. policy: of that model. With an `action_noise_scale` below 1, the last
+            step alone may be random: the others renew noise in whole.
         environments: of the suite and split.
         num_generations: G. random_steps: that the S = num_random_steps of a chunk are drawn from. seed: of all noise.
-        action_noise_scale: of the noise that actions start from; below 1, only the last step may be random.
         max_completion_length: control steps after which an episode ends with the chunk, if it hasn't before; None for
             the task's own limit.
     """
@@ -106,14 +106,12 @@ class Collector:
         random_steps: list[int],
         num_random_steps: int,
         num_inference_steps: int,
-        action_noise_scale: float,
         max_completion_length: int | None,
         seed: int,
     ):
         self.pipe, self.policy, self.environments, self.seed = pipe, policy, environments, seed
         self.num_generations, self.num_inference_steps = num_generations, num_inference_steps
         self.random_steps, self.num_random_steps = random_steps, num_random_steps
-        self.action_noise_scale = action_noise_scale
         self.max_completion_length = math.inf if max_completion_length is None else max_completion_length
         self.chunks = Chunks(pipe.actions_per_chunk, pipe.actions_per_frame)
         self.seconds: Counter[str] = Counter()  # spent in simulation and in the network
@@ -208,7 +206,7 @@ class _Rollout:
         order = torch.randperm(len(collector.random_steps), generator=self.generator)
         chosen = sorted(collector.random_steps[index] for index in order[:S])
         z_shape = (collector.num_generations, S, policy.sde.num_modes(config.action_horizon), config.action_dim)
-        noise, z = collector.action_noise_scale * self._randn((1, *shape)), self._randn(z_shape)
+        noise, z = self.pipe.config.action_noise_scale * self._randn((1, *shape)), self._randn(z_shape)
         actions, decisions = sample(
             *(action_velocity(self.model, cache), noise.expand(running, *shape), policy.times, policy.sde),
             *(chosen, z[self.running]),
