@@ -5,8 +5,9 @@
     python pipelines/compare.py --before runs/before --after runs/after --output runs/comparison --videos 6
 
 Writes `comparison.json` (rates, gains, McNemar's exact test), `comparison.md`, `comparison.png`, and the videos of up
-to `--videos` episodes that one of the two fulfils and the other doesn't, of both. With the `--training` of stage 2 it
-also says whether both still imagine the same RGB and value maps, to the last bit.
+to `--videos` episodes that one of the two fulfils and the other doesn't, of both. If they were sampled differently, it
+says so: then not all that was gained was learned. With the `--training` of stage 2 it also says whether both still
+imagine the same RGB and value maps, to the last bit.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def main() -> None:
     from aim_hf.envs import make_environment
     from aim_hf.evaluation.comparison import compare, format_comparison, same_world, training_summary
     from aim_hf.evaluation.pictures import write_video
-    from aim_hf.evaluation.policies import SCHEDULE, AIMPolicy
+    from aim_hf.evaluation.policies import OPTIONS, AIMPolicy
     from aim_hf.evaluation.rollout import run_episodes
     from aim_hf.evaluation.vector_env import VectorEnvironment
     from aim_hf.files import write_text
@@ -64,8 +65,9 @@ def main() -> None:
         return
     with VectorEnvironment(settings["suite"], settings["split"], num_workers=1) as environments:
         for side in ("before", "after"):
-            schedule = {name: settings[name] for name in SCHEDULE}
-            policy = AIMPolicy.from_pretrained(comparison[side]["policy"], **schedule)
+            sampler = json.loads((getattr(args, side) / "settings.json").read_text())
+            options = {name: sampler[name] for name in OPTIONS if name in sampler}
+            policy = AIMPolicy.from_pretrained(comparison[side]["policy"], **options)
             for task, seed in tqdm(chosen, unit="episode", desc=f"films {side}"):
                 (result,) = run_episodes(
                     policy, environments, task, [seed], settings["instructions"], settings["value_maps"], {seed}

@@ -45,6 +45,17 @@ def test_pairs_are_counted_by_task_and_seed(tmp_path):
     assert (tmp_path / "comparison.png").stat().st_size > 1000
 
 
+def test_policies_that_were_sampled_differently_are_told(tmp_path):
+    outcomes = {"push": [True, False]}
+    noisy = write(tmp_path / "noisy", outcomes, action_noise_scale=1.0, num_inference_steps=5)
+    still = write(tmp_path / "still", outcomes, action_noise_scale=0.0, num_inference_steps=5)
+    comparison = compare(noisy, still)
+    assert comparison["sampled_differently"] == {"action_noise_scale": [1.0, 0.0]}
+    assert "Sampled differently: `action_noise_scale` 1.0 before, 0.0 after" in format_comparison(comparison)
+    alike = compare(noisy, noisy)
+    assert alike["sampled_differently"] == {} and "differently" not in format_comparison(alike)
+
+
 def test_what_is_not_of_the_same_scenes_is_refused(tmp_path):
     before = write(tmp_path / "before", {"push": [True, False]})
     with pytest.raises(FileNotFoundError, match="holds no results.json"):

@@ -7,6 +7,7 @@ import torch
 
 from ..pipeline_aim import AIMPipeline
 from .evaluate import read_records, read_results
+from .policies import OPTIONS
 from .statistics import mcnemar_p, wilson_interval
 
 SAME = ("suite", "split", "instructions", "value_maps")  # what may not differ, or the scenes aren't the same
@@ -17,9 +18,11 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
 
     Returns:
         `gain_points`, the mean over tasks of the gain in percentage points; `mcnemar_p`, exact, two-sided, over all
-        pairs; `only_before` and `only_after`, the pairs in which only that one succeeded; `settings` and `commits` of
-        both; `seeds`; `tasks`, name -> episodes, before and after (successes, rate, Wilson interval), `gain_points`,
-        `mcnemar_p` and the seeds that `lost` and that `won` the success.
+        pairs; `only_before` and `only_after`, the pairs in which only that one succeeded; `before` and `after`, the
+        policy, command, commit and hardware of each; `sampled_differently`, option of the sampler -> its values before
+        and after, where they differ, so that not all of the gain was learned; `seeds`; `tasks`, name -> episodes,
+        before and after (successes, rate, Wilson interval), `gain_points`, `mcnemar_p` and the seeds that `lost` and
+        that `won` the success.
 
     Raises:
         FileNotFoundError: if a folder holds no results. ValueError: if they aren't of the same scenes.
@@ -49,6 +52,7 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
             "lost": lost,
             "won": won,
         }
+    sampled = {name: [result.get(name) for result in results] for name in OPTIONS}
     only_before, only_after = (sum(len(task[name]) for task in tasks.values()) for name in ("lost", "won"))
     return {
         "gain_points": sum(task["gain_points"] for task in tasks.values()) / len(tasks),
@@ -57,6 +61,7 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
         "only_after": only_after,
         "before": _origin(results[0]),
         "after": _origin(results[1]),
+        "sampled_differently": {name: pair for name, pair in sampled.items() if pair[0] != pair[1]},
         "seeds": [min(seeds), max(seeds)],
         "tasks": tasks,
     }
@@ -83,6 +88,10 @@ def format_comparison(comparison: dict[str, Any], names: tuple[str, str] = ("bef
         f"| mean | **{rates[0]:.1%}** | **{rates[1]:.1%}** | **{comparison['gain_points']:+.1f}** | "
         f"{comparison['only_before']} / {comparison['only_after']} | {comparison['mcnemar_p']:.2g} |"
     )
+    if comparison["sampled_differently"]:
+        differing = comparison["sampled_differently"].items()
+        told = "; ".join(f"`{name}` {pair[0]} {names[0]}, {pair[1]} {names[1]}" for name, pair in differing)
+        lines += ["", f"**Sampled differently: {told}.** Not all of the gain comes of the policies."]
     return "\n".join(lines) + "\n"
 
 
