@@ -96,6 +96,12 @@ def paired_text(folder: Path, name: str, names: tuple[str, str], heading: str, t
     return "\n".join([f"{heading}\n{figures}.\n", *(parts if tables else [])])
 
 
+def noise_text(folder: Path, tables: bool = False) -> str:
+    """What leaving out the noise of actions is worth, as `paired_text` has it."""
+    heading = "What leaving out the noise that actions start from is worth, after stage 1, on the same scenes:"
+    return paired_text(folder, "noise", ("from noise", "without"), heading, tables)
+
+
 def stage2_text(folder: Path, tables: bool = False) -> str:
     """What stage 2 brought, as `paired_text` has it."""
     heading = "What stage 2 brought, on the same scenes:"
@@ -186,6 +192,7 @@ def model_card(name: str, results: dict[str, dict], training: Path, repo_id: str
         "training": training_text(training),
         "published_table": published_table(ROOT / "model_cards" / "published" / "table2_robotwin.csv"),
         "safety": (ROOT / "model_cards" / "parts" / "safety.md").read_text().strip(),
+        "noise": noise_text(ROOT / "benchmarks" / "results" / name, tables=True),
         "stage2": stage2_text(ROOT / "benchmarks" / "results" / name, tables=True),
         "ablation": ablation_text(ROOT / "benchmarks" / "results" / name, tables=True),
         "status": "" if results else NO_WEIGHTS,
@@ -374,6 +381,7 @@ REWARDS = {
     "grpo_tabletop.json": "both",
     "grpo/success.json": "success alone",
     "grpo/value_map.json": "value map alone",
+    "grpo/without-noise.json": "both, `action_noise_scale` 0",
 }
 
 WORLDS = {
@@ -459,7 +467,7 @@ def render() -> dict[Path, str]:
         if match[2] == "grpo":
             return match[1] + grpo_headline(ROOT / "benchmarks" / "results") + match[3]
         folder = ROOT / "benchmarks" / "results" / match[2]
-        texts = (success_table(read_results(folder)), stage2_text(folder), ablation_text(folder))
+        texts = (success_table(read_results(folder)), noise_text(folder), stage2_text(folder), ablation_text(folder))
         return match[1] + "\n".join(filter(None, texts)) + match[3]
 
     figures = ROOT / "benchmarks" / "results" / "dataset"
