@@ -90,16 +90,15 @@ train-tiny train-click-bell: setup
 train-tiny-stage2: train-tiny
 	LP_NUM_THREADS=1 $(LAUNCH) pipelines/train_grpo.py --pipeline $(RUN)/$(MODEL)/pipeline \
 		--output_dir $(RUN)/stage2 --split hard --tasks $(TASKS) $(if $(shell command -v nvidia-smi),,--use_cpu) \
-		--reward_weights 0.2 1 --action_noise_scale 0 --max_steps 240 --per_device_train_batch_size 8 \
-		--gradient_accumulation_steps 6 --steps_per_generation 12 --num_iterations 2 --noise_modes 1 \
-		--last_step_std 0.05 --random_steps 9 --scale_rewards none --loss_type grpo --beta 0.01 --learning_rate 1e-4 \
-		--warmup_steps 8 --adam_beta2 0.99 --lr_scheduler_type linear --num_inference_steps 1 --save_steps 12 \
-		--eval_strategy steps --eval_on_start --eval_steps 60 --eval_scenes 144 --per_device_eval_batch_size 12
+		--reward_weights 0.2 1 --max_steps 240 --per_device_train_batch_size 8 --gradient_accumulation_steps 6 \
+		--steps_per_generation 12 --num_iterations 2 --noise_modes 1 --last_step_std 0.05 --random_steps 9 \
+		--scale_rewards none --loss_type grpo --beta 0.01 --learning_rate 1e-4 --warmup_steps 8 --adam_beta2 0.99 \
+		--lr_scheduler_type linear --num_inference_steps 1 --save_steps 12 --eval_strategy steps --eval_on_start \
+		--eval_steps 60 --eval_scenes 144 --per_device_eval_batch_size 12
 	set -e; for split in easy hard; do \
 		for policy in $(MODEL) stage2; do \
 			LP_NUM_THREADS=1 $(LAUNCH) pipelines/evaluate.py --policy $(RUN)/$$policy/pipeline --split $$split \
-				--tasks $(TASKS) --episodes 100 --action-noise-scale 0 \
-				--output $(RUN)/stage2/evaluation/$$policy-$$split; \
+				--tasks $(TASKS) --episodes 100 --output $(RUN)/stage2/evaluation/$$policy-$$split; \
 		done; \
 		$(VENV)/bin/python pipelines/compare.py --before $(RUN)/stage2/evaluation/$(MODEL)-$$split \
 			--after $(RUN)/stage2/evaluation/stage2-$$split --training $(RUN)/stage2/training.json \
