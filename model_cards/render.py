@@ -98,7 +98,8 @@ def paired_text(folder: Path, name: str, names: tuple[str, str], heading: str, t
 
 def noise_text(folder: Path, tables: bool = False) -> str:
     """What leaving out the noise of actions is worth, as `paired_text` has it."""
-    heading = "What leaving out the noise that actions start from is worth, after stage 1, on the same scenes:"
+    heading = """What leaving out the noise that actions start from (`action_noise_scale` 0) is worth, after
+stage 1, on the same scenes:"""
     return paired_text(folder, "noise", ("from noise", "without"), heading, tables)
 
 
