@@ -5,7 +5,8 @@
 benchmarks/results/NAME/*.json are the `results.json` of evaluations of the checkpoint NAME. Where model_cards/NAME.md
 is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME;
 in docs/data.md, the figures of benchmarks/results/dataset; in docs/rollout.md those of speed and of closed_loop; in
-docs/stage2.md and, in a sentence, in README.md those of grpo_tabletop.json and grpo.
+docs/stage2.md and, in a sentence, in README.md those of grpo_tabletop.json and grpo; in docs/stage2.md what stage 2
+and leaving out noise brought to aim-tiny.
 
     python model_cards/render.py --card aim-wan2.2-ti2v-5b --folder runs/aim/pipeline --repo_id org/aim \\
         --datasets org/aim-robotwin
@@ -361,25 +362,21 @@ def noise_figures(folder: Path) -> str:
     if not all((folder / name).exists() for name in NOISE_STUDIES):
         return NOT_MEASURED
     studies = {title: json.loads((folder / name).read_text()) for name, title in NOISE_STUDIES.items()}
-    main = studies["Hard"]
-    scales = [row["setting"].get("action_noise_scale", 1.0) for row in main["rows"]]
+    # A setting that doesn't name it is that of the defaults, 1.
+    by_scale = {
+        title: {row["setting"].get("action_noise_scale", 1.0): row for row in study["rows"]}
+        for title, study in studies.items()
+    }
+    scales = list(by_scale["Hard"])
     rows = [["`action_noise_scale`", *(f"{scale:g}" for scale in scales)], ["---"] * (len(scales) + 1)]
-    for title, study in studies.items():
-        row_of = {row["setting"].get("action_noise_scale", 1.0): row for row in study["rows"]}
-        rows.append([title, *(_rate_with_interval(row_of[scale]) for scale in scales)])
-    episodes = main["rows"][0]["episodes"] // len(main["rows"][0]["tasks"])
+    rows += [[title, *(format_rate(row_of[scale]) for scale in scales)] for title, row_of in by_scale.items()]
+    first = by_scale["Hard"][scales[0]]
+    episodes = first["episodes"] // len(first["tasks"])
     return (
         "".join(f"| {' | '.join(row)} |\n" for row in rows)
         + f"\n{episodes} episodes a task and setting, the same seeds for all of a split; 95 % intervals:\n\n"
-        + "".join(
-            f"- {title}: `{study['command']}` (commit {study['commit'][:10]})\n" for title, study in studies.items()
-        )
+        + "".join(f"- {title}: {_origin(study)}\n" for title, study in studies.items())
     )
-
-
-def _rate_with_interval(row: dict) -> str:
-    low, high = row["wilson"]
-    return f"{row['rate']:.0%} ({row['successes']}/{row['episodes']}), {low:.0%} to {high:.0%}"
 
 
 REWARDS = {

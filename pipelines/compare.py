@@ -44,12 +44,14 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     comparison["command"] = shlex.join(sys.argv)
-    settings = json.loads((args.before / "settings.json").read_text())
+    folders = {"before": args.before, "after": args.after}
+    settings_of = {side: json.loads((folder / "settings.json").read_text()) for side, folder in folders.items()}
+    settings = settings_of["before"]  # of the scenes they are the same
     if args.training is not None:
         comparison["training"] = training_summary(json.loads(args.training.read_text()))
         environment = make_environment(settings["suite"], next(iter(comparison["tasks"])), settings["split"])
         observation = environment.reset(comparison["seeds"][0])
-        pipelines = [AIMPipeline.from_pretrained(comparison[side]["policy"]) for side in ("before", "after")]
+        pipelines = [AIMPipeline.from_pretrained(comparison[side]["policy"]) for side in settings_of]
         comparison["same_world"] = same_world(
             *pipelines, environment.instruction(settings["instructions"]), observation
         )
@@ -64,9 +66,8 @@ def main() -> None:
     if not chosen:
         return
     with VectorEnvironment(settings["suite"], settings["split"], num_workers=1) as environments:
-        for side in ("before", "after"):
-            sampler = json.loads((getattr(args, side) / "settings.json").read_text())
-            options = {name: sampler[name] for name in OPTIONS if name in sampler}
+        for side in settings_of:
+            options = {name: settings_of[side][name] for name in OPTIONS if name in settings_of[side]}
             policy = AIMPolicy.from_pretrained(comparison[side]["policy"], **options)
             for task, seed in tqdm(chosen, unit="episode", desc=f"films {side}"):
                 (result,) = run_episodes(
