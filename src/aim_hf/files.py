@@ -1,10 +1,96 @@
-"""Files and folders that are whole or not there at all."""
+"""Files and folders that are whole or not there at all, that say what they were made from, and whose damage is told.
 
+- `written_file`, `write_text`, `written_folder` write under a temporary name and rename.
+- `claim` records what an output folder is made from, and refuses one that was made from something else.
+- `reading`, `read_json` turn whatever goes wrong in a file of somebody else's into an `UnreadableFile` that names it.
+"""
+
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+MADE_FROM = "made_from.json"
+
+
+class UnreadableFile(OSError, ValueError):
+    """A file that is missing, damaged or of another kind. Its message names it, what is wrong, and the mend."""
+
+
+@contextmanager
+def reading(path: str | os.PathLike, mend: str) -> Iterator[None]:
+    """Around code that reads `path` and nothing else.
+
+    Args:
+        mend: what the reader of the error can do, such as "download it again".
+
+    Raises:
+        UnreadableFile: for whatever goes wrong in it.
+    """
+    try:
+        yield
+    except UnreadableFile:
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableFile(f"{path} is missing; {mend}.") from error
+    except (OSError, ValueError, LookupError, TypeError, EOFError, SafetensorError) as error:
+        # LookupError prints its key alone, which says nothing to whoever doesn't know the code.
+        reason = f"has no {error}" if isinstance(error, LookupError) else str(error) or type(error).__name__
+        raise UnreadableFile(f"{path} can't be read ({reason}); {mend}.") from error
+
+
+def read_json(path: str | os.PathLike, mend: str, kind: type = dict) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        mend: as in `reading`.
+        kind: the type that it must have, `dict` or `list`.
+
+    Raises:
+        UnreadableFile: if it is missing, damaged, or holds something else.
+    """
+    with reading(path, mend):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a JSON {type(content).__name__}, expected a {kind.__name__}")
+    return content
+
+
+def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = MADE_FROM) -> None:
+    """Records what the output folder of a command is made from, before anything else is written to it.
+
+    Several processes may claim a folder one after the other: `with state.main_process_first(): claim(...)`.
+
+    Args:
+        made_from: JSON-able; whatever the output depends on, and nothing that may change from one call to the next.
+        outputs: glob pattern of what the command leaves in `folder`, by which an output without a record is told.
+        record: name of the record's file.
+
+    Raises:
+        FileExistsError: if the folder holds outputs of other settings, which it names, or outputs without a record.
+        UnreadableFile: if the record is damaged.
+    """
+    made_from = json.loads(json.dumps(made_from))
+    path = folder / record
+    go_on = "Give the same settings to go on with it, choose another output folder, or delete this one."
+    if path.is_file():
+        found = read_json(path, "delete the folder, and make it again")
+        names = [name for name in {**found, **made_from} if found.get(name) != made_from.get(name)]
+        if names:
+            told = "; ".join(f"{name} {found.get(name)!r} there, {made_from.get(name)!r} now" for name in names)
+            raise FileExistsError(f"{folder} was made from something else: {told}. {go_on}")
+    elif other := next(folder.glob(outputs), None):
+        raise FileExistsError(
+            f"{other} is there, but no {path} that says what it was made from. Choose another output folder, or delete "
+            "this one."
+        )
+    else:
+        write_text(path, json.dumps(made_from, indent=1) + "\n")
 
 
 @contextmanager
