@@ -1,81 +1,8 @@
-"""Two policies on the same held-out scenes, such as stage 1 against stage 2:
+"""`aim-hf compare`; see src/aim_hf/commands/compare.py."""
 
-    accelerate launch pipelines/evaluate.py --policy before --episodes 100 --output runs/before
-    accelerate launch pipelines/evaluate.py --policy after --episodes 100 --output runs/after
-    python pipelines/compare.py --before runs/before --after runs/after --output runs/comparison --videos 6
+import sys
 
-Writes `comparison.json` (rates, gains, McNemar's exact test), `comparison.md`, `comparison.png`, and the videos of up
-to `--videos` episodes that one of the two fulfils and the other doesn't, of both. If they were sampled differently, it
-says so: then not all that was gained was learned. With the `--training` of stage 2 it also says whether both still
-imagine the same RGB and value maps, to the last bit.
-"""
-
-import argparse
-from pathlib import Path
-
-
-def main() -> None:
-    # Imported here: the environments' worker processes import this file too, and need none of it.
-    import json
-    import shlex
-    import sys
-
-    from tqdm import tqdm
-
-    from aim_hf import AIMPipeline
-    from aim_hf.envs import make_environment
-    from aim_hf.evaluation.comparison import compare, format_comparison, same_world, training_summary
-    from aim_hf.evaluation.pictures import write_video
-    from aim_hf.evaluation.policies import OPTIONS, AIMPolicy
-    from aim_hf.evaluation.rollout import run_episodes
-    from aim_hf.evaluation.vector_env import VectorEnvironment
-    from aim_hf.files import write_text
-    from aim_hf.training.curve import plot_comparison
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, required=True, help="output folder of evaluate.py")
-    parser.add_argument("--after", type=Path, required=True, help="another one, on the same scenes")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--training", type=Path, help="training.json of what lies between them, to be quoted")
-    parser.add_argument("--videos", type=int, default=0, help="changed episodes to film")
-    args = parser.parse_args()
-    try:
-        comparison = compare(args.before, args.after)
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    comparison["command"] = shlex.join(sys.argv)
-    folders = {"before": args.before, "after": args.after}
-    settings_of = {side: json.loads((folder / "settings.json").read_text()) for side, folder in folders.items()}
-    settings = settings_of["before"]  # of the scenes they are the same
-    if args.training is not None:
-        comparison["training"] = training_summary(json.loads(args.training.read_text()))
-        environment = make_environment(settings["suite"], next(iter(comparison["tasks"])), settings["split"])
-        observation = environment.reset(comparison["seeds"][0])
-        pipelines = [AIMPipeline.from_pretrained(comparison[side]["policy"]) for side in settings_of]
-        comparison["same_world"] = same_world(
-            *pipelines, environment.instruction(settings["instructions"]), observation
-        )
-        environment.close()
-    write_text(args.output / "comparison.json", json.dumps(comparison, indent=1) + "\n")
-    write_text(args.output / "comparison.md", format_comparison(comparison))
-    plot_comparison(comparison, args.output / "comparison.png")
-    print(format_comparison(comparison))
-
-    changed = [(task, seed) for task, of in comparison["tasks"].items() for seed in of["won"] + of["lost"]]
-    chosen = changed[:: max(len(changed) // max(args.videos, 1), 1)][: args.videos]
-    if not chosen:
-        return
-    with VectorEnvironment(settings["suite"], settings["split"], num_workers=1) as environments:
-        for side in settings_of:
-            options = {name: settings_of[side][name] for name in OPTIONS if name in settings_of[side]}
-            policy = AIMPolicy.from_pretrained(comparison[side]["policy"], **options)
-            for task, seed in tqdm(chosen, unit="episode", desc=f"films {side}"):
-                (result,) = run_episodes(
-                    policy, environments, task, [seed], settings["instructions"], settings["value_maps"], {seed}
-                )
-                write_video(args.output / "videos" / f"{task}-{seed}-{side}.mp4", result.storyboard)
-    print(f"Videos of {len(chosen)} of {len(changed)} changed episodes: {args.output / 'videos'}")
-
+from aim_hf.commands import run
 
 if __name__ == "__main__":
-    main()
+    run(["compare", *sys.argv[1:]])

@@ -1,46 +1,8 @@
-"""Publish a folder on the Hub: a pipeline, LoRA adapters, a dataset of episodes, or a Space (scripts/make_space.py).
+"""`aim-hf publish`; see src/aim_hf/commands/publish.py."""
 
-    python pipelines/publish.py DIR org/name            # a dry run: checks the folder and lists what would be sent
-    python pipelines/publish.py DIR org/name --push     # sends it, as one commit
+import sys
 
-What the folder is, is told by what is in it: `model_index.json`, `adapter_config.json`, `data/*.parquet` or `app.py`.
-Hidden files (unfinished shards, temporary names) are never sent. The token is that of `hf auth login`, or HF_TOKEN.
-"""
-
-import argparse
-from pathlib import Path
-
-from aim_hf.hub import prepare, publish
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("repo_id", help="org/name")
-    parser.add_argument("--push", action="store_true", help="really send it")
-    parser.add_argument("--private", action="store_true", help="of a repo that this makes")
-    parser.add_argument("--revision", help="branch that gets the commit, made if it isn't there; default: main")
-    parser.add_argument("--message", default="Publish with aim-hf", help="of the commit")
-    args = parser.parse_args()
-
-    try:
-        publication = prepare(args.folder)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    for path in publication.files:
-        print(f"{publication.size(path) / 1e6:10.2f} MB  {path}")
-    total = sum(map(publication.size, publication.files)) / 1e6
-    count = f"{len(publication.files)} files"
-    print(f"{total:10.2f} MB in {count}, {publication.kind}, to the {publication.repo_type} repo {args.repo_id}")
-    if not args.push:
-        print("Nothing was sent. Add --push to send it.")
-        return
-    try:
-        commit = publish(publication, args.repo_id, args.revision, args.private or None, args.message)
-    except RuntimeError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    print(commit.commit_url)
-
+from aim_hf.commands import run
 
 if __name__ == "__main__":
-    main()
+    run(["publish", *sys.argv[1:]])

@@ -1,71 +1,8 @@
-"""Makes the tiny VAE from episodes and writes `vae/` of the base folder: computes its encoder, trains its decoder.
+"""`aim-hf train-vae`; see src/aim_hf/commands/train_vae.py."""
 
-    accelerate launch pipelines/train_vae.py --dataset runs/episodes --base runs/base --output runs/vae
+import sys
 
-Needs the base folder's `processor/`, made by `pipelines/train_text_encoder.py`. `vae/` is there as soon as its encoder
-is, so that `dataset_scripts/encode_latents.py` and the world-action model's training need not wait for the decoder.
-A run that finds a checkpoint in its output folder continues from it; there it also leaves `log.jsonl` and `samples/`:
-held-out canvases and value maps over their reconstructions.
-"""
-
-import argparse
-from dataclasses import fields
-from pathlib import Path
-
-import torch
-from accelerate import PartialState
-from diffusers import AutoencoderKLWan
-
-from aim_hf import AIMProcessor
-from aim_hf.data.shards import load_episodes
-from aim_hf.files import written_folder
-from aim_hf.training.vae import VAETrainer, VAETrainingArguments, canvas_episodes, set_encoder, tiny_vae, trained_steps
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="folder or repo id of episodes")
-    parser.add_argument("--base", type=Path, required=True, help="folder that has processor/ and gets vae/")
-    parser.add_argument("--output", type=Path, required=True, help="the run: checkpoint, log, samples")
-    parser.add_argument("--max-episodes", type=int, default=1000, help="episodes held in memory, evenly chosen")
-    parser.add_argument("--held-out", type=int, default=24, help="of these, how many only reports look at")
-    for field in fields(VAETrainingArguments):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
-    args = parser.parse_args()
-    state = PartialState(cpu=not torch.cuda.is_available())
-
-    if trained_steps(args.output) >= args.steps:
-        if state.is_main_process:
-            export(AutoencoderKLWan.from_pretrained(args.output / "checkpoint"), args.base)
-        return
-    dataset = load_episodes(args.dataset)
-    count = min(args.max_episodes, len(dataset))
-    if count <= args.held_out:
-        raise SystemExit(f"{args.dataset} gives {count} episodes, but --held-out is {args.held_out}; lower it.")
-    dataset = dataset.select([i * len(dataset) // count for i in range(count)]).shuffle(seed=args.seed)
-    episodes = canvas_episodes(dataset, AIMProcessor.from_pretrained(args.base / "processor"))
-
-    torch.manual_seed(args.seed)
-    if state.is_main_process and not (args.base / "vae").is_dir():
-        vae = tiny_vae()
-        set_encoder(vae, episodes[args.held_out :], args.frame_stride, args.seed)
-        export(vae, args.base)
-    state.wait_for_everyone()
-    vae = AutoencoderKLWan.from_pretrained(args.base / "vae")
-    training = VAETrainingArguments(
-        **{field.name: getattr(args, field.name) for field in fields(VAETrainingArguments)}
-    )
-    trainer = VAETrainer(vae, episodes[args.held_out :], episodes[: args.held_out], training, args.output)
-    metrics = trainer.train()
-    if state.is_main_process:
-        export(trainer.vae, args.base)
-        print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
-
-
-def export(vae: AutoencoderKLWan, base: Path) -> None:
-    with written_folder(base / "vae") as folder:
-        vae.save_pretrained(folder)
-
+from aim_hf.commands import run
 
 if __name__ == "__main__":
-    main()
+    run(["train-vae", *sys.argv[1:]])

@@ -1,6 +1,5 @@
 """The dry run lists what would be sent, and refuses what isn't whole. Sending is tested in test_hub.py."""
 
-import runpy
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "data"))
 from fixtures_episodes import make_episode, write_shard  # noqa: E402
 
+from aim_hf import commands  # noqa: E402
 from aim_hf.data.card import write_card  # noqa: E402
 from aim_hf.data.shards import ShardWriter  # noqa: E402
 
@@ -26,10 +26,9 @@ def publish(hub, monkeypatch, capsys):
     """Runs the script on a folder: its exit status, output and errors. Nothing may reach the Hub."""
 
     def run(folder: Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["publish.py", str(folder), "org/name"])
         status = 0
         try:
-            runpy.run_path(str(ROOT / "pipelines" / "publish.py"), run_name="__main__")
+            commands.run(["publish", str(folder), "org/name"])
         except SystemExit as end:
             status = end.code
         assert hub.log == []

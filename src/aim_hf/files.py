@@ -86,8 +86,8 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
             raise FileExistsError(f"{folder} was made from something else: {told}. {go_on}")
     elif other := next(folder.glob(outputs), None):
         raise FileExistsError(
-            f"{other} is there, but no {path} that says what it was made from. Choose another output folder, or delete "
-            "this one."
+            f"{other} is there, but no {path} that says what it was made from. Choose another output folder, or "
+            "delete this one."
         )
     else:
         write_text(path, json.dumps(made_from, indent=1) + "\n")

@@ -28,8 +28,14 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: package_version(name) for name in PACKAGES},
         "commit": source_commit(),
         "hardware": hardware,
-        "command": shlex.join(sys.argv),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """The command that runs, as it can be given again."""
+    script = Path(sys.argv[0])
+    return shlex.join(["aim-hf" if script.name in ("aim-hf", "__main__.py") else sys.argv[0], *sys.argv[1:]])
 
 
 def machine(hardware: dict[str, Any]) -> str:

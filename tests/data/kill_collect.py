@@ -1,10 +1,9 @@
-"""Kills collections at random moments: python kill_collect.py COLLECT.PY REFERENCE SCRATCH ARGUMENTS...
+"""Kills collections at random moments: python kill_collect.py REFERENCE SCRATCH ARGUMENTS...
 
 Runs are forked from a process that has imported everything, so that a kill costs no start-up. A run that gets through
 is compared with the reference folder, and the next one starts in a new folder.
 """
 
-import importlib.util
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from aim_hf.commands import collect
 from aim_hf.data.shards import read_rows
 
 KILLS = 20
@@ -32,11 +32,7 @@ def safe_seeds(folder: Path) -> set[int]:
     return seeds
 
 
-def main(script: str, reference: Path, scratch: Path, *arguments: str) -> None:
-    spec = importlib.util.spec_from_file_location("collect", script)
-    collect = importlib.util.module_from_spec(spec)
-    sys.modules["collect"] = collect
-    spec.loader.exec_module(collect)
+def main(reference: Path, scratch: Path, *arguments: str) -> None:
     moments = random.Random(0)
     kills = runs = 0
     while kills < KILLS or runs == 0:
@@ -44,8 +40,7 @@ def main(script: str, reference: Path, scratch: Path, *arguments: str) -> None:
         shards = {path: path.stat().st_mtime_ns for path in output.glob("data/[!.]*.parquet")}
         child = os.fork()
         if child == 0:
-            sys.argv = [script, *arguments, "--output", str(output)]
-            collect.main()
+            collect.main([*arguments, "--output_dir", str(output)])
             os._exit(0)
         # Longer and longer, so that slow machines get through, too.
         time.sleep(moments.uniform(0, LONGEST) * (1 + kills // KILLS))
@@ -66,4 +61,4 @@ def main(script: str, reference: Path, scratch: Path, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -1,7 +1,6 @@
 """Collection: the same folder from any number of processes, and after any kill."""
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
+from aim_hf.commands import collect
 from aim_hf.data.episodes import Episode
 from aim_hf.data.recorder import Failure, record_episode
 from aim_hf.data.shards import load_episodes, read_rows
@@ -20,25 +20,15 @@ from aim_hf.envs.base import CAMERAS
 from aim_hf.envs.demonstration import play_path
 from aim_hf.envs.seeds import SEED_RANGES, scene_generator
 
-COLLECT = Path(__file__).parents[2] / "dataset_scripts" / "collect.py"
-ARGUMENTS = ["--tasks", "click_bell", "--episodes", "6", "--shard-size", "2"]
-
-
-@pytest.fixture(scope="module")
-def collect():
-    spec = importlib.util.spec_from_file_location("collect", COLLECT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["collect"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["collect"]
+COLLECT = ("-m", "aim_hf", "collect")
+ARGUMENTS = ["--tasks", "click_bell", "--episodes", "6", "--shard_size", "2"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What one process makes without interruption."""
     folder = tmp_path_factory.mktemp("collected")
-    subprocess.run([sys.executable, COLLECT, *ARGUMENTS, "--output", folder], check=True)
+    subprocess.run([sys.executable, *COLLECT, *ARGUMENTS, "--output", folder], check=True)
     return folder
 
 
@@ -84,12 +74,12 @@ def test_stored_events_render_the_recorded_maps_again(folder):
 
 def test_two_processes_make_the_same_folder(folder, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    subprocess.run([*launch, COLLECT, *ARGUMENTS, "--output", tmp_path], check=True)
+    subprocess.run([*launch, *COLLECT, *ARGUMENTS, "--output", tmp_path], check=True)
     assert contents(tmp_path) == contents(folder)
 
 
 def test_a_run_killed_at_random_moments_loses_nothing_but_the_episode_in_flight(folder, tmp_path):
-    command = [sys.executable, Path(__file__).with_name("kill_collect.py"), COLLECT, folder, tmp_path, *ARGUMENTS]
+    command = [sys.executable, Path(__file__).with_name("kill_collect.py"), folder, tmp_path, *ARGUMENTS]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     assert int(answer.split()[0]) >= 20
 
@@ -103,17 +93,17 @@ def test_manifest_accounts_for_every_seed_tried(folder):
     assert all(manifest["simulator"]["sapien"] and manifest["simulator"]["aim_hf"] for manifest in manifests)
 
 
-def plan(collect, episodes, **options):
+def plan(episodes, **options):
     defaults = {"suite": "tabletop", "tasks": ["click_bell"], "splits": ["easy"], "shard_size": 10, "start_seed": 100}
     return collect.plan(argparse.Namespace(episodes=episodes, seeds_per_episode=2, **defaults | options))
 
 
-def test_shards_never_share_a_seed(collect):
-    shards = plan(collect, episodes=25)
+def test_shards_never_share_a_seed():
+    shards = plan(episodes=25)
     assert [shard.episodes for shard in shards] == [10, 10, 5]
     seeds = [seed for shard in shards for seed in shard.seeds]
     assert len(set(seeds)) == len(seeds) and min(seeds) == 100
-    longer = plan(collect, episodes=40)
+    longer = plan(episodes=40)
     assert longer[:2] == shards[:2] and longer[2].seeds == shards[2].seeds
 
 
@@ -138,13 +128,13 @@ class Lazy:
         return play_path(self, self.expert(), noise, rng, observe=True)
 
 
-def test_failures_are_reported_and_never_stored(collect, tmp_path):
+def test_failures_are_reported_and_never_stored(tmp_path):
     env = Lazy(make_environment("tabletop", "click_bell"))
     failure = record_episode(env, 1, 0.0, np.random.default_rng(0))
     assert isinstance(failure, Failure) and "not fulfilled" in failure.reason
     assert env.on_physics_step == [], "the detector is gone"
     with collect.tqdm(disable=True) as progress:
-        (shard,) = plan(collect, episodes=2, shard_size=2, start_seed=0)
+        (shard,) = plan(episodes=2, shard_size=2, start_seed=0)
         writer = shard.writer(tmp_path)
         collect.collect_shard(env, shard, writer, 0.0, progress)
         assert [row["seed"] for row in read_rows(writer.path)] == [0, 2]

@@ -1,4 +1,4 @@
-"""`dataset_scripts/encode_latents.py`: the same folder from one process or two, at once or after an interruption."""
+"""`aim-hf encode-latents`: the same folder from one process or two, at once or after an interruption."""
 
 import json
 import os
@@ -23,12 +23,10 @@ from test_stage1 import make_episode  # noqa: E402
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """A dataset of five episodes in two files, and the folder of the codec and text encoder."""
+    """A dataset of five episodes in two files, and the pipeline whose codec and text encoder are used."""
     folder = tmp_path_factory.mktemp("material")
     pipe = make_pipeline()
-    pipe.vae.save_pretrained(folder / "base" / "vae")
-    pipe.text_encoder.save_pretrained(folder / "base" / "text_encoder")
-    pipe.processor.save_pretrained(folder / "base" / "processor")
+    pipe.save_pretrained(folder / "policy")
     for index, seeds in enumerate(([0, 1, 2], [3, 4])):
         write_shard(folder / "episodes", [make_episode(seed) for seed in seeds], index=index)
     return folder, pipe
@@ -38,9 +36,10 @@ def encode(material, output: Path, processes: int = 1):
     folder, _ = material
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]
-    options = ["--dataset", folder / "episodes", "--base", folder / "base", "--output", output, "--shard-size", "2"]
+    options = ["--dataset", folder / "episodes", "--policy", folder / "policy", "--output_dir", output]
+    options += ["--shard_size", "2"]
     subprocess.run(
-        [*launch, ROOT / "dataset_scripts" / "encode_latents.py", *map(str, options)],
+        [*launch, "-m", "aim_hf", "encode-latents", *map(str, options)],
         check=True,
         timeout=200,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

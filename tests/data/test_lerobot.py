@@ -5,7 +5,6 @@ whose formulas say what is in them). `scripts/check_lerobot.py` reads an export 
 """
 
 import json
-import runpy
 import shutil
 import sys
 from fractions import Fraction
@@ -20,6 +19,7 @@ from fixtures_episodes import SIZES, make_episode, write_shard
 from test_video import psnr
 from torchcodec.decoders import VideoDecoder
 
+from aim_hf import commands
 from aim_hf.data.episodes import Episode
 from aim_hf.data.lerobot import export
 from aim_hf.data.lerobot.clips import ClipJoiner, cut_clip
@@ -64,14 +64,9 @@ def robot(config: dict, tmp_path: Path) -> Robot:
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """Runs a script of dataset_scripts/ in this process."""
-
-    def run(script: str, *args):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
-        runpy.run_path(str(ROOT / "dataset_scripts" / script), run_name="__main__")
-
-    return run
+def run():
+    """Runs a subcommand of `aim-hf` in this process."""
+    return lambda command, *args: commands.run([command, *map(str, args)])
 
 
 # Clips
@@ -125,7 +120,7 @@ def exported(tmp_path_factory):
 
 def test_an_export_comes_back_whole(exported, tmp_path, run):
     """Every number and every pixel."""
-    run("import_lerobot.py", exported / "export", "--output", tmp_path / "back")
+    run("import-lerobot", exported / "export", "--output", tmp_path / "back")
     pairs = list(zip(rows_of(exported / "episodes"), rows_of(tmp_path / "back"), strict=True))
     assert len(pairs) == 3
     for before, after in pairs:
@@ -260,7 +255,7 @@ def test_a_camera_on_the_arm_moves_with_it(tmp_path):
 def test_an_import_goes_on_where_it_was_killed(tmp_path, run, monkeypatch):
     config, folder = tmp_path / "robot.json", tmp_path / "episodes"
     config.write_text(json.dumps(JOINTS))
-    arguments = ("import_lerobot.py", FIXTURES / "lerobot_v21", "--config", config, "--output", folder)
+    arguments = ("import-lerobot", FIXTURES / "lerobot_v21", "--config", config, "--output", folder)
     copied = []
 
     def clip(self, episode, key, clip=LeRobotSource.clip):
@@ -415,14 +410,16 @@ def first_row(folder: Path, tmp_path: Path, config: dict = JOINTS) -> dict:
     return imported_row(LeRobotSource(folder), robot(config, tmp_path), 0, "train")
 
 
-def test_another_version_is_refused(damaged, tmp_path, run):
+def test_another_version_is_refused(damaged, tmp_path, run, capsys):
     change_info(damaged, codebase_version="v1.6")
     with pytest.raises(ValueError, match=r"codebase_version v1.6; expected v2.1 or v3.0"):
         LeRobotSource(damaged)
     with pytest.raises(FileNotFoundError, match="has no meta/info.json"):
         LeRobotSource(tmp_path)
-    with pytest.raises(SystemExit, match="say with --config .* It has .* observation.images.wrist"):
-        run("import_lerobot.py", FIXTURES / "lerobot_v3", "--output", tmp_path / "out")
+    with pytest.raises(SystemExit, match="2"):
+        run("import-lerobot", FIXTURES / "lerobot_v3", "--output_dir", tmp_path / "out")
+    told = capsys.readouterr().err
+    assert "say with --config" in told and "observation.images.wrist" in told and told.count("\n") == 1
 
 
 def test_a_missing_video_is_named(damaged, tmp_path):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def collected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("collected")
     options = ["--tasks", "click_bell", "--episodes", "2", "--output", folder]
-    subprocess.run([sys.executable, ROOT / "dataset_scripts" / "collect.py", *options], check=True)
+    subprocess.run([sys.executable, "-m", "aim_hf", "collect", *options], check=True)
     return folder
 
 

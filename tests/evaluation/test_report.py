@@ -14,7 +14,7 @@ from aim_hf.evaluation.report import Run, deviations, published_rates, write_rep
 from aim_hf.evaluation.statistics import summarize
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = ROOT / "model_cards" / "published"
+PUBLISHED = ROOT / "src" / "aim_hf" / "evaluation" / "published"
 START = 100_000_000
 
 

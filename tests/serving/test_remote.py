@@ -1,8 +1,6 @@
 """Evaluating policies that are somewhere else."""
 
 import json
-import runpy
-import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from fixtures_serving import Robot, running
 from openpi_client import msgpack_numpy
 from websockets.sync.server import serve
 
+from aim_hf.commands import run
 from aim_hf.evaluation import dialects
 from aim_hf.evaluation.evaluate import Protocol, evaluate
 from aim_hf.evaluation.remote import RemotePolicy, RemotePolicyError
@@ -204,7 +203,7 @@ def test_lingbot_va():
 def test_lingbot_va_takes_one_episode_at_a_time():
     with OtherServer(lambda message: {}) as server:
         policy = RemotePolicy(server.address, dialects.lingbot_va())
-        with pytest.raises(ValueError, match="2 episodes at once, .* --batch-size 1"):
+        with pytest.raises(ValueError, match="2 episodes at once, .* --batch_size 1"):
             policy.start(["lift", "lift"], [1, 2])
 
 
@@ -237,7 +236,7 @@ def test_a_server_that_is_not_there_or_closed_to_us(policy):
     with pytest.raises(RemotePolicyError, match="no policy server answers at ws://127.0.0.1"):
         RemotePolicy(server.address)
     with running(policy, token="secret") as server:
-        with pytest.raises(RemotePolicyError, match="HTTP status 401; give --token-file"):
+        with pytest.raises(RemotePolicyError, match="HTTP status 401; give --token_file"):
             RemotePolicy(server.address)
         assert RemotePolicy(server.address, token="secret").settings == policy.settings
 
@@ -245,24 +244,17 @@ def test_a_server_that_is_not_there_or_closed_to_us(policy):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--guidance-scale=2"], "guidance_scale: the server decides that"),
-        (["--dialect=openpi"], "--dialect openpi and --actions-per-chunk go together"),
-        (["--dialect=lingbot-va"], "give --batch-size 1"),
-        (["--value-maps=true"], "--value-maps true needs the policy in this process"),
+        (["--guidance_scale=2"], "guidance_scale: the server decides that"),
+        (["--dialect=openpi"], "--dialect openpi and --actions_per_chunk go together"),
+        (["--dialect=lingbot-va"], "give --batch_size 1"),
+        (["--value_maps=true"], "--value_maps true needs the policy in this process"),
         ([], "no policy server answers at ws://127.0.0.1:9"),
         (["--policy=checkpoints/aim-tiny", "--dialect=lingbot-va"], "is no ws:// address"),
     ],
 )
 def test_the_command_says_what_is_wrong(options, reason, tmp_path, monkeypatch, capsys):
-    command = [
-        "evaluate.py",
-        "--policy=ws://127.0.0.1:9",
-        "--episodes=1",
-        f"--output={tmp_path / 'results'}",
-        *options,
-    ]
-    monkeypatch.setattr(sys, "argv", command)
+    command = ["evaluate", "--policy=ws://127.0.0.1:9", "--episodes=1", f"--output_dir={tmp_path / 'results'}"]
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "pipelines" / "evaluate.py"), run_name="__main__")
+        run([*command, *options])
     assert ended.value.code == 2 and reason in capsys.readouterr().err
     assert not (tmp_path / "results").exists()

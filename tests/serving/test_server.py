@@ -318,8 +318,8 @@ def test_stopping_answers_what_is_in_flight(policy, alone):
 def test_the_command_serves_and_ends_when_told(policy, alone, tmp_path):
     policy.pipe.save_pretrained(tmp_path / "policy")
     (tmp_path / "token").write_text("secret\n")
-    command = [sys.executable, "pipelines/serve.py", "--policy", tmp_path / "policy", "--port=0", "--device=cpu"]
-    command += ["--num-inference-steps=1", "--num-action-inference-steps=1", f"--token-file={tmp_path / 'token'}"]
+    command = [sys.executable, "-m", "aim_hf", "serve", "--policy", tmp_path / "policy", "--port=0", "--device=cpu"]
+    command += ["--num_inference_steps=1", "--num_action_inference_steps=1", f"--token_file={tmp_path / 'token'}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     log = ""
     while not (serving := re.search(r"serving .* at ws://127.0.0.1:(\d+)", log)):

@@ -444,7 +444,7 @@ def test_one_and_two_processes_learn_the_same(tmp_path):
 
     def run(name, launch, **options):
         options = {
-            "pipeline": tmp_path / "pipeline",
+            "policy": tmp_path / "pipeline",
             "output_dir": tmp_path / name,
             "tasks": "click_bell",
             "max_steps": 1,
@@ -461,7 +461,7 @@ def test_one_and_two_processes_learn_the_same(tmp_path):
             "report_to": "none",
         } | options
         given = (part for key, value in options.items() for part in (f"--{key}", str(value)))
-        command = [sys.executable, "-m", "accelerate.commands.launch", *launch, ROOT / "pipelines" / "train_grpo.py"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "aim_hf", "train-grpo"]
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([*command, "--use_cpu", *given], check=True, timeout=300, env=environ)
         folder = tmp_path / name / "checkpoint-1"

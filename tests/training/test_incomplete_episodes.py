@@ -1,7 +1,6 @@
 """Episodes that lack views or value maps, and other robots' actions: from LeRobot's files to a training step."""
 
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 from aim_hf import AIMForWorldAction, AIMPipeline, AIMProcessor
 from aim_hf.codec import VideoCodec
+from aim_hf.commands import run
 from aim_hf.data.latents import LatentWindows, encode_episode, fit_processor, missing, plan_shards, write_index
 from aim_hf.data.lerobot.importer import imported_row
 from aim_hf.data.lerobot.robot import Columns, Robot
@@ -173,20 +173,12 @@ def test_from_lerobot_files_to_a_fine_tuned_policy(pipe, tmp_path, monkeypatch):
     write_episodes(
         tmp_path / "episodes", [imported_row(source, robot, index, "train") for index in range(source.num_episodes)]
     )
-    for part in ("vae", "text_encoder", "processor"):
-        getattr(pipe, part).save_pretrained(tmp_path / "base" / part)
-    pipe.model.save_pretrained(tmp_path / "model")
-
-    def launch(script: str, *options):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-
-    data = ("--dataset", tmp_path / "episodes", "--base", tmp_path / "base", "--output", tmp_path / "latents")
-    launch("dataset_scripts/encode_latents.py", *data)
+    pipe.save_pretrained(tmp_path / "policy")
+    data = {"dataset": tmp_path / "episodes", "policy": tmp_path / "policy", "output_dir": tmp_path / "latents"}
+    run(["encode-latents", *(part for name, value in data.items() for part in (f"--{name}", str(value)))])
     training = {
         "latents": tmp_path / "latents",
-        "base": tmp_path / "base",
-        "init": tmp_path / "model",
+        "policy": tmp_path / "policy",
         "output_dir": tmp_path / "run",
         "window_chunks": 2,
         "held_out": 1,
@@ -196,8 +188,7 @@ def test_from_lerobot_files_to_a_fine_tuned_policy(pipe, tmp_path, monkeypatch):
         "sample_steps": 2,
         "report_to": "none",
     }
-    options = [part for name, value in training.items() for part in (f"--{name}", value)]
-    launch("pipelines/train.py", "--use_cpu", *options)
+    run(["train", "--use_cpu", *(part for name, value in training.items() for part in (f"--{name}", str(value)))])
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     logs = [log for log in record["log_history"] if "loss" in log]
     assert len(logs) == 2 and all(np.isfinite(log["loss"]) and log["value_loss"] == 0 for log in logs)

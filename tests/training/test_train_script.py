@@ -1,4 +1,4 @@
-"""`pipelines/train.py` on two CPU processes, as a user launches it."""
+"""`aim-hf train` on two CPU processes, as a user launches it."""
 
 import json
 import os
@@ -13,26 +13,26 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from aim_hf import AIMForWorldAction, AIMPipeline
+from aim_hf.commands.train import initial_model
 from aim_hf.training.trainer import EMA_FILE
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "pipelines")]
+sys.path.insert(0, str(Path(__file__).parent))
 from test_stage1 import latents, pipe  # noqa: E402, F401
-from train import initial_model  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
 
 def train(pipe, latents, folder: Path, launch: list[str], **options):  # noqa: F811
-    """`train.py` into `folder`/run, on the parts of `pipe` in `folder`/base."""
-    pipe.vae.save_pretrained(folder / "base" / "vae")
-    pipe.text_encoder.save_pretrained(folder / "base" / "text_encoder")
+    """`aim-hf train` into `folder`/run, on `pipe` in `folder`/base."""
+    pipe.save_pretrained(folder / "base")
     config = {
         name: value for name, value in pipe.model.config.to_diff_dict().items() if name != "transformers_version"
     }
     config = {name: value for name, value in config.items() if name not in ("architectures", "model_type", "dtype")}
     options = {
         "latents": latents,
-        "base": folder / "base",
+        "policy": folder / "base",
+        "preset": "tiny",
         "config": json.dumps(config),
         "output_dir": folder / "run",
         "window_chunks": 2,
@@ -44,25 +44,24 @@ def train(pipe, latents, folder: Path, launch: list[str], **options):  # noqa: F
         "save_steps": 2,
         "report_to": "none",
     } | options
-    given = (part for name, value in options.items() for part in (f"--{name}", str(value)))
+    given = (part for name, value in options.items() if value is not None for part in (f"--{name}", str(value)))
     command = [
         sys.executable,
         "-m",
         "accelerate.commands.launch",
         *launch,
-        ROOT / "pipelines" / "train.py",
+        *("-m", "aim_hf", "train"),
         "--use_cpu",
     ]
     subprocess.run([*command, *given], check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def test_adapters_are_exported_apart_and_merged(pipe, latents, tmp_path):  # noqa: F811
-    pipe.model.save_pretrained(tmp_path / "model")
     launch = ["--config_file", str(ROOT / "pipelines" / "accelerate" / "cpu.yaml")]
-    train(pipe, latents, tmp_path, launch, init=tmp_path / "model", lora_rank=2, max_steps=2)
+    train(pipe, latents, tmp_path, launch, preset=None, config="{}", lora_rank=2, max_steps=2)
     merged = AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline").model
     loaded = PeftModel.from_pretrained(
-        AIMForWorldAction.from_pretrained(tmp_path / "model"), tmp_path / "run" / "adapter"
+        AIMForWorldAction.from_pretrained(tmp_path / "base" / "model"), tmp_path / "run" / "adapter"
     )
     for (name, a), (_, b) in zip(merged.named_parameters(), loaded.merge_and_unload().named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)

@@ -238,10 +238,10 @@ def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, 
 
 def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `SCHEDULE`."""
-    parser.add_argument("--num-inference-steps", type=int, default=5, help="of RGB and value maps")
-    parser.add_argument("--num-action-inference-steps", type=int, help="default: 10")
-    parser.add_argument("--stop-after", type=int, help="end the denoising of RGB and value maps after so many steps")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of RGB and value maps")
+    parser.add_argument("--num_inference_steps", type=int, default=5, help="of RGB and value maps")
+    parser.add_argument("--num_action_inference_steps", type=int, help="default: 10")
+    parser.add_argument("--stop_after", type=int, help="end the denoising of RGB and value maps after so many steps")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="of RGB and value maps")
     parser.add_argument(
-        "--action-noise-scale", type=float, help="of what actions start from, 0: none; default: the pipeline's own"
+        "--action_noise_scale", type=float, help="of what actions start from, 0: none; default: the pipeline's own"
     )

@@ -44,7 +44,7 @@ class Connection:
             )
         except InvalidStatus as error:
             status = error.response.status_code
-            mend = "give --token-file" if status in (401, 403) else "look at the server's log"
+            mend = "give --token_file" if status in (401, 403) else "look at the server's log"
             raise RemotePolicyError(f"the policy server at {address} refused: HTTP status {status}; {mend}") from error
         except (InvalidURI, InvalidHandshake, OSError, EOFError) as error:
             raise RemotePolicyError(
@@ -128,7 +128,7 @@ class RemotePolicy:
     def start(self, instructions: list[str], seeds: list[int]) -> None:
         if self.dialect.one_at_a_time and len(seeds) > 1:
             raise ValueError(
-                f"{len(seeds)} episodes at once, but the server at {self.address} holds one: give --batch-size 1, and "
+                f"{len(seeds)} episodes at once, but the server at {self.address} holds one: give --batch_size 1, and "
                 "a server to each process."
             )
         self.close()

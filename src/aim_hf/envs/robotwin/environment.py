@@ -47,8 +47,8 @@ class _SetVariable(argparse.Action):
 def add_robotwin_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of a script that say where RoboTwin is. They set environment variables, which workers inherit."""
     for option, variable, meaning in (
-        ("--robotwin-root", _ROOT_VARIABLE, "a RoboTwin 2.0 checkout"),
-        ("--robotwin-python", _PYTHON_VARIABLE, "the interpreter it is installed in"),
+        ("--robotwin_root", _ROOT_VARIABLE, "a RoboTwin 2.0 checkout"),
+        ("--robotwin_python", _PYTHON_VARIABLE, "the interpreter it is installed in"),
     ):
         parser.add_argument(option, action=_SetVariable, const=variable, help=f"{meaning}; default: {variable}")
 

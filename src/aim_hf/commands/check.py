@@ -1,11 +1,18 @@
-"""Tells whether this machine can do what AIM needs beyond Python packages: render with SAPIEN, decode video."""
+"""Whether this machine can do what AIM needs beyond Python packages: render with SAPIEN, decode video.
+
+aim-hf check
+"""
 
 import sys
+
+from ..extras import extra
+from . import Parser
 
 
 def check_rendering() -> None:
     """Renders a red box with SAPIEN and looks at the middle pixel."""
-    import sapien
+    with extra("sim"):
+        import sapien
 
     sapien.render.set_camera_shader_dir("trivial")  # unlit: the first picture takes a second instead of ten
     scene = sapien.Scene()
@@ -22,10 +29,12 @@ def check_rendering() -> None:
 
 def check_video() -> None:
     """Loads torchcodec, which links against ffmpeg's shared libraries."""
-    import torchcodec.decoders  # noqa: F401
+    with extra("data"):
+        import torchcodec.decoders  # noqa: F401
 
 
-def main() -> int:
+def main(argv: list[str]) -> None:
+    Parser("check", __doc__).parse_args(argv)
     remedies = {
         check_rendering: "SAPIEN can't render. It needs a Vulkan driver: your GPU's own, or Mesa 24.3 or newer "
         "(Debian 12: mesa-vulkan-drivers from bookworm-backports, with libvulkan1 and libx11-6).",
@@ -39,10 +48,6 @@ def main() -> int:
         except (ImportError, OSError, RuntimeError) as error:
             print(f"{type(error).__name__}: {error}\nset-up incomplete: {remedy}", file=sys.stderr)
             failures += 1
-    if not failures:
-        print("set-up complete: SAPIEN renders, torchcodec loads.")
-    return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if failures:
+        raise SystemExit(1)
+    print("set-up complete: SAPIEN renders, torchcodec loads.")

@@ -1,0 +1,4 @@
+from .commands import run
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,36 @@
+"""A page to try AIM on: pick a task, a scene and words, and watch what it sees, imagines, intends and does.
+
+    aim-hf app [--policy DIR] [--tasks ...] [--port 7860]
+
+Runs on a CPU. Scenes are the held-out ones of the tabletop suite. Set GRADIO_SERVER_NAME=0.0.0.0 to let other machines
+in.
+"""
+
+from . import Parser
+
+
+def main(argv: list[str]) -> None:
+    import torch
+
+    from ..app.episode import LiveRollouts, Simulators
+    from ..app.page import LAUNCH, build
+    from .. import AIM_TINY
+    from ..envs import TASKS
+    from ..evaluation.policies import AIM_TINY_TASKS, AIMPolicy
+
+    parser = Parser("app", __doc__)
+    parser.add_argument("--policy", default=AIM_TINY, help="folder of an AIMPipeline, or repo id; default: aim-tiny")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS["tabletop"], default=AIM_TINY_TASKS, help="default: aim-tiny's"
+    )
+    parser.add_argument("--episodes", type=int, default=2, help="that run at once; others wait")
+    parser.add_argument("--port", type=int, help="default: 7860, or the next one that is free")
+    args = parser.parse_args(argv)
+
+    simulators = Simulators(limit=args.episodes + 1)
+    try:
+        pipe = AIMPolicy.from_pretrained(args.policy, "cuda" if torch.cuda.is_available() else "cpu").pipe
+        page = build(LiveRollouts(pipe, simulators), args.tasks, at_once=args.episodes)
+        page.launch(server_port=args.port, **LAUNCH)
+    finally:
+        simulators.close()

@@ -1,0 +1,165 @@
+"""Collect expert episodes with value maps:
+
+    accelerate launch --multi_gpu --num_processes 2 -m aim_hf collect --suite tabletop --tasks click_bell \
+        --splits easy hard --episodes 100 --output_dir DIR
+
+The work is cut into shards: `--shard_size` episodes of one task and split, from a range of seeds of its own, whichever
+process makes it. So the folder's content doesn't depend on the number of processes or machines. Each episode is safe
+once it is recorded: a run that was killed goes on with the next one when the same command is given again. Machines
+that share no disk write folders that may simply be copied into one; the same command there then only writes the card.
+
+RoboTwin 2.0 runs in its own checkout and interpreter:
+
+    aim-hf collect --suite robotwin --robotwin_root ~/RoboTwin \
+        --robotwin_python ~/miniconda3/envs/RoboTwin/bin/python --seeds_per_episode 20 --episodes 600 --output_dir DIR
+"""
+
+import argparse
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+# Set before the simulator loads its renderer: a process renders on one core, and processes share the machine.
+os.environ.setdefault("LP_NUM_THREADS", "1")
+
+from accelerate import PartialState  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from ..data.card import write_card  # noqa: E402
+from ..data.preview import write_preview  # noqa: E402
+from ..data.recorder import Failure, record_episode  # noqa: E402
+from ..data.shards import ShardWriter, remove_leftovers  # noqa: E402
+from ..envs import TASKS, next_environment  # noqa: E402
+from ..envs.base import SPLITS, Environment, SimulatorLost  # noqa: E402
+from ..envs.robotwin import add_robotwin_arguments  # noqa: E402
+from ..envs.seeds import episode_seeds, scene_generator  # noqa: E402
+from . import Parser
+
+NOISE = {"tabletop": 0.01, "robotwin": 0.0}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`episodes` episodes of a task, from the first of `seeds` on which the expert succeeds."""
+
+    task: str
+    split: str
+    index: int
+    episodes: int
+    seeds: list[int]
+
+    def writer(self, folder: Path) -> ShardWriter:
+        return ShardWriter(folder, self.split, self.task, self.index)
+
+
+class SeedsExhausted(RuntimeError):
+    """The expert fails on too many of a shard's seeds."""
+
+
+def plan(args: argparse.Namespace) -> list[Shard]:
+    """The shards that hold `args.episodes` episodes of each task and split."""
+    shards = []
+    for split in args.splits:
+        for task in args.tasks or TASKS[args.suite]:
+            for index, first in enumerate(range(0, args.episodes, args.shard_size)):
+                start = args.start_seed + first * args.seeds_per_episode
+                seeds = episode_seeds("train", start, args.shard_size * args.seeds_per_episode)
+                shards.append(Shard(task, split, index, min(args.shard_size, args.episodes - first), seeds))
+    return shards
+
+
+def collect_shard(env: Environment, shard: Shard, writer: ShardWriter, noise: float, progress: tqdm) -> None:
+    """Record what a shard lacks, and finish it.
+
+    Raises:
+        SeedsExhausted: if the seeds run out.
+    """
+    for seed in shard.seeds:
+        if writer.num_episodes == shard.episodes:
+            break
+        if seed in writer.tried:
+            continue
+        rng = scene_generator(shard.task, shard.split, seed, "noise")
+        try:
+            episode = record_episode(env, seed, noise, rng)
+        except SimulatorLost as lost:
+            episode = Failure(seed, str(lost))
+        if isinstance(episode, Failure):
+            writer.reject(seed, episode.reason)
+            progress.write(f"{shard.task} seed {seed} failed: {episode.reason}")
+        else:
+            writer.add(episode.to_row())
+            progress.update()
+    if writer.num_episodes < shard.episodes:
+        reasons = [reason for reason in writer.tried.values() if reason is not None]
+        raise SeedsExhausted(
+            f"{shard.task}: only {writer.num_episodes} of {shard.episodes} episodes from the {len(shard.seeds)} seeds "
+            f"{shard.seeds[0]}..{shard.seeds[-1]}; raise "
+            f"--seeds_per_episode, or look at why the expert fails: {reasons[-1]}"
+        )
+    writer.finish(
+        {
+            "suite": env.suite,
+            "task": shard.task,
+            "split": shard.split,
+            "noise": noise,
+            "seeds_from": shard.seeds[0],
+            "simulator": env.simulator,
+        }
+    )
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser("collect", __doc__)
+    parser.add_argument("--suite", choices=sorted(TASKS), default="tabletop")
+    parser.add_argument("--tasks", nargs="+", help="default: all tasks of the suite")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["easy"])
+    parser.add_argument("--episodes", type=int, required=True, help="recorded episodes of each task and split")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument(
+        "--noise",
+        type=float,
+        help="standard deviation of the tools' offsets in m; default: 0.01, and 0 where the expert bears none",
+    )
+    parser.add_argument("--start_seed", type=int, default=0)
+    parser.add_argument("--shard_size", type=int, default=50, help="episodes of a Parquet file")
+    parser.add_argument(
+        "--seeds_per_episode", type=int, default=2, help="a shard may try this many seeds for each episode it wants"
+    )
+    add_robotwin_arguments(parser)
+    args = parser.parse_args(argv)
+    noise = NOISE[args.suite] if args.noise is None else args.noise
+
+    # Processes meet only at the start and at the end, which may be days away.
+    state = PartialState(cpu=True, timeout=timedelta(days=30))
+    if state.is_main_process:
+        remove_leftovers(args.output_dir)
+    state.wait_for_everyone()
+    mine = plan(args)[state.process_index :: state.num_processes]
+    missing = []
+    for shard in mine:
+        writer = shard.writer(args.output_dir)
+        if writer.is_done(shard.episodes):
+            writer.remove_pieces()
+        else:
+            missing.append((shard, writer))
+
+    total = sum(shard.episodes for shard in mine)
+    done = total - sum(shard.episodes - writer.num_episodes for shard, writer in missing)
+    rank, env, exhausted = state.process_index, None, []
+    with tqdm(total=total, initial=done, unit="episode", desc=f"process {rank}", position=rank) as progress:
+        for shard, writer in missing:
+            env = next_environment(env, args.suite, shard.task, shard.split, depth=True)
+            try:
+                collect_shard(env, shard, writer, noise, progress)
+            except SeedsExhausted as error:  # the other tasks shall not wait for this one
+                exhausted.append(str(error))
+    if env is not None:
+        env.close()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_preview(args.output_dir)
+        write_card(args.output_dir)
+    if exhausted:
+        raise SystemExit("\n".join(exhausted))

@@ -1,0 +1,43 @@
+"""AIM at a glance: runs a few held-out episodes of the tabletop tasks that it knows and makes pictures of them.
+
+    aim-hf demo [--policy DIR] [--tasks ...] [--episodes 3] [--output_dir outputs/demo]
+
+Writes `contact_sheet.png`, a video a task and `results.json`. A minute or two on two CPU cores.
+"""
+
+from pathlib import Path
+
+from . import Parser
+
+
+def main(argv: list[str]) -> None:
+    import torch
+    from accelerate import PartialState
+
+    from .. import AIM_TINY
+    from ..envs import TASKS
+    from ..evaluation.evaluate import Protocol, evaluate, format_results
+    from ..evaluation.policies import AIM_TINY_TASKS, AIMPolicy
+
+    parser = Parser("demo", __doc__)
+    parser.add_argument("--policy", default=AIM_TINY, help="folder of an AIMPipeline, or repo id; default: aim-tiny")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS["tabletop"], default=AIM_TINY_TASKS, help="default: aim-tiny's"
+    )
+    parser.add_argument("--episodes", type=int, default=3, help="of each task")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
+    args = parser.parse_args(argv)
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    policy = AIMPolicy.from_pretrained(args.policy, state.device)
+    print(
+        f"Runs {args.episodes} held-out episodes of {len(args.tasks)} tasks (usually 1 to 2 minutes on 2 CPU cores).",
+        flush=True,
+    )
+    results = evaluate(policy, Protocol(), args.output_dir, args.episodes, args.tasks, state=state)
+    print(format_results(results))
+    print(f"At a glance: {args.output_dir / 'contact_sheet.png'}")
+    print("Observed, imagined and value maps side by side:")
+    for video in sorted((args.output_dir / "videos").glob("*.mp4")):
+        print(f"  {video}")
+    print(f"Numbers: {args.output_dir / 'results.json'}")

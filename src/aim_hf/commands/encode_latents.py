@@ -1,0 +1,98 @@
+"""Encodes episodes once, so that training runs neither the VAE nor the text encoder.
+
+    accelerate launch --multi_gpu --num_processes 2 -m aim_hf encode-latents \
+        --dataset runs/episodes --policy runs/base --output_dir runs/latents
+
+`--policy` is a checkpoint with `vae/`, `text_encoder/` and `processor/`. Its model tells how many frames and actions a
+chunk has, or `--preset` where a new model shall be trained. The output folder also gets the processor, fitted
+to the cameras and the action space of these episodes, with their action statistics. Processes share the work shard by
+shard, and a run that was killed goes on with the shards that are missing.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKLWan
+from tqdm import tqdm
+from transformers import AutoModelForTextEncoding
+
+from ..checkpoint import fingerprint, local_folder
+from ..codec import VideoCodec
+from ..configuration_aim import PRESETS, AIMConfig
+from ..data.episodes import Episode
+from ..data.latents import encode_episode, fit_processor, missing, plan_shards, write_index
+from ..data.shards import load_episodes
+from ..processing_aim import AIMProcessor
+from . import Parser
+
+DESCRIPTION = ["suite", "task", "split", "seed", "instruction"]
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser("encode-latents", __doc__)
+    parser.add_argument("--dataset", required=True, help="folder or repo id of episodes")
+    parser.add_argument("--policy", required=True, help="checkpoint whose codec and text encoder are used")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="of a new model; default: the policy's own")
+    parser.add_argument("--shard_size", type=int, default=128, help="episodes of a file")
+    args = parser.parse_args(argv)
+    # Processes meet only at the end, which may be hours away.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+
+    policy = local_folder(args.policy)
+    if args.preset is not None:
+        config = PRESETS[args.preset]()
+    elif (policy / "model").is_dir():
+        config = AIMConfig.from_pretrained(policy / "model")
+    else:
+        raise ValueError(f"{args.policy} holds no model that tells the sizes of a chunk; give --preset")
+    codec = VideoCodec(AutoencoderKLWan.from_pretrained(policy / "vae").to(state.device))
+    text_encoder = AutoModelForTextEncoding.from_pretrained(policy / "text_encoder").to(state.device)
+    dataset = load_episodes(args.dataset)
+    processor = fit_processor(AIMProcessor.from_pretrained(policy / "processor"), dataset)
+    encoder = fingerprint(policy / "vae") + fingerprint(policy / "text_encoder")
+    described = zip(dataset.select_columns(DESCRIPTION).to_list(), missing(dataset, processor), strict=True)
+    shards = plan_shards(args.output_dir, [row | lacks for row, lacks in described], encoder, args.shard_size)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    @torch.no_grad()
+    def encoded_text(text: str, allow_empty: bool = False) -> torch.Tensor:
+        tokens = processor.tokenize(text, allow_empty).to(state.device)
+        features = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[0]
+        return features[: int(tokens.attention_mask.sum())].half()
+
+    @torch.no_grad()
+    def encoded(row: dict) -> dict[str, torch.Tensor]:
+        episode = Episode.from_row(row)
+        tensors = encode_episode(
+            episode, codec, processor, config.actions_per_latent_frame, config.chunk_latent_frames
+        )
+        tensors["prompt_embeds"] = encoded_text(episode.instruction)
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    first = 0
+    total = sum(len(shard.episodes) for shard in shards[state.process_index :: state.num_processes])
+    with tqdm(total=total, unit="episode", desc=f"process {state.process_index}", position=state.process_index) as bar:
+        for index, shard in enumerate(shards):
+            rows = range(first, first + len(shard.episodes))
+            first = rows.stop
+            if index % state.num_processes != state.process_index:
+                continue
+            if shard.is_done():
+                bar.update(len(rows))
+                continue
+
+            def progressing(rows=rows):
+                for row in rows:
+                    yield encoded(dataset[row])
+                    bar.update()
+
+            shard.write(progressing())
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for path in {*args.output_dir.glob("*shard-*.safetensors")} - {shard.path for shard in shards}:
+            path.unlink()  # of another set of episodes, or left by a writer that was killed
+        no_prompt_embeds = encoded_text("", allow_empty=True).cpu()
+        write_index(args.output_dir, shards, processor, config.chunk_latent_frames, no_prompt_embeds)

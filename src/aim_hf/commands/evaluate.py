@@ -1,0 +1,103 @@
+"""Closed-loop success rates:
+
+    aim-hf evaluate --policy checkpoints/aim-tiny --suite tabletop --split easy \
+        --tasks click_bell lift_pot --episodes 50 --output_dir runs/easy
+
+Writes `results.json`, videos and a contact sheet; see `aim_hf/evaluation/evaluate.py` for the folder. A run that was
+killed goes on when the same command is given again. More episodes or tasks may be added to a folder, other settings
+may not. The numbers depend neither on `--batch_size` nor on the number of processes.
+
+Any policy behind openpi's websocket protocol is evaluated the same way (docs/serving.md):
+
+    aim-hf evaluate --policy ws://127.0.0.1:8000 --dialect openpi --actions_per_chunk 50 \
+        --policy_name pi0.5 --suite robotwin --tasks click_bell --episodes 50 --output_dir runs/pi05
+"""
+
+import argparse
+from pathlib import Path
+
+from . import Parser
+
+
+def main(argv: list[str]) -> None:
+    from datetime import timedelta
+
+    import torch
+    from accelerate import PartialState
+
+    from ..envs import TASKS
+    from ..envs.base import SPLITS
+    from ..envs.robotwin import add_robotwin_arguments
+    from ..evaluation.evaluate import Protocol, evaluate, format_results
+    from ..evaluation.policies import OPTIONS, AIMPolicy, Policy, add_schedule_arguments
+
+    parser = Parser("evaluate", __doc__)
+    parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, repo id, or ws://host:port")
+    parser.add_argument("--suite", choices=sorted(TASKS), default="tabletop")
+    parser.add_argument("--split", choices=SPLITS, default="easy")
+    parser.add_argument("--tasks", nargs="+", help="default: all tasks of the suite")
+    parser.add_argument("--episodes", type=int, required=True, help="of each task")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--start_seed", type=int, default=0, help="offset into the seeds kept for evaluation")
+    parser.add_argument("--instructions", choices=("seen", "unseen"), default="seen", help="wordings")
+    parser.add_argument("--value_maps", choices=("predicted", "true"), default="predicted", help="what it acts on")
+    add_schedule_arguments(parser)
+    parser.add_argument("--delay", type=int, default=0, help="control steps that a chunk takes to compute")
+    parser.add_argument(
+        "--no_real_time_chunking",
+        action="store_false",
+        dest="real_time_chunking",
+        help="don't tell the new chunk what is executed while it is computed",
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="episodes that run together in a process")
+    parser.add_argument("--videos", type=int, default=1, help="episodes of each task to film")
+    remote = parser.add_argument_group("policies behind a server (ws://)")
+    remote.add_argument("--dialect", choices=("openpi", "lingbot-va"), help="its messages; not for AIM's own server")
+    remote.add_argument("--actions_per_chunk", type=int, help="of each reply, to execute; with --dialect openpi")
+    remote.add_argument("--policy_name", help="what the results call it; default: the address")
+    remote.add_argument("--token_file", type=Path, help="a file with the token that the server wants")
+    add_robotwin_arguments(parser)
+    args = parser.parse_args(argv)
+    unknown = set(args.tasks or ()) - set(TASKS[args.suite])
+    if unknown:
+        parser.error(f"no task {', '.join(unknown)} in suite {args.suite}; choose from {', '.join(TASKS[args.suite])}")
+
+    # Processes wait for each other at the end, for as long as the slowest of them takes.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+    protocol = Protocol(args.suite, args.split, args.instructions, args.value_maps, args.start_seed)
+    policy: Policy
+    if args.policy.startswith(("ws://", "wss://")):
+        policy = remote_policy(parser, args)
+    elif args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:
+        parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
+    else:
+        policy = AIMPolicy.from_pretrained(
+            args.policy, state.device, **{name: getattr(args, name) for name in OPTIONS}
+        )
+    results = evaluate(
+        policy, protocol, args.output_dir, args.episodes, args.tasks, args.batch_size, args.videos, state=state
+    )
+    if results is not None:
+        print(format_results(results))
+        print(f"All in {args.output_dir / 'results.json'}")
+
+
+def remote_policy(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    from ..evaluation import dialects
+    from ..evaluation.policies import OPTIONS
+    from ..evaluation.remote import RemotePolicy
+
+    given = [name for name in OPTIONS if getattr(args, name) != parser.get_default(name)]
+    if given:
+        parser.error(f"{', '.join(given)}: the server decides that; give it to `aim-hf serve`")
+    if (args.dialect == "openpi") != (args.actions_per_chunk is not None):
+        parser.error("--dialect openpi and --actions_per_chunk go together")
+    dialect = None
+    if args.dialect is not None:
+        dialect = dialects.openpi(args.actions_per_chunk) if args.dialect == "openpi" else dialects.lingbot_va()
+    if args.value_maps == "true":
+        parser.error("--value_maps true needs the policy in this process, not behind a server")
+    if dialect is not None and dialect.one_at_a_time and args.batch_size > 1:
+        parser.error(f"the server of --dialect {args.dialect} holds one episode at a time: give --batch_size 1")
+    token = args.token_file.read_text().strip() if args.token_file else None
+    return RemotePolicy(args.policy, dialect, args.policy_name, token)

@@ -1,0 +1,34 @@
+"""Write episodes as a LeRobot v3.0 dataset, value maps as extra videos:
+
+    aim-hf export-lerobot runs/episodes --output_dir runs/lerobot --repo_id you/your-dataset
+
+LeRobot's policies take every video of a dataset for an input; `--no_value_maps` leaves the maps out.
+"""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from huggingface_hub import snapshot_download
+from tqdm import tqdm
+
+from ..data.lerobot.export import export_lerobot, rows_of
+from ..data.shards import shard_paths
+from . import Parser
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser("export-lerobot", __doc__)
+    parser.add_argument("source", help="a folder of episodes or a repo id")
+    parser.add_argument("--output_dir", type=Path, required=True, help="a folder that is not there yet")
+    parser.add_argument("--splits", nargs="+", help="default: all")
+    parser.add_argument("--repo_id", help="where you mean to publish it, for its card; default: the folder's name")
+    parser.add_argument("--no_value_maps", action="store_true")
+    args = parser.parse_args(argv)
+
+    source = Path(args.source)
+    if not source.exists() and args.source.count("/") == 1:
+        source = Path(snapshot_download(args.source, repo_type="dataset"))
+    total = sum(pq.read_metadata(path).num_rows for path in shard_paths(source))
+    with tqdm(rows_of(source, args.splits), total=total, unit="episode", desc="export") as rows:
+        info = export_lerobot(rows, args.output_dir, args.repo_id or args.output_dir.name, not args.no_value_maps)
+    print(f"{info['total_episodes']} episodes, {info['total_frames']} frames in {args.output_dir}")

@@ -1,0 +1,36 @@
+"""Look at episodes: a contact sheet, for each camera of frames and below them the same in gray under their value maps.
+
+aim-hf preview DIR --output_file sheet.png [--tasks click_bell] [--episodes 1] [--frames 12]
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data.preview import contact_sheet
+from ..data.shards import load_episodes
+from . import Parser
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser("preview", __doc__)
+    parser.add_argument("source", help="a folder of episodes or a repo id")
+    parser.add_argument("--output_file", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--tasks", nargs="+", help="default: all")
+    parser.add_argument("--episodes", type=int, default=1, help="of each task and split")
+    parser.add_argument("--frames", type=int, default=10)
+    args = parser.parse_args(argv)
+
+    dataset = load_episodes(args.source)
+    chosen: dict[tuple[str, str], list[int]] = {}
+    for index, (task, split) in enumerate(zip(dataset["task"], dataset["split"], strict=True)):
+        if args.tasks is None or task in args.tasks:
+            chosen.setdefault((task, split), []).append(index)
+    indices = [index for group in chosen.values() for index in group[: args.episodes]]
+    if not indices:
+        raise ValueError(f"no episode of {args.tasks} in {args.source}; it holds {sorted(set(dataset['task']))}")
+    sheets = [np.asarray(contact_sheet(dataset[index], args.frames)) for index in indices]
+    args.output_file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(sheets)).save(args.output_file)
+    print(f"{len(sheets)} episodes in {args.output_file}")

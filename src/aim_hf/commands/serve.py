@@ -1,0 +1,79 @@
+"""Serves a policy to robots over the network, in openpi's websocket protocol:
+
+    aim-hf serve --policy checkpoints/aim-tiny
+
+Ctrl-C or SIGTERM ends it once every request that had come is answered; a second one ends it at once. See
+docs/serving.md for the messages, limits and metrics.
+"""
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import signal
+from pathlib import Path
+
+import torch
+
+from ..evaluation.policies import ROWS, SCHEDULE, AIMPolicy, add_schedule_arguments
+from ..serving.server import Limits, PolicyServer
+from . import Parser
+
+logger = logging.getLogger("serve")
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser("serve", __doc__)
+    parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, or repo id")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine's")
+    parser.add_argument("--port", type=int, default=8000, help="0 for a free one")
+    parser.add_argument("--token_file", type=Path, help="a file with the token that clients must send")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_schedule_arguments(parser)
+    parser.add_argument("--rows", type=int, default=ROWS, help="of every call of the network; 1 for one robot alone")
+    parser.add_argument("--max_sessions", type=int, default=Limits.max_sessions, help="clients at a time")
+    parser.add_argument("--max_queue", type=int, default=Limits.max_queue, help="requests that may wait")
+    parser.add_argument("--idle_timeout", type=float, default=Limits.idle_timeout, help="seconds without a message")
+    parser.add_argument("--max_chunks", type=int, default=Limits.max_chunks, help="of one episode")
+    args = parser.parse_args(argv)
+    if args.rows < 1:
+        parser.error(f"--rows is {args.rows}; expected at least 1")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    limits = Limits(args.max_sessions, args.max_queue, args.idle_timeout, args.max_chunks)
+    token = read_token(args.token_file)
+    policy = AIMPolicy.from_pretrained(args.policy, args.device, **{name: getattr(args, name) for name in SCHEDULE})
+    if token is None and not is_loopback(args.host):
+        logger.warning("everybody who reaches %s may drive this policy: give --token_file", args.host)
+    asyncio.run(serve(PolicyServer(policy, args.rows, limits, token), args))
+
+
+async def serve(server: PolicyServer, args: argparse.Namespace) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)  # so that the next one ends the process
+        server.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    await server.run(
+        args.host, args.port, lambda port: logger.info("serving %s at ws://%s:%d", args.policy, args.host, port)
+    )
+
+
+def read_token(path: Path | None) -> str | None:
+    """Raises ValueError for an empty file: no token must not come to mean that everybody may enter."""
+    if path is None:
+        return None
+    token = path.read_text().strip()
+    if not token:
+        raise ValueError(f"{path} is empty; write a token into it, such as `openssl rand -hex 32` makes.")
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,154 @@
+"""Stage 1: trains AIM by flow matching (eq. 9) on latents made by `aim-hf encode-latents`.
+
+    accelerate launch -m aim_hf train --latents runs/latents --policy runs/base --preset tiny --output_dir runs/aim \
+        --max_steps 8000 --per_device_train_batch_size 8 --muon_learning_rate 0.03
+
+`--policy` is the checkpoint that gives the video codec and the text encoder. Its model is trained further; with
+`--preset` a new one of that size is trained from nothing.
+
+Every option of transformers' `TrainingArguments` works. A run that finds checkpoints in its output folder continues
+from the last one. At the end (and with `--export_steps N` every N steps) `output_dir/pipeline` is a whole AIMPipeline
+with the averaged weights and the training curve; `output_dir/training.json` holds the numbers, the command, the
+commit and the hardware. With `--lora_rank`, `output_dir/adapter` holds what was trained, in PEFT's format, and the
+pipeline has it merged.
+"""
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from transformers import AutoModelForTextEncoding, HfArgumentParser, TrainerCallback
+
+from .. import AIMForWorldAction, AIMPipeline, AIMProcessor
+from ..checkpoint import local_folder
+from ..codec import VideoCodec
+from ..configuration_aim import PRESETS
+from ..data.latents import LatentWindows
+from ..files import write_text
+from ..provenance import provenance
+from ..training.checkpoints import last_checkpoint
+from ..training.curve import plot_training
+from ..training.lora import with_lora
+from ..training.samples import SampleCallback
+from ..training.trainer import AIMTrainer, AIMTrainingArguments
+
+
+@dataclass
+class TrainArguments:
+    latents: str = field(metadata={"help": "folder of latents"})
+    policy: str = field(
+        metadata={
+            "help": "checkpoint to start from: its codec, its text encoder and, without --preset, its model; after "
+            "stage 2, what stage 1 left of that"
+        }
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": f"train a new model of this size: {', '.join(sorted(PRESETS))}"}
+    )
+    config: str = field(
+        default="{}", metadata={"help": "JSON of AIMConfig fields that differ from the preset's, or the policy's"}
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "train LoRA of this rank on the video stream, and all of the action head"}
+    )
+    window_chunks: int = field(default=3, metadata={"help": "K, chunks in a training window"})
+    held_out: int = field(default=48, metadata={"help": "episodes, spread over the set, that training never sees"})
+    compile_blocks: bool = field(default=False, metadata={"help": "torch.compile the layers; needs a C++ compiler"})
+    export_steps: int = field(default=0, metadata={"help": "steps between two exports of the pipeline"})
+
+
+def initial_model(folder: Path, fields: dict, adapters: bool) -> AIMForWorldAction:
+    """The model in `folder`, in float32 (updates vanish in less), with other `fields` of its config. For a robot with
+    another number of joints, the layers at both ends of the action head are new. Of a model after stage 2, stage 1
+    goes on with the head that it left; with `adapters`, which have to fit the folder's model, both heads stay.
+
+    Raises:
+        ValueError: if other tensors don't fit.
+    """
+    model, report = AIMForWorldAction.from_pretrained(
+        folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **fields
+    )
+    new = sorted(key for key, *_ in report["mismatched_keys"])
+    trained = ("action_head",) if adapters else ("action_head", "history_head")
+    ends = tuple(f"{head}.{layer}." for head in trained for layer in ("action_embedder", "proj_out"))
+    wrong = [key for key in new if not key.startswith(ends)]
+    if wrong:
+        raise ValueError(f"{folder} does not fit --config {fields}: {', '.join(wrong)} have other sizes")
+    if new:
+        print(f"{folder} was trained on other actions; new: {', '.join(new)}")
+    if not adapters:
+        model.join_history_head()
+    return model
+
+
+def main(argv: list[str]) -> None:
+    parser = HfArgumentParser((TrainArguments, AIMTrainingArguments), prog="aim-hf train", description=__doc__)
+    own, args = parser.parse_args_into_dataclasses(argv)
+    set_seed(args.seed)
+    policy = local_folder(own.policy)
+    fields = {"action_dim": AIMProcessor.from_pretrained(Path(own.latents) / "processor").action_dim}
+    fields |= json.loads(own.config)
+    if own.preset is not None:
+        if own.preset not in PRESETS:
+            raise ValueError(f"--preset is {own.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+        config = PRESETS[own.preset]()
+        model = AIMForWorldAction(type(config)(**{**config.to_diff_dict(), **fields}))
+    elif (policy / "model").is_dir():
+        model = initial_model(policy / "model", fields, adapters=bool(own.lora_rank))
+    else:
+        raise ValueError(f"{own.policy} holds no model to train further; give --preset to train a new one")
+    if own.compile_blocks:
+        model.compile_blocks()
+    if own.lora_rank:
+        model = with_lora(model, own.lora_rank)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{trained / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters are trained")
+
+    train = LatentWindows(own.latents, model.config, own.window_chunks, held_out=own.held_out)
+    held_out = LatentWindows(own.latents, model.config, 1, held_out=own.held_out, only_held_out=True, first_only=True)
+    processor = train.processor
+    vae = AutoencoderKLWan.from_pretrained(policy / "vae")
+    codec = VideoCodec(vae)
+
+    trainer = AIMTrainer(model=model, args=args, train_dataset=train)
+    set_seed(args.seed, device_specific=True)  # each process draws noise of its own
+    batch = torch.utils.data.default_collate([held_out[i] for i in range(len(held_out))])
+    titles = [f"{entry['task']}: {entry['instruction']}" for entry in held_out.entries]
+    output = Path(args.output_dir)
+    trainer.add_callback(SampleCallback(trainer, batch, codec, processor, output / "samples", titles))
+
+    def export():
+        tensors = trainer.averaged_tensors()  # all processes: FSDP has each hold a part
+        if not trainer.is_world_process_zero():
+            return
+        if own.lora_rank:
+            with trainer.averaged_model() as averaged:
+                averaged.save_pretrained(output / "adapter")
+                averaged = copy.deepcopy(averaged).merge_and_unload()
+        else:
+            averaged = AIMForWorldAction(model.config)
+            averaged.load_state_dict(tensors)
+        AIMPipeline(
+            vae=vae,
+            text_encoder=AutoModelForTextEncoding.from_pretrained(policy / "text_encoder"),
+            processor=processor,
+            model=averaged,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.video_shift),
+            action_scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.action_shift),
+        ).save_pretrained(output / "pipeline")
+        plot_training(trainer.state.log_history, output / "pipeline" / "training_curve.png")
+        record = {"steps": trainer.state.global_step, "log_history": trainer.state.log_history}
+        write_text(output / "training.json", json.dumps(record | provenance(args.device), indent=1) + "\n")
+
+    class Export(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if own.export_steps and state.global_step % own.export_steps == 0:
+                export()
+
+    trainer.add_callback(Export())
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    export()
