@@ -1,38 +1,61 @@
-# `make setup` builds .venv once; every other target needs it and costs no set-up the second time.
+# `make setup` builds .venv once; every other target needs it and costs no set-up the second time. What apt and pip say
+# goes to a log, and is shown when something fails.
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.setup-done
+QUIETLY := @bash scripts/quietly.sh outputs/setup.log
+AIM := $(VENV)/bin/aim-hf
 
-.PHONY: setup demo app space test lint dataset-sample train-tiny train-tiny-stage2 train-click-bell
+.PHONY: setup demo app space test test-floor lint dataset-sample train-tiny train-tiny-stage2 train-click-bell
 
 setup: $(STAMP)
 
 # torch goes first and pinned: a later line that merely asks for "torch" must find it there already, or pip may take
 # the newest build with gigabytes of CUDA libraries. The check runs last, so a set-up that can't render leaves no stamp.
-# openpi-client, which the server's tests are driven by, asks for numpy < 2 and runs with 2: hence without dependencies.
-$(STAMP): pyproject.toml constraints.txt scripts/setup_system.sh scripts/check_setup.py
-	PYTHON=$(PYTHON) bash scripts/setup_system.sh
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps openpi-client
-	$(VENV)/bin/python scripts/check_setup.py
-	touch $@
+# openpi-client, which the server's tests are driven by, asks for numpy < 2 and runs with 2: it lies apart.
+$(STAMP): pyproject.toml constraints.txt scripts/setup_system.sh
+	$(QUIETLY) "System packages: ffmpeg, Mesa (usually under a minute)" env PYTHON=$(PYTHON) bash scripts/setup_system.sh
+	$(QUIETLY) "Virtual environment $(VENV)" $(PYTHON) -m venv $(VENV)
+	$(QUIETLY) "PyTorch (usually under a minute)" $(VENV)/bin/python -m pip install --constraint constraints.txt torch
+	$(QUIETLY) "The project and what it needs (usually one to two minutes)" \
+		$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(QUIETLY) "A client for the server's tests" \
+		$(VENV)/bin/python -m pip install --no-deps --upgrade --target $(VENV)/openpi openpi-client==0.1.2
+	@$(AIM) check
+	@touch $@
 
 demo: setup
-	$(VENV)/bin/python pipelines/demo.py --output outputs/demo
+	@$(AIM) demo --output_dir outputs/demo
 
 # Prints the address to open.
 app: setup
-	$(VENV)/bin/python pipelines/app.py
+	@$(AIM) app
 
-# The folder of a Hugging Face Space that runs the app; pipelines/publish.py sends it.
+# The folder of a Hugging Face Space that runs the app; `aim-hf publish` sends it.
 space: setup
-	$(VENV)/bin/python scripts/make_space.py outputs/space
+	@$(VENV)/bin/python scripts/make_space.py outputs/space
 
 test: setup
-	PYTHON=$(PYTHON) bash scripts/setup_system.sh chromium
+	$(QUIETLY) "Chromium, for the tests of the page" env PYTHON=$(PYTHON) bash scripts/setup_system.sh chromium
 	$(VENV)/bin/python -m pytest
+
+# The same tests with the oldest versions that are supported, in one environment with lerobot and its policies' extras.
+# It downloads 4.7 GB: PyPI has no CPU build of that torch.
+PYTHON_FLOOR ?= python3.12
+FLOOR := .venv-floor
+$(FLOOR)/.setup-done: pyproject.toml constraints-floor.txt scripts/setup_system.sh
+	$(QUIETLY) "System packages" env PYTHON=$(PYTHON_FLOOR) bash scripts/setup_system.sh chromium
+	$(QUIETLY) "Virtual environment $(FLOOR)" $(PYTHON_FLOOR) -m venv $(FLOOR)
+	$(QUIETLY) "The oldest versions, and lerobot (usually five minutes)" $(FLOOR)/bin/python -m pip install \
+		--constraint constraints-floor.txt --editable ".[dev]" \
+		"lerobot[dataset,training,diffusion,peft,fastwam,lingbot-va]"
+	$(QUIETLY) "A client for the server's tests" \
+		$(FLOOR)/bin/python -m pip install --no-deps --upgrade --target $(FLOOR)/openpi openpi-client==0.1.2
+	@$(FLOOR)/bin/python -m pip check
+	@touch $@
+
+test-floor: $(FLOOR)/.setup-done
+	$(FLOOR)/bin/python -m pytest
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -45,7 +68,7 @@ LAUNCH = OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --multi_gpu --num_proce
 # bfloat16 pays on a CPU only where it has instructions for it; compiling needs a C++ compiler.
 CPU_FLAGS = --use_cpu $(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),--bf16)
 DEVICE ?= $(if $(shell command -v nvidia-smi),--bf16,$(CPU_FLAGS))
-# Fields of AIMConfig that differ from the preset, as JSON, more options of pipelines/train.py, and where that model
+# Fields of AIMConfig that differ from the preset, as JSON, more options of `aim-hf train`, and where that model
 # goes. The ablation of the value maps:
 #     make train-tiny CONFIG='{"action_lookahead_frames": 1, "action_reads_value": false}' MODEL=observations-only
 CONFIG = {}
@@ -69,26 +92,26 @@ train-click-bell: STEPS = 2400
 train-click-bell: VAE_STEPS = 2500
 
 train-tiny train-click-bell: setup
-	LP_NUM_THREADS=1 $(LAUNCH) dataset_scripts/collect.py --suite tabletop --splits $(SPLITS) --tasks $(TASKS) \
-		--episodes $(EPISODES) --output $(RUN)/episodes
-	test -d $(RUN)/base/text_encoder || $(VENV)/bin/python pipelines/train_text_encoder.py --dataset $(RUN)/episodes \
-		--base $(RUN)/base --max-text-length 32
-	$(LAUNCH) pipelines/train_vae.py --dataset $(RUN)/episodes --base $(RUN)/base --output $(RUN)/vae \
+	LP_NUM_THREADS=1 $(LAUNCH) -m aim_hf collect --suite tabletop --splits $(SPLITS) --tasks $(TASKS) \
+		--episodes $(EPISODES) --output_dir $(RUN)/episodes
+	test -d $(RUN)/base/text_encoder || $(AIM) train-text-encoder --dataset $(RUN)/episodes \
+		--policy $(RUN)/base --max_text_length 32
+	$(LAUNCH) -m aim_hf train-vae --dataset $(RUN)/episodes --policy $(RUN)/base --output_dir $(RUN)/vae \
 		--steps $(VAE_STEPS)
-	test -f $(RUN)/latents/index.json || $(LAUNCH) dataset_scripts/encode_latents.py \
-		--dataset $(RUN)/episodes --base $(RUN)/base --output $(RUN)/latents
-	$(LAUNCH) pipelines/train.py --latents $(RUN)/latents --base $(RUN)/base --output_dir $(RUN)/$(MODEL) \
+	test -f $(RUN)/latents/index.json || $(LAUNCH) -m aim_hf encode-latents --preset tiny \
+		--dataset $(RUN)/episodes --policy $(RUN)/base --output_dir $(RUN)/latents
+	$(LAUNCH) -m aim_hf train --latents $(RUN)/latents --policy $(RUN)/base --output_dir $(RUN)/$(MODEL) \
 		--preset tiny --config '$(CONFIG)' --max_steps $(STEPS) --per_device_train_batch_size 8 --num_action_draws 4 \
 		--muon_learning_rate 0.03 --learning_rate 1.5e-3 --lr_scheduler_type cosine --warmup_steps 60 \
 		--adam_beta2 0.99 --weight_decay 0.01 $(DEVICE) $(COMPILE) $(OPTIONS) \
 		--logging_steps 25 --sample_steps 250 --save_steps 250 --save_total_limit 2
 	set -e; for split in $(SPLITS); do \
-		$(VENV)/bin/python pipelines/evaluate.py --policy $(RUN)/$(MODEL)/pipeline --suite tabletop --split $$split \
-			--tasks $(TASKS) --episodes 50 --output $(RUN)/$(MODEL)/evaluation/$$split; done
+		$(AIM) evaluate --policy $(RUN)/$(MODEL)/pipeline --suite tabletop --split $$split \
+			--tasks $(TASKS) --episodes 50 --output_dir $(RUN)/$(MODEL)/evaluation/$$split; done
 
 # Stage 2 of that checkpoint: the action head practises on Hard, where stage 1 leaves something to be learned.
 train-tiny-stage2: train-tiny
-	LP_NUM_THREADS=1 $(LAUNCH) pipelines/train_grpo.py --pipeline $(RUN)/$(MODEL)/pipeline \
+	LP_NUM_THREADS=1 $(LAUNCH) -m aim_hf train-grpo --policy $(RUN)/$(MODEL)/pipeline \
 		--output_dir $(RUN)/stage2 --split hard --tasks $(TASKS) $(if $(shell command -v nvidia-smi),,--use_cpu) \
 		--reward_weights 0.2 1 --max_steps 240 --per_device_train_batch_size 8 --gradient_accumulation_steps 6 \
 		--steps_per_generation 12 --num_iterations 2 --noise_modes 1 --last_step_std 0.05 --random_steps 9 \
@@ -97,16 +120,16 @@ train-tiny-stage2: train-tiny
 		--eval_steps 60 --eval_scenes 144 --per_device_eval_batch_size 12
 	set -e; for split in easy hard; do \
 		for policy in $(MODEL) stage2; do \
-			LP_NUM_THREADS=1 $(LAUNCH) pipelines/evaluate.py --policy $(RUN)/$$policy/pipeline --split $$split \
-				--tasks $(TASKS) --episodes 100 --output $(RUN)/stage2/evaluation/$$policy-$$split; \
+			LP_NUM_THREADS=1 $(LAUNCH) -m aim_hf evaluate --policy $(RUN)/$$policy/pipeline --split $$split \
+				--tasks $(TASKS) --episodes 100 --output_dir $(RUN)/stage2/evaluation/$$policy-$$split; \
 		done; \
-		$(VENV)/bin/python pipelines/compare.py --before $(RUN)/stage2/evaluation/$(MODEL)-$$split \
+		$(AIM) compare --before $(RUN)/stage2/evaluation/$(MODEL)-$$split \
 			--after $(RUN)/stage2/evaluation/stage2-$$split --training $(RUN)/stage2/training.json \
-			--output $(RUN)/stage2/comparison-$$split --videos 6; \
+			--output_dir $(RUN)/stage2/comparison-$$split --videos 6; \
 	done
 
 # Ten episodes of every tabletop task, and a check of all of them.
 dataset-sample: setup
-	LP_NUM_THREADS=1 $(LAUNCH) dataset_scripts/collect.py --suite tabletop --splits easy --episodes 10 \
-		--output outputs/dataset-sample
-	$(VENV)/bin/python dataset_scripts/validate.py outputs/dataset-sample
+	LP_NUM_THREADS=1 $(LAUNCH) -m aim_hf collect --suite tabletop --splits easy --episodes 10 \
+		--output_dir outputs/dataset-sample
+	$(AIM) validate outputs/dataset-sample

@@ -14,7 +14,7 @@ and leaving out noise brought to aim-tiny.
         --datasets org/my-robot
 
 writes the card of what a training run made, FOLDER/README.md, from what lies beside FOLDER: `training.json` of
-pipelines/train.py, and evaluation/NAME/results.json of pipelines/evaluate.py (NAME: easy, hard, easy-true-maps ...).
+aim-hf train, and evaluation/NAME/results.json of aim-hf evaluate (NAME: easy, hard, easy-true-maps ...).
 """
 
 import argparse
@@ -78,7 +78,7 @@ def commands(results: dict[str, dict]) -> str:
 
 
 def paired_text(folder: Path, name: str, names: tuple[str, str], heading: str, tables: bool) -> str:
-    """What `pipelines/compare.py` found on the same scenes, FOLDER/NAME-easy.json and NAME-hard.json: a sentence under
+    """What `aim-hf compare` found on the same scenes, FOLDER/NAME-easy.json and NAME-hard.json: a sentence under
     the `heading`, and with `tables` each split's, which call the two `names`. Nothing if it wasn't measured."""
     sentences, parts = [], []
     for split in ("easy", "hard"):
@@ -143,7 +143,7 @@ def training_text(path: Path) -> str:
 
 
 def published_table(path: Path) -> str:
-    """A table of model_cards/published in Markdown, rates in percent as the paper gives them."""
+    """A table of evaluation/published in Markdown, rates in percent as the paper gives them."""
     rows = list(csv.reader(path.read_text().splitlines()))
     rows.insert(1, ["---"] * len(rows[0]))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -196,7 +196,9 @@ def model_card(name: str, results: dict[str, dict], training: Path, repo_id: str
         "success_table": success_table(results),
         "commands": commands(results),
         "training": training_text(training),
-        "published_table": published_table(ROOT / "model_cards" / "published" / "table2_robotwin.csv"),
+        "published_table": published_table(
+            ROOT / "src" / "aim_hf" / "evaluation" / "published" / "table2_robotwin.csv"
+        ),
         "safety": (ROOT / "model_cards" / "parts" / "safety.md").read_text().strip(),
         "noise": noise_text(ROOT / "benchmarks" / "results" / name, tables=True),
         "stage2": stage2_text(ROOT / "benchmarks" / "results" / name, tables=True),
@@ -230,7 +232,7 @@ def run_card(
     if not results or not training.exists():
         raise FileNotFoundError(
             f"{folder.parent} has {'no training.json' if results else 'no evaluation/NAME/results.json'}; train with "
-            f"pipelines/train.py, and evaluate into {folder.parent / 'evaluation'}/easy with pipelines/evaluate.py."
+            f"aim-hf train, and evaluate into {folder.parent / 'evaluation'}/easy with aim-hf evaluate."
         )
     words = {}
     if (folder / "adapter_config.json").exists():

@@ -1,7 +1,7 @@
 """Makes the folder of a Hugging Face Space that runs the app on checkpoints/aim-tiny:
 
     python scripts/make_space.py outputs/space
-    python pipelines/publish.py outputs/space org/name --push
+    aim-hf publish outputs/space org/name --push
 
 The package lies in it beside `app.py`, so that the Space installs other people's packages alone: those that
 pyproject.toml asks for, in the versions of constraints.txt. The card and Debian's packages come from `space/`.
@@ -28,9 +28,13 @@ def pins() -> dict[str, str]:
 
 
 def requirements() -> list[str]:
-    """What the package depends on, pinned. A Space brings its own Gradio: the one that its card names."""
+    """What the package and its simulator depend on, pinned. A Space brings its own Gradio: the one that its card
+    names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = [re.match(r"[\w.-]+", dependency).group() for dependency in project["dependencies"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["sim"], *extras["data"], *extras["plot"]]
+    names = [re.match(r"[\w.-]+", requirement).group() for requirement in wanted]
+    names.remove("aim-hf")  # `sim` asks for the other two
     versions = pins()
     return [f"{name}=={versions[_canonical(name)]}" for name in names]
 
@@ -38,7 +42,8 @@ def requirements() -> list[str]:
 def make_space(folder: Path) -> None:
     with written_folder(folder) as partial:
         shutil.copytree(ROOT / "src" / "aim_hf", partial / "aim_hf", ignore=_UNWANTED)
-        shutil.copytree(ROOT / "checkpoints" / "aim-tiny", partial / "checkpoints" / "aim-tiny", ignore=_UNWANTED)
+        checkpoint = Path("checkpoints", "aim-tiny")
+        shutil.copytree(ROOT / checkpoint, partial / "aim_hf" / checkpoint, ignore=_UNWANTED)
         shutil.copy(ROOT / "pipelines" / "app.py", partial)
         shutil.copy(ROOT / "LICENSE", partial)
         shutil.copy(ROOT / "space" / "packages.txt", partial)
@@ -56,7 +61,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
     make_space(args.folder)
-    print(f"The Space is in {args.folder}. Send it: python pipelines/publish.py {args.folder} org/name --push")
+    print(f"The Space is in {args.folder}. Send it: aim-hf publish {args.folder} org/name --push")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 # Installs what pip can't: Python's venv, libpython and ffmpeg's libraries (torchcodec), a Vulkan driver (SAPIEN), and
 # the programs that are given as arguments, whose packages are named like them (the tests want chromium).
 #
-# Needs root and apt; anywhere else it says what to install and changes nothing: scripts/check_setup.py then tells
+# Needs root and apt; anywhere else it says what to install and changes nothing: `aim-hf check` then tells
 # whether the machine can render. SAPIEN's renderer needs Mesa 24.3 or newer on a CPU, and Debian 12 has 22.3, so
 # there Mesa comes from bookworm-backports. A machine with a working NVIDIA driver keeps its own.
 set -euo pipefail
+{ true >&3; } 2>/dev/null || exec 3>&2  # where messages to the user go, whoever keeps the rest in a log
 
 PYTHON=${PYTHON:-python3.11}
 MESA_MINIMUM=24.3
@@ -31,7 +32,7 @@ add_backports() {
     fi
     uri=$(debian_uri "$release")
     if [ -z "$uri" ]; then
-        echo "setup: apt has no source for Debian $release, so $release-backports can't be added: add it by hand." >&2
+        echo "setup: apt has no source for Debian $release, so $release-backports can't be added: add it by hand." >&3
         exit 1
     fi
     cat >"/etc/apt/sources.list.d/$release-backports.sources" <<SOURCE
@@ -65,7 +66,7 @@ if [ ${#packages[@]} -eq 0 ] && [ "$needs_mesa" = no ]; then
 fi
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-    cat >&2 <<MESSAGE
+    cat >&3 <<MESSAGE
 setup: not root on a Debian system, so nothing was installed. If the check at the end fails, install by hand:
   - Python 3.11 with venv              (Debian: python3.11-venv)
   - Python's shared library            (Debian: libpython3.11)

@@ -4,9 +4,13 @@ starts before any of them."""
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 from hub_server import Hub
+
+# openpi's client says that it wants another numpy, so `make setup` keeps it apart from what pip checks.
+sys.path.append(str(Path(sys.prefix) / "openpi"))
 
 _home = tempfile.TemporaryDirectory()
 _hub = Hub()

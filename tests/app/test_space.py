@@ -41,7 +41,7 @@ def test_publishing_knows_a_space(space):
         "app.py",
         "packages.txt",
         "aim_hf/app/page.css",
-        "checkpoints/aim-tiny/model_index.json",
+        "aim_hf/checkpoints/aim-tiny/model_index.json",
     } <= set(publication.files)
     assert not any("pycache" in path for path in publication.files)
 

@@ -54,7 +54,8 @@ SERVED = (
     + """
 import subprocess, sys, time, urllib.request
 from aim_hf.serving.observations import write_endpose, write_images
-server = subprocess.Popen([sys.executable, "pipelines/serve.py", "--policy", "checkpoints/aim-tiny", "--port", "PORT"])
+command = [sys.executable, "-m", "aim_hf", "serve", "--policy", "checkpoints/aim-tiny", "--port", "PORT"]
+server = subprocess.Popen(command)
 while True:
     try:
         urllib.request.urlopen("http://127.0.0.1:PORT/healthz")
@@ -93,7 +94,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
     "docs/own_robot.md": [
         Run(
             {"you/your-dataset": str(ROOT / "tests" / "data" / "fixtures" / "lerobot_v3")}
-            | {"--held_out 4 --max_steps 2000": "--held_out 1 --max_steps 1 --use_cpu --sample_steps 0"}
+            | {"--max_steps 2000": "--held_out 1 --max_steps 1 --use_cpu --sample_steps 0"}
             | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 1"},
         ),
         Left("needs the real lerobot, in an environment of its own; tests/data/test_lerobot.py runs the export"),
@@ -103,7 +104,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Run(),
         Run(
             {"--splits easy hard": "--splits easy --tasks click_bell"}
-            | {"--episodes 300 --seeds-per-episode 20": "--episodes 1 --seeds-per-episode 2"}
+            | {"--episodes 300 --seeds_per_episode 20": "--episodes 1 --seeds_per_episode 2"}
         ),
         Left("needs a checkpoint for RoboTwin; tests/evaluation runs it, on a stand-in, and writes its report"),
     ],
@@ -182,7 +183,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def episodes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "episodes"
-    shell(f"python {ROOT}/dataset_scripts/collect.py --tasks click_bell --splits easy --episodes 2 --output {folder}")
+    shell(f"aim-hf collect --tasks click_bell --splits easy --episodes 2 --output_dir {folder}")
     return folder
 
 
