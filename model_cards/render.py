@@ -31,6 +31,7 @@ from aim_hf.evaluation.statistics import format_rate
 from aim_hf.provenance import machine
 
 ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "src" / "aim_hf" / "evaluation" / "published"
 COLUMNS = {
     "easy": "Easy",
     "hard": "Hard",
@@ -196,9 +197,7 @@ def model_card(name: str, results: dict[str, dict], training: Path, repo_id: str
         "success_table": success_table(results),
         "commands": commands(results),
         "training": training_text(training),
-        "published_table": published_table(
-            ROOT / "src" / "aim_hf" / "evaluation" / "published" / "table2_robotwin.csv"
-        ),
+        "published_table": published_table(PUBLISHED / "table2_robotwin.csv"),
         "safety": (ROOT / "model_cards" / "parts" / "safety.md").read_text().strip(),
         "noise": noise_text(ROOT / "benchmarks" / "results" / name, tables=True),
         "stage2": stage2_text(ROOT / "benchmarks" / "results" / name, tables=True),

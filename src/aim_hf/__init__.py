@@ -20,7 +20,7 @@ _MODULES = {
 }
 __all__ = sorted([*_MODULES, "AIM_TINY"])
 
-# The folder of the checkpoint that comes with the project: a wheel holds it (setup.py), a checkout has it beside `src/`.
+# The checkpoint that comes with the project: a wheel holds it (setup.py), a checkout has it beside `src/`.
 _INSTALLED = Path(__file__).parent / "checkpoints" / "aim-tiny"
 AIM_TINY = str(_INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "checkpoints" / "aim-tiny")
 

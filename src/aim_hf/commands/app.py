@@ -12,9 +12,9 @@ from . import Parser
 def main(argv: list[str]) -> None:
     import torch
 
+    from .. import AIM_TINY
     from ..app.episode import LiveRollouts, Simulators
     from ..app.page import LAUNCH, build
-    from .. import AIM_TINY
     from ..envs import TASKS
     from ..evaluation.policies import AIM_TINY_TASKS, AIMPolicy
 

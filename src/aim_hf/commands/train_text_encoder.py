@@ -2,7 +2,8 @@
 
     aim-hf train-text-encoder --dataset runs/episodes --policy runs/base
 
-Writes `text_encoder/` and `processor/` of the checkpoint: the processor holds the tokenizer and the T-pose canvas that fits the dataset's cameras. `pipelines/train_vae.py` comes next.
+Writes `text_encoder/` and `processor/` of the checkpoint: the processor holds the tokenizer and the T-pose canvas that
+fits the dataset's cameras. `aim-hf train-vae` comes next.
 """
 
 from pathlib import Path
