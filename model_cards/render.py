@@ -388,7 +388,8 @@ REWARDS = {
 }
 
 WORLDS = {
-    True: "RGB and value maps are the same before and after, to the last bit.",
+    True: "All weights that RGB and value maps depend on are stored unchanged, so that both models imagine the same, within "
+    "the rounding of float32.",
     False: "**RGB or value maps are not the same before and after.**",
 }
 
