@@ -1,7 +1,7 @@
 """What the two streams of AIM are made of: positions, norms, attention, a block, embeddings, the action head."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -113,14 +113,17 @@ def masked_attention(mask: torch.Tensor, lengths: list[int], device: torch.devic
         a function of q, k, v, (B, heads, sum of lengths, head_dim) each.
     """
     if device.type == "cuda":
-        return partial(_flex_attention, block_mask=unit_block_mask(mask, lengths, device))
+        return partial(_flex_attention(), block_mask=unit_block_mask(mask, lengths, device))
     groups: dict[tuple[int, ...], list[int]] = {}
     for unit, row in enumerate(mask.tolist()):
         groups.setdefault(tuple(index for index, seen in enumerate(row) if seen), []).append(unit)
     return partial(unit_attention, groups=groups, lengths=lengths)
 
 
-_flex_attention = torch.compile(flex_attention)
+@cache
+def _flex_attention() -> Attend:
+    # Compiled when it is first used: torch.compile imports its whole backend, which takes seconds on any machine.
+    return torch.compile(flex_attention)
 
 
 def unit_block_mask(mask: torch.Tensor, lengths: list[int], device: torch.device) -> BlockMask:

@@ -1,0 +1,75 @@
+"""The command `aim-hf`: one spelling of options, one line for what is wrong."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from aim_hf.commands import COMMANDS, RENAMED, Parser, run, spelled
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_dashes_and_old_names_are_understood(capsys):
+    given = ["--output-dir", "a-b", "--start-seed=3", "--base", "--x", "-1", "--", "words-with-dashes", "ws://a:1"]
+    told = ["--output_dir", "a-b", "--start_seed=3", "--policy", "--x", "-1", "--", "words-with-dashes", "ws://a:1"]
+    assert spelled(given) == told
+    assert capsys.readouterr().err == "--base is called --policy now.\n"
+    assert set(RENAMED.values()) == {"--policy"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_module_and_is_told_apart(name):
+    module = importlib.import_module(f"aim_hf.commands.{name.replace('-', '_')}")
+    assert callable(module.main) and f"aim-hf {name}" in module.__doc__ or f"aim_hf {name}" in module.__doc__
+
+
+def test_scripts_of_the_checkout_hold_no_arguments_of_their_own():
+    scripts = [*ROOT.glob("pipelines/*.py"), *ROOT.glob("dataset_scripts/*.py")]
+    assert {script.stem.replace("_", "-") for script in scripts} == set(COMMANDS) - {"check"}
+    for script in scripts:
+        assert script.read_text().splitlines()[2:] == (
+            f'import sys\n\nfrom aim_hf.commands import run\n\nif __name__ == "__main__":\n'
+            f'    run(["{script.stem.replace("_", "-")}", *sys.argv[1:]])'
+        ).splitlines()
+
+
+def test_options_are_spelled_in_one_way():
+    for path in sorted((ROOT / "src" / "aim_hf").rglob("*.py")):
+        for line in path.read_text().splitlines():
+            if "add_argument(" in line and "--" in line:
+                name = line.split('"')[1]
+                assert "-" not in name[2:] and name not in ("--output", "--base", "--pipeline", "--init"), line
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["nothing"], "there is no command 'nothing'"),
+        (["report", "--results", "nowhere", "--output_dir", "out"], "report: nowhere holds no results.json"),
+        (["publish", "nowhere", "org/name"], "publish: nowhere holds neither model_index.json"),
+        (["evaluate", "--policy", "no/such", "--episodes", "1", "--output_dir", "out"], "evaluate: policy 'no/such'"),
+        (["preview", "nowhere", "--output_file", "sheet.png"], "preview: nowhere holds no data/*.parquet"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_code_2(argv, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run(argv)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith(f"aim-hf {told}") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "sapien", None)  # as where it isn't installed
+    from aim_hf.extras import MissingExtra, extra
+
+    with pytest.raises(MissingExtra, match=r"sapien is not installed; .* pip install 'aim-hf\[sim\]'"), extra("sim"):
+        import sapien  # noqa: F401
+
+
+def test_help_is_the_docstring(capsys):
+    with pytest.raises(SystemExit):
+        Parser("demo", "What it does.").parse_args(["--help"])
+    assert capsys.readouterr().out.startswith("usage: aim-hf demo")
