@@ -1,0 +1,74 @@
+"""What an installation costs: packages, megabytes and seconds of import, of the core and of each extra.
+
+    python benchmarks/installation.py --output benchmarks/results/installation.json
+
+Each is installed with the versions of constraints.txt into a virtual environment of its own, in a temporary folder.
+`--project` measures another checkout, such as one of an earlier commit, whose extras are other ones.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from aim_hf.files import write_text
+from aim_hf.provenance import provenance
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = ("", "lora", "plot", "data", "serve", "sim", "app", "all")
+IMPORTS = ("import aim_hf", "from aim_hf import AIMPipeline")
+
+
+def install(project: Path, extra: str, folder: Path) -> Path:
+    """Makes a virtual environment, and returns its interpreter. PyTorch goes first, in the constraints' version."""
+    python = folder / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pip = [python, "-m", "pip", "install", "--quiet", "--constraint", project / "constraints.txt"]
+    subprocess.run([*pip, "torch"], check=True)
+    subprocess.run([*pip, f"{project}[{extra}]" if extra else str(project)], check=True)
+    return python
+
+
+def seconds(python: Path, statement: str, runs: int = 5) -> float:
+    """The fastest of some new processes, less what an empty one takes."""
+
+    def fastest(code: str) -> float:
+        times = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            subprocess.run([python, "-c", code], check=True, cwd="/")
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return fastest(statement) - fastest("pass")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--project", type=Path, default=ROOT)
+    parser.add_argument("--extras", nargs="*", default=EXTRAS, help="'' for the core")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    measured = {}
+    for extra in args.extras:
+        with tempfile.TemporaryDirectory() as folder:
+            python = install(args.project, extra, Path(folder))
+            packages = json.loads(subprocess.check_output([python, "-m", "pip", "list", "--format", "json"]))
+            (site,) = Path(folder).glob("lib/*/site-packages")
+            measured[extra or "core"] = {
+                "packages": sum(package["name"] not in ("pip", "setuptools") for package in packages),
+                "megabytes": round(sum(f.stat().st_size for f in site.rglob("*") if f.is_file()) / 1e6),
+                "import_seconds": {statement: round(seconds(python, statement), 2) for statement in IMPORTS},
+                "torch_seconds": round(seconds(python, "import torch"), 2),
+            }
+        print(extra or "core", measured[extra or "core"], flush=True)
+        write_text(args.output, json.dumps({"extras": measured} | provenance(torch.device("cpu")), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
