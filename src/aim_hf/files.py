@@ -38,7 +38,7 @@ def reading(path: str | os.PathLike, mend: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise UnreadableFile(f"{path} is missing; {mend}.") from error
-    except (OSError, ValueError, LookupError, TypeError, EOFError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, SafetensorError) as error:
         # LookupError prints its key alone, which says nothing to whoever doesn't know the code.
         reason = f"has no {error}" if isinstance(error, LookupError) else str(error) or type(error).__name__
         raise UnreadableFile(f"{path} can't be read ({reason}); {mend}.") from error

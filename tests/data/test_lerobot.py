@@ -5,6 +5,7 @@ whose formulas say what is in them). `scripts/check_lerobot.py` reads an export 
 """
 
 import json
+import re
 import shutil
 import sys
 from fractions import Fraction
@@ -14,17 +15,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import Array2D, Dataset, Features, load_dataset
 from fixtures_episodes import SIZES, make_episode, write_shard
 from test_video import psnr
 from torchcodec.decoders import VideoDecoder
 
-from aim_hf import commands
 from aim_hf.data.episodes import Episode
 from aim_hf.data.lerobot import export
 from aim_hf.data.lerobot.clips import ClipJoiner, cut_clip
 from aim_hf.data.lerobot.export import export_lerobot, rows_of
-from aim_hf.data.lerobot.importer import imported_row, plan, restored_row
+from aim_hf.data.lerobot.importer import (
+    check_episodes,
+    every_frame,
+    import_episodes,
+    imported_row,
+    plan,
+    restored_row,
+)
 from aim_hf.data.lerobot.robot import CONVENTIONS, Contacts, Robot, closings_and_openings
 from aim_hf.data.lerobot.source import LeRobotSource
 from aim_hf.data.shards import load_episodes, read_rows, shard_paths
@@ -57,16 +64,14 @@ TOOL = {
 }
 
 
-def robot(config: dict, tmp_path: Path) -> Robot:
+def config(content: dict, tmp_path: Path) -> Path:
     path = tmp_path / "robot.json"
-    path.write_text(json.dumps(config))
-    return Robot.load(path)
+    path.write_text(json.dumps(content))
+    return path
 
 
-@pytest.fixture
-def run():
-    """Runs a subcommand of `aim-hf` in this process."""
-    return lambda command, *args: commands.run([command, *map(str, args)])
+def robot(content: dict, tmp_path: Path) -> Robot:
+    return Robot.load(config(content, tmp_path))
 
 
 # Clips
@@ -118,9 +123,9 @@ def exported(tmp_path_factory):
     return folder
 
 
-def test_an_export_comes_back_whole(exported, tmp_path, run):
+def test_an_export_comes_back_whole(exported, tmp_path):
     """Every number and every pixel."""
-    run("import-lerobot", exported / "export", "--output", tmp_path / "back")
+    assert import_episodes(LeRobotSource(exported / "export"), None, tmp_path / "back") == (3, {})
     pairs = list(zip(rows_of(exported / "episodes"), rows_of(tmp_path / "back"), strict=True))
     assert len(pairs) == 3
     for before, after in pairs:
@@ -252,49 +257,64 @@ def test_a_camera_on_the_arm_moves_with_it(tmp_path):
     assert decode_video(imported_row(source, described, 0, "train")["value_right_camera"]["bytes"]).max() > 200
 
 
-def test_an_import_goes_on_where_it_was_killed(tmp_path, run, monkeypatch):
-    config, folder = tmp_path / "robot.json", tmp_path / "episodes"
-    config.write_text(json.dumps(JOINTS))
-    arguments = ("import-lerobot", FIXTURES / "lerobot_v21", "--config", config, "--output", folder)
+def test_an_import_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    folder, source = tmp_path / "episodes", LeRobotSource(FIXTURES / "lerobot_v21")
+    arguments = (source, config(JOINTS, tmp_path), folder, source.choose(skip=[1]))
     copied = []
 
-    def clip(self, episode, key, clip=LeRobotSource.clip):
+    def clip(self, episode, *args, clip=LeRobotSource.clip, **options):
         if len(copied) == 1:
             raise KeyboardInterrupt
         copied.append(episode)
-        return clip(self, episode, key)
+        return clip(self, episode, *args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(LeRobotSource, "clip", clip)
-        run(*arguments, "--skip", 1)
+        import_episodes(*arguments)
     assert copied == [0] and not list(folder.glob("data/*"))
     (piece,) = folder.glob(".unfinished/*/*.parquet")
     before = pq.read_table(piece)
 
-    run(*arguments, "--skip", 1)
+    assert import_episodes(*arguments) == (2, {})
     (path,) = shard_paths(folder)
     assert path.name == "train-lerobot_v21-00000.parquet" and not list(folder.glob(".unfinished/*"))
     assert [row["seed"] for row in read_rows(path)] == [0, 2]
     assert pq.ParquetFile(path).read_row_group(0).equals(before)
     assert load_episodes(folder).features["action"].feature.length == 7
     card = (folder / "README.md").read_text()
-    assert "split: train" in card and "LeRobot dataset `lerobot_v21`" in card
-    source = LeRobotSource(FIXTURES / "lerobot_v21")
-    assert [shard.episodes for shard in plan(source, False, 2, set())] == [[(0, 0), (1, 1)], [(2, 2)]]
+    assert "split: train" in card and "2 of the 3 episodes of the LeRobot dataset `lerobot_v21`" in card
+    assert [shard.episodes for shard in plan(source, False, 2, source.episodes)] == [[(0, 0), (1, 1)], [(2, 2)]]
 
 
 def test_only_what_is_needed_is_fetched_from_the_hub(tmp_path, monkeypatch):
-    """`snapshot_download` is asked for the tables and the chosen camera."""
-    asked = {}
+    """Of v3.0 the files that hold the chosen episodes, of v2.1 theirs alone; always of one commit."""
+    asked = []
 
     def fetch(repo, **options):
-        asked.update(options, repo=repo)
-        return str(FIXTURES / "lerobot_v3")
+        asked.append(options)
+        return str(FIXTURES / version)
 
     monkeypatch.setattr("aim_hf.data.lerobot.source.snapshot_download", fetch)
-    assert LeRobotSource.open("you/blocks", ["observation.images.top"]).name == "blocks"
-    assert asked["repo"] == "you/blocks" and asked["repo_type"] == "dataset"
-    assert asked["allow_patterns"] == ["meta/*", "data/*", "videos/*observation.images.top/*"]
+    top = ["observation.images.top"]
+    for version in VERSIONS:
+        source = LeRobotSource.open("you/blocks", "main")
+        assert (source.name, source.repo_id) == ("blocks", "you/blocks")
+        source.fetch(source.episodes, top)
+        source.fetch(source.choose(["1:3"], ["put the red block left"]), top)
+        opened, everything, chosen = asked[-3:]
+        assert opened["revision"] == "main" and opened["allow_patterns"] == ["meta/*"]
+        assert everything["repo_type"] == "dataset" and everything["revision"] == version
+        assert everything["allow_patterns"] == ["meta/*", "data/*", "videos/*observation.images.top/*"]
+        files = {
+            "lerobot_v3": ["data/chunk-000/file-000.parquet", "videos/observation.images.top/chunk-000/file-000.mp4"],
+            "lerobot_v21": [
+                "data/chunk-000/episode_000002.parquet",
+                "videos/chunk-000/observation.images.top/episode_000002.mp4",
+            ],
+        }
+        assert chosen["allow_patterns"] == ["meta/*", *files[version]]
+    with pytest.raises(ValueError, match="is a folder, so there is no revision main"):
+        LeRobotSource.open(str(FIXTURES / version), "main")
 
 
 def test_an_episode_that_begins_with_no_key_frame_is_encoded_again(tmp_path):
@@ -376,7 +396,7 @@ def test_a_wrong_config_says_where(tmp_path, changes, message):
             "has no camera observation.images.front; it has observation.images.top, observation.images.wrist",
         ),
         ({"action": ["action[0:9]"]}, r"action\[0:9\] is out of range: action has 7 numbers"),
-        ({"action": ["actions"]}, "has no column actions; it has observation.state, action"),
+        ({"action": ["actions"]}, "has no column actions of numbers; it has observation.state, action"),
         ({"action": ["action[0:6]"]}, r"state has 7 numbers .* and action 6"),
         ({"arms": {"left": {"state": {"xyz": "observation.tool"}}}}, "observation.tool has 8 numbers; expected 3"),
     ],
@@ -396,81 +416,344 @@ def change_info(folder: Path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def change_column(folder: Path, name: str, value, row: int = 4):
-    """Overwrites a number of the first episode's table."""
+def change_table(folder: Path, change):
+    """Rewrites the table that holds the first episode."""
     path = sorted(folder.glob("data/*/*.parquet"))[0]
-    table = pq.read_table(path)
-    values = table[name].to_pylist()
-    values[row] = value(values[row])
-    column = pa.array(values, table.schema.field(name).type)
-    pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), path)
+    pq.write_table(change(pq.read_table(path)), path)
 
 
-def first_row(folder: Path, tmp_path: Path, config: dict = JOINTS) -> dict:
-    return imported_row(LeRobotSource(folder), robot(config, tmp_path), 0, "train")
+def with_column(table: pa.Table, name: str, values: list, kind: pa.DataType | None = None) -> pa.Table:
+    column = pa.array(values, kind or table.schema.field(name).type)
+    return table.set_column(table.schema.get_field_index(name), name, column)
 
 
-def test_another_version_is_refused(damaged, tmp_path, run, capsys):
+def change_column(folder: Path, name: str, value, row: int = 4, kind: pa.DataType | None = None):
+    """Overwrites a number of the first episode, and the type of its column."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        values[row] = value(values[row])
+        return with_column(table, name, values, kind)
+
+    change_table(folder, change)
+
+
+def change_lines(folder: Path, name: str, change):
+    """Rewrites the objects of a file of v2.x."""
+    path = folder / "meta" / name
+    records = change([json.loads(line) for line in path.read_text().splitlines()])
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def change_record(folder: Path, **fields):
+    """Overwrites what the metadata say of the first episode."""
+    if folder.name == "lerobot_v21":
+        change_lines(folder, "episodes.jsonl", lambda records: [records[0] | fields, *records[1:]])
+        return
+    (path,) = folder.glob("meta/episodes/*/*.parquet")
+    records = pq.read_table(path).to_pylist()
+    pq.write_table(pa.Table.from_pylist([records[0] | fields, *records[1:]]), path)
+
+
+def first_video(folder: Path) -> Path:
+    return sorted(folder.glob("videos/**/*.mp4"))[0]
+
+
+def write_video(folder: Path, frames: int, size: tuple[int, int] = made.TOP):
+    first_video(folder).write_bytes(encode_video(np.zeros((frames, *size, 3), np.uint8), made.FPS))
+
+
+def cut_video(folder: Path):
+    """As a download that was broken off: the index is there, the last picture isn't."""
+    video = first_video(folder)
+    clips = [encode_video(np.random.default_rng(0).integers(0, 256, (sum(made.LENGTHS), *made.TOP, 3), np.uint8), 10)]
+    with ClipJoiner(video, Fraction(made.FPS)) as joiner:
+        joiner.add(clips[0])
+    video.write_bytes(video.read_bytes()[:2000])
+
+
+def test_another_version_is_refused(damaged, tmp_path):
     change_info(damaged, codebase_version="v1.6")
-    with pytest.raises(ValueError, match=r"codebase_version v1.6; expected v2.1 or v3.0"):
+    with pytest.raises(ValueError, match=r"codebase_version v1.6; expected one of v2.0, v2.1, v3.0"):
         LeRobotSource(damaged)
     with pytest.raises(FileNotFoundError, match="has no meta/info.json"):
         LeRobotSource(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        run("import-lerobot", FIXTURES / "lerobot_v3", "--output_dir", tmp_path / "out")
-    told = capsys.readouterr().err
-    assert "say with --config" in told and "observation.images.wrist" in told and told.count("\n") == 1
+    with pytest.raises(ValueError, match="give a config that says .* It has .* observation.images.wrist"):
+        import_episodes(LeRobotSource(FIXTURES / "lerobot_v3"), None, tmp_path / "out")
 
 
-def test_a_missing_video_is_named(damaged, tmp_path):
-    (video,) = sorted(damaged.glob("videos/**/*.mp4"))[:1]
-    video.unlink()
-    with pytest.raises(FileNotFoundError, match=f"{video.name} is missing"):
-        first_row(damaged, tmp_path)
+BROKEN = {
+    "no video": (lambda f: first_video(f).unlink(), ".mp4 is missing; download or record it again"),
+    "no video at all": (lambda f: first_video(f).write_bytes(b"no"), ".mp4 can't be read .it is no video file"),
+    "short video": (lambda f: write_video(f, 5), "it has 5 pictures where frames 0 to 11 .* expected 12"),
+    "cut video": (cut_video, "the picture of frame 0 is cut off"),
+    "other size": (lambda f: write_video(f, 40, (32, 48)), r"pictures of \(32, 48\) .*, expected \(64, 96\)"),
+    "no table": (lambda f: sorted(f.glob("data/*/*"))[0].unlink(), "parquet is missing; download"),
+    "no Parquet": (lambda f: sorted(f.glob("data/*/*"))[0].write_bytes(b"PAR1"), "parquet can't be read"),
+    "frames": (lambda f: change_table(f, lambda table: table.slice(1)), "has 11 frames of it, expected 12"),
+    "no column": (
+        lambda f: change_table(f, lambda table: table.drop(["action.tool"])),
+        "it has no column action.tool",
+    ),
+    "no index": (lambda f: change_table(f, lambda t: t.drop(["episode_index"])), "it has no column episode_index"),
+    "words": (
+        lambda f: change_table(f, lambda t: with_column(t, "action.tool", ["left"] * len(t), pa.string())),
+        "action.tool holds string .*expected numbers",
+    ),
+    "words for numbers": (
+        lambda f: change_table(f, lambda t: with_column(t, "episode_index", ["a"] * len(t), pa.string())),
+        "parquet can't be read",
+    ),
+    "another width": (
+        lambda f: change_column(f, "action.tool", lambda old: old[:5], kind=pa.list_(pa.float32())),
+        "action.tool holds lists of 8 and 5 numbers, expected 8",
+    ),
+    "null": (
+        lambda f: change_column(f, "action.tool", lambda old: [None, *old[1:]]),
+        "action.tool holds float and 1 times nothing",
+    ),
+    "NaN": (
+        lambda f: change_column(f, "action.tool", lambda old: [np.nan, *old[1:]]),
+        "action.tool holds NaN .* at frame 4",
+    ),
+    "another time": (
+        lambda f: change_column(f, "timestamp", lambda old: old + 0.3),
+        "frame 4 is at 0.7 s, but at 10 frames a second it should be at 0.4 s",
+    ),
+    "no time": (lambda f: change_column(f, "timestamp", lambda old: np.nan), "timestamp holds NaN"),
+    "quaternion": (
+        lambda f: change_column(f, "observation.tool", lambda old: [*old[:3], 0, 0, 0, 2, old[7]]),
+        r"observation.tool\[3:7\]: the quaternion of frame 4 is .* of length 2; expected length 1",
+    ),
+    "no picture": (
+        lambda f: change_column(f, "observation.images.wrist", lambda old: {"bytes": None, "path": "4.png"}),
+        "wrist of frame 4 is .*4.png.*, expected a picture's bytes inside the table",
+    ),
+    "damaged picture": (
+        lambda f: change_column(f, "observation.images.wrist", lambda old: {"bytes": b"PNG", "path": "4.png"}),
+        "wrist of frame 4 can't be read",
+    ),
+    "two tasks": (lambda f: change_column(f, "task_index", lambda old: 1 - old), "its task changes .* expected one"),
+    "unknown task": (
+        lambda f: change_table(
+            f, lambda t: with_column(t, "task_index", [99 if e == 0 else 0 for e in t["episode_index"].to_pylist()])
+        ),
+        "its task_index is 99, but the dataset's tasks are .*block left.*; add it",
+    ),
+    "one frame": (lambda f: change_record(f, length=1), "it has 1 frames, expected at least 2"),
+    "no frame": (lambda f: change_record(f, length=0), "it has 0 frames, expected at least 2"),
+    "no length": (lambda f: change_record(f, length=None), "length in its metadata is None, expected a number"),
+    "placeholders": (
+        lambda f: change_info(f, data_path="{chunk}.parquet"),
+        "info.json: data_path is '{chunk}.parquet', expected a path whose placeholders are among",
+    ),
+    "no path": (lambda f: change_info(f, video_path=None), "info.json: video_path is None, expected a path"),
+}
 
 
-def test_a_damaged_video_is_named(damaged, tmp_path):
-    (video,) = sorted(damaged.glob("videos/**/*.mp4"))[:1]
-    video.write_bytes(b"no video")
-    with pytest.raises(ValueError, match=f"{video.name} is no video file"):
-        first_row(damaged, tmp_path)
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_is_wrong_with_an_episode_is_told_before_anything_is_written(damaged, tmp_path, fault):
+    """By the check of all of them, by the import, and by reading that one episode."""
+    damage, message = BROKEN[fault]
+    damage(damaged)
+    source, path = LeRobotSource(damaged), config(TOOL, tmp_path)
+    broken = check_episodes(source, Robot.load(path), source.episodes)
+    assert re.search(message, broken[0]), broken
+    with pytest.raises(ValueError, match=f"of 3 episodes are broken; (?s:.)*episode 0: .*{message}"):
+        import_episodes(source, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=f"{damaged.name}, episode 0: .*{message}"):
+        imported_row(source, Robot.load(path), 0, "train")
 
 
-def test_a_video_that_is_too_short_is_named(damaged, tmp_path):
-    (video,) = sorted(damaged.glob("videos/**/*.mp4"))[:1]
-    video.write_bytes(encode_video(np.zeros((5, *made.TOP, 3), np.uint8), made.FPS))
-    with pytest.raises(ValueError, match="5 pictures where frames 0 to 11 .* expected 12"):
-        first_row(damaged, tmp_path)
+def test_broken_episodes_are_left_out_with_their_reasons_when_asked(tmp_path):
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v21", tmp_path / "lerobot_v21"))
+    change_column(folder, "action", lambda old: [np.nan, *old[1:]])
+    sorted(folder.glob("videos/**/*.mp4"))[2].unlink()
+    source, output = LeRobotSource(folder), tmp_path / "out"
+    with pytest.raises(
+        ValueError, match="2 of 3 episodes are broken(?s:.)*episode 0: action(?s:.)*episode 2: .*missing"
+    ):
+        import_episodes(source, config(JOINTS, tmp_path), output)
+    count, broken = import_episodes(source, config(JOINTS, tmp_path), output, skip_broken=True)
+    assert count == 1 and list(broken) == [0, 2]
+    (path,) = shard_paths(output)
+    assert [row["seed"] for row in read_rows(path)] == [1]
+    manifest = json.loads((output / "manifest" / f"{path.stem}.json").read_text())
+    assert manifest["skipped"] == {str(number): reason for number, reason in broken.items()}
+    assert "1 of the 3 episodes" in (output / "README.md").read_text()
+    change_record(folder, length=9)
+    with pytest.raises(ValueError, match="2 of 2 episodes are broken"):
+        import_episodes(source, config(JOINTS, tmp_path), tmp_path / "none", [0, 2], skip_broken=True)
 
 
-def test_missing_frames_are_counted(damaged, tmp_path):
-    path = sorted(damaged.glob("data/*/*.parquet"))[0]
-    pq.write_table(pq.read_table(path).slice(1), path)
-    with pytest.raises(ValueError, match="episode 0 has 11 frames, expected 12"):
-        first_row(damaged, tmp_path)
+def test_the_instruction_of_the_config_needs_no_task(damaged, tmp_path):
+    change_column(damaged, "task_index", lambda old: 99)
+    row = imported_row(LeRobotSource(damaged), robot(JOINTS | {"instruction": "go"}, tmp_path), 0, "train")
+    assert row["instruction"] == "go"
 
 
-def test_numbers_that_are_none_are_named(damaged, tmp_path):
-    change_column(damaged, "action", lambda old: [np.nan, *old[1:]])
-    with pytest.raises(ValueError, match="episode 0: action holds NaN or infinity at frame 4"):
-        first_row(damaged, tmp_path)
+DAMAGED = {
+    "info": (lambda f: (f / "meta/info.json").write_text("{"), "info.json can't be read"),
+    "features": (lambda f: change_info(f, features=None), "info.json: features is None, expected an object"),
+    "no fps": (lambda f: change_info(f, fps=None), "info.json: fps is None, expected a number"),
+    "NaN fps": (lambda f: change_info(f, fps=float("nan")), "info.json: fps is nan, expected a positive number"),
+    "zero fps": (lambda f: change_info(f, fps=0), "info.json: fps is 0, expected a positive number"),
+    "splits": (lambda f: change_info(f, splits={"train": "all"}), "split train is 'all', expected a range"),
+    "total": (
+        lambda f: change_info(f, total_episodes=4),
+        "lists 3 episodes, but total_episodes in meta/info.json is 4",
+    ),
+    "twice": (lambda f: change_record(f, episode_index=1), "row 1 .* has episode_index 1, expected a number that no"),
+    "no number": (lambda f: change_record(f, episode_index=None), "row 0 .* has episode_index None"),
+    "no tasks": (lambda f: next(f.glob("meta/tasks.*")).unlink(), "meta/tasks.* is missing; download"),
+    "damaged tasks": (lambda f: next(f.glob("meta/tasks.*")).write_bytes(b"tasks"), "meta/tasks.* can't be read"),
+    "damaged episodes": (
+        lambda f: [*f.glob("meta/episodes/*/*"), *f.glob("meta/episodes.jsonl")][0].write_text('{"a'),
+        "can't be read .*; download or record it again",
+    ),
+}
 
 
-def test_frames_at_other_times_are_named(damaged, tmp_path):
-    change_column(damaged, "timestamp", lambda old: old + 0.3)
-    with pytest.raises(ValueError, match="frame 4 is at 0.7 s, but at 10 frames a second it should be at 0.4 s"):
-        first_row(damaged, tmp_path)
-
-
-def test_a_quaternion_that_is_none_is_named(damaged, tmp_path):
-    change_column(damaged, "observation.tool", lambda old: [*old[:3], 0, 0, 0, 2, old[7]])
-    message = r"episode 0: observation.tool\[3:7\]: the quaternion of frame 4 is .* of length 2; expected length 1"
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_damage_to_what_describes_the_episodes_is_named(damaged, fault):
+    damage, message = DAMAGED[fault]
+    damage(damaged)
     with pytest.raises(ValueError, match=message):
-        first_row(damaged, tmp_path, TOOL)
+        LeRobotSource(damaged)
 
 
-def test_a_task_that_changes_is_named(damaged, tmp_path):
-    change_column(damaged, "task_index", lambda old: 1 - old)
-    with pytest.raises(ValueError, match="episode 0: its task changes .* expected one an episode"):
-        first_row(damaged, tmp_path)
-    assert first_row(damaged, tmp_path, JOINTS | {"instruction": "go"})["instruction"] == "go"
+def test_columns_that_nobody_asks_for_may_be_anything(damaged, tmp_path):
+    def add(table: pa.Table) -> pa.Table:
+        table = table.append_column("words", pa.array([{"said": ["go", None]}] * len(table)))
+        return table.append_column("mask", pa.array([b"\0"] * len(table)))
+
+    change_table(damaged, add)
+    info = json.loads((damaged / "meta" / "info.json").read_text())
+    extra = {"words": {"dtype": "language"}, "mask": {"dtype": "bits", "shape": [None]}, "odd": None}
+    change_info(damaged, features=info["features"] | extra)
+    source = LeRobotSource(damaged)
+    assert check_episodes(source, robot(TOOL, tmp_path), source.episodes) == {}
+    with pytest.raises(ValueError, match="has no column words of numbers; it has observation.state"):
+        robot(JOINTS | {"action": ["words"]}, tmp_path).check_source(source)
+
+
+def test_matrices_as_datasets_stores_them_are_numbers(tmp_path):
+    """`Array2D` is an extension type of Arrow's."""
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v3", tmp_path / "lerobot_v3"))
+    path = next(folder.glob("data/*/*.parquet"))
+    table = pq.read_table(path)
+    numbers = np.arange(6.0 * len(table)).reshape(-1, 2, 3)
+    features = Features({"wrench": Array2D((2, 3), "float32")})
+    matrices = Dataset.from_dict({"wrench": list(numbers)}, features=features).data.table
+    pq.write_table(table.append_column(matrices.field(0), matrices["wrench"].combine_chunks()), path)
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    change_info(folder, features=info["features"] | {"wrench": {"dtype": "float32", "shape": [2, 3]}})
+    read = LeRobotSource(folder).frames(1, ["wrench"])["wrench"]
+    np.testing.assert_array_equal(read, numbers.reshape(-1, 6)[12:21])
+
+
+# Which episodes, and at which rate
+
+
+def test_v2_0_and_deleted_episodes_are_read(tmp_path):
+    """v2.0 has one file of statistics, which nobody needs. Episodes keep their numbers."""
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v21", tmp_path / "lerobot_v21"))
+    (folder / "meta" / "episodes_stats.jsonl").unlink()
+    change_info(folder, codebase_version="v2.0", total_episodes=2)
+    change_lines(folder, "episodes.jsonl", lambda records: [records[0], records[2]])
+    for path in folder.glob("**/episode_000001.*"):
+        path.unlink()
+    source = LeRobotSource(folder)
+    assert source.version == "v2.0" and source.episodes == [0, 2]
+    assert import_episodes(source, config(JOINTS, tmp_path), tmp_path / "out") == (2, {})
+    rows = list(read_rows(shard_paths(tmp_path / "out")[0]))
+    assert [row["seed"] for row in rows] == [0, 2]
+    np.testing.assert_array_equal(rows[1]["state"], made.joints(2, np.arange(14)))
+
+
+def test_tasks_of_both_layouts_are_read(tmp_path):
+    """The words are an index without a name, or one called `task`."""
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v3", tmp_path / "lerobot_v3"))
+    path = folder / "meta" / "tasks.parquet"
+    before, table = LeRobotSource(folder).tasks, pq.read_table(path)
+    assert before == {0: made.TASKS[0], 1: made.TASKS[1]} and table.column_names == ["task_index", "__index_level_0__"]
+    pq.write_table(table.rename_columns(["task_index", "task"]), path)
+    assert LeRobotSource(folder).tasks == before
+
+
+def test_episodes_are_chosen_by_number_and_by_task():
+    source = LeRobotSource(FIXTURES / "lerobot_v3")
+    left, right = made.TASKS[:2]
+    assert source.choose() == [0, 1, 2]
+    assert source.choose(["0", "2"]) == source.choose(tasks=[left]) == source.choose(skip=[1]) == [0, 2]
+    assert source.choose(["1:9"]) == source.choose(["1:"]) == [1, 2]
+    assert source.choose([":2"], [left, right], [0]) == [1]
+    for arguments, message in (
+        ((["3"],), "has no episode 3; expected numbers or ranges such as 0:50, of its episodes 0:3"),
+        ((["first"],), "has no episode first"),
+        ((None, ["jump"]), "has no task 'jump'; it has .'put the red block left', 'put the red block right'"),
+        ((None, None, [7, 8]), "has no episode 7:9 to skip"),
+        ((["1"], [left]), "no episode is left of 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            source.choose(*arguments)
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_another_control_rate_keeps_the_last_action_before_each_frame(name, tmp_path):
+    source, described = LeRobotSource(FIXTURES / name), robot(TOOL, tmp_path)
+    assert [every_frame(source, fps) for fps in (None, 10, 5, 10 / 3, 3.3333)] == [1, 1, 2, 3, 3]
+    for fps in (20, 7, 0, -5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="has 10 frames a second, of which .* expected one of 10, 5, 3.33"):
+            every_frame(source, fps)
+    row = imported_row(source, described, 2, "train", every=3)
+    episode, kept = Episode.from_row(row), np.arange(0, 14, 3)  # frame 13 is left over
+    assert episode.fps == pytest.approx(10 / 3) and episode.num_frames == 5
+    np.testing.assert_array_equal(episode.state[:, 8:11], made.tool(2, kept)[:, :3])
+    np.testing.assert_array_equal(episode.action[:, 8:11], made.tool(2, kept[1:])[:, :3])
+    pictures = np.stack([made.picture(made.TOP, 2, frame) for frame in kept])
+    assert psnr(episode.rgb["head_camera"], pictures) > 25
+    assert psnr(episode.rgb["right_camera"], np.stack([made.picture(made.WRIST, 2, f) for f in kept])) > 35
+    assert [event.frame for event in episode.events] == [1, 3]  # frames 3 and 7 of the source
+    assert decode_video(row["value_head_camera"]["bytes"]).shape == (5, *made.TOP, 3)
+
+
+def test_an_export_is_thinned_whole(exported):
+    source = LeRobotSource(exported / "export")
+    row, thin = restored_row(source, 0), restored_row(source, 0, every=2)
+    assert thin["fps"] == 6.25 and thin["num_frames"] == 4
+    for name in ("state", "intrinsics_head_camera", "extrinsics_left_camera"):
+        np.testing.assert_array_equal(thin[name], row[name][::2])
+    np.testing.assert_array_equal(thin["expert_action"], row["expert_action"][1::2])
+    assert [event["frame"] for event in thin["events"]] == [1, 3]
+    assert thin["events"][0]["body_pose"] == row["events"][0]["body_pose"][::2]
+    maps = decode_video(row["value_head_camera"]["bytes"])[::2]
+    assert psnr(decode_video(thin["value_head_camera"]["bytes"]), maps) > 35
+    with pytest.raises(
+        ValueError, match="episode 0: it has 7 frames, of which every 7th is kept; expected at least 2"
+    ):
+        restored_row(source, 0, every=7)
+
+
+def test_episodes_of_another_make_are_refused(tmp_path):
+    """Whatever decides about the episodes, in a folder that is finished or not."""
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v21", tmp_path / "lerobot_v21"))
+    source, path, output = LeRobotSource(folder), config(JOINTS, tmp_path), tmp_path / "out"
+    import_episodes(source, path, output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert import_episodes(source, path, output) == (3, {})
+    (tmp_path / "other").mkdir()
+    swapped = config(JOINTS | {"action": ["action[3:7]", "action[0:3]"]}, tmp_path / "other")
+    for arguments, options, name in (
+        ((swapped, output), {}, "robot"),
+        ((path, output), {"episodes": [0, 1]}, "episodes '0:3' there, '0:2' now"),
+        ((path, output), {"fps": 5.0}, "fps 10.0 there, 5.0 now"),
+        ((path, output), {"shard_size": 2}, "shard_size 50 there, 2 now"),
+    ):
+        with pytest.raises(FileExistsError, match=f"was made from something else: .*{name}"):
+            import_episodes(source, *arguments, **options)
+    change_column(folder, "action", lambda old: [*old[:6], 0.5])
+    with pytest.raises(FileExistsError, match="was made from something else: content"):
+        import_episodes(source, path, output)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before

@@ -6,10 +6,14 @@ stringing clips together.
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
+
+from ...files import reading
 
 LEAD = 16  # frames; decoding never runs further ahead of showing
 
@@ -83,21 +87,61 @@ class ClipJoiner:
         self._output.close()
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+    """A video file.
+
+    Raises:
+        UnreadableFile: for whatever goes wrong with it.
+    """
+    with reading(path, "download or record it again"):
+        try:
+            with av.open(path) as container:
+                yield container
+        except OSError:
+            raise
+        except (av.FFmpegError, IndexError) as error:  # some of FFmpeg's are of no other kind
+            raise ValueError("it is no video file") from error
+
+
+def check_clip(path: Path, first: int, count: int, rate: Fraction) -> tuple[int, int]:
+    """(height, width) of the pictures. Frames `first` to `first + count` of a file of constant `rate` are there;
+    nothing is decoded.
+
+    Raises:
+        UnreadableFile: if the file is missing, no video, or holds no picture at one of these times.
+    """
+    with _opened(path) as container:
+        _packets(container, first, count, rate)
+        context = container.streams.video[0].codec_context
+        return context.height, context.width
+
+
 def cut_clip(path: Path, first: int, count: int, rate: Fraction) -> bytes | None:
     """Frames `first` to `first + count` of a file of constant `rate` as a file of their own; None where they can't be
     cut out, since their pictures depend on others.
 
     Raises:
-        ValueError: if the file is no video, or holds no picture at one of these frames' times.
+        UnreadableFile: as `check_clip`.
     """
-    try:
-        with av.open(path) as container:
-            return _cut(container, path, first, count, rate)
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} is no video file ({error}); download or record it again") from error
+    with _opened(path) as container:
+        taken, whole = _packets(container, first, count, rate)
+        start, stream = min(packet.pts for packet in taken), container.streams.video[0]
+        if not (whole and taken[0].is_keyframe and taken[0].pts == start):
+            return None
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="mp4") as output:
+            copy = output.add_stream_from_template(stream, opaque=True)
+            copy.time_base = stream.time_base
+            for packet in taken:
+                packet.pts, packet.dts = packet.pts - start, packet.dts - start
+                packet.stream = copy
+                output.mux(packet)
+        return buffer.getvalue()
 
 
-def _cut(container, path: Path, first: int, count: int, rate: Fraction) -> bytes | None:
+def _packets(container, first: int, count: int, rate: Fraction) -> tuple[list[av.Packet], bool]:
+    """The packets of frames `first` to `first + count`, and whether no other frame's lies between them."""
     stream = container.streams.video[0]
     tick = stream.time_base * rate  # frames in a unit of the file's time
     # A file's index may go by the times of decoding, which run ahead.
@@ -109,22 +153,13 @@ def _cut(container, path: Path, first: int, count: int, rate: Fraction) -> bytes
         if not first <= round(packet.pts * tick) < first + count:
             skipped = bool(taken)
             continue
-        whole &= not skipped  # a foreign picture comes between, which this one may need
+        if packet.is_corrupt:
+            raise ValueError(f"the picture of frame {round(packet.pts * tick)} is cut off")
+        whole &= not skipped  # a foreign picture comes between, which one of these may need
         taken.append(packet)
-    times = sorted(packet.pts for packet in taken)
-    if [round(time * tick) for time in times] != list(range(first, first + count)):
+    if sorted(round(packet.pts * tick) for packet in taken) != list(range(first, first + count)):
         raise ValueError(
-            f"{path} has {len(taken)} pictures where frames {first} to {first + count - 1} at {float(rate):g} a "
-            f"second should be, expected {count}: the video and the table of frames don't fit together"
+            f"it has {len(taken)} pictures where frames {first} to {first + count - 1} at {float(rate):g} a second "
+            f"should be, expected {count}: the video and the table of frames don't fit together"
         )
-    if not (whole and taken[0].is_keyframe and taken[0].pts == times[0]):
-        return None
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as output:
-        copy = output.add_stream_from_template(stream, opaque=True)
-        copy.time_base = stream.time_base
-        for packet in taken:
-            packet.pts, packet.dts = packet.pts - times[0], packet.dts - times[0]
-            packet.stream = copy
-            output.mux(packet)
-    return buffer.getvalue()
+    return taken, whole

@@ -1,26 +1,44 @@
 """LeRobot's episodes as ours.
 
-Videos are copied, not encoded again, unless they are stored as pictures. An episode of N frames gives N frames and
-N - 1 actions: nobody saw what the last one did. What was executed counts as what was wanted.
+Videos are copied, not encoded again, unless they are stored as pictures or at another rate. An episode of N frames
+gives N frames and N - 1 actions: nobody saw what the last one did. What was executed counts as what was wanted.
+
+Every episode is checked before anything is written, so that all that is wrong is told at once.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
 
 from ...envs.base import CAMERAS
-from ..episodes import Episode, check_videos
+from ...files import claim, read_json
+from ..card import write_card
+from ..episodes import Episode, check_row, check_videos
+from ..preview import write_preview
+from ..shards import ShardWriter, remove_leftovers
 from ..value_maps import render_value_maps
 from ..video import decode_video, encode_video
 from . import format
 from .robot import Robot
-from .source import LeRobotSource
+from .source import LeRobotSource, format_numbers
 
 SUITE = "lerobot"
+TOLD = 20  # broken episodes that an error lists one by one
+ORIGIN = """Made of {episodes} of the {total} episodes of the LeRobot dataset `{name}` ({version}) by aim-hf. {videos}
+`manifest/` holds the configuration, and what was wrong with episodes that were left out as broken ({skipped})."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of episodes: `episodes` are (seed, index in the source), in the order of their seeds."""
+    """A file of episodes: `episodes` are (seed, number in the source), in the order of their seeds."""
 
     split: str
     task: str
@@ -28,23 +46,182 @@ class Shard:
     episodes: list[tuple[int, int]]
 
 
-def plan(source: LeRobotSource, own: bool, size: int, left_out: set[int]) -> list[Shard]:
-    """The files that hold the source's episodes, `size` in each, except those whose indices are `left_out`.
+def import_episodes(
+    source: LeRobotSource,
+    config: Path | None,
+    output: Path,
+    episodes: list[int] | None = None,
+    fps: float | None = None,
+    shard_size: int = 50,
+    skip_broken: bool = False,
+    license: str = "unknown",
+    state: PartialState | None = None,
+) -> tuple[int, dict[int, str]]:
+    """Imports episodes into the folder `output`, with its card; goes on where an earlier call was stopped.
+
+    Args:
+        config: the file of a [`Robot`]; None for an export of ours, which gets everything back that it was made of.
+        episodes: as `LeRobotSource.choose` gives them; all without.
+        fps: control rate of the result, see `every_frame`; the source's without.
+        shard_size: episodes of a Parquet file.
+        skip_broken: leave broken episodes out, with the reasons in the manifests, rather than refuse all.
+        license: of the source, by the Hub's name of it.
+        state: the processes that share the work.
+
+    Returns:
+        How many episodes were imported, and of those that are broken what is wrong.
+
+    Raises:
+        ValueError, OSError: for a dataset that doesn't fit the config, and broken episodes, all of which it lists.
+        FileExistsError: if `output` was made from something else, which it names.
+    """
+    state = state or PartialState(cpu=True, timeout=timedelta(days=7))
+    robot = Robot.load(config) if config else None
+    if robot is None and not source.own:
+        raise ValueError(
+            f"{source.name} is no export of ours: give a config that says which columns and cameras are what "
+            f"(docs/own_robot.md). It has {', '.join(source.features)}"
+        )
+    every = every_frame(source, fps)
+    if robot is not None:
+        robot.check_source(source)
+    chosen = source.episodes if episodes is None else episodes
+    cameras = list(_camera_keys(source, robot).values())
+    with state.main_process_first():  # one of them fetches it
+        source.fetch(chosen, cameras)
+    shared: list[Any] = [None]
+    if state.is_main_process:
+        broken = check_episodes(source, robot, chosen, every)
+        if broken and (len(broken) == len(chosen) or not skip_broken):
+            raise ValueError(_told(source, broken, len(chosen)))
+        origin = made_from(source, config, cameras, chosen, every, shard_size)
+        claim(output, origin, "data/*.parquet")
+        remove_leftovers(output)
+        shared = [(broken, origin)]
+    if state.num_processes > 1:
+        broadcast_object_list(shared)
+    broken, origin = shared[0]
+
+    good = [episode for episode in chosen if episode not in broken]
+    provenance = {name: origin[name] for name in ("source", "revision", "codebase_version", "robot")}
+    provenance |= {"simulator": {}, "skipped": broken}
+    shards = plan(source, robot is None, shard_size, good)[state.process_index :: state.num_processes]
+    total, number = sum(len(shard.episodes) for shard in shards), state.process_index
+    with tqdm(total=total, unit="episode", desc=f"process {number}", position=number) as progress:
+        for shard in shards:
+            writer = ShardWriter(output, shard.split, shard.task, shard.index)
+            if writer.is_done(len(shard.episodes)):
+                writer.remove_pieces()
+                progress.update(len(shard.episodes))
+                continue
+            for seed, episode in shard.episodes:
+                if seed not in writer.tried:
+                    writer.add(
+                        restored_row(source, episode, every)
+                        if robot is None
+                        else imported_row(source, robot, episode, shard.split, every)
+                    )
+                progress.update()
+            writer.finish({"task": shard.task, "split": shard.split} | provenance)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_preview(output)
+        videos = "Videos are those of the source, frame by frame."
+        if every > 1:
+            videos = f"Of its {source.fps:g} frames a second every {every}th is kept, with the last action before it."
+        text = ORIGIN.format(
+            episodes=len(good),
+            total=source.num_episodes,
+            name=source.name,
+            version=source.version,
+            videos=videos,
+            skipped=len(broken),
+        )
+        write_card(output, origin=text, license=license)
+    return len(good), broken
+
+
+def every_frame(source: LeRobotSource, fps: float | None) -> int:
+    """Of how many frames of the source one is kept at `fps` frames a second.
+
+    Raises:
+        ValueError: unless the source's rate is a multiple of it: pictures between two frames can't be made up.
+    """
+    if fps is None:
+        return 1
+    every = max(round(source.fps / fps), 1) if fps > 0 else 1
+    nearest = float(source.rate / every)
+    if not abs(nearest - fps) <= 1e-3 * nearest:
+        rates = ", ".join(f"{source.fps / number:g}" for number in range(1, 7))
+        raise ValueError(
+            f"{source.name} has {source.fps:g} frames a second, of which {fps:g} can't be made; expected one of "
+            f"{rates} or another whole part of it"
+        )
+    return every
+
+
+def check_episodes(source: LeRobotSource, robot: Robot | None, episodes: list[int], every: int = 1) -> dict[int, str]:
+    """What is wrong with each of these episodes that can't be imported. Tables are read, and videos without decoding.
+
+    Args:
+        robot: None for an export of ours.
+    """
+    keys, broken = _camera_keys(source, robot).values(), {}
+    for episode in tqdm(episodes, unit="episode", desc="check"):
+        try:
+            _own_numbers(source, episode, every) if robot is None else _numbers(source, robot, episode, "", every)
+            for key in keys:
+                source.check_pictures(episode, key)
+        except (OSError, ValueError) as error:
+            broken[episode] = str(error)
+    return broken
+
+
+def _told(source: LeRobotSource, broken: dict[int, str], total: int) -> str:
+    lines = [f"  episode {episode}: {reason}" for episode, reason in list(broken.items())[:TOLD]]
+    if len(broken) > TOLD:
+        lines.append(f"  and {len(broken) - TOLD} more: {format_numbers(list(broken)[TOLD:])}")
+    return "\n".join(
+        [
+            f"{source.name}: {len(broken)} of {total} episodes are broken; mend them, or leave them out with "
+            "--skip_broken or --skip:",
+            *lines,
+        ]
+    )
+
+
+def made_from(
+    source: LeRobotSource, config: Path | None, cameras: list[str], episodes: list[int], every: int, shard_size: int
+) -> dict[str, Any]:
+    """What decides what an import makes, for `claim`."""
+    return {
+        "source": source.repo_id or source.name,
+        "revision": source.revision,
+        "codebase_version": source.version,
+        "robot": config and read_json(config, "mend it"),
+        "episodes": format_numbers(episodes),
+        "fps": float(source.rate / every),
+        "shard_size": shard_size,
+        "content": source.fingerprint(episodes, cameras),
+    }
+
+
+def plan(source: LeRobotSource, own: bool, size: int, episodes: list[int]) -> list[Shard]:
+    """The files that hold these episodes, `size` in each.
 
     An export of ours gets its splits, tasks and seeds back. Otherwise the dataset's name is the task, and an episode's
-    index its seed.
+    number its seed.
     """
     groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
     keys = source.own_keys() if own else None
-    for episode in range(source.num_episodes):
+    for episode in episodes:
         key = keys[episode] if own else {"split": source.split(episode), "task": source.name, "seed": episode}
-        if episode not in left_out:
-            group = groups.setdefault((file_name(key["split"]), file_name(key["task"])), [])
-            group.append((key["seed"], episode))
+        group = groups.setdefault((file_name(key["split"]), file_name(key["task"])), [])
+        group.append((key["seed"], episode))
     return [
-        Shard(*names, index, sorted(episodes)[first : first + size])
-        for names, episodes in sorted(groups.items())
-        for index, first in enumerate(range(0, len(episodes), size))
+        Shard(*names, index, sorted(of_group)[first : first + size])
+        for names, of_group in sorted(groups.items())
+        for index, first in enumerate(range(0, len(of_group), size))
     ]
 
 
@@ -53,20 +230,46 @@ def file_name(text: str) -> str:
     return re.sub(r"\W+", "_", text).strip("_") or "unnamed"
 
 
-def imported_row(source: LeRobotSource, robot: Robot, episode: int, split: str) -> dict:
+# Rows
+
+
+def imported_row(source: LeRobotSource, robot: Robot, episode: int, split: str, every: int = 1) -> dict:
     """The row of `episode_features` that stores an episode of any LeRobot dataset.
 
+    Args:
+        every: of so many frames one is kept, see `every_frame`.
+
     Raises:
-        FileNotFoundError, ValueError: naming the episode, what is wrong with it, and the mend.
+        ValueError: naming the episode, what is wrong with it, and the mend.
     """
-    frames = source.frames(episode, robot.columns())
+    with _naming(source, episode):
+        return _with_videos(source, robot, episode, _numbers(source, robot, episode, split, every), every)
+
+
+def restored_row(source: LeRobotSource, episode: int, every: int = 1) -> dict:
+    """The row that `export_lerobot` was given.
+
+    Raises:
+        ValueError: naming the episode, what is wrong with it, and the mend.
+    """
+    with _naming(source, episode):
+        return _with_videos(source, None, episode, _own_numbers(source, episode, every), every)
+
+
+@contextmanager
+def _naming(source: LeRobotSource, episode: int) -> Iterator[None]:
     try:
-        state, action = robot.states_and_actions(frames)
-        sizes = {camera: source.picture_size(key) for camera, key in robot.cameras.items()}
-        intrinsics, extrinsics = robot.cameras_of(frames, sizes)
-        events = robot.events(frames)
-    except ValueError as error:
+        yield
+    except (OSError, ValueError) as error:
         raise ValueError(f"{source.name}, episode {episode}: {error}") from error
+
+
+def _numbers(source: LeRobotSource, robot: Robot, episode: int, split: str, every: int) -> dict:
+    """A row without its videos."""
+    frames = source.frames(episode, robot.columns())
+    state, action = robot.states_and_actions(frames)
+    sizes = {camera: source.picture_size(key) for camera, key in robot.cameras.items()}
+    intrinsics, extrinsics = robot.cameras_of(frames, sizes)
     described = Episode(
         suite=SUITE,
         task=file_name(source.name),
@@ -74,7 +277,7 @@ def imported_row(source: LeRobotSource, robot: Robot, episode: int, split: str) 
         seed=episode,
         instruction=robot.instruction or source.instruction(episode),
         success=source.succeeded(episode),
-        fps=float(source.rate),
+        fps=float(source.rate / every),
         action_space=robot.action_space,
         rgb={},  # they stay compressed
         intrinsics=intrinsics,
@@ -82,34 +285,63 @@ def imported_row(source: LeRobotSource, robot: Robot, episode: int, split: str) 
         state=state,
         action=action[:-1],
         expert_action=action[:-1],
-        events=events,
+        events=robot.events(frames),
     )
-    row = described.to_row()
-    clips = {f"rgb_{camera}": source.clip(episode, key) for camera, key in robot.cameras.items()}
-    return _with_videos(row, clips, f"{source.name}, episode {episode}")
+    return _thinned(described.to_row(), every)
 
 
-def restored_row(source: LeRobotSource, episode: int) -> dict:
-    """The row that `export_lerobot` was given.
-
-    Raises:
-        FileNotFoundError, ValueError: naming the episode, what is wrong with it, and the mend.
-    """
+def _own_numbers(source: LeRobotSource, episode: int, every: int) -> dict:
+    """A row of ours without its videos."""
     frames = source.frames(episode, list(format.VECTORS.values()))
     row = source.own_row(episode) | {
         "instruction": source.instruction(episode),
-        "fps": float(source.rate),
+        "fps": float(source.rate / every),
         "num_frames": source.length(episode),
         **{column: frames[feature] for column, feature in format.VECTORS.items()},
     }
     for column in ("action", "expert_action"):
         row[column] = row[column][:-1]
-    clips = {column: source.clip(episode, key) for column, key in format.VIDEO_KEYS.items() if key in source.features}
-    return _with_videos(row, clips, f"{source.name}, episode {episode}")
+    check_row(row, f"{row['task']} seed {row['seed']}")
+    return _thinned(row, every)
 
 
-def _with_videos(row: dict, clips: dict[str, bytes], where: str) -> dict:
-    """The row with its videos; value maps that events and calibration tell, and `clips` lack, are rendered."""
+def _thinned(row: dict, every: int) -> dict:
+    """A row's numbers at every `every`-th frame. Actions are absolute: of those between two frames the last counts."""
+    last = (row["num_frames"] - 1) // every
+    if last < 1:
+        raise ValueError(f"it has {row['num_frames']} frames, of which every {every}th is kept; expected at least 2")
+    thin = dict(row, num_frames=last + 1)
+    for name, values in row.items():
+        if name in ("action", "expert_action"):
+            thin[name] = values[every - 1 :: every]
+        elif name.startswith(("state", "intrinsics_", "extrinsics_")) and values is not None:
+            thin[name] = values[::every]
+    if row["events"] is not None:
+        thin["events"] = [_thinned_event(event, every, last) for event in row["events"]]
+    return thin
+
+
+def _thinned_event(event: dict, every: int, last: int) -> dict:
+    thin = event | {"frame": min(-(-event["frame"] // every), last)}
+    for name, values in event.items():
+        if name.startswith(("body_pose", "visible_")) and values is not None:
+            thin[name] = values[::every]
+    return thin
+
+
+def _camera_keys(source: LeRobotSource, robot: Robot | None) -> dict[str, str]:
+    """Video column of ours -> the source's camera."""
+    if robot is None:
+        return {column: key for column, key in format.VIDEO_KEYS.items() if key in source.cameras}
+    return {f"rgb_{camera}": key for camera, key in robot.cameras.items()}
+
+
+def _with_videos(source: LeRobotSource, robot: Robot | None, episode: int, row: dict, every: int) -> dict:
+    """The row with its videos; value maps that the source lacks, and events and calibration tell, are rendered."""
+    clips = {}
+    for column, key in _camera_keys(source, robot).items():
+        source.check_pictures(episode, key)
+        clips[column] = source.clip(episode, key, every, gray=column.startswith("value_"))
     for column in format.VIDEO_KEYS:
         row[column] = {"bytes": clips[column], "path": None} if column in clips else None
     known = Episode.from_row(row | dict.fromkeys(format.VIDEO_KEYS)) if row["events"] is not None else None
@@ -119,5 +351,5 @@ def _with_videos(row: dict, clips: dict[str, bytes], where: str) -> dict:
             size = decode_video(row[rgb]["bytes"], [0]).shape[1:3]
             maps = render_value_maps(known.events, known.intrinsics[camera], known.extrinsics[camera], *size)
             row[value] = {"bytes": encode_video(maps, row["fps"], gray=True), "path": None}
-    check_videos(row, where)
+    check_videos(row, f"{row['task']} seed {row['seed']}")
     return row

@@ -16,7 +16,7 @@ Notable choices:
 """
 
 import dataclasses
-import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import get_args, get_origin, get_type_hints
 import numpy as np
 
 from ...envs.base import ARMS, CAMERAS
+from ...files import read_json
 from ...processing_aim import ACTION_SPACES
 from ..value_maps import Event, rotation_matrix
 from .source import LeRobotSource
@@ -153,12 +154,14 @@ class Robot:
         """Reads a JSON file.
 
         Raises:
-            ValueError: naming the file, the field, what it holds and what was expected.
+            UnreadableFile: if it is missing or no JSON. ValueError: naming the file, the field, what it holds and
+                what was expected.
         """
+        content = read_json(path, "mend it; docs/own_robot.md says what it may hold")
         try:
-            robot = _read(cls, json.loads(path.read_text()), "")
+            robot = _read(cls, content, "")
             robot.check()
-        except (ValueError, json.JSONDecodeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return robot
 
@@ -206,8 +209,12 @@ class Robot:
 
     def _check_calibration(self, camera: str, calibration: Calibration) -> None:
         where = f"calibration of {camera}"
-        if len(calibration.intrinsics) != 4 or len(calibration.size) != 2:
-            raise ValueError(f"{where}: expected intrinsics [fx, fy, cx, cy] and size [height, width]")
+        lengths = (len(calibration.intrinsics), len(calibration.size))
+        if lengths != (4, 2) or min(*calibration.size, *calibration.intrinsics[:2]) <= 0:
+            raise ValueError(
+                f"{where}: expected intrinsics [fx, fy, cx, cy] and size [height, width] in pixels, focal lengths and "
+                "size above 0"
+            )
         if (calibration.extrinsics is None) == (calibration.hand_eye is None):
             raise ValueError(f"{where}: give extrinsics (a camera that stands still) or hand_eye (one on an arm)")
         matrix = np.array(calibration.extrinsics or calibration.hand_eye)
@@ -418,7 +425,7 @@ def _read(kind, value, where: str):
         return {name: _read(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
     if get_origin(kind) is list and isinstance(value, list):
         return [_read(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
         return value

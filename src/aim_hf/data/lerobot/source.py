@@ -1,27 +1,40 @@
-"""Reads LeRobot datasets of v3.0 and v2.1: tables with pyarrow, videos as compressed clips.
+"""Reads LeRobot datasets of v3.0, v2.1 and v2.0: tables with pyarrow, videos as compressed clips.
 
-v3.0 keeps many episodes in a file, v2.1 a file for each; `LeRobotSource` hides that. Only the columns and cameras that
-are asked for are read, or fetched from the Hub.
+v3.0 keeps many episodes in a file, v2.x a file for each; `LeRobotSource` hides that. An episode is called by its own
+`episode_index`; where episodes were deleted, numbers are missing. Only the columns, cameras and episodes that are
+asked for are read, or fetched from the Hub. Columns that nobody asks for may be of any type.
 """
 
+import hashlib
 import io
 import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from torchcodec.decoders import VideoDecoder
 
+from ...files import UnreadableFile, read_json, reading
 from ..video import decode_video, encode_video
 from . import format
-from .clips import cut_clip, frame_rate
+from .clips import check_clip, cut_clip, frame_rate
 
-VERSIONS = ("v2.1", "v3.0")
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+MEND = "download or record it again"
+NUMBERS = re.compile(r"(float|u?int)\d+|bool")  # dtypes of columns that can be read as float32
 
 
 class LeRobotSource:
@@ -29,46 +42,164 @@ class LeRobotSource:
 
     Attributes:
         folder: the dataset's. name: its last part, or the repo's.
+        repo_id, revision: a repo's, the latter a commit; None of a folder.
+        version: `codebase_version`.
         fps: frames a second; `rate` is the exact fraction behind it.
-        features: name -> LeRobot's description.
-        num_episodes: how many there are.
+        features: name -> LeRobot's description. tasks: task index -> the words.
+        episodes: the numbers of all episodes, in order; num_episodes: how many there are.
         own: whether `meta/aim.parquet` is there: then the dataset was exported by us.
 
+    What is wrong with one episode alone is told when that one is read, and its error doesn't name it: who reads it
+    knows which one it is.
+
     Raises:
-        FileNotFoundError: if the folder has no `meta/info.json`, or lacks a file that it speaks of.
+        OSError: if the folder has no `meta/info.json`, or what describes the episodes is missing or damaged.
         ValueError: for another version of the format, or a dataset whose parts don't fit together.
     """
 
-    def __init__(self, folder: Path, name: str | None = None):
-        self.folder, self.name = folder, name or folder.name
+    def __init__(self, folder: Path, repo_id: str | None = None, revision: str | None = None):
+        self.folder, self.repo_id, self.revision = folder, repo_id, revision
+        self.name = repo_id.split("/")[1] if repo_id else os.path.basename(os.path.abspath(folder))
         if not (folder / format.INFO).is_file():
             raise FileNotFoundError(f"{folder} has no {format.INFO}; expected a LeRobot dataset or its repo id")
-        self._info = json.loads((folder / format.INFO).read_text())
+        self._info = read_json(folder / format.INFO, MEND)
         self.version = self._info.get("codebase_version")
         if self.version not in VERSIONS:
             raise ValueError(
-                f"{self.name} has codebase_version {self.version}; expected {' or '.join(VERSIONS)}. Convert it with "
-                "LeRobot's own scripts"
+                f"{self.name} has codebase_version {self.version}; expected one of {', '.join(VERSIONS)}. Convert it "
+                "with LeRobot's own scripts"
             )
-        self.features: dict[str, dict] = self._info["features"]
-        self.fps: float = self._info["fps"]
+        described = self._entry("features", dict, "an object")
+        self.features: dict[str, dict] = {n: feature for n, feature in described.items() if isinstance(feature, dict)}
+        self.fps: float = self._entry("fps", (int, float), "a number of frames a second")
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"{folder / format.INFO}: fps is {self.fps}, expected a positive number; mend it there")
         self.rate: Fraction = frame_rate(self.fps)
+        self._splits = {name: self._span(name, span) for name, span in self._info.get("splits", {}).items()}
         self.own = (folder / format.OURS).is_file()
-        self._episodes, self._tasks = self._read_v3() if self.version == "v3.0" else self._read_v2()
-        self.num_episodes = len(self._episodes)
+        self._episodes = self._by_number(
+            self._read_v3() if self.version == "v3.0" else self._lines(format.EPISODES_V2)
+        )
+        self.tasks = self._read_tasks()
+        self.episodes = list(self._episodes)
+        self.num_episodes = len(self.episodes)
 
     @classmethod
-    def open(cls, source: str, video_keys: list[str] | None = None) -> "LeRobotSource":
-        """A folder, or a repo of the Hub, of which only the tables and `video_keys` (all without) are fetched."""
+    def open(cls, source: str, revision: str | None = None) -> "LeRobotSource":
+        """A folder, or a repo of the Hub, of which only the metadata are fetched yet, see `fetch`.
+
+        Raises:
+            OSError, ValueError: as the class; if the repo can't be read; for a revision of a folder.
+        """
         if Path(source).exists() or source.count("/") != 1:
+            if revision is not None:
+                raise ValueError(
+                    f"{source} is a folder, so there is no revision {revision} of it; leave --revision out"
+                )
             return cls(Path(source))
-        videos = ["videos/*"] if video_keys is None else [f"videos/*{key}/*" for key in video_keys]
-        folder = snapshot_download(source, repo_type="dataset", allow_patterns=["meta/*", "data/*", *videos])
-        return cls(Path(folder), source.split("/")[1])
+        folder = _snapshot(source, revision, ["meta/*"])
+        return cls(folder, source, revision=folder.name)
+
+    def fetch(self, episodes: list[int], cameras: list[str] | None = None) -> None:
+        """Fetches the tables, and the videos of `cameras` (all without), that hold these episodes of a repo."""
+        if self.repo_id is None:
+            return
+        if episodes == self.episodes:
+            wanted = ["data/*", *(f"videos/*{key}/*" for key in self._video_keys(cameras))]
+        else:
+            wanted = [str(path.relative_to(self.folder)) for path in self.files(episodes, cameras)]
+        _snapshot(self.repo_id, self.revision, ["meta/*", *wanted])
+
+    def choose(
+        self, episodes: list[str] | None = None, tasks: list[str] | None = None, skip: Iterable[int] = ()
+    ) -> list[int]:
+        """The numbers of some episodes, in order; all without arguments.
+
+        Args:
+            episodes: numbers such as "7", and ranges such as "0:50", of which those count that there are.
+            tasks: instructions, word by word as the dataset has them.
+            skip: numbers of episodes to leave out.
+
+        Raises:
+            ValueError: for numbers and instructions that aren't there, or if no episode is left.
+        """
+        spans = {text: episode_range(text) for text in episodes or ()}
+        for text, span in spans.items():
+            if span is None or not any(number in span for number in self.episodes):
+                raise ValueError(
+                    f"{self.name} has no episode {text}; expected numbers or ranges such as 0:50, of its episodes "
+                    f"{format_numbers(self.episodes)}"
+                )
+        chosen = {number for number in self.episodes if not spans or any(number in span for span in spans.values())}
+        if tasks:
+            told = {number: self._tasks_of(number) for number in self.episodes}
+            known = sorted(set().union(*told.values()))
+            if unknown := sorted(set(tasks) - set(known)):
+                raise ValueError(f"{self.name} has no task {', '.join(map(repr, unknown))}; it has {known}")
+            chosen = {number for number in chosen if set(tasks) & told[number]}
+        if unknown := sorted(set(skip) - set(self.episodes)):
+            raise ValueError(f"{self.name} has no episode {format_numbers(unknown)} to skip")
+        if not chosen - set(skip):
+            raise ValueError(f"{self.name}: no episode is left of {self.num_episodes}; choose others")
+        return sorted(chosen - set(skip))
+
+    def files(self, episodes: list[int], cameras: list[str] | None = None) -> list[Path]:
+        """The tables and the videos of `cameras` (all without) that hold these episodes; of those whose metadata say
+        where."""
+        found = {}
+        for episode in episodes:
+            with suppress(ValueError):  # it is told when the episode is read
+                found[self._data_path(episode)] = None
+                found |= {self._video(episode, key)[0]: None for key in self._video_keys(cameras)}
+        return list(found)
+
+    def fingerprint(self, episodes: list[int], cameras: list[str] | None = None) -> str:
+        """sha256 over what is imported of these episodes: metadata and tables, and the videos' names and sizes."""
+        digest = hashlib.sha256()
+        metadata = sorted(path for path in self.folder.glob("meta/**/*") if not path.name.startswith("."))
+        for path in (*metadata, *sorted(self.files(episodes, cameras))):
+            if not path.is_file():
+                continue
+            digest.update(f"{path.relative_to(self.folder)} {path.stat().st_size} ".encode())
+            if path.suffix != ".mp4":
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    # What info.json says
+
+    def _entry(self, name: str, kind: type | tuple[type, ...], expected: str) -> Any:
+        value = self._info.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(
+                f"{self.folder / format.INFO}: {name} is {value!r}, expected {expected}; mend it there, or {MEND}"
+            )
+        return value
+
+    def _span(self, name: str, text: Any) -> range:
+        span = episode_range(str(text)) if ":" in str(text) else None
+        if span is None:
+            raise ValueError(
+                f"{self.folder / format.INFO}: split {name} is {text!r}, expected a range of episodes such as '0:50'; "
+                "mend it there"
+            )
+        return span
 
     @property
     def cameras(self) -> list[str]:
-        return [name for name, feature in self.features.items() if feature["dtype"] in ("video", "image")]
+        return [name for name, feature in self.features.items() if feature.get("dtype") in ("video", "image")]
+
+    def _video_keys(self, cameras: list[str] | None) -> list[str]:
+        known = self.cameras if cameras is None else cameras
+        return [key for key in known if self.features[key].get("dtype") == "video"]
+
+    def _shape(self, name: str) -> list[int]:
+        shape = self.features[name].get("shape")
+        if not isinstance(shape, list) or not all(type(number) is int and number > 0 for number in shape):
+            raise ValueError(
+                f"{self.folder / format.INFO}: shape of {name} is {shape!r}, expected a list of positive numbers"
+            )
+        return shape
 
     def picture_size(self, key: str) -> tuple[int, int]:
         """(height, width) of a camera's pictures.
@@ -78,9 +209,9 @@ class LeRobotSource:
         """
         if key not in self.cameras:
             raise ValueError(f"{self.name} has no camera {key}; it has {', '.join(self.cameras) or 'none'}")
-        feature = self.features[key]
-        shape, names = list(feature["shape"]), feature["names"] or ["height", "width", "channels"]
-        channel = [i for i, name in enumerate(names) if name.startswith("channel")]
+        shape, names = self._shape(key), self.features[key].get("names")
+        names = names if isinstance(names, list) else ["height", "width", "channels"]
+        channel = [i for i, name in enumerate(names) if str(name).startswith("channel")]
         if len(shape) != 3 or len(channel) != 1 or shape[channel[0]] != 3:
             raise ValueError(f"{self.name}: {key} has shape {shape} ({names}); expected height, width and 3 channels")
         height, width = (number for i, number in enumerate(shape) if i != channel[0])
@@ -92,178 +223,309 @@ class LeRobotSource:
         Raises:
             ValueError: if there is no such column of numbers.
         """
-        numbers = {n: f for n, f in self.features.items() if f["dtype"] not in ("video", "image", "string")}
+        numbers = [name for name, feature in self.features.items() if NUMBERS.fullmatch(str(feature.get("dtype")))]
         if column not in numbers:
-            raise ValueError(f"{self.name} has no column {column}; it has {', '.join(numbers)}")
-        return int(np.prod(numbers[column]["shape"]))
+            raise ValueError(f"{self.name} has no column {column} of numbers; it has {', '.join(numbers)}")
+        return math.prod(self._shape(column))
 
     def split(self, episode: int) -> str:
         """The name of the split that `meta/info.json` puts an episode in."""
-        for name, span in self._info.get("splits", {}).items():
-            first, last = (int(end) for end in span.split(":"))
-            if first <= episode < last:
-                return name
-        return "train"
-
-    def length(self, episode: int) -> int:
-        return self._episodes[episode]["length"]
+        return next((name for name, span in self._splits.items() if episode in span), "train")
 
     # The frames' table
+
+    def length(self, episode: int) -> int:
+        """How many frames an episode has, at least 2.
+
+        Raises:
+            ValueError: if it has fewer, or nobody says how many.
+        """
+        length = self._number(episode, "length")
+        if length < 2:
+            raise ValueError(f"it has {length} frames, expected at least 2: an action leads from a frame to the next")
+        return length
 
     def frames(self, episode: int, columns: list[str]) -> dict[str, np.ndarray]:
         """Columns of numbers of one episode, (num_frames, width) float32 each.
 
         Raises:
-            FileNotFoundError, ValueError: if the table is missing, or doesn't hold the frames that it should.
+            OSError, ValueError: if the table is missing or damaged, or doesn't hold the frames that it should.
         """
         table = self._table(episode, ["timestamp", *columns])
-        times = table["timestamp"].to_numpy()
+        times = _numbers(table, "timestamp", 1)[:, 0]
         late = np.abs(times - np.arange(len(times)) / float(self.rate)) > 0.5 / float(self.rate)
         if late.any():
             frame = int(late.argmax())
             raise ValueError(
-                f"{self.name}, episode {episode}: frame {frame} is at {times[frame]:g} s, but at {self.fps} frames a "
-                f"second it should be at {frame / self.fps:g} s"
+                f"frame {frame} is at {times[frame]:g} s, but at {self.fps} frames a second it should be at "
+                f"{frame / self.fps:g} s"
             )
-        read = {}
-        for column in columns:
-            values = table[column].combine_chunks()
-            while isinstance(values, (pa.ListArray, pa.FixedSizeListArray)):
-                values = values.flatten()
-            values = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(times), self.width(column))
-            if not np.isfinite(values).all():
-                frame = int(np.argmin(np.isfinite(values).all(axis=1)))
-                raise ValueError(
-                    f"{self.name}, episode {episode}: {column} holds NaN or infinity at frame {frame}; repair it, or "
-                    "leave the episode out"
-                )
-            read[column] = values
-        return read
+        return {column: _numbers(table, column, self.width(column)) for column in columns}
 
     def instruction(self, episode: int) -> str:
         """What the robot is told: LeRobot's task.
 
         Raises:
-            ValueError: if it changes within the episode.
+            ValueError: if it changes within the episode, or isn't among the dataset's tasks.
         """
         indices = set(self._table(episode, ["task_index"])["task_index"].to_pylist())
-        if len(indices) != 1:
-            tasks = [self._tasks[index] for index in sorted(indices)]
-            raise ValueError(f"{self.name}, episode {episode}: its task changes ({tasks}); expected one an episode")
-        return self._tasks[indices.pop()]
+        words = [self.tasks.get(index) for index in indices]
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError(
+                f"its task_index is {', '.join(map(str, indices))}, but the dataset's tasks are {self.tasks}; add it "
+                "to them, or give the instruction in the config"
+            )
+        if len(words) != 1:
+            raise ValueError(f"its task changes ({sorted(words)}); expected one an episode")
+        return words[0]
+
+    def _tasks_of(self, episode: int) -> set[str]:
+        """The tasks that the metadata name."""
+        tasks = self._episodes[episode].get("tasks")
+        if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+            raise ValueError(f"{self.name}, episode {episode}: its metadata name no tasks; choose episodes by number")
+        return set(tasks)
 
     def succeeded(self, episode: int) -> bool:
         """Whether `next.success` says so in some frame; what was demonstrated succeeds where nobody says."""
         if "next.success" not in self.features:
             return True
-        return bool(np.any(self._table(episode, ["next.success"])["next.success"].to_numpy(zero_copy_only=False)))
+        return bool(_numbers(self._table(episode, ["next.success"]), "next.success", 1).any())
 
     def own_row(self, episode: int) -> dict:
         """The row of `meta/aim.parquet`."""
-        return pq.ParquetFile(self.folder / format.OURS).read_row_group(episode).to_pylist()[0]
+        path = self.folder / format.OURS
+        with reading(path, "export the dataset again"):
+            group = pq.ParquetFile(path).read_row_group(self.episodes.index(episode))
+            schema = format.own_features().arrow_schema
+            return group.select(schema.names).cast(schema).to_pylist()[0]
 
-    def own_keys(self) -> list[dict]:
-        """`split`, `task` and `seed` of each row of `meta/aim.parquet`."""
-        keys = pq.read_table(self.folder / format.OURS, columns=["split", "task", "seed"]).to_pylist()
-        if len(keys) != self.num_episodes:
-            raise ValueError(
-                f"{self.name}: {format.OURS} has {len(keys)} rows for {self.num_episodes} episodes; export it "
-                "again, or delete that file and import it as any other dataset"
-            )
-        return keys
+    def own_keys(self) -> dict[int, dict]:
+        """Episode -> `split`, `task` and `seed` of its row of `meta/aim.parquet`."""
+        path = self.folder / format.OURS
+        with reading(path, "export the dataset again, or delete that file and import it as any other"):
+            keys = pq.read_table(path).select(["split", "task", "seed"]).to_pylist()
+            if len(keys) != self.num_episodes:
+                raise ValueError(f"it has {len(keys)} rows for {self.num_episodes} episodes")
+        return dict(zip(self.episodes, keys))
 
     def _table(self, episode: int, columns: list[str]) -> pa.Table:
-        path = self._present(self._data_path(episode))
-        filters = [("episode_index", "=", episode)]  # an episode is a row group: no other one is read
-        try:
-            table = pq.read_table(path, columns=[*columns, "frame_index"], filters=filters)
-        except pa.ArrowException as error:
-            raise ValueError(f"{path} can't be read ({error}); download or record it again") from error
-        table = table.take(pc.sort_indices(table["frame_index"]))
-        length = self.length(episode)
+        path, length = self._data_path(episode), self.length(episode)
+        with reading(path, MEND):
+            missing = {*columns, "frame_index", "episode_index"} - set(pq.read_schema(path).names)
+            if missing:
+                raise ValueError(f"it has no column {', '.join(sorted(missing))}")
+            filters = [("episode_index", "=", episode)]  # an episode is a row group: no other one is read
+            table = pq.read_table(path, columns=[*columns, "frame_index"], filters=filters, partitioning=None)
+            table = table.take(pc.sort_indices(table["frame_index"]))
         if table["frame_index"].to_pylist() != list(range(length)):
             raise ValueError(
-                f"{path}: episode {episode} has {table.num_rows} frames, expected {length}, numbered from 0, as the "
-                "episode's metadata says"
+                f"{path} has {table.num_rows} frames of it, expected {length}, numbered from 0, as the episode's "
+                "metadata say"
             )
         return table
 
     # Pictures
 
-    def clip(self, episode: int, key: str) -> bytes:
+    def clip(self, episode: int, key: str, every: int = 1, gray: bool = False) -> bytes:
         """A camera's pictures in one episode, as the bytes of a video file: copied where that can be, otherwise
         decoded and encoded again.
 
+        Args:
+            every: of so many pictures one is kept, the first one first.
+            gray: whether they are gray; for those that are encoded again.
+
         Raises:
-            FileNotFoundError, ValueError: if the video is missing, or has not a picture for each frame.
+            OSError, ValueError: if the video is missing or damaged, or has not a picture for each frame.
         """
+        rate, count = float(self.rate / every), self.length(episode)
         if self.features[key]["dtype"] == "image":
-            return encode_video(self._images(episode, key), float(self.rate))
+            with reading(f"{key} in its table", MEND):
+                pictures = [np.asarray(image.convert("RGB")) for image in self._images(episode, key)[::every]]
+            return encode_video(np.stack(pictures), rate, gray)
         path, first = self._video(episode, key)
-        count = self.length(episode)
-        clip = cut_clip(self._present(path), first, count, self.rate)
+        clip = cut_clip(path, first, count, self.rate) if every == 1 else None
         if clip is None:
-            frames = decode_video(VideoDecoder(str(path)), list(range(first, first + count)))
-            clip = encode_video(frames, float(self.rate))
+            with reading(path, MEND):
+                frames = decode_video(VideoDecoder(str(path)), list(range(first, first + count, every)))
+            clip = encode_video(frames, rate, gray)
         return clip
 
-    def _images(self, episode: int, key: str) -> np.ndarray:
+    def check_pictures(self, episode: int, key: str) -> None:
+        """Refuses what `clip` would, as far as it shows without decoding, and pictures of another size than
+        `picture_size`.
+
+        Raises:
+            OSError, ValueError: naming the file, what it holds and what was expected.
+        """
+        if self.features[key]["dtype"] == "image":
+            self._images(episode, key)
+            return
+        path, first = self._video(episode, key)
+        self._check_size(check_clip(path, first, self.length(episode), self.rate), key, str(path))
+
+    def _check_size(self, size: tuple[int, int], key: str, where: str) -> None:
+        if size != self.picture_size(key):
+            raise ValueError(
+                f"{where} has pictures of {size} (height, width), expected {self.picture_size(key)}, as {format.INFO} "
+                f"says of {key}; mend one of them"
+            )
+
+    def _images(self, episode: int, key: str) -> list[Image.Image]:
+        """The pictures of a column, opened and not decoded yet."""
         pictures = []
-        for image in self._table(episode, [key])[key].to_pylist():
-            if image["bytes"] is None:
-                raise ValueError(f"{self.name}, episode {episode}: {key} is a path, {image['path']}, and no picture")
-            pictures.append(np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")))
-        return np.stack(pictures)
+        for frame, stored in enumerate(self._table(episode, [key])[key].to_pylist()):
+            where = f"{key} of frame {frame}"
+            if not isinstance(stored, dict) or not isinstance(stored.get("bytes"), bytes):
+                raise ValueError(f"{where} is {str(stored)[:80]}, expected a picture's bytes inside the table")
+            with reading(where, MEND):
+                pictures.append(Image.open(io.BytesIO(stored["bytes"])))
+            self._check_size(pictures[-1].size[::-1], key, where)
+        return pictures
 
     # Where things are
 
-    def _present(self, path: Path) -> Path:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, but {format.INFO} speaks of it; download the dataset again")
-        return path
+    def _number(self, episode: int, name: str, kind: type | tuple[type, ...] = int) -> Any:
+        value = self._episodes[episode].get(name)
+        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{name} in its metadata is {value!r}, expected a number; {MEND}")
+        return value
+
+    def _path(self, entry: str, **where) -> Path:
+        pattern = self._entry(entry, str, "a path with placeholders")
+        try:
+            return self.folder / pattern.format(**where)
+        except (LookupError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder / format.INFO}: {entry} is {pattern!r}, expected a path whose placeholders are among "
+                f"{', '.join(where)}; mend it there"
+            ) from error
 
     def _data_path(self, episode: int) -> Path:
-        record = self._episodes[episode]
-        if self.version == "v3.0":
-            where = {"chunk_index": record["data/chunk_index"], "file_index": record["data/file_index"]}
-        else:
-            where = {"episode_index": episode, "episode_chunk": episode // self._info["chunks_size"]}
-        return self.folder / self._info["data_path"].format(**where)
+        return self._path("data_path", **self._where(episode, "data"))
 
     def _video(self, episode: int, key: str) -> tuple[Path, int]:
         """The file that holds an episode's video, and its first frame there."""
-        record, first = self._episodes[episode], 0
-        if self.version == "v3.0":
-            where = {name: record[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-            first = round(record[f"videos/{key}/from_timestamp"] * self.rate)
-        else:
-            where = {"episode_index": episode, "episode_chunk": episode // self._info["chunks_size"]}
-        return self.folder / self._info["video_path"].format(video_key=key, **where), first
+        place = f"videos/{key}"
+        path = self._path("video_path", video_key=key, **self._where(episode, place))
+        if self.version != "v3.0":
+            return path, 0
+        return path, round(self._number(episode, f"{place}/from_timestamp", (int, float)) * self.rate)
 
-    def _read_v3(self) -> tuple[list[dict], dict[int, str]]:
+    def _where(self, episode: int, place: str) -> dict[str, int]:
+        """The placeholders of a path, in v3.0 from the columns of the metadata that begin with `place`."""
+        if self.version == "v3.0":
+            return {name: self._number(episode, f"{place}/{name}") for name in ("chunk_index", "file_index")}
+        size = self._entry("chunks_size", int, "a number of episodes")
+        return {"episode_index": episode, "episode_chunk": episode // max(size, 1)}
+
+    # What describes the episodes
+
+    def _read_v3(self) -> list[dict]:
         paths = sorted(self.folder.glob("meta/episodes/*/*.parquet"))
         if not paths:
-            raise FileNotFoundError(f"{self.folder} has no meta/episodes/*/*.parquet; download the dataset again")
+            raise FileNotFoundError(f"{self.folder} has no meta/episodes/*/*.parquet; {MEND}")
         records = []
         for path in paths:
-            columns = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
-            records += pq.read_table(path, columns=columns).to_pylist()
-        tasks = pq.read_table(self._present(self.folder / format.TASKS)).to_pydict()
-        (words,) = (values for name, values in tasks.items() if name != "task_index")  # the index of a data frame
-        return self._in_order(records), dict(zip(tasks["task_index"], words))
-
-    def _read_v2(self) -> tuple[list[dict], dict[int, str]]:
-        def lines(name: str) -> list[dict]:
-            return [json.loads(line) for line in self._present(self.folder / name).read_text().splitlines() if line]
-
-        tasks = {record["task_index"]: record["task"] for record in lines("meta/tasks.jsonl")}
-        return self._in_order(lines("meta/episodes.jsonl")), tasks
-
-    def _in_order(self, records: list[dict]) -> list[dict]:
-        records = sorted(records, key=lambda record: record["episode_index"])
-        if [record["episode_index"] for record in records] != list(range(self._info["total_episodes"])):
-            raise ValueError(
-                f"{self.name} lists {len(records)} episodes, but total_episodes is {self._info['total_episodes']}; "
-                "download the dataset again"
-            )
+            with reading(path, MEND):
+                columns = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
+                records += pq.read_table(path, columns=columns, partitioning=None).to_pylist()
         return records
+
+    def _lines(self, name: str) -> list[dict]:
+        """The objects of a file that holds one a line."""
+        records, path = [], self.folder / name
+        with reading(path, MEND):
+            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+                if line.strip():
+                    try:
+                        records.append(json.loads(line))
+                    except ValueError as error:
+                        raise ValueError(f"line {number}: {error}") from error
+                    if not isinstance(records[-1], dict):
+                        raise ValueError(f"line {number} is {line[:80]}, expected an object")
+        return records
+
+    def _read_tasks(self) -> dict[int, str]:
+        if self.version != "v3.0":
+            return {record.get("task_index"): record.get("task") for record in self._lines(format.TASKS_V2)}
+        path = self.folder / format.TASKS
+        with reading(path, MEND):
+            table = pq.read_table(path, partitioning=None).to_pydict()
+            # A data frame's index, which has a name since lerobot 0.4.
+            words = table["task"] if "task" in table else table["__index_level_0__"]
+            return dict(zip(table["task_index"], words))
+
+    def _by_number(self, records: list[dict]) -> dict[int, dict]:
+        episodes: dict[int, dict] = {}
+        for row, record in enumerate(records):
+            number = record.get("episode_index")
+            if type(number) is not int or number < 0 or number in episodes:
+                raise ValueError(
+                    f"{self.name}: row {row} of its list of episodes has episode_index {number!r}, expected a number "
+                    f"that no other row has; {MEND}"
+                )
+            episodes[number] = record
+        total = self._entry("total_episodes", int, "a number of episodes")
+        if len(episodes) != total:
+            raise ValueError(
+                f"{self.name} lists {len(episodes)} episodes, but total_episodes in {format.INFO} is {total}; {MEND}, "
+                "or mend that number if episodes were deleted"
+            )
+        return dict(sorted(episodes.items()))
+
+
+def episode_range(text: str) -> range | None:
+    """The numbers that "7" or "0:50" means, as Python counts; "50:" has no end. None for any other text."""
+    match = re.fullmatch(r"(\d+)|(\d*):(\d*)", text)
+    if match is None:
+        return None
+    one, first, last = match.groups()
+    return range(int(one), int(one) + 1) if one else range(int(first or 0), int(last or sys.maxsize))
+
+
+def format_numbers(numbers: list[int]) -> str:
+    """Numbers in order as "0:3, 5, 7:9", as `episode_range` reads them."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([number, number + 1])
+    return ", ".join(str(first) if last == first + 1 else f"{first}:{last}" for first, last in runs)
+
+
+def _numbers(table: pa.Table, column: str, width: int) -> np.ndarray:
+    """A column (num_frames, width) float32.
+
+    Raises:
+        ValueError: if it holds no numbers, others than `width` of them a frame, or NaN.
+    """
+    values = table[column].combine_chunks()
+    if isinstance(values, pa.ExtensionArray):  # what `datasets` stores matrices as
+        values = values.storage
+    while isinstance(values, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
+        lengths = pc.unique(pc.list_value_length(values)).to_pylist()
+        if len(lengths) != 1:
+            raise ValueError(f"{column} holds lists of {' and '.join(map(str, lengths))} numbers, expected {width}")
+        values = values.flatten()
+    is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    if not (is_number or pa.types.is_boolean(values.type)) or values.null_count:
+        raise ValueError(f"{column} holds {values.type} and {values.null_count} times nothing, expected numbers")
+    if len(values) != len(table) * width:
+        raise ValueError(f"{column} holds {len(values)} numbers in {len(table)} frames, expected {width} in each")
+    numbers = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), width)
+    if not np.isfinite(numbers).all():
+        frame = int(np.argmin(np.isfinite(numbers).all(axis=1)))
+        raise ValueError(f"{column} holds NaN or infinity at frame {frame}; repair it, or leave the episode out")
+    return numbers
+
+
+def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except (HTTPError, OSError, ValueError) as error:
+        raise UnreadableFile(
+            f"{repo_id} is no folder, and as a dataset of the Hub{f' at {revision}' if revision else ''} it can't be "
+            f"read ({' '.join(str(error).split())}); check the name, the revision and the network"
+        ) from error
