@@ -1,6 +1,6 @@
 import pytest
 
-from aim_hf.evaluation.statistics import summarize, wilson_interval
+from aim_hf.evaluation.statistics import format_peaks, summarize, wilson_interval
 from aim_hf.provenance import provenance
 
 
@@ -32,9 +32,9 @@ def test_wilson_refuses_counts_that_cannot_be(successes, episodes):
         wilson_interval(successes, episodes)
 
 
-def record(seed, success, steps, peak):
+def record(seed, success, steps, peak, cm=None):
     outcome = {"seed": seed, "success": success, "steps": steps, "expert_success": True, "peak_error": peak}
-    return outcome | {"simulator": {"sapien": "3"}}
+    return outcome | {"simulator": {"sapien": "3"}} | ({} if cm is None else {"peak_error_cm": cm})
 
 
 def test_summary_counts_peaks_where_there_is_a_contact_to_see():
@@ -56,6 +56,20 @@ def test_summary_counts_peaks_where_there_is_a_contact_to_see():
     assert summary["tasks"]["click_bell"]["first_chunk_peak_within_10_percent"] == {"share": None, "count": 0}
     assert summary["mean_rate"] == pytest.approx(1 / 3)  # of tasks, not of episodes
     assert summary["first_chunk_peak_within_10_percent"]["count"] == 2
+
+
+def test_distances_on_the_table_are_told_of_records_that_hold_them():
+    def summary(*distances):
+        cm = [distance and {"head_camera": distance} for distance in distances]
+        records = [record(seed, True, 9, {"head_camera": 0.05}, centimetres) for seed, centimetres in enumerate(cm)]
+        return summarize({"lift_pot": records}, {"lift_pot": {}})["tasks"]["lift_pot"]
+
+    new, old = summary(1.0, 2.0, 6.5, 7.0, None), summary(None, None)
+    assert new["first_chunk_peak_on_table"] == {"median_cm": 4.25, "within_2_cm": 0.5, "count": 4}
+    assert format_peaks(new) == "100% of 5; 4.2 cm, 50% within 2 cm"
+    assert old["first_chunk_peak_on_table"]["count"] == 0 and format_peaks(old) == "100% of 2"
+    older = {name: value for name, value in old.items() if name != "first_chunk_peak_on_table"}
+    assert format_peaks(older) == "100% of 2"
 
 
 def test_provenance_names_the_machine(policy):

@@ -37,7 +37,7 @@ from ..provenance import provenance
 from .pictures import write_contact_sheet, write_strip, write_video
 from .policies import Policy
 from .rollout import EpisodeResult, ValueMaps, run_episodes
-from .statistics import summarize
+from .statistics import PEAKS, format_peaks, summarize
 from .vector_env import VectorEnvironment, cores_of_this_process
 
 MAX_REJECTED = 50  # seeds in a row: then it is the simulator that fails, not the scenes
@@ -256,13 +256,12 @@ def _read_lines(output: Path, task: str) -> list[dict[str, Any]]:
 
 def format_results(results: dict[str, Any]) -> str:
     """The rates as a table for people."""
-    lines = [f"{'task':<20} success           95 % interval   first peak on the contact"]
+    lines = [f"{'task':<20} success           95 % interval   {PEAKS}"]
     for name, task in results["tasks"].items():
         low, high = task["wilson"]
         counts = f"{task['successes']} of {task['episodes']}"
-        peak = task["first_chunk_peak_within_10_percent"]
-        on_contact = "" if peak["share"] is None else f"{peak['share']:.0%} of {peak['count']}"
-        lines.append(f"{name:<20} {task['rate']:>4.0%}  {counts:<11} {low:>4.0%} to {high:>4.0%}    {on_contact}")
+        interval = f"{low:>4.0%} to {high:>4.0%}"
+        lines.append(f"{name:<20} {task['rate']:>4.0%}  {counts:<11} {interval}    {format_peaks(task)}")
     lines.append(f"{'mean':<20} {results['mean_rate']:>4.0%}")
     return "\n".join(lines)
 
@@ -281,6 +280,7 @@ def _append_record(output: Path, result: EpisodeResult, policy_sha256: str | Non
         "steps": result.steps,
         "expert_success": result.expert_success,
         "peak_error": result.peak_error,
+        "peak_error_cm": result.peak_error_cm,
         "video": video,
         "simulator": result.simulator,
         "policy_sha256": policy_sha256,

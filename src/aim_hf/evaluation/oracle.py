@@ -23,6 +23,7 @@ import numpy as np
 from ..data.contacts import EventDetector
 from ..data.value_maps import Event, project, render_value_maps, rotation_matrix, shown_events
 from ..envs.base import ARMS, Camera, Environment
+from .value_peak import SeenContact
 
 PLACED = 0.05  # m: what is set down further than this from where the expert put it was dropped
 TIE = 2e-4  # m: of the expert's moments that are this equally close the earliest counts
@@ -49,20 +50,20 @@ class ExpertRun:
     def num_frames(self) -> int:
         return len(self.fingers)
 
-    def contacts(self, frame: int) -> dict[str, list[tuple[float, float]]]:
-        """Where each camera sees the contacts that a frame's map shows: the middle of each event's points, in pixels
-        (u right, v down); none for what lies out of view. Frames after the last are the last."""
+    def contacts(self, frame: int) -> dict[str, list[SeenContact]]:
+        """Where each camera sees the contacts that a frame's map shows: the middle of each event's points; none for
+        what lies out of view. Frames after the last are the last."""
         frame = min(frame, self.num_frames - 1)
         shown = shown_events(self.events, self.num_frames)[:, frame]
-        seen: dict[str, list[tuple[float, float]]] = {camera: [] for camera in self.sizes}
+        seen: dict[str, list[SeenContact]] = {camera: [] for camera in self.sizes}
         for event in (event for event, is_shown in zip(self.events, shown, strict=True) if is_shown):
             pose = event.body_pose[frame].astype(np.float64)
             middle = rotation_matrix(pose[3:]) @ event.points.mean(axis=0) + pose[:3]
             for camera, (height, width) in self.sizes.items():
-                pixels, _ = project(middle[None], self.intrinsics[camera][frame], self.extrinsics[camera][frame])
-                u, v = pixels[0]
+                matrices = self.intrinsics[camera][frame], self.extrinsics[camera][frame]
+                ((u, v),), _ = project(middle[None], *matrices)
                 if 0 <= u < width and 0 <= v < height:
-                    seen[camera].append((float(u), float(v)))
+                    seen[camera].append(SeenContact((float(u), float(v)), middle, *matrices))
         return seen
 
 

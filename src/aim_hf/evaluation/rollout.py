@@ -29,6 +29,7 @@ class EpisodeResult:
     peak_error: camera -> distance between the peak of the first chunk's last value map and the true contact, as a
         share of the canvas's width; None where that camera doesn't see it, or the policy predicts no maps. If it acts
         on true maps, these are they, and the error is what the codec makes of them.
+    peak_error_cm: the same, in centimetres on the horizontal plane through the contact.
     storyboard: the pictures of a filmed episode.
     """
 
@@ -40,6 +41,7 @@ class EpisodeResult:
     success: bool = False
     steps: int = 0
     peak_error: dict[str, float | None] | None = None
+    peak_error_cm: dict[str, float | None] | None = None
     storyboard: Storyboard | None = None
 
 
@@ -102,7 +104,7 @@ def _run(policy, environments, task, seeds, instructions, value_maps, filmed) ->
         )
         if executed is None and prediction.value_maps is not None:
             for row, (result, start) in enumerate(zip(rows, starts, strict=True)):
-                result.peak_error = _peak_error(policy, prediction.value_maps, row, start)
+                _measure_peaks(result, policy, prediction.value_maps, row, start)
         executed = prediction.actions
         progress = environments.step({places[row]: executed[row] for row in running}, policy.action_mode)
         for row in running:
@@ -138,11 +140,13 @@ def new_storyboard(task: str, split: str, seed: int, start: Start, instruction: 
     )
 
 
-def _peak_error(policy: Policy, maps: dict[str, np.ndarray], row: int, start: Start) -> dict[str, float | None]:
-    return {
+def _measure_peaks(result: EpisodeResult, policy: Policy, maps: dict[str, np.ndarray], row: int, start: Start) -> None:
+    errors = {
         camera: value_peak_error(clips[row, -1], start.contacts[camera], policy.pixel_size[camera])
         for camera, clips in maps.items()
     }
+    result.peak_error = {camera: error and error[0] for camera, error in errors.items()}
+    result.peak_error_cm = {camera: error and error[1] for camera, error in errors.items()}
 
 
 def _stacked(maps: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -2,9 +2,12 @@
 
 import json
 import math
+from statistics import median
 from typing import Any
 
-NEAR = 0.1  # of the canvas's width: a value map's peak this close to the true contact counts as on it
+NEAR = 0.1  # of the canvas's width: a value map's peak this close to the true contact counts as near it
+NEAR_CM = 2.0  # about the radius of a value map's spot, and half a gripper's opening
+PEAKS = "first value map's peak: within 10 % of the canvas, median distance on the table"  # heads `format_peaks`
 
 
 def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
@@ -36,6 +39,21 @@ def format_rate(task: dict[str, Any]) -> str:
     return f"{task['rate']:.0%} ({task['successes']}/{task['episodes']}; {low} to {high})"
 
 
+def format_peaks(entry: dict[str, Any]) -> str:
+    """Where the first value maps of a task, or of all, have their peaks; "" where nobody knows.
+
+    Args:
+        entry: of `results.json`; those of older evaluations know no centimetres.
+    """
+    near, table = entry["first_chunk_peak_within_10_percent"], entry.get("first_chunk_peak_on_table")
+    if near["share"] is None:
+        return ""
+    text = f"{near['share']:.0%} of {near['count']}"
+    if table and table["count"]:
+        text += f"; {table['median_cm']:.1f} cm, {table['within_2_cm']:.0%} within {NEAR_CM:g} cm"
+    return text
+
+
 def summarize(
     records: dict[str, list[dict[str, Any]]], rejected: dict[str, dict[int, str]], camera: str = "head_camera"
 ) -> dict[str, Any]:
@@ -47,9 +65,9 @@ def summarize(
         camera: whose value map the peak errors are of.
 
     Returns:
-        `mean_rate`, the mean of the tasks' rates; `first_chunk_peak_within_10_percent`; `tasks`, name -> episodes,
-        successes, rate, wilson, mean_steps, expert_successes, peaks, seeds and rejected_seeds; `simulators`, all that
-        took part.
+        `mean_rate`, the mean of the tasks' rates; `first_chunk_peak_within_10_percent`; `first_chunk_peak_on_table`,
+        `median_cm` and the share `within_2_cm`; `tasks`, name -> episodes, successes, rate, wilson, mean_steps,
+        expert_successes, peaks, seeds and rejected_seeds; `simulators`, all that took part.
     """
     tasks = {}
     for task, episodes in records.items():
@@ -62,21 +80,36 @@ def summarize(
             "wilson": list(wilson_interval(successes, len(episodes))),
             "mean_steps": sum(record["steps"] for record in episodes) / len(episodes),
             "expert_successes": sum(record["expert_success"] for record in episodes),
-            "first_chunk_peak_within_10_percent": _peaks(episodes, camera),
+            **_peaks(episodes, camera),
             "seeds": [record["seed"] for record in episodes],
             "rejected_seeds": sorted(rejected[task]),
         }
     simulators = {json.dumps(record["simulator"]) for episodes in records.values() for record in episodes}
     return {
         "mean_rate": sum(task["rate"] for task in tasks.values()) / len(tasks),
-        "first_chunk_peak_within_10_percent": _peaks([r for task in records.values() for r in task], camera),
+        **_peaks([record for task in records.values() for record in task], camera),
         "simulators": [json.loads(simulator) for simulator in sorted(simulators)],
         "tasks": tasks,
     }
 
 
 def _peaks(episodes: list[dict[str, Any]], camera: str) -> dict[str, Any]:
-    """Of the episodes in which the camera sees the true contact: the share whose peak is near it, and their count."""
-    errors = [record["peak_error"][camera] for record in episodes if record["peak_error"] is not None]
-    errors = [error for error in errors if error is not None]
-    return {"share": sum(error <= NEAR for error in errors) / len(errors) if errors else None, "count": len(errors)}
+    """Of the episodes in which the camera sees the true contact: how near to it the peaks are, and their count."""
+
+    def known(name: str) -> list[float]:
+        errors = [record[name][camera] for record in episodes if record.get(name) is not None]
+        return [error for error in errors if error is not None]
+
+    shares, distances = known("peak_error"), known("peak_error_cm")
+    return {
+        "first_chunk_peak_within_10_percent": {"share": _share(shares, NEAR), "count": len(shares)},
+        "first_chunk_peak_on_table": {
+            "median_cm": median(distances) if distances else None,
+            "within_2_cm": _share(distances, NEAR_CM),
+            "count": len(distances),
+        },
+    }
+
+
+def _share(errors: list[float], largest: float) -> float | None:
+    return sum(error <= largest for error in errors) / len(errors) if errors else None

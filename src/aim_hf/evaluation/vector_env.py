@@ -23,6 +23,7 @@ from ..envs import next_environment
 from ..envs.base import ARMS, ActionMode, Environment, Observation, SeedRejected, SimulatorLost
 from ..envs.seeds import Purpose, check_seed
 from .oracle import ValueMapOracle, record_expert
+from .value_peak import SeenContact
 
 
 def cores_of_this_process() -> int:
@@ -44,7 +45,7 @@ class Start:
 
     simulator: versions and commits of what simulates.
     expert_success: whether the scripted expert fulfils the task on this scene; None where it wasn't asked.
-    contacts: camera -> pixels (u, v) of the contacts that the last frame of the first chunk is to show.
+    contacts: camera -> the contacts that the last frame of the first chunk is to show.
     value_maps: the true maps of the coming chunk, camera -> (F, H, W) uint8; None unless asked for.
     """
 
@@ -54,7 +55,7 @@ class Start:
     step_limit: int
     simulator: dict[str, str]
     expert_success: bool | None
-    contacts: dict[str, list[tuple[float, float]]]
+    contacts: dict[str, list[SeenContact]]
     value_maps: dict[str, np.ndarray] | None
 
 
