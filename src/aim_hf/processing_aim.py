@@ -147,7 +147,7 @@ class AIMProcessor(ProcessorMixin):
         if statistics is not None:
             if set(statistics) not in ({*QUANTILES}, {*QUANTILES, *RANGE}):
                 raise ValueError(
-                    f"action_statistics have {', '.join(sorted(statistics))}; expected {', '.join((*QUANTILES, *RANGE))}, "
+                    f"action_statistics have {', '.join(sorted(statistics))}; expected q01, q99, min, max, "
                     "as compute_action_statistics returns them."
                 )
             statistics = {name: [float(x) for x in values] for name, values in statistics.items()}
