@@ -112,7 +112,7 @@ def starts(windows, **options) -> list[list[tuple[int, int]]]:
         ("streamed", {"num_workers": 2}),
         ("streamed", {"num_workers": 2, "persistent_workers": True}),
         ("listed", {"num_workers": 2}),
-        ("listed", {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}),
+        ("streamed", {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}),
     ],
     ids=str,
 )
