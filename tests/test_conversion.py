@@ -160,8 +160,16 @@ def test_damaged_folders_are_named(wan, tmp_path):
     save_file({other: tensor for other, tensor in tensors.items() if other != name}, shard)
     with pytest.raises(OSError, match=name.replace(".", r"\.")):
         AIMForWorldAction.from_wan(folder, **FIELDS)
-    (folder / "transformer" / f"{WEIGHTS}.index.json").unlink()
+    index = folder / "transformer" / f"{WEIGHTS}.index.json"
+    for content in ("{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 5}}'):
+        index.write_text(content)
+        with pytest.raises(OSError, match="index.json can't be read .*download the checkpoint again|transformer/5 is"):
+            AIMForWorldAction.from_wan(folder, **FIELDS)
+    index.unlink()
     with pytest.raises(OSError, match="neither"):
+        AIMForWorldAction.from_wan(folder, **FIELDS)
+    (folder / "transformer" / "config.json").write_text("[]")
+    with pytest.raises(OSError, match="config.json can't be read .it holds a JSON list"):
         AIMForWorldAction.from_wan(folder, **FIELDS)
     with pytest.raises(OSError, match="config.json"):
         AIMForWorldAction.from_wan(folder, subfolder="vae", **FIELDS)

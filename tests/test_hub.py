@@ -289,6 +289,9 @@ def test_adapters_are_published_and_loaded_apart(hub, small, token, cache, tmp_p
     named = dict(loaded.named_parameters())
     trained = {name: p for name, p in adapted.named_parameters() if "lora_" in name or "modules_to_save" in name}
     assert trained and all(torch.equal(named[name], p) for name, p in trained.items())
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{")
+    with pytest.raises(OSError, match="adapter_config.json can't be read .*; save the adapters again"):
+        prepare(tmp_path / "adapter")
 
 
 # A dataset

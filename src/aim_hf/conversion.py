@@ -8,7 +8,6 @@ Notable choices:
   anything else is an error. What another model has and AIM doesn't need is named here, by [`Layout`].
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,10 +16,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from .configuration_aim import AIMConfig
+from .files import read_json, reading
 
+MEND = "download the checkpoint again"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Fields of WanTransformer3DModel's config that AIM has under the same name ...
 SHARED_FIELDS = (
@@ -100,23 +101,21 @@ class TensorFolder:
     def __init__(self, folder: Path):
         index, single = folder / f"{WEIGHTS}.index.json", folder / WEIGHTS
         if index.is_file():
-            listed = json.loads(index.read_text())["weight_map"]
+            with reading(index, MEND):
+                listed = {str(name): str(file) for name, file in dict(read_json(index, MEND)["weight_map"]).items()}
         elif single.is_file():
             listed = None
         else:
-            raise OSError(f"{folder} has neither {WEIGHTS} nor {index.name}; download the checkpoint again.")
+            raise OSError(f"{folder} has neither {WEIGHTS} nor {index.name}; {MEND}.")
         self.folder, self.shapes, self._files = folder, {}, {}
         for file in sorted({folder / name for name in listed.values()} if listed else [single]):
-            try:
-                with safe_open(file, framework="pt") as tensors:
-                    found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-            except (SafetensorError, FileNotFoundError) as error:
-                raise OSError(f"{file} is missing or damaged ({error}); download the checkpoint again.") from error
+            with reading(file, MEND), safe_open(file, framework="pt") as tensors:
+                found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
             expected = {name for name, place in listed.items() if folder / place == file} if listed else set(found)
             if expected != set(found):
                 raise OSError(
                     f"{file} doesn't hold what {index.name} says: it lacks {sorted(expected - set(found))} and has "
-                    f"also {sorted(set(found) - expected)}; download the checkpoint again."
+                    f"also {sorted(set(found) - expected)}; {MEND}."
                 )
             self.shapes |= found
             self._files[file] = sorted(found)
@@ -136,9 +135,7 @@ def wan_config(folder: Path, **fields: Any) -> AIMConfig:
         OSError: if the folder has no config.json.
         ValueError: if the model is of another kind than AIM's video stream, or `fields` contradict it.
     """
-    if not (folder / "config.json").is_file():
-        raise OSError(f"{folder} has no config.json; expected the folder of a WanTransformer3DModel.")
-    stored = json.loads((folder / "config.json").read_text())
+    stored = read_json(folder / "config.json", "give the folder of a WanTransformer3DModel")
     for name, value in FIXED_FIELDS.items():
         if stored.get(name, value) != value:
             raise ValueError(f"{folder}: {name} is {stored[name]!r}; AIM's video stream needs {value!r}.")

@@ -31,6 +31,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .checkpoint import stored_tensors, tensor_names
 from .data.shards import UNFINISHED, check_folder
+from .files import read_json
 
 PACKAGE = Path(__file__).parent
 # The configuration of a part -> Auto class -> module and class, as transformers' `auto_map` wants them.
@@ -89,7 +90,7 @@ def prepare(folder: Path) -> Publication:
         kind = "dataset"
         check_folder(folder)
         if pieces := sorted(folder.glob(f"{UNFINISHED}/*")):
-            raise ValueError(f"{pieces[0]} is an unfinished shard; run dataset_scripts/collect.py again to finish it.")
+            raise ValueError(f"{pieces[0]} is an unfinished shard; run the command that makes it again.")
     elif "app.py" in files:
         kind = "space"
     else:
@@ -101,7 +102,7 @@ def prepare(folder: Path) -> Publication:
     if kind == "pipeline":
         files |= remote_code(folder)
     elif kind == "adapters":
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = read_json(folder / "adapter_config.json", "save the adapters again")
         config["base_model_name_or_path"] = card.data.base_model  # PEFT wrote where it lay on this machine
         files["adapter_config.json"] = _json(config)
     return Publication(kind, files, card.data.get("sdk"))
@@ -151,7 +152,7 @@ def remote_code(folder: Path) -> dict[str, bytes]:
     modules = {Path(module) for root in roots for module in (root, *get_relative_import_files(root))}
     files = {module.name: module.read_bytes() for module in sorted(modules)}
     for name, auto_map in AUTO_MAPS.items():
-        files[name] = _json(json.loads((folder / name).read_text()) | {"auto_map": auto_map})
+        files[name] = _json(read_json(folder / name, "save the pipeline again") | {"auto_map": auto_map})
     return files
 
 

@@ -1,6 +1,7 @@
 """Episodes on disk: plain `load_dataset` reads them, and damage is named."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from test_video import psnr
 
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode, episode_features
-from aim_hf.data.shards import ShardWriter, load_episodes, read_rows
+from aim_hf.data.lerobot.export import rows_of
+from aim_hf.data.preview import write_preview
+from aim_hf.data.shards import ShardWriter, load_episodes, read_rows, shard_paths
+from aim_hf.data.validation import validate
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
 
@@ -161,19 +165,28 @@ def test_nan_is_refused_before_it_is_written():
 
 
 def test_an_empty_or_foreign_folder_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no data/.*collect.py"):
+    with pytest.raises(FileNotFoundError, match="holds no data/.*aim-hf collect"):
         load_episodes(tmp_path)
     (tmp_path / "data").mkdir()
     Dataset.from_dict({"text": ["hello"]}).to_parquet(tmp_path / "data" / "train.parquet")
-    with pytest.raises(ValueError, match="train.parquet.*suite is missing.*text is unknown.*collect.py"):
+    with pytest.raises(ValueError, match="train.parquet.*suite is missing.*text is unknown.*aim-hf collect"):
         load_episodes(tmp_path)
 
 
 def test_a_truncated_shard_is_named(folder):
     path = folder / "data" / "easy-click_bell-00000.parquet"
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(ValueError, match="easy-click_bell-00000.parquet is no whole Parquet file.*delete it"):
-        load_episodes(folder)
+    message = "easy-click_bell-00000.parquet can't be read .*; delete it and run the command that made it again"
+    for read in (
+        lambda: load_episodes(folder),
+        lambda: list(read_rows(path)),
+        lambda: ShardWriter(folder, "easy", "click_bell", 0).is_done(2),
+        lambda: write_card(folder),
+        lambda: write_preview(folder),
+        lambda: list(rows_of(folder)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read()
 
 
 def change(folder, **columns) -> Path:
@@ -193,6 +206,11 @@ def change(folder, **columns) -> Path:
         ({"value_left_camera": lambda row: None}, "value_left_camera holds no video"),
         ({"rgb_left_camera": lambda row: {"bytes": b"junk", "path": None}}, "rgb_left_camera is damaged"),
         ({"num_frames": lambda row: 8}, "state has 7 entries, expected 8"),
+        ({"num_frames": lambda row: 1}, "num_frames is 1, expected at least 2"),
+        ({"task": lambda row: None, "state": lambda row: None}, "task, state is missing"),
+        ({"fps": lambda row: np.nan}, "fps is nan and action_space 'ee'; expected a positive rate"),
+        ({"action_space": lambda row: "joints"}, "fps is 12.5 and action_space 'joints'; expected .* one of ee, qpos"),
+        ({"events": lambda row: [row["events"][0] | {"points": None}]}, "an event has no points"),
         ({"action": lambda row: row["action"][:-1]}, "action has 5 entries, expected 6"),
         ({"expert_action": lambda row: [[np.nan] * 16] * 6}, "expert_action holds NaN"),
         ({"intrinsics_left_camera": lambda row: None}, "left_camera has only one of intrinsics"),
@@ -238,5 +256,52 @@ def test_actions_of_two_sizes_in_one_folder_are_refused(folder):
         x[:, :7] for x in (episode.state, episode.action, episode.expert_action)
     )
     write_shard(folder, [episode], index=1)
-    with pytest.raises(ValueError, match="mixes actions of 16 numbers .* and 7 numbers"):
+    with pytest.raises(ValueError, match="mixes actions of 16 numbers .* and actions of 7 numbers"):
         load_episodes(folder)
+
+
+def test_control_rates_of_two_kinds_in_one_folder_are_refused(folder):
+    slow = make_episode(9)
+    slow.fps = 5.0
+    write_shard(folder, [slow], index=1)
+    with pytest.raises(ValueError, match=r"mixes .* 12.5 frames a second \(easy.* and .* of 5 frames .*00001"):
+        load_episodes(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"simulator": {}}', '{"simulator": {}, "seeds": [{"seed": 1}]}'])
+def test_a_damaged_manifest_is_named(folder, content):
+    path = folder / "manifest" / "easy-click_bell-00000.json"
+    path.write_text(content)
+    message = f"{path.name} can't be read .*; delete it and its shard"
+    with pytest.raises(ValueError, match=message):
+        write_card(folder)
+    assert re.search(message, validate(folder, 0, 0).problems[0])
+
+
+def test_a_damaged_piece_is_named_and_the_others_are_kept(tmp_path):
+    writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
+    for seed in (0, 1):
+        writer.add(make_episode(seed).to_row())
+    piece = next(tmp_path.glob(".unfinished/*/*1.parquet"))
+    piece.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{piece.name} can't be read .*; delete it and run the command"):
+        writer.finish(PROVENANCE)
+    assert ShardWriter(tmp_path, "easy", "click_bell", 0).tried.keys() == {0, 1} and not writer.path.exists()
+
+
+def test_a_shard_with_more_than_is_wanted_is_kept(folder):
+    assert [ShardWriter(folder, "easy", "click_bell", 0).is_done(wanted) for wanted in (1, 2, 3)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_damaged_picture_is_named(folder):
+    """The header is whole, the pictures aren't."""
+    row = next(read_rows(shard_paths(folder)[0]))
+    video = bytearray(row["rgb_head_camera"]["bytes"])
+    start = video.index(b"mdat") + 4
+    video[start : start + 400] = bytes(400)
+    with pytest.raises(ValueError, match="click_bell seed 0: rgb_head_camera is damaged .*can't be decoded"):
+        Episode.from_row(row | {"rgb_head_camera": {"bytes": bytes(video), "path": None}})

@@ -11,8 +11,10 @@ from fixtures_episodes import make_episode
 
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode
+from aim_hf.data.recorder import made_from
 from aim_hf.data.shards import ShardWriter, read_rows, shard_paths
 from aim_hf.data.validation import validate
+from aim_hf.files import claim
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +49,38 @@ def test_another_state_is_found_by_simulating(collected, tmp_path):
         f"click_bell easy seed {episodes[1].seed}: simulated again, state differs; other versions of simulator or "
         "project made it"
     ]
+
+
+def test_a_record_that_says_something_else_than_the_manifests_is_found(tmp_path):
+    """As after copying a shard of another collection into the folder."""
+    for index, seeds_from in ((0, 100), (1, 300), (2, 500)):
+        writer = ShardWriter(tmp_path, "easy", "click_bell", index)
+        writer.add(make_episode(seeds_from).to_row())
+        writer.finish({"suite": "tabletop", "simulator": {}, "noise": 0.01 * (index + 1), "seeds_from": seeds_from})
+    write_card(tmp_path)
+    assert validate(tmp_path, render=0, simulate=0).problems == []
+    record = made_from("tabletop", 0.01, start_seed=100, seeds_per_episode=4, shard_size=50)
+    claim(tmp_path, record, outputs="nothing")
+    problems = validate(tmp_path, render=0, simulate=0).problems
+    assert len(problems) == 2
+    for index, problem in zip((1, 2), problems):
+        told = f"its manifest has noise = 0.0{index + 1}, but 0.01 by made_from.json; make the folder again"
+        assert problem.endswith(f"easy-click_bell-0000{index}.parquet: {told}")
+    (tmp_path / "made_from.json").write_text(json.dumps(record | {"noise": 0.02, "start_seed": 300}))
+    problems = validate(tmp_path, render=0, simulate=0).problems
+    assert sum("noise" in problem for problem in problems) == 2
+    assert sum("seeds_from = 500, but 700" in problem for problem in problems) == 1
+    with pytest.raises(FileExistsError, match="noise 0.02 there, 0.0 now"):
+        claim(tmp_path, made_from("tabletop", 0.0, 300, 4, 50), outputs="data/*.parquet")
+
+
+def test_what_cannot_be_simulated_again_is_told_and_not_counted(tmp_path):
+    writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
+    writer.add(make_episode(0).to_row())
+    writer.finish({"suite": "tabletop", "simulator": {}})
+    write_card(tmp_path)
+    report = validate(tmp_path, render=0, simulate=1)
+    assert report.simulated == 0 and "its manifest doesn't tell the noise" in report.problems[0]
 
 
 def test_every_problem_is_named(tmp_path):

@@ -1,12 +1,11 @@
 """The dataset card of a folder of episodes: metadata that `load_dataset` and the Hub read, and what is in it."""
 
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from ..files import write_text
-from .shards import shard_paths
+from ..files import reading, write_text
+from .shards import MEND, read_manifest, shard_paths
 
 # What the columns hold.
 COLUMNS = {
@@ -31,7 +30,7 @@ COLUMNS = {
 }
 
 
-RECORDED = """Scripted experts in a simulator, recorded by `dataset_scripts/collect.py` of aim-hf; contacts come from
+RECORDED = """Scripted experts in a simulator, recorded by `aim-hf collect`; contacts come from
 the simulator's physics. Only episodes that fulfil their task are kept. `manifest/` names, shard by shard, every seed
 that was tried, what became of it, and the simulator: {simulators}.
 
@@ -121,17 +120,16 @@ def _contents(folder: Path) -> tuple[list[dict], list[str]]:
     rows: dict[tuple[str, str], dict] = {}
     simulators = set()
     for path in shard_paths(folder):
-        file = pq.ParquetFile(path)
-        names = file.read_row_group(0, columns=["suite", "split", "task"]).to_pylist()[0]
+        with reading(path, MEND):
+            file = pq.ParquetFile(path)
+            names = file.read_row_group(0, columns=["suite", "split", "task"]).to_pylist()[0]
         action_dim = file.schema_arrow.field("action").type.value_type.list_size
         row = rows.setdefault(
             (names["split"], names["task"]), names | {"action_dim": action_dim, "episodes": 0, "bytes": 0, "failed": 0}
         )
         row["episodes"] += file.metadata.num_rows
         row["bytes"] += path.stat().st_size
-        manifest = folder / "manifest" / f"{path.stem}.json"
-        if manifest.exists():
-            made = json.loads(manifest.read_text())
+        if (made := read_manifest(folder, path)) is not None:
             if made["simulator"]:
                 simulators.add(", ".join(f"{name} {version}" for name, version in made["simulator"].items()))
             row["failed"] += sum(seed["outcome"] == "failed" for seed in made["seeds"])

@@ -11,12 +11,14 @@ import numpy as np
 from datasets import Features, List, Value, Video
 
 from ..envs.base import CAMERAS
-from ..processing_aim import AIMProcessor
+from ..processing_aim import ACTION_SPACES, AIMProcessor
 from .value_maps import Event, render_value_maps
 from .video import count_frames, decode_video, encode_video
 
 EE_ACTION_DIM = 16  # of action space `ee`: left xyz, quaternion wxyz, gripper; right likewise
 DESCRIPTION = ("suite", "task", "split", "seed", "instruction", "success", "fps", "action_space")
+VECTORS = ("state", "action", "expert_action")
+EVENT = ("kind", "arm", "frame", "body_name", "points", "body_pose")
 
 
 def _vectors(length: int) -> List:
@@ -136,7 +138,7 @@ class Episode:
         def matrices(of: dict[str, np.ndarray], camera: str) -> np.ndarray | None:
             return of[camera].reshape(len(of[camera]), -1) if camera in of else None
 
-        row = {name: getattr(self, name) for name in (*DESCRIPTION, "state", "action", "expert_action")}
+        row = {name: getattr(self, name) for name in (*DESCRIPTION, *VECTORS)}
         row["num_frames"] = self.num_frames
         row["events"] = None if self.events is None else [_event_to_row(event) for event in self.events]
         for camera in CAMERAS:
@@ -178,7 +180,7 @@ class Episode:
             rgb=videos("rgb"),
             intrinsics=matrices("intrinsics", 3, 3),
             extrinsics=matrices("extrinsics", 3, 4),
-            **{name: np.asarray(row[name], dtype=np.float32) for name in ("state", "action", "expert_action")},
+            **{name: np.asarray(row[name], dtype=np.float32) for name in VECTORS},
             events=None if events is None else [event_from_row(event) for event in events],
             recorded_value_maps=videos("value") if events is None else {},
         )
@@ -194,7 +196,7 @@ def event_from_row(row: dict) -> Event:
     """An event of a row's column `events`."""
     visible = {camera: row[f"visible_{camera}"] for camera in CAMERAS}
     return Event(
-        **{name: row[name] for name in ("kind", "arm", "frame", "body_name")},
+        **{name: row[name] for name in EVENT[:4]},
         points=np.asarray(row["points"], dtype=np.float32),
         body_pose=np.asarray(row["body_pose"], dtype=np.float32),
         visible={c: np.asarray(share, dtype=np.float32) for c, share in visible.items() if share is not None},
@@ -218,7 +220,16 @@ def check_row(row: dict, where: str) -> None:
     Raises:
         ValueError: naming `where`, the column, what it holds and what was expected.
     """
+    if missing := [name for name in (*DESCRIPTION, "num_frames", *VECTORS) if row[name] is None]:
+        raise ValueError(f"{where}: {', '.join(missing)} is missing; record this episode again")
     frames = row["num_frames"]
+    if frames < 2:
+        raise ValueError(f"{where}: num_frames is {frames}, expected at least 2: an action leads from one to the next")
+    if not 0 < row["fps"] < np.inf or row["action_space"] not in ACTION_SPACES:
+        raise ValueError(
+            f"{where}: fps is {row['fps']} and action_space {row['action_space']!r}; expected a positive rate and one "
+            f"of {', '.join(ACTION_SPACES)}"
+        )
     columns = [("state", row["state"], frames)]
     columns += [(name, row[name], frames - 1) for name in ("action", "expert_action")]
     for camera in CAMERAS:
@@ -227,6 +238,8 @@ def check_row(row: dict, where: str) -> None:
             raise ValueError(f"{where}: {camera} has only one of {intrinsics} and {extrinsics}; give both or neither")
         columns += [(name, row[name], frames) for name in (intrinsics, extrinsics) if row[name] is not None]
     for event in row["events"] or ():
+        if missing := [key for key in EVENT if event[key] is None]:
+            raise ValueError(f"{where}: an event has no {', '.join(missing)}; record this episode again")
         name = f"the {event['kind']} on {event['body_name']}"
         columns.append((f"body_pose of {name}", event["body_pose"], frames))
         columns.append((f"points of {name}", event["points"], len(event["points"])))

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from ..envs.base import CAMERAS
-from .shards import shard_paths
+from ..files import written_file
+from .shards import read_rows, shard_paths
 from .value_maps import overlay
 from .video import decode_video
 
@@ -52,6 +52,6 @@ def write_preview(folder: Path, episodes: int = 12) -> None:
     for path in shard_paths(folder):
         firsts.setdefault(path.stem.rsplit("-", 1)[0], path)
     chosen = list(firsts.values())[:: -(-len(firsts) // episodes)]
-    rows = [pq.ParquetFile(path).read_row_group(0).to_pylist()[0] for path in chosen]
-    sheets = [np.asarray(contact_sheet(row, 8, max_cameras=1)) for row in rows]
-    Image.fromarray(np.concatenate(sheets)).save(folder / "preview.png", optimize=True)
+    sheets = [np.asarray(contact_sheet(next(read_rows(path)), 8, max_cameras=1)) for path in chosen]
+    with written_file(folder / "preview.png") as temporary:
+        Image.fromarray(np.concatenate(sheets)).save(temporary, "PNG", optimize=True)

@@ -1,6 +1,7 @@
 """Records the scripted expert: an environment and a seed in, an `Episode` or the reason of a failure out."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,18 @@ class Failure:
 
     seed: int
     reason: str
+
+
+def made_from(suite: str, noise: float, start_seed: int, seeds_per_episode: int, shard_size: int) -> dict[str, Any]:
+    """What decides which episodes a collection makes, for `files.claim`. Tasks, splits and the number of episodes may
+    grow from one call to the next."""
+    return {
+        "suite": suite,
+        "noise": noise,
+        "start_seed": start_seed,
+        "seeds_per_episode": seeds_per_episode,
+        "shard_size": shard_size,
+    }
 
 
 def record_episode(

@@ -21,12 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, load_dataset
 
-from ..files import write_text, written_file
+from ..files import read_json, reading, write_text, written_file
 from .episodes import EE_ACTION_DIM, check_row, check_videos, episode_features
 
 KEY = ("suite", "task", "split", "seed")  # what tells episodes apart
 UNFINISHED = ".unfinished"
-MEND = "delete it and run dataset_scripts/collect.py again, which makes what is missing"
+RATES = "control rates of {:g} frames a second"
+MEND = "delete it and run the command that made it again, which makes what is missing"
 
 
 # Writing
@@ -89,8 +90,15 @@ class ShardWriter:
         return sum(reason is None for reason in self.tried.values())
 
     def is_done(self, episodes: int) -> bool:
-        """Whether the shard is there with so many episodes. One that an earlier run wanted shorter is made again."""
-        return self.path.exists() and pq.read_metadata(self.path).num_rows == episodes
+        """Whether the shard is there with at least so many episodes. A shorter one is made again.
+
+        Raises:
+            UnreadableFile: if it is damaged.
+        """
+        if not self.path.exists():
+            return False
+        with reading(self.path, MEND):
+            return pq.read_metadata(self.path).num_rows >= episodes
 
     def add(self, row: dict) -> None:
         write_rows(self._piece(row["seed"], "parquet"), [row], len(row["action"][0]))
@@ -101,8 +109,15 @@ class ShardWriter:
         self.tried[seed] = reason
 
     def finish(self, provenance: dict) -> None:
-        """Joins the pieces, in the order of their seeds. `provenance` is what the manifest holds beside the seeds."""
+        """Joins the pieces, in the order of their seeds. `provenance` is what the manifest holds beside the seeds.
+
+        Raises:
+            UnreadableFile: if a piece is damaged, as after a loss of power.
+        """
         recorded = [self._piece(seed, "parquet") for seed, reason in sorted(self.tried.items()) if reason is None]
+        for piece in recorded:
+            with reading(piece, MEND):
+                schema = pq.read_schema(piece)
         seeds = [
             {"seed": seed, "outcome": "recorded"} | ({} if reason is None else {"outcome": "failed", "reason": reason})
             for seed, reason in sorted(self.tried.items())
@@ -110,7 +125,7 @@ class ShardWriter:
         head = json.dumps(provenance, indent=1)[:-2]  # a line a seed reads and compares better than JSON's own layout
         lines = ",\n  ".join(json.dumps(seed) for seed in seeds)
         write_text(self.manifest, f'{head},\n "seeds": [\n  {lines}\n ]\n}}\n')
-        write_tables(self.path, map(pq.read_table, recorded), pq.read_schema(recorded[0]))
+        write_tables(self.path, map(pq.read_table, recorded), schema)
         self.remove_pieces()
 
     def remove_pieces(self) -> None:
@@ -143,7 +158,7 @@ def shard_paths(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("data/*.parquet"))
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no data/*.parquet; expected a folder made by dataset_scripts/collect.py, or a repo id"
+            f"{folder} holds no data/*.parquet; expected a folder made by `aim-hf collect`, or a repo id"
         )
     return paths
 
@@ -153,18 +168,19 @@ def check_folder(folder: Path) -> Features:
 
     Raises:
         FileNotFoundError: if the folder holds no shard.
-        ValueError: if a shard is damaged, half-written, foreign or unsorted, or an episode is there twice: names the
-            file, what was expected, and the mend.
+        ValueError: if a shard is damaged, half-written, foreign or unsorted, an episode is there twice, or episodes
+            have other control rates or actions of other width: names the file, what was expected, and the mend.
     """
     seen: dict[tuple, Path] = {}
     dims: dict[int, Path] = {}
+    rates: dict[float, Path] = {}
     for path in shard_paths(folder):
-        try:
+        with reading(path, MEND):
             schema = pq.read_schema(path)
-            dims.setdefault(check_schema(schema, str(path)), path)
-            table = pq.read_table(path, columns=list(KEY))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is no whole Parquet file ({error}); {MEND}") from error
+        dims.setdefault(check_schema(schema, str(path)), path)
+        with reading(path, MEND):
+            table = pq.read_table(path, columns=[*KEY, "fps"])
+        rates |= {rate: path for rate in table["fps"].to_pylist() if rate not in rates}
         keys = list(zip(*(table[name].to_pylist() for name in KEY)))
         for key, following in zip(keys, [*keys[1:], None]):
             if key in seen:
@@ -172,25 +188,49 @@ def check_folder(folder: Path) -> Features:
             seen[key] = path
             if following is not None and key > following:
                 raise ValueError(f"{path}: episode {key} comes before {following}, expected them in order; {MEND}")
-    if len(dims) > 1:
-        raise ValueError(
-            f"{folder} mixes actions of {' and '.join(f'{dim} numbers ({path.name})' for dim, path in dims.items())}; "
-            "keep them in folders of their own"
-        )
+    _check_one(str(folder), "actions of {} numbers", dims)
+    _check_one(str(folder), RATES, rates)
     return episode_features(next(iter(dims)))
+
+
+def _check_one(where: str, what: str, found: dict[float, Path]) -> None:
+    """Refuses episodes that can't be trained on together; `found` are their values, and a file that has each."""
+    if len(found) > 1:
+        mixture = " and ".join(f"{what.format(value)} ({path.name})" for value, path in found.items())
+        raise ValueError(f"{where} mixes {mixture}; keep them in folders of their own")
+
+
+def read_manifest(folder: Path, shard: Path) -> dict | None:
+    """How a shard was made; None for one without a manifest.
+
+    Raises:
+        UnreadableFile: if it is damaged, or no manifest.
+    """
+    path = folder / "manifest" / f"{shard.stem}.json"
+    if not path.exists():
+        return None
+    mend = "delete it and its shard, and run the command that made them again"
+    manifest = read_json(path, mend)
+    with reading(path, mend):
+        if not all({"seed", "outcome"} <= set(seed) for seed in manifest["seeds"]) or not isinstance(
+            manifest["simulator"], dict
+        ):
+            raise ValueError("expected a seed and an outcome of each of its seeds, and the simulator's versions")
+    return manifest
 
 
 def load_episodes(source: str | Path) -> Dataset:
     """All episodes of a folder, or of a repo on the Hub, as one Dataset, whatever their split (a column).
 
     A folder is checked first by `check_folder`; what it raises, and ValueError for a repo of other data.
-    `dataset_scripts/validate.py` checks every row.
+    `aim-hf validate` checks every row.
     """
     folder = Path(source)
     if not folder.exists() and str(source).count("/") == 1:
         splits = load_dataset(str(source))
         dataset = load_dataset(str(source), split="+".join(splits))
         check_schema(dataset.features.arrow_schema, str(source))
+        _check_one(str(source), RATES, dict.fromkeys(dataset.unique("fps"), folder))
         return dataset
     features = check_folder(folder)
     files = [str(path) for path in shard_paths(folder)]
@@ -203,17 +243,19 @@ def read_rows(path: Path) -> Iterator[dict]:
     Raises:
         ValueError: naming the file, the row, what was expected, and the mend.
     """
-    try:
+    with reading(path, MEND):
         file = pq.ParquetFile(path)
-        check_schema(file.schema_arrow, str(path))
-        groups = (file.read_row_group(index).to_pylist() for index in range(file.num_row_groups))
-        for index, row in enumerate(row for group in groups for row in group):
+    check_schema(file.schema_arrow, str(path))
+    index = 0
+    for group in range(file.num_row_groups):
+        with reading(path, MEND):
+            rows = file.read_row_group(group).to_pylist()
+        for row in rows:
             where = f"{path}, row {index}"
             check_row(row, where)
             check_videos(row, where)
             yield row
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no whole Parquet file ({error}); {MEND}") from error
+            index += 1
 
 
 def check_schema(schema: pa.Schema, where: str) -> int:
@@ -235,7 +277,5 @@ def check_schema(schema: pa.Schema, where: str) -> int:
         if name in found and found[name] != type_
     ]
     if wrong:
-        raise ValueError(
-            f"{where} is no shard of AIM episodes: {'; '.join(wrong)}. Make it with dataset_scripts/collect.py"
-        )
+        raise ValueError(f"{where} is no shard of AIM episodes: {'; '.join(wrong)}. Make it with `aim-hf collect`")
     return dim

@@ -1,6 +1,5 @@
 """Whether a folder of episodes holds what it says: every row checked, samples rendered and simulated again."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,11 @@ from tqdm import tqdm
 
 from ..envs import TASKS, next_environment
 from ..envs.base import CAMERAS
-from ..envs.seeds import scene_generator
+from ..envs.seeds import episode_seeds, scene_generator
+from ..files import MADE_FROM, read_json
 from .episodes import Episode
 from .recorder import Failure, record_episode
-from .shards import UNFINISHED, check_folder, read_rows, shard_paths
+from .shards import UNFINISHED, check_folder, read_manifest, read_rows, shard_paths
 from .video import decode_video
 
 VIDEO_ERROR = 32  # of 255: how far a value map's video may be from the map, by compression
@@ -50,16 +50,25 @@ def validate(folder: Path, render: int, simulate: int, **simulator_options) -> R
     if not (folder / "README.md").exists():
         report.problems.append(f"{folder} has no README.md: without it, load_dataset can't tell the splits apart")
     for pieces in sorted(folder.glob(f"{UNFINISHED}/*")):
-        report.problems.append(f"{pieces} is an unfinished shard; run dataset_scripts/collect.py again to finish it")
+        report.problems.append(f"{pieces} is an unfinished shard; run the same command again to finish it")
 
+    made_from = {}
+    try:
+        if (folder / MADE_FROM).exists():
+            made_from = read_json(folder / MADE_FROM, "make the folder again")
+    except ValueError as error:
+        report.problems.append(str(error))
     total = sum(pq.read_metadata(path).num_rows for path in shard_paths(folder))
     to_render, to_simulate = _spread(render, total), _spread(simulate, total)
     number, env = 0, None
     with tqdm(total=total, unit="episode", desc="validate") as progress:
         for path in shard_paths(folder):
             report.bytes += path.stat().st_size
-            manifest, seeds = _manifest(folder, path, report), []
+            manifest, seeds = None, []
             try:
+                manifest = read_manifest(folder, path)
+                if manifest is not None:
+                    report.problems += _disagreements(path, manifest, made_from)
                 for row in read_rows(path):
                     seeds.append(row["seed"])
                     report.frames += row["num_frames"]
@@ -68,14 +77,16 @@ def validate(folder: Path, render: int, simulate: int, **simulator_options) -> R
                         _check_value_maps(row, episode, report)
                     if number in to_simulate and row["suite"] in TASKS and manifest is not None:
                         env = next_environment(env, row["suite"], row["task"], row["split"], **simulator_options)
-                        report.problems += _differences(episode, env, manifest["noise"])
-                        report.simulated += 1
+                        report.problems += _differences(episode, env, manifest.get("noise"))
+                        report.simulated += manifest.get("noise") is not None
                     number += 1
                     progress.update()
+                if manifest is not None and seeds != [
+                    seed["seed"] for seed in manifest["seeds"] if seed["outcome"] == "recorded"
+                ]:
+                    report.problems.append(f"{path}: its seeds aren't those that its manifest calls recorded")
             except ValueError as error:
                 report.problems.append(str(error))
-            if manifest is not None and seeds != [s["seed"] for s in manifest["seeds"] if s["outcome"] == "recorded"]:
-                report.problems.append(f"{path}: its seeds aren't those that its manifest calls recorded")
     if env is not None:
         env.close()
     report.episodes = number
@@ -88,16 +99,19 @@ def _spread(count: int, total: int) -> set[int]:
     return {i * total // count for i in range(count)}
 
 
-def _manifest(folder: Path, shard: Path, report: Report) -> dict | None:
-    """The shard's manifest; imported episodes have none."""
-    path = folder / "manifest" / f"{shard.stem}.json"
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        report.problems.append(f"{path} is no JSON ({error}); delete it and its shard, and collect again")
-        return None
+def _disagreements(shard: Path, manifest: dict, made_from: dict) -> Iterator[str]:
+    """Where a manifest says something else than the folder's own record."""
+    told = dict(made_from)
+    if told.keys() >= {"start_seed", "shard_size", "seeds_per_episode"}:  # the first seed that this shard may try
+        index = int(shard.stem.rsplit("-", 1)[1])
+        start = told["start_seed"] + index * told["shard_size"] * told["seeds_per_episode"]
+        told["seeds_from"] = episode_seeds("train", start, 1)[0]
+    for name in sorted(manifest.keys() & told.keys()):
+        if manifest[name] != told[name]:
+            yield (
+                f"{shard}: its manifest has {name} = {manifest[name]!r}, but {told[name]!r} by {MADE_FROM}; make the "
+                "folder again"
+            )
 
 
 def _check_value_maps(row: dict, episode: Episode, report: Report) -> None:
@@ -118,9 +132,12 @@ def _check_value_maps(row: dict, episode: Episode, report: Report) -> None:
     report.rendered += 1
 
 
-def _differences(episode: Episode, env, noise: float) -> Iterator[str]:
+def _differences(episode: Episode, env, noise: float | None) -> Iterator[str]:
     """Simulates the episode's seed again, and names what comes out different."""
     where = f"{episode.task} {episode.split} seed {episode.seed}"
+    if noise is None:
+        yield f"{where}: its manifest doesn't tell the noise, without which it can't be simulated again"
+        return
     rng = scene_generator(episode.task, episode.split, episode.seed, "noise")
     again = record_episode(env, episode.seed, noise, rng)
     if isinstance(again, Failure):

@@ -57,7 +57,7 @@ def decode_video(video: bytes | dict | VideoDecoder, frames: list[int] | None = 
 
     Raises:
         IndexError: if a frame lies outside the video.
-        ValueError: if the bytes are no video.
+        ValueError: if the bytes are no video, or a picture is damaged.
     """
     if isinstance(video, dict):
         video = video["bytes"]
@@ -70,7 +70,10 @@ def decode_video(video: bytes | dict | VideoDecoder, frames: list[int] | None = 
     for index in indices:
         if not 0 <= index < video.metadata.num_frames:
             raise IndexError(f"frame {index} of a video of {video.metadata.num_frames} frames")
-    pixels = video.get_frames_at(indices=list(indices)).data
+    try:
+        pixels = video.get_frames_at(indices=list(indices)).data
+    except RuntimeError as error:
+        raise ValueError(f"the video's pictures can't be decoded: {str(error).splitlines()[0]}") from error
     if pixels.shape[1] == 3:  # the decoder of a `datasets.Video` column gives NCHW
         pixels = pixels.permute(0, 2, 3, 1)
     return pixels.numpy()

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, List, Value
 
-from ...files import written_folder
-from ..shards import read_rows, shard_paths
+from ...files import reading, written_folder
+from ..shards import MEND, read_rows, shard_paths
 from ..video import KEY_FRAME_EVERY, decode_video
 from . import format
 from .clips import ClipJoiner, frame_rate, parameters
@@ -32,7 +32,10 @@ INDICES = ("frame_index", "episode_index", "index", "task_index")
 def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict]:
     """The episodes of a folder with videos as bytes, split by split."""
     paths = shard_paths(folder)
-    of_path = {path: pq.ParquetFile(path).read_row_group(0, columns=["split"])["split"][0].as_py() for path in paths}
+    of_path = {}
+    for path in paths:
+        with reading(path, MEND):
+            of_path[path] = pq.ParquetFile(path).read_row_group(0, columns=["split"])["split"][0].as_py()
     found = sorted(set(of_path.values()))
     unknown = sorted(set(splits or ()) - set(found))
     if unknown:
@@ -409,7 +412,7 @@ dataset = LeRobotDataset("{repo_id}")
 
 The last frame of an episode repeats the action before it. `expert_action` is what the expert wanted, `action` what was
 executed. `meta/aim.parquet` holds a row an episode: suite, task, split, seed, contacts and the cameras' calibration;
-`dataset_scripts/import_lerobot.py` of aim-hf makes AIM's episodes of all this again.
+`aim-hf import-lerobot` makes AIM's episodes of all this again.
 
 | feature | type | shape |
 |---|---|---|

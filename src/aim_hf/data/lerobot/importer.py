@@ -6,6 +6,7 @@ gives N frames and N - 1 actions: nobody saw what the last one did. What was exe
 Every episode is checked before anything is written, so that all that is wrong is told at once.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,7 +174,7 @@ def check_episodes(source: LeRobotSource, robot: Robot | None, episodes: list[in
             for key in keys:
                 source.check_pictures(episode, key)
         except (OSError, ValueError) as error:
-            broken[episode] = str(error)
+            broken[episode] = str(error).replace(f"{source.folder}{os.sep}", "")  # manifests are published
     return broken
 
 
