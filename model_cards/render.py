@@ -388,8 +388,8 @@ REWARDS = {
 }
 
 WORLDS = {
-    True: "All weights that RGB and value maps depend on are stored unchanged, so that both models imagine the same, within "
-    "the rounding of float32.",
+    True: "All weights that RGB and value maps depend on are stored unchanged: both imagine the same, within the "
+    "rounding of float32.",
     False: "**RGB or value maps are not the same before and after.**",
 }
 

@@ -1,6 +1,7 @@
 """Pictures, value maps, actions and words: there and back, and what is refused."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -235,6 +236,7 @@ def test_statistics_and_the_minimum_half_range(rng):
     statistics = processor.compute_action_statistics(actions)
     assert statistics["q01"] == pytest.approx(np.quantile(actions, 0.01, axis=0))
     assert statistics["q99"] == pytest.approx(np.quantile(actions, 0.99, axis=0))
+    assert statistics["min"] == actions.min(axis=0).tolist() and statistics["max"] == actions.max(axis=0).tolist()
     processor.action_statistics = statistics
     normalized = processor.normalize_actions(actions)
     assert (normalized[:, 3] == 0).all()
@@ -242,6 +244,48 @@ def test_statistics_and_the_minimum_half_range(rng):
     assert 0.97 < inside < 0.99
     moved = torch.full((1, 14), 0.72)
     assert processor.normalize_actions(moved)[0, 3] == pytest.approx(1, abs=1e-5)
+
+
+def seldom(rng, still: np.ndarray, at: float) -> np.ndarray:
+    """`still`, (10_000,), but for 0.6 % of its frames, where it is `at`."""
+    return np.where(np.arange(10_000) < 60, at, still)
+
+
+@pytest.mark.parametrize(
+    ("number", "limit"),
+    [
+        (lambda rng: seldom(rng, np.ones(10_000), 0.0), 1),
+        (lambda rng: seldom(rng, rng.normal(1, 1e-4, 10_000), 0.0), 1),  # it is measured, so it trembles
+        (lambda rng: seldom(rng, np.zeros(10_000), 0.8), 1),
+        (lambda rng: seldom(rng, rng.normal(0, 0.02, 10_000), 1.5), 1),
+        (lambda rng: seldom(rng, np.zeros(10_000), 0.04), 5),  # hardly more than the minimum half range
+        (lambda rng: rng.normal(size=10_000), 5),
+    ],
+    ids=["closes", "trembles and closes", "opens", "far away", "hardly", "normal"],
+)
+def test_what_a_number_seldom_does_is_scaled_sanely(rng, number, limit):
+    """It moves, and nothing of it is far from what a network sees of the others; the inverse is exact."""
+    actions = np.zeros((10_000, 16))
+    actions[:, [3, 11]] = 1
+    actions[:, 7] = number(rng)
+    processor = make_processor(action_statistics=None)
+    processor.action_statistics = processor.compute_action_statistics(actions)
+    assert processor.moving_dimensions.tolist() == [index == 7 for index in range(16)]
+    scaled = processor.scale_actions(torch.tensor(actions))
+    assert scaled.abs().max() <= limit and scaled[:, 7].max() - scaled[:, 7].min() >= 1
+    assert (scaled[:, :7] == 0).all()
+    pose = actions[0]
+    back = processor.unnormalize_actions(processor.normalize_actions(actions, pose), pose)
+    np.testing.assert_allclose(back, actions, rtol=0, atol=1e-12)
+
+
+def test_quantiles_alone_scale_as_ever(tmp_path):
+    """Statistics of an older checkpoint: no range is known, and 5 is no bound."""
+    processor = make_processor("qpos", action_statistics={"q01": [1.0] * 14, "q99": [1.0] * 14})
+    processor.save_pretrained(tmp_path)
+    processor = AIMProcessor.from_pretrained(tmp_path)
+    assert set(processor.action_statistics) == {"q01", "q99"} and not processor.moving_dimensions.any()
+    assert processor.normalize_actions(torch.zeros(1, 14, dtype=torch.float64))[0, 0] == -100
 
 
 def test_qpos_is_absolute(rng):
@@ -281,8 +325,19 @@ def test_other_wrong_calls_are_refused(rng):
         processor.compute_action_statistics(np.full((3, 16), np.nan))
     with pytest.raises(ValueError, match="q01.*expected 16"):
         processor.action_statistics = {"q01": [0.0] * 14, "q99": [1.0] * 14}
-    with pytest.raises(ValueError, match="q01 above"):
+    with pytest.raises(ValueError, match="q01 above its q99"):
         processor.action_statistics = {"q01": [1.0] * 16, "q99": [0.0] * 16}
+    ordered = {"min": [0.0] * 16, "q01": [1.0] * 16, "q99": [2.0] * 16, "max": [3.0] * 16}
+    for name, value, match in (
+        ("min", 1.5, "min above its q01"),
+        ("max", 1.5, "q99 above its max"),
+        ("max", math.inf, "'max'.* is .*inf.*expected 16 finite"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            processor.action_statistics = ordered | {name: [value] * 16}
+    for statistics in ({"q01": [0.0] * 16}, ordered | {"mean": [1.5] * 16}):
+        with pytest.raises(ValueError, match="action_statistics have .*; expected q01, q99, min, max"):
+            processor.action_statistics = statistics
     processor.action_statistics = None
     with pytest.raises(ValueError, match="action_statistics are not set"):
         processor.normalize_actions(pose[None], pose)
@@ -341,6 +396,7 @@ def test_call_gives_what_the_network_eats(rng):
 
 def test_saving_and_loading_is_bit_equal(tmp_path, rng):
     statistics = {"q01": rng.normal(size=16).tolist(), "q99": (5 + rng.random(16)).tolist()}
+    statistics |= {"min": (-5 - rng.random(16)).tolist(), "max": (9 + rng.random(16)).tolist()}
     processor = make_processor(action_statistics=statistics, minimum_half_range=0.1 + 0.2)
     processor.save_pretrained(tmp_path)
     loaded = AIMProcessor.from_pretrained(tmp_path)

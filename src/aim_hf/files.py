@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,19 +100,20 @@ def written_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if the file can't be written, such as on a full disk: names it and says that the rest is safe.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OSError(
-            error.errno,
-            f"{path} could not be written ({error.strerror or error}); what was finished before is whole. Make room, "
-            "then run the same command again",
+            getattr(error, "errno", None),
+            f"{path} could not be written ({getattr(error, 'strerror', None) or error}); what was finished before is "
+            "whole. Make room, or choose a folder that can be written, then run the command again",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is nothing where not even the folder could be made
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

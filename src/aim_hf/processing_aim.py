@@ -6,7 +6,8 @@ Notable choices:
 - Cameras are packed into one T-pose canvas. Each has the size that it delivers and the slot that it fills; where the
   two differ the picture is resized (antialiased bilinear, which averages over the area when it shrinks).
 - Public methods take and give actions in physical units. The network sees them relative to the episode's first pose
-  (action space `ee`) and scaled by quantiles; both steps are undone exactly.
+  (action space `ee`) and scaled by quantiles, or by their whole range where quantiles would cut off what a number
+  seldom does; both steps are undone exactly.
 - Quaternions are wxyz everywhere.
 """
 
@@ -23,6 +24,8 @@ from transformers import BatchFeature, ProcessorMixin
 ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); right likewise.
 EE_ACTION_DIM = 16
+QUANTILES, RANGE = ("q01", "q99"), ("min", "max")  # of action statistics
+FURTHEST = 5.0  # where the quantiles would scale a number of the training set beyond this, its range scales it
 
 
 def t_pose_canvas(
@@ -66,8 +69,9 @@ class AIMProcessor(ProcessorMixin):
             world's axes, `q0^-1 * q` with w >= 0 (the two signs name one rotation), gripper as it is.
             `qpos`: joint angles in radians and grippers, absolute.
         action_dim: numbers in one action; 16 for `ee`, the robot's own for `qpos` (14 for 6 joints + gripper an arm).
-        action_statistics: `{"q01": [...], "q99": [...]}` of what the network sees before scaling, from
-            `compute_action_statistics`. May be set later; (un)normalizing needs it.
+        action_statistics: `{"q01": [...], "q99": [...], "min": [...], "max": [...]}` of what the network sees before
+            scaling, from `compute_action_statistics`. May be set later; (un)normalizing needs it. Older checkpoints
+            know the quantiles alone.
         minimum_half_range: least half-range of a dimension in its own unit, so that one which hardly moves in the
             data (an idle arm) is not blown up to noise.
         max_text_length: tokens that every instruction is padded to.
@@ -141,15 +145,22 @@ class AIMProcessor(ProcessorMixin):
     @action_statistics.setter
     def action_statistics(self, statistics: Mapping[str, Sequence[float]] | None):
         if statistics is not None:
-            statistics = {name: [float(x) for x in statistics[name]] for name in ("q01", "q99")}
+            if set(statistics) not in ({*QUANTILES}, {*QUANTILES, *RANGE}):
+                raise ValueError(
+                    f"action_statistics have {', '.join(sorted(statistics))}; expected q01, q99, min, max, "
+                    "as compute_action_statistics returns them."
+                )
+            statistics = {name: [float(x) for x in values] for name, values in statistics.items()}
             for name, values in statistics.items():
                 if len(values) != self.action_dim or not all(map(math.isfinite, values)):
                     raise ValueError(
                         f"action_statistics[{name!r}] is {values}; expected {self.action_dim} finite numbers, as "
                         "compute_action_statistics returns them."
                     )
-            if any(low > high for low, high in zip(*statistics.values(), strict=True)):
-                raise ValueError("action_statistics have a q01 above its q99; recompute them.")
+            rising = [name for name in ("min", "q01", "q99", "max") if name in statistics]
+            for low, high in zip(rising, rising[1:]):
+                if any(a > b for a, b in zip(statistics[low], statistics[high], strict=True)):
+                    raise ValueError(f"action_statistics have a {low} above its {high}; recompute them.")
         self.__dict__["action_statistics"] = statistics
 
     def __call__(
@@ -342,7 +353,7 @@ class AIMProcessor(ProcessorMixin):
         return torch.cat(parts, dim=-1)
 
     def compute_action_statistics(self, actions) -> dict[str, list[float]]:
-        """1 % and 99 % quantiles of each dimension. Assign them to `action_statistics`.
+        """1 % and 99 % quantiles, least and largest of each dimension. Assign them to `action_statistics`.
 
         Args:
             actions: (N, action_dim), results of `relative_actions` over the whole training set.
@@ -353,19 +364,22 @@ class AIMProcessor(ProcessorMixin):
         if not np.isfinite(actions).all():
             raise ValueError("actions have NaN or infinite numbers; drop or repair those steps.")
         low, high = np.quantile(actions, [0.01, 0.99], axis=0)
-        return {"q01": low.tolist(), "q99": high.tolist()}
+        statistics = {"q01": low, "q99": high, "min": actions.min(axis=0), "max": actions.max(axis=0)}
+        return {name: values.tolist() for name, values in statistics.items()}
 
     @property
     def moving_dimensions(self) -> torch.Tensor:
         """(action_dim,), False for numbers that never change in the training set: an arm that this robot lacks."""
         self._check_statistics()
-        low, high = (torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in ("q01", "q99"))
+        low, high = self._statistics(RANGE if "min" in self.action_statistics else QUANTILES)
         return high > low
 
     def normalize_actions(self, actions, initial_pose=None) -> torch.Tensor:
         """Physical actions -> what the network sees: relative, with q01 at -1 and q99 at 1.
 
         Nothing is clipped: the 2 % of actions outside the quantiles lie outside [-1, 1], so that the inverse is exact.
+        A number that would come to lie beyond 5 there, such as a gripper that closes in 0.6 % of the frames, is scaled
+        by its whole range: least at -1, largest at 1.
 
         Args:
             actions: (..., T, action_dim) in physical units.
@@ -380,7 +394,7 @@ class AIMProcessor(ProcessorMixin):
         return self.scale_actions(self.relative_actions(actions, initial_pose))
 
     def scale_actions(self, relative: torch.Tensor) -> torch.Tensor:
-        """The second half of `normalize_actions`: what `relative_actions` gave, with q01 at -1 and q99 at 1."""
+        """The second half of `normalize_actions`: what `relative_actions` gave, scaled."""
         center, half_range = self._scale(relative)
         return (relative - center) / half_range
 
@@ -397,9 +411,19 @@ class AIMProcessor(ProcessorMixin):
 
     def _scale(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self._check_statistics()
-        low, high = (torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in ("q01", "q99"))
-        half_range = ((high - low) / 2).clamp(min=self.minimum_half_range)
-        return ((low + high) / 2).to(actions), half_range.to(actions)
+
+        def scale(low, high):
+            return (low + high) / 2, ((high - low) / 2).clamp(min=self.minimum_half_range)
+
+        center, half_range = scale(*self._statistics(QUANTILES))
+        if "min" in self.action_statistics:
+            low, high = self._statistics(RANGE)
+            beyond = torch.maximum(center - low, high - center) > FURTHEST * half_range
+            center, half_range = (torch.where(beyond, *pair) for pair in zip(scale(low, high), (center, half_range)))
+        return center.to(actions), half_range.to(actions)
+
+    def _statistics(self, names: tuple[str, str]) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in names)
 
     def _check_statistics(self):
         if self.action_statistics is None:

@@ -28,10 +28,13 @@ def test_scripts_of_the_checkout_hold_no_arguments_of_their_own():
     scripts = [*ROOT.glob("pipelines/*.py"), *ROOT.glob("dataset_scripts/*.py")]
     assert {script.stem.replace("_", "-") for script in scripts} == set(COMMANDS) - {"check"}
     for script in scripts:
-        assert script.read_text().splitlines()[2:] == (
-            f'import sys\n\nfrom aim_hf.commands import run\n\nif __name__ == "__main__":\n'
-            f'    run(["{script.stem.replace("_", "-")}", *sys.argv[1:]])'
-        ).splitlines()
+        assert (
+            script.read_text().splitlines()[2:]
+            == (
+                f'import sys\n\nfrom aim_hf.commands import run\n\nif __name__ == "__main__":\n'
+                f'    run(["{script.stem.replace("_", "-")}", *sys.argv[1:]])'
+            ).splitlines()
+        )
 
 
 def test_options_are_spelled_in_one_way():

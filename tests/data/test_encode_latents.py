@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from fixtures_episodes import write_shard
 from safetensors.torch import load_file
 
 from aim_hf.codec import VideoCodec
+from aim_hf.commands.encode_latents import main
 from aim_hf.data.latents import LatentWindows, encode_episode
 
 ROOT = Path(__file__).parents[2]
@@ -54,14 +56,14 @@ def test_latents_are_the_same_however_they_are_made(material, tmp_path):
     # Killed while it wrote its second shard, over the leftovers of a longer run.
     killed = tmp_path / "one"
     (killed / "index.json").unlink()
-    (killed / "shard-00001.safetensors").rename(killed / ".shard-00001.safetensors")
+    (killed / "shard-00001.safetensors").rename(killed / ".shard-00001.safetensors.123")
     (killed / "shard-00009.safetensors").write_bytes(b"old")
     kept = (killed / "shard-00000.safetensors").stat().st_mtime_ns
     assert encode(material, killed) == once
     assert (killed / "shard-00000.safetensors").stat().st_mtime_ns == kept
 
     _, pipe = material
-    index = json.loads((killed / "index.json").read_text())
+    index = json.loads((killed / "index.json").read_text())["episodes"]
     assert [entry["seed"] for entry in index] == [0, 1, 2, 3, 4]
     assert [entry["shard"][6:11] for entry in index] == ["00000", "00000", "00001", "00001", "00002"]
     tensors = load_file(killed / index[3]["shard"])
@@ -69,3 +71,29 @@ def test_latents_are_the_same_however_they_are_made(material, tmp_path):
     assert torch.equal(tensors[f"{index[3]['key']}.actions"], fresh["actions"])
     assert tensors[f"{index[3]['key']}.latents"].shape == fresh["latents"].shape
     assert len(LatentWindows(killed, pipe.model.config, window_chunks=2)) == 5 * (index[0]["chunks"] - 1)
+
+
+def test_changed_episodes_are_encoded_anew(material, tmp_path):
+    """Of the same names and seeds: columns swapped by another import, say. Other settings are refused."""
+    folder, pipe = material
+    shutil.copytree(folder / "episodes", tmp_path / "episodes")
+    output = tmp_path / "latents"
+    options = {"dataset": tmp_path / "episodes", "policy": folder / "policy", "output_dir": output, "shard_size": "2"}
+
+    def run(**changes):
+        main([part for name, value in (options | changes).items() for part in (f"--{name}", str(value))])
+        return LatentWindows(output, pipe.model.config, window_chunks=2)
+
+    run()
+    kept = (output / "shard-00000.safetensors").stat().st_mtime_ns
+    episodes = [make_episode(seed) for seed in (3, 4)]
+    for episode in episodes:
+        episode.expert_action = episode.expert_action[::-1].copy()
+    write_shard(tmp_path / "episodes", episodes, index=1)
+    windows = run()
+    assert (output / "shard-00000.safetensors").stat().st_mtime_ns == kept
+    fresh = encode_episode(episodes[0], VideoCodec(pipe.vae), pipe.processor, 8, 1)
+    (item,) = (item for item in range(len(windows)) if windows._places[item] == (3, 0))
+    assert torch.equal(windows[item]["actions"], windows.processor.scale_actions(fresh["actions"][:16]))
+    with pytest.raises(FileExistsError, match="made from something else: chunk_latent_frames 1 there, 2 now"):
+        run(preset="wan2.2-ti2v-5b")

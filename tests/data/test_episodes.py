@@ -149,7 +149,7 @@ def test_a_full_disk_loses_nothing_that_was_written(folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code = FULL_DISK.format(tests=str(Path(__file__).parent), folder=str(folder))
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "could not be written" in answer and "Make room, then run the same command again" in answer
+    assert "could not be written" in answer and "what was finished before is whole. Make room" in answer
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert len(load_episodes(folder)) == 3
 

@@ -1,5 +1,7 @@
 """Windows of raw episodes: the frames that whole decoding gives, without whole decoding."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -76,13 +78,12 @@ def test_only_what_is_asked_for_is_read(folder):
     assert list(item["rgb"]) == ["right_camera"] and item["value"] == {}
 
 
-def test_workers_give_the_same_windows(folder):
-    windows = EpisodeWindows(folder, Window(3, cameras=("head_camera",), value_maps=None))
-    windows[0]  # an open file must not travel to the workers
-    alone = [windows[item]["rgb"]["head_camera"] for item in range(len(windows))]
-    loader = DataLoader(windows, batch_size=2, num_workers=2, multiprocessing_context="spawn")
-    together = torch.cat([batch["rgb"]["head_camera"] for batch in loader])
-    assert torch.equal(together, torch.stack(alone))
+def test_windows_travel_to_workers(folder):
+    windows = EpisodeWindows(folder, WINDOW)
+    windows[0]  # an open file must not travel with them
+    travelled = pickle.loads(pickle.dumps(windows))
+    assert not travelled._files and windows._files
+    assert torch.equal(travelled[4]["rgb"]["head_camera"], windows[4]["rgb"]["head_camera"])
 
 
 def test_streamed_windows_are_random_and_reproducible(folder, episodes):
@@ -94,6 +95,46 @@ def test_streamed_windows_are_random_and_reproducible(folder, episodes):
         check(window, episodes[window["seed"]])
     again = StreamedWindows(rows, WINDOW, windows_per_episode=4)
     assert [w["start"] for w in again] == [w["start"] for w in windows]
+
+
+PICTURES = Window(num_frames=3, frame_stride=2, cameras=("head_camera",), value_maps=None)
+
+
+def starts(windows, **options) -> list[list[tuple[int, int]]]:
+    """Of each of three passes of a loader, which windows it gave."""
+    loader = DataLoader(windows, batch_size=None, **options)
+    return [sorted((window["seed"], window["start"]) for window in loader) for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("streamed", {"num_workers": 2}),
+        ("streamed", {"num_workers": 2, "persistent_workers": True}),
+        ("listed", {"num_workers": 2}),
+        ("streamed", {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}),
+    ],
+    ids=str,
+)
+def test_each_pass_has_new_windows_with_any_workers(folder, source, options):
+    rows = load_dataset(str(folder), split="easy", streaming=True)
+    if source == "listed":
+        rows = [load_episodes(folder)[index] for index in range(3)]
+    windows = StreamedWindows(rows, PICTURES, windows_per_episode=8)
+    alone = starts(windows)
+    assert alone[0] != alone[1] != alone[2] != alone[0]
+    windows.set_epoch(0)
+    assert starts(windows, **options) == alone
+    windows.set_epoch(1)
+    assert starts(windows)[0] == alone[1]
+
+
+def test_episodes_of_one_seed_and_several_tasks_have_windows_of_their_own(folder):
+    row = load_episodes(folder)[0]
+    rows = [row, row | {"task": "lift_pot"}]
+    windows = StreamedWindows(rows, PICTURES, windows_per_episode=16)
+    drawn = [window["start"] for window in windows]
+    assert drawn[:16] != drawn[16:]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +150,22 @@ def test_bad_windows_are_refused(arguments, message):
         Window(**arguments)
 
 
-def test_windows_longer_than_every_episode_are_refused(folder):
-    with pytest.raises(ValueError, match="no episode of .* has 11 frames"):
-        EpisodeWindows(folder, Window(11))
+def test_an_episode_shorter_than_a_window_stands_still_at_its_end(folder, episodes):
+    window = Window(NUM_FRAMES + 2, cameras=("head_camera",))
+    windows = EpisodeWindows(folder, window)
+    streamed = list(StreamedWindows(load_dataset(str(folder), split="easy", streaming=True), window))
+    assert len(windows) == len(streamed) == 3
+    for episode, *items in zip(episodes, [windows[item] for item in range(3)], streamed):
+        for item in items:
+            assert item["start"] == 0
+            for name, values in (("state", episode.state), ("action", episode.action)):
+                assert np.array_equal(item[name], np.concatenate([values, values[-1:], values[-1:]]))
+            pictures = episode.rgb["head_camera"]
+            assert np.array_equal(item["rgb"]["head_camera"], np.concatenate([pictures, pictures[-1:], pictures[-1:]]))
+
+
+def test_an_episode_without_actions_is_named(episodes):
+    row = episodes[0].to_row()
+    row |= {"state": row["state"][:1], "action": [], "expert_action": []}
+    with pytest.raises(ValueError, match="click_bell seed 0: no window starts at frame 0; the episode has 0 actions"):
+        WINDOW.cut(row, 0)

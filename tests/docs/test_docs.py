@@ -74,12 +74,14 @@ FULL_SIZE = "the full size; tests/test_conversion.py, tests/data and tests/train
 SCENARIOS: dict[str, list[Run | Left]] = {
     "README.md": [
         Left("it runs the tests"),
+        Left("it installs; tests/test_wheel.py does, without a network"),
         Left("it serves until it is stopped; tests/app starts the same page"),
         Run(),
         Left("hours of training; tests/training runs each of its commands, smaller"),
         Left("the first command of docs/stage2.md, for another task"),
         Left("the commands of docs/data.md, for twelve tasks"),
     ],
+    "docs/installation.md": [Left("it installs"), Left("it installs, as `make test-floor` does")],
     "docs/quickstart.md": [Run(), Run(), Run(), Run({"--episodes 20": "--episodes 1"})],
     "docs/how_it_works.md": [],
     "docs/file_formats.md": [Run(), Run()],

@@ -11,7 +11,18 @@ import torch
 from aim_hf import AIMForWorldAction, AIMPipeline, AIMProcessor
 from aim_hf.codec import VideoCodec
 from aim_hf.commands import run
-from aim_hf.data.latents import LatentWindows, encode_episode, fit_processor, missing, plan_shards, write_index
+from aim_hf.data.latents import (
+    LatentWindows,
+    control_rate,
+    described,
+    encode_episode,
+    fit_processor,
+    made_from,
+    missing,
+    plan_shards,
+    row_digests,
+    write_index,
+)
 from aim_hf.data.lerobot.importer import imported_row
 from aim_hf.data.lerobot.robot import Columns, Robot
 from aim_hf.data.lerobot.source import LeRobotSource
@@ -65,13 +76,14 @@ def latents(pipe, episodes, tmp_path_factory):
         {"missing_maps": ["right_camera"]},
         {"missing_maps": ["head_camera", "left_camera", "right_camera"]},
     ]
-    described = [{"task": e.task, "instruction": e.instruction, "seed": e.seed} for e in episodes]
-    (shard,) = plan_shards(folder, [row | lack for row, lack in zip(described, lacks)], "encoder", 4)
+    assert control_rate(dataset) == 12.5
+    settings = made_from(pipe.model.config, processor, codec, "encoder", 16, control_rate(dataset), shard_size=4)
+    (shard,) = plan_shards(folder, described(dataset, processor), settings)
     shard.write(
         encode_episode(episode, codec, processor, 8, 1) | {"prompt_embeds": torch.zeros(2, 16).half()}
         for episode in episodes
     )
-    write_index(folder, [shard], processor, 1, torch.ones(1, 16).half())
+    write_index(folder, [shard], processor, torch.ones(1, 16).half())
     return folder
 
 
@@ -96,8 +108,39 @@ def test_complete_episodes_carry_no_masks(latents, pipe, tmp_path):
     for file in latents.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "index.json").unlink()
-    (tmp_path / "index.json").write_text(json.dumps(json.loads((latents / "index.json").read_text())[:1]))
+    index = json.loads((latents / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps(index | {"episodes": index["episodes"][:1]}))
     assert not {"rgb_weights", "value_mask"} & set(windows_of(tmp_path, pipe)[0])
+
+
+def test_a_row_is_known_by_all_that_it_holds(episodes, tmp_path):
+    """Wherever it lies; and not after anything in it was changed."""
+    rows = [episode.to_row() for episode in episodes]
+    write_episodes(tmp_path / "all", rows)
+    digests = list(row_digests(load_episodes(tmp_path / "all")))
+    assert len(set(digests)) == 4
+    write_episodes(tmp_path / "some", [rows[1], rows[3]])
+    assert list(row_digests(load_episodes(tmp_path / "some"))) == digests[1::2]
+    video = bytearray(rows[0]["rgb_head_camera"]["bytes"])
+    video[-1] ^= 1
+    state = rows[0]["state"].copy()
+    state[-1, -1] += 1e-6
+    for name, value in (
+        ("rgb_head_camera", {"bytes": bytes(video), "path": None}),
+        ("state", state),
+        ("action", rows[0]["action"][:, ::-1]),
+        ("instruction", "ring the bells"),
+        ("events", None),
+    ):
+        write_episodes(tmp_path / name, [rows[0] | {name: value}])
+        assert list(row_digests(load_episodes(tmp_path / name))) != digests[:1], name
+
+
+def test_episodes_of_several_rates_are_refused(episodes, tmp_path):
+    rows = [episode.to_row() for episode in episodes[:3]]
+    write_episodes(tmp_path, [rows[0] | {"fps": 50.0}, *rows[1:]])
+    with pytest.raises(ValueError, match=r"several rates \(2 of 12.5, 1 of 50 frames a second\)"):
+        control_rate(load_episodes(tmp_path))
 
 
 def losses(latents, pipe, tmp_path, change) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,17 +1,29 @@
 """Latents and the stage 1 trainer, on real small components."""
 
+import json
+import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils.data import DataLoader
 
 from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.codec import VideoCodec
 from aim_hf.data.episodes import Episode
-from aim_hf.data.latents import LatentWindows, encode_episode, plan_shards, write_index
+from aim_hf.data.latents import (
+    LatentWindows,
+    begin_encoding,
+    encode_episode,
+    held_out_count,
+    made_from,
+    plan_shards,
+    write_index,
+)
 from aim_hf.data.value_maps import Event
 from aim_hf.training.checkpoints import last_checkpoint
 from aim_hf.training.lora import with_lora
@@ -20,7 +32,6 @@ from aim_hf.training.trainer import EMA_FILE, AIMTrainer, AIMTrainingArguments
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fixtures_pipeline import HEAD, WRIST, make_pipeline, make_pose  # noqa: E402
 
-CONFIG = AIMConfig(chunk_latent_frames=1, actions_per_latent_frame=8)
 SIZES = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST}
 
 
@@ -56,29 +67,39 @@ def pipe():
     return make_pipeline()
 
 
-@pytest.fixture(scope="module")
-def latents(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("latents")
-    codec, config = VideoCodec(pipe.vae), pipe.model.config
-
-    episodes = [make_episode(seed) for seed in range(6)]
-    described = [{"task": e.task, "instruction": e.instruction, "seed": e.seed} for e in episodes]
-    shards = plan_shards(folder, described, "encoder", 4)
+def write_latents(folder: Path, pipe, episodes: list[Episode]) -> Path:
+    codec, config, processor = VideoCodec(pipe.vae), pipe.model.config, pipe.processor
+    entries = [{"task": e.task, "instruction": e.instruction, "seed": e.seed, "row": str(e.seed)} for e in episodes]
+    settings = made_from(config, processor, codec, "encoder", text_dim=16, fps=12.5, shard_size=4)
+    shards = plan_shards(folder, entries, settings)
 
     def encoded(episode):
         tensors = encode_episode(
-            episode, codec, pipe.processor, config.actions_per_latent_frame, config.chunk_latent_frames
+            episode, codec, processor, config.actions_per_latent_frame, config.chunk_latent_frames
         )
         return tensors | {"prompt_embeds": pipe.encode_prompt(episode.instruction)[0, :4].half()}
 
-    for shard, part in zip(shards, (episodes[:4], episodes[4:]), strict=True):
-        assert not shard.is_done()
-        shard.write(encoded(episode) for episode in part)
-        assert shard.is_done()
-    assert not plan_shards(folder, described, "another encoder", 4)[0].is_done()
-    assert not plan_shards(folder, described[:3], "encoder", 4)[0].is_done()
-    write_index(folder, shards, pipe.processor, config.chunk_latent_frames, torch.ones(1, 16).half())
+    begin_encoding(folder, shards)
+    for index, shard in enumerate(shards):
+        assert shard.unfinished() == "not there yet"
+        shard.write(encoded(episode) for episode in episodes[4 * index : 4 * index + 4])
+        assert shard.unfinished() is None
+    for other in (plan_shards(folder, entries, settings | {"fps": 1}), plan_shards(folder, entries[:1], settings)):
+        assert other[0].unfinished() == "made from other episodes"
+    write_index(folder, shards, processor, torch.ones(1, 16).half())
     return folder
+
+
+@pytest.fixture(scope="module")
+def latents(pipe, tmp_path_factory):
+    return write_latents(tmp_path_factory.mktemp("latents"), pipe, [make_episode(seed) for seed in range(6)])
+
+
+@pytest.fixture(scope="module")
+def mixed(pipe, tmp_path_factory):
+    """Latents of episodes of 4, 2 and 3 chunks; each ends with one of standing still."""
+    episodes = [make_episode(seed, steps) for seed, steps in enumerate((19, 7, 16))]
+    return write_latents(tmp_path_factory.mktemp("mixed"), pipe, episodes)
 
 
 def test_an_episode_is_encoded_as_a_rollout_would(pipe):
@@ -98,8 +119,8 @@ def test_an_episode_is_encoded_as_a_rollout_would(pipe):
     torch.testing.assert_close(tensors["executed_actions"][-13:], last.expand(13, -1).float(), rtol=0, atol=1e-5)
 
 
-def test_windows_are_slices_of_the_episode(latents):
-    windows = LatentWindows(latents, CONFIG, window_chunks=2)
+def test_windows_are_slices_of_the_episode(pipe, latents):
+    windows = LatentWindows(latents, pipe.model.config, window_chunks=2)
     assert len(windows) == 6 * 3
     first, second = windows[0], windows[1]
     assert first["latents"].shape == (4, 3, 3, 2) and first["actions"].shape == (16, 16)
@@ -108,12 +129,17 @@ def test_windows_are_slices_of_the_episode(latents):
     assert (first["prompt_embeds"][4:] == 0).all() and first["prompt_embeds"].shape[0] == 8
     low, high = (np.quantile(torch.cat([windows[i]["actions"] for i in (0, 1)]), q) for q in (0.02, 0.98))
     assert -1.5 < low < -0.3 and 0.3 < high < 1.5
+    assert windows.summary() == "training on 6 of 6 episodes (0 held out)"
 
 
-def test_windows_look_ahead(latents):
+def changed(config: AIMConfig, **fields) -> AIMConfig:
+    return AIMConfig(**{**config.to_diff_dict(), **fields})
+
+
+def test_windows_look_ahead(pipe, latents):
     """Actions go on for the lookahead; beyond the episode's end the robot stands still."""
-    ahead = AIMConfig(**{**CONFIG.to_diff_dict(), "action_lookahead_frames": 1})
-    windows, plain = (LatentWindows(latents, config, window_chunks=2) for config in (ahead, CONFIG))
+    ahead = changed(pipe.model.config, action_lookahead_frames=1)
+    windows, plain = (LatentWindows(latents, config, window_chunks=2) for config in (ahead, pipe.model.config))
     assert len(windows) == len(plain)
     for item in range(3):
         longer, shorter = windows[item], plain[item]
@@ -124,24 +150,158 @@ def test_windows_look_ahead(latents):
     assert torch.equal(windows[2]["actions"][16:], plain[2]["actions"][-1:].expand(8, -1))
 
 
-def test_held_out_episodes_are_not_trained_on(latents):
-    train = LatentWindows(latents, CONFIG, window_chunks=2, held_out=2)
-    rest = LatentWindows(latents, CONFIG, window_chunks=2, held_out=2, only_held_out=True)
+def test_held_out_episodes_are_not_trained_on(pipe, latents):
+    config = pipe.model.config
+    train = LatentWindows(latents, config, window_chunks=2, held_out=2)
+    rest = LatentWindows(latents, config, window_chunks=2, held_out=2, only_held_out=True)
     seeds = [{entry["seed"] for entry in part.entries} for part in (train, rest)]
     assert len(seeds[0]) == 4 and len(seeds[1]) == 2 and not seeds[0] & seeds[1]
+    assert train.summary() == "training on 4 of 6 episodes (2 held out)"
+    assert len(LatentWindows(latents, config, 2, held_out=0, only_held_out=True)) == 0
+    assert len(LatentWindows(latents, config, 2, held_out=5)) == 3
+    for count in (6, -1):
+        with pytest.raises(ValueError, match=f"held_out is {count}; expected 0 to 5, for there are 6 episodes"):
+            LatentWindows(latents, config, 2, held_out=count)
 
 
-def test_unfinished_or_damaged_latents_are_named(latents, tmp_path):
-    with pytest.raises(FileNotFoundError, match="encode_latents"):
-        LatentWindows(tmp_path, CONFIG, window_chunks=2)
+def test_the_share_held_out_is_bounded():
+    assert [held_out_count(count, None) for count in (1, 2, 19, 50, 960, 30_000)] == [0, 1, 1, 2, 48, 48]
+    assert held_out_count(1, 0) == 0
+
+
+def test_short_episodes_count_as_far_as_they_go(pipe, mixed):
+    """Three windows of three chunks from four, three and two: what is beyond the end of the last has no part in the
+    loss or in a gradient, and the rest is that of its own two chunks."""
+    windows = LatentWindows(mixed, pipe.model.config, window_chunks=3)
+    assert len(windows) == 2 + 1 + 1
+    assert windows.summary() == (
+        "training on 3 of 3 episodes (0 held out); 1 are shorter than 3 chunks, and count as far as they go"
+    )
+    whole, short = windows[0], windows[2]
+    assert {name: tensor.shape for name, tensor in whole.items()} == {name: t.shape for name, t in short.items()}
+    for name in ("rgb_weights", "value_mask", "action_mask"):
+        assert whole[name].all()
+        assert short[name][: len(short[name]) * 2 // 3].all() and not short[name][len(short[name]) * 2 // 3 :].any()
+
+    def gradient(beyond: float = 0.0, chunks: int = 3):
+        """With other numbers beyond the end, or cut off where the episode ends."""
+        lengths = {"latents": 1 + chunks, "actions": 8 * chunks, "executed_actions": 8 * chunks}
+        lengths |= {"value_latents": chunks, "rgb_weights": chunks, "value_mask": chunks, "action_mask": 8 * chunks}
+        batch = {}
+        for name, length in lengths.items():
+            axis = 1 if name.endswith("latents") else 0
+            batch[name] = short[name].narrow(axis, 0, length).clone()[None]
+            end = lengths[name] - (chunks - 2) * (8 if "action" in name else 1)
+            if name.endswith(("latents", "actions")):
+                batch[name].narrow(axis + 1, end, length - end).add_(beyond)
+        generator = torch.Generator().manual_seed(0)
+        world, actions = (torch.randn(shape, generator=generator) for shape in ((1, 1, 4, 3, 3, 2), (1, 1, 24, 16)))
+        pipe.model.zero_grad()
+        loss = pipe.model(
+            **{("value_weights" if name == "value_mask" else name): tensor for name, tensor in batch.items()},
+            prompt_embeds=short["prompt_embeds"][None],
+            noise=(world[:, :, :, :chunks], world[:, :, :, :chunks], actions[:, :, : 8 * chunks]),
+            timesteps=(torch.tensor([[[0.3, 0.6, 0.9][:chunks]]]),) * 2,
+        ).loss
+        loss.backward()
+        return loss.detach(), pipe.model.blocks[0].attn1.to_q.weight.grad.clone()
+
+    for got in (gradient(beyond=5), gradient(chunks=2)):
+        for a, b in zip(got, gradient()):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    pipe.model.zero_grad()
+
+
+def test_short_episodes_are_trained_on(pipe, mixed, tmp_path):
+    trainer = train(pipe, mixed, tmp_path, 2, window_chunks=9)
+    assert trainer.train_dataset.window_chunks == 4 and len(trainer.train_dataset) == 3
+    assert all(np.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"actions_per_latent_frame": 4}, "have actions_per_latent_frame=8, and the model actions_per_latent_frame=4"),
+        ({"chunk_latent_frames": 2, "action_dim": 14}, "have chunk_latent_frames=1, action_dim=16, and the model"),
+        ({"in_channels": 8}, "have in_channels=4"),
+        ({"text_dim": 64}, "have text_dim=16"),
+    ],
+)
+def test_latents_of_another_geometry_are_refused(pipe, latents, fields, message):
+    with pytest.raises(ValueError, match=message):
+        LatentWindows(latents, changed(pipe.model.config, **fields), window_chunks=2)
+
+
+def test_unfinished_old_or_damaged_latents_are_named(pipe, latents, tmp_path):
+    config = pipe.model.config
+    with pytest.raises(OSError, match="index.json is missing; run `aim-hf encode-latents`"):
+        LatentWindows(tmp_path, config, window_chunks=2)
     for file in ("index.json", "shard-00001.safetensors"):
         (tmp_path / file).write_bytes((latents / file).read_bytes())
     (tmp_path / "shard-00000.safetensors").write_bytes((latents / "shard-00000.safetensors").read_bytes()[:100])
     (tmp_path / "processor").symlink_to(latents / "processor")
-    with pytest.raises(ValueError, match="shard-00000.safetensors is damaged"):
-        LatentWindows(tmp_path, CONFIG, window_chunks=2)
-    with pytest.raises(ValueError, match="smaller window_chunks"):
-        LatentWindows(latents, CONFIG, window_chunks=9)
+    with pytest.raises(OSError, match="shard-00000.safetensors can't be read"):
+        LatentWindows(tmp_path, config, window_chunks=2)
+    index = json.loads((latents / "index.json").read_text())
+    for content, message in (
+        (index["episodes"], "holds a JSON list, expected a dict.*older version"),  # as it was before
+        ({"made_from": {}, "episodes": index["episodes"]}, "has no 'chunk_latent_frames'"),
+        ({"made_from": index["made_from"], "episodes": []}, "index.json can't be read"),
+    ):
+        (tmp_path / "index.json").write_text(json.dumps(content))
+        with pytest.raises(OSError, match=message):
+            LatentWindows(tmp_path, config, window_chunks=2)
+    with pytest.raises(ValueError, match="window_chunks is 0"):
+        LatentWindows(latents, config, window_chunks=0)
+
+
+def test_a_folder_of_latents_has_one_way_of_making(pipe, latents, tmp_path):
+    """Other settings are refused; of other episodes, those shards are made again, and until then it isn't finished."""
+    for file in latents.glob("*.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    index = json.loads((tmp_path / "index.json").read_text())
+    keys = ("task", "instruction", "seed", "row")
+    entries = [{key: entry[key] for key in keys} for entry in index["episodes"]]
+    for name, value in (("fps", 10.0), ("actions_per_latent_frame", 4), ("canvas_size", [96, 96]), ("shard_size", 3)):
+        with pytest.raises(FileExistsError, match=f"made from something else: {name} "):
+            begin_encoding(tmp_path, plan_shards(tmp_path, entries, index["made_from"] | {name: value}))
+    assert (tmp_path / "index.json").exists()
+
+    entries[5]["row"] = "what it holds was changed"
+    (tmp_path / "shard-00000.safetensors").write_bytes(b"cut")
+    shards = plan_shards(tmp_path, entries, index["made_from"])
+    assert begin_encoding(tmp_path, shards) == "encoding 2 of 2 files: 1 damaged, 1 made from other episodes"
+    assert not (tmp_path / "index.json").exists()
+
+
+def test_what_cannot_be_written_is_named(pipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    settings = made_from(pipe.model.config, pipe.processor, VideoCodec(pipe.vae), "encoder", 16, 12.5, 4)
+    (shard,) = plan_shards(tmp_path / "file", [{"seed": 0}], settings)
+    for write in (
+        lambda: begin_encoding(shard.path.parent, [shard]),
+        lambda: shard.write([{"latents": torch.zeros(1)}]),
+    ):
+        with pytest.raises(OSError, match=f"{tmp_path}/file/.* could not be written .*choose a folder"):
+            write()
+    # A disk without room, as far as this process can tell.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(OSError, match="shard.safetensors could not be written .*File too large.*Make room"):
+            replace(shard, path=tmp_path / "shard.safetensors").write([{"latents": torch.zeros(1 << 16)}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_workers_read_latents_however_they_are_started(pipe, latents):
+    windows = LatentWindows(latents, pipe.model.config, window_chunks=2)
+    windows[0]  # an open file must not travel to the workers
+    for method in ("spawn", "forkserver"):
+        loader = DataLoader(windows, batch_size=9, num_workers=1, multiprocessing_context=method)
+        for batch, first in zip(loader, (0, 9), strict=True):
+            assert torch.equal(batch["latents"], torch.stack([windows[first + i]["latents"] for i in range(9)]))
 
 
 def new_model(config):
@@ -165,7 +325,7 @@ def test_checkpoint_that_a_kill_left_half_written_is_passed_over(pipe, latents, 
     assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-4")
 
 
-def train(pipe, latents, folder, max_steps, resume=None, config=None, lora_rank=None, **options):
+def train(pipe, latents, folder, max_steps, resume=None, config=None, lora_rank=None, window_chunks=2, **options):
     model = new_model(config or pipe.model.config)
     if lora_rank:
         model = with_lora(model, lora_rank)
@@ -186,7 +346,7 @@ def train(pipe, latents, folder, max_steps, resume=None, config=None, lora_rank=
         remove_unused_columns=False,
         **options,
     )
-    trainer = AIMTrainer(model=model, args=args, train_dataset=LatentWindows(latents, model.config, window_chunks=2))
+    trainer = AIMTrainer(model=model, args=args, train_dataset=LatentWindows(latents, model.config, window_chunks))
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -310,5 +470,5 @@ def test_latents_without_the_features_of_no_instruction(pipe, latents, tmp_path)
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "no_prompt.safetensors").unlink()
     train(pipe, tmp_path, tmp_path / "run", 1)
-    with pytest.raises(FileNotFoundError, match="encode the latents again"):
+    with pytest.raises(OSError, match="no_prompt.safetensors is missing; run `aim-hf encode-latents`"):
         train(pipe, tmp_path, tmp_path / "run", 1, prompt_dropout=0.1)

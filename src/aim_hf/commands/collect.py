@@ -28,12 +28,13 @@ from tqdm import tqdm  # noqa: E402
 
 from ..data.card import write_card  # noqa: E402
 from ..data.preview import write_preview  # noqa: E402
-from ..data.recorder import Failure, record_episode  # noqa: E402
+from ..data.recorder import Failure, made_from, record_episode  # noqa: E402
 from ..data.shards import ShardWriter, remove_leftovers  # noqa: E402
 from ..envs import TASKS, next_environment  # noqa: E402
 from ..envs.base import SPLITS, Environment, SimulatorLost  # noqa: E402
 from ..envs.robotwin import add_robotwin_arguments  # noqa: E402
 from ..envs.seeds import episode_seeds, scene_generator  # noqa: E402
+from ..files import claim  # noqa: E402
 from . import Parser
 
 NOISE = {"tabletop": 0.01, "robotwin": 0.0}
@@ -96,7 +97,7 @@ def collect_shard(env: Environment, shard: Shard, writer: ShardWriter, noise: fl
         raise SeedsExhausted(
             f"{shard.task}: only {writer.num_episodes} of {shard.episodes} episodes from the {len(shard.seeds)} seeds "
             f"{shard.seeds[0]}..{shard.seeds[-1]}; raise "
-            f"--seeds_per_episode, or look at why the expert fails: {reasons[-1]}"
+            f"--seeds_per_episode (in another output folder), or look at why the expert fails: {reasons[-1]}"
         )
     writer.finish(
         {
@@ -129,13 +130,20 @@ def main(argv: list[str]) -> None:
     )
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
+    for name, number in (("episodes", args.episodes), ("shard_size", args.shard_size)):
+        if number < 1:
+            parser.error(f"--{name} is {number}; expected at least 1")
+    if unknown := set(args.tasks or ()) - set(TASKS[args.suite]):
+        parser.error(f"no task {', '.join(unknown)} in suite {args.suite}; choose from {', '.join(TASKS[args.suite])}")
     noise = NOISE[args.suite] if args.noise is None else args.noise
 
     # Processes meet only at the start and at the end, which may be days away.
     state = PartialState(cpu=True, timeout=timedelta(days=30))
-    if state.is_main_process:
-        remove_leftovers(args.output_dir)
-    state.wait_for_everyone()
+    settings = made_from(args.suite, noise, args.start_seed, args.seeds_per_episode, args.shard_size)
+    with state.main_process_first():
+        if state.is_main_process:
+            claim(args.output_dir, settings, "data/*.parquet")
+            remove_leftovers(args.output_dir)
     mine = plan(args)[state.process_index :: state.num_processes]
     missing = []
     for shard in mine:

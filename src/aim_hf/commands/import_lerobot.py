@@ -26,9 +26,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--tasks", nargs="+", help="instructions whose episodes are imported; default: all")
     parser.add_argument("--skip", type=int, nargs="+", default=[], help="numbers of episodes to leave out")
     parser.add_argument("--skip_broken", action="store_true", help="leave broken episodes out, and say which and why")
-    parser.add_argument(
-        "--fps", type=float, help="frames a second to keep, a whole part of the source's; default: all"
-    )
+    parser.add_argument("--fps", type=float, help="frames a second to keep: a whole part of the source's")
     parser.add_argument("--shard_size", type=int, default=50, help="episodes of a Parquet file")
     parser.add_argument("--license", default="unknown", help="of the source, by the Hub's name of it")
     args = parser.parse_args(argv)

@@ -1,36 +1,50 @@
 """Episodes as the model trains on them: latents, value latents, actions and text features, computed once.
 
+    folder/made_from.json        what they were encoded with, `made_from`
     folder/processor/            the `AIMProcessor`, with the statistics of these actions
     folder/shard-00000.safetensors
     folder/no_prompt.safetensors the text features of no instruction, for training with dropped ones
-    folder/index.json            one entry an episode: shard, name of its tensors, chunks, task, seed, what is missing
+    folder/index.json            `made_from`, and an entry for each of the `episodes`: shard, name of its tensors,
+                                 chunks, task, seed, digest of its row, what is missing
 
 Training reads windows of K chunks from it and never runs the VAE or the text encoder. Shards are memory-mapped, so a
 window costs no more than its own bytes.
 """
 
+from __future__ import annotations
+
+import hashlib
 import json
-import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset as HubDataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from ..codec import VideoCodec
 from ..configuration_aim import AIMConfig
+from ..files import claim, read_json, reading, write_text, written_file
 from ..processing_aim import AIMProcessor
-from .episodes import Episode
-from .video import decode_video
 
-NO_PROMPT = "no_prompt.safetensors"
+if TYPE_CHECKING:  # training from latents needs neither
+    from datasets import Dataset as HubDataset
+
+    from .episodes import Episode
+
+INDEX, NO_PROMPT = "index.json", "no_prompt.safetensors"
+MEND = "run `aim-hf encode-latents`: there are no latents, or not all of them, or those of an older version"
 STORED_DTYPE = torch.float16  # of latents and text features; they are of order one
+# Fields of the model's config that the latents must have been made for.
+GEOMETRY = ("chunk_latent_frames", "actions_per_latent_frame", "in_channels", "text_dim", "action_dim")
+DESCRIPTION = ("suite", "task", "split", "seed", "instruction")
+HELD_OUT_SHARE, HELD_OUT_MOST = 20, 48  # one in 20, and no more than so many
 
 
 def encode_episode(
@@ -49,10 +63,20 @@ def encode_episode(
         latents (C, 1 + K*F, h, w), of the RGB frames as one stream; value_latents (C, K*F, h, w), each chunk on its
         own; value_cells (K*F, h, w), the value map's maximum in each latent cell, in [0, 1];
         actions, executed_actions (K*F*n, action_dim), relative (`relative_actions`) but not scaled.
+
+    Raises:
+        ValueError: for an episode without actions, or actions of a latent frame that don't divide into its frames.
     """
     F_, n = chunk_latent_frames, actions_per_latent_frame
+    if n % codec.temporal_factor:
+        raise ValueError(
+            f"actions_per_latent_frame is {n}; expected a multiple of {codec.temporal_factor}, the RGB frames of a "
+            "latent frame."
+        )
     stride = n // codec.temporal_factor  # control steps between two RGB frames
     steps = len(episode.action)
+    if not steps:
+        raise ValueError(f"{episode.task} seed {episode.seed} has one frame and no action; leave this episode out.")
     chunks = -(-steps // (F_ * n)) + 1
     frames = torch.arange(0, chunks * F_ * n + 1, stride).clamp(max=steps).numpy()
 
@@ -95,6 +119,8 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
     Raises:
         ValueError: if no camera of the dataset has a slot.
     """
+    from .video import decode_video
+
     cameras = {}
     for name, camera in processor.cameras.items():
         rows = np.flatnonzero(_present(dataset, f"rgb_{name}"))
@@ -115,6 +141,19 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
     )
 
 
+def control_rate(dataset: HubDataset) -> float:
+    """Frames a second of all episodes.
+
+    Raises:
+        ValueError: if they have several: a chunk would last another time in each.
+    """
+    rates = Counter(dataset["fps"])
+    if len(rates) > 1:
+        told = ", ".join(f"{count} of {rate:g}" for rate, count in sorted(rates.items()))
+        raise ValueError(f"episodes have several rates ({told} frames a second); make a dataset for each.")
+    return next(iter(rates))
+
+
 def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list[str]]]:
     """Of each episode, the cameras of the processor that it lacks (`missing_views`) and those whose value maps it
     lacks (`missing_maps`); what has no entry is all there."""
@@ -126,50 +165,97 @@ def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list
     return entries
 
 
+def described(dataset: HubDataset, processor: AIMProcessor) -> list[dict]:
+    """Each episode's entry in the index: what it is, what it lacks, and `row`, the digest of all that it holds."""
+    entries = zip(dataset.select_columns(list(DESCRIPTION)).to_list(), missing(dataset, processor), strict=True)
+    return [entry | lacks | {"row": digest} for (entry, lacks), digest in zip(entries, row_digests(dataset))]
+
+
+def row_digests(dataset: HubDataset) -> Iterator[str]:
+    """SHA-256 of each row with its videos: the same for the same episode, whatever lies beside it."""
+    tables = dataset.with_format("arrow")
+    for index in range(len(dataset)):
+        # Taken, and not only sliced: then its buffers hold nothing of other rows.
+        row = tables[index : index + 1].take([0]).combine_chunks()
+        digest = hashlib.sha256()
+        for name in row.column_names:
+            digest.update(name.encode())
+            for buffer in row[name].chunk(0).buffers():
+                digest.update(buffer or b"")
+        yield digest.hexdigest()
+
+
 def _present(dataset: HubDataset, column: str) -> np.ndarray:
     """Which rows hold something, (len(dataset),) bool; no video is read."""
     return dataset.data.column(column).is_valid().to_numpy()
 
 
+def made_from(
+    config: AIMConfig,
+    processor: AIMProcessor,
+    codec: VideoCodec,
+    encoder: str,
+    text_dim: int,
+    fps: float,
+    shard_size: int,
+) -> dict[str, Any]:
+    """All that latents depend on beside the episodes: what made them, and the geometry that they have.
+
+    Args:
+        config: says how many latent frames and actions a chunk has.
+        encoder: `fingerprint` of the VAE and the text encoder. text_dim: width of the latter's features.
+        fps: control steps a second. shard_size: episodes of a file.
+    """
+    fields = ("canvas_size", "cameras", "action_space", "action_dim", "max_text_length")
+    vocabulary = json.dumps(sorted(processor.tokenizer.get_vocab().items()))
+    return {
+        "encoder": encoder,
+        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "chunk_latent_frames": config.chunk_latent_frames,
+        "actions_per_latent_frame": config.actions_per_latent_frame,
+        "in_channels": codec.vae.config.z_dim,
+        "latent_size": [size // codec.spatial_factor for size in processor.canvas_size],
+        "text_dim": text_dim,
+        "fps": fps,
+        "shard_size": shard_size,
+        **{name: getattr(processor, name) for name in fields},
+    }
+
+
 @dataclass(frozen=True)
 class LatentShard:
-    """One file of a latents folder.
-
-    path: the file. episodes: suite, task, split, seed and instruction of each episode in it, and what it lacks
-    (`missing`). encoder: `fingerprint` of the VAE and text encoder that made it.
-    """
+    """One file of a latents folder. episodes: of `described`, those that it holds. made_from: see there."""
 
     path: Path
     episodes: list[dict]
-    encoder: str
+    made_from: dict[str, Any]
 
-    def is_done(self) -> bool:
-        """Whether the file is there, whole, and holds just these episodes, from this encoder."""
+    def unfinished(self) -> str | None:
+        """Why it has to be written; None if it is there, whole, and holds just these episodes."""
         if not self.path.is_file():
-            return False
+            return "not there yet"
         try:
             with safe_open(self.path, framework="pt") as file:
-                return file.metadata() == self._metadata()
+                return None if file.metadata() == self._metadata() else "made from other episodes"
         except SafetensorError:
-            return False
+            return "damaged"
 
     def write(self, encoded: Iterable[dict[str, torch.Tensor]]) -> None:
-        """Writes the episodes' tensors, whole or not at all."""
+        """Writes the episodes' tensors, whole or not at all. Raises OSError if the file can't be written."""
         tensors = {}
         for index, episode in enumerate(encoded):
             tensors |= {f"{index}.{name}": tensor.contiguous() for name, tensor in episode.items()}
-        temporary = self.path.with_name(f".{self.path.name}")
-        save_file(tensors, temporary, metadata=self._metadata())
-        os.replace(temporary, self.path)
+        with written_file(self.path) as temporary:
+            save_file(tensors, temporary, metadata=self._metadata())
 
-    def entries(self, chunk_latent_frames: int) -> Iterator[tuple[dict, torch.Tensor]]:
+    def entries(self) -> Iterator[tuple[dict, torch.Tensor]]:
         """Each episode's entry in the index, and its actions."""
         with safe_open(self.path, framework="pt") as file:
             for index, episode in enumerate(self.episodes):
                 frames = file.get_slice(f"{index}.value_latents").get_shape()[1]
                 entry = {
                     **episode,
-                    "chunks": frames // chunk_latent_frames,
+                    "chunks": frames // self.made_from["chunk_latent_frames"],
                     "shard": self.path.name,
                     "key": str(index),
                 }
@@ -177,54 +263,85 @@ class LatentShard:
 
     def _metadata(self) -> dict[str, str]:
         # One entry: safetensors writes several in any order, and equal shards shall be equal files.
-        return {"made_of": json.dumps({"encoder": self.encoder, "episodes": self.episodes})}
+        return {"made_of": json.dumps({"made_from": self.made_from, "episodes": self.episodes})}
 
 
-def plan_shards(folder: Path, episodes: list[dict], encoder: str, shard_size: int) -> list[LatentShard]:
-    """The files that hold `episodes`, `shard_size` in each."""
+def plan_shards(folder: Path, episodes: list[dict], made_from: dict[str, Any]) -> list[LatentShard]:
+    """The files that hold `episodes` of `described`."""
+    size = made_from["shard_size"]
     return [
-        LatentShard(folder / f"shard-{index:05d}.safetensors", episodes[first : first + shard_size], encoder)
-        for index, first in enumerate(range(0, len(episodes), shard_size))
+        LatentShard(folder / f"shard-{index:05d}.safetensors", episodes[first : first + size], made_from)
+        for index, first in enumerate(range(0, len(episodes), size))
     ]
 
 
-def write_index(
-    folder: Path,
-    shards: list[LatentShard],
-    processor: AIMProcessor,
-    chunk_latent_frames: int,
-    no_prompt_embeds: torch.Tensor,
-) -> None:
-    """Finishes a folder whose shards are all there: writes the processor with the statistics of their actions, and at
-    last the index. A folder without an index was not finished.
+def begin_encoding(folder: Path, shards: list[LatentShard]) -> str:
+    """Claims the folder, before any of the shards is written, and says which have to be and why.
+
+    The index goes: until the new one is there, the folder is not finished.
+
+    Raises:
+        FileExistsError: if the folder holds latents that were made in another way, which it names.
+        OSError: if it can't be written.
     """
-    listed = [item for shard in shards for item in shard.entries(chunk_latent_frames)]
+    claim(folder, shards[0].made_from, outputs="shard-*.safetensors")
+    (folder / INDEX).unlink(missing_ok=True)
+    reasons = Counter(reason for shard in shards if (reason := shard.unfinished()))
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"encoding {reasons.total()} of {len(shards)} files" + (f": {told}" if told else "")
+
+
+def write_index(
+    folder: Path, shards: list[LatentShard], processor: AIMProcessor, no_prompt_embeds: torch.Tensor
+) -> None:
+    """Finishes a folder whose shards are all there, and removes others: writes the processor with the statistics of
+    their actions, and at last the index. A folder without an index was not finished.
+    """
+    for path in {*folder.glob("*shard-*.safetensors*")} - {shard.path for shard in shards}:
+        path.unlink()  # of another set of episodes, or left by a writer that was killed
+    listed = [item for shard in shards for item in shard.entries()]
     processor.action_statistics = processor.compute_action_statistics(torch.cat([actions for _, actions in listed]))
     processor.save_pretrained(folder / "processor")
-    save_file({"prompt_embeds": no_prompt_embeds.contiguous()}, folder / NO_PROMPT)
-    temporary = folder / ".index.json"
-    temporary.write_text(json.dumps([entry for entry, _ in listed], indent=1))
-    os.replace(temporary, folder / "index.json")
+    with written_file(folder / NO_PROMPT) as temporary:
+        save_file({"prompt_embeds": no_prompt_embeds.contiguous()}, temporary)
+    index = {"made_from": shards[0].made_from, "episodes": [entry for entry, _ in listed]}
+    write_text(folder / INDEX, json.dumps(index, indent=1))
+
+
+def held_out_count(episodes: int, held_out: int | None) -> int:
+    """How many of so many episodes are left out of training: `held_out`, or one in 20, at most 48.
+
+    Raises:
+        ValueError: if none would be left to train on.
+    """
+    if held_out is None:
+        return min(max(episodes // HELD_OUT_SHARE, 1), HELD_OUT_MOST, max(episodes - 1, 0))
+    if not 0 <= held_out < max(episodes, 1):
+        raise ValueError(
+            f"held_out is {held_out}; expected 0 to {max(episodes, 1) - 1}, for there are {episodes} episodes."
+        )
+    return held_out
 
 
 class LatentWindows(Dataset):
     """Windows of `window_chunks` chunks from a latents folder, one item for each place where a window fits.
 
     Args:
-        folder: made by `dataset_scripts/encode_latents.py`.
+        folder: made by `aim-hf encode-latents`.
         config: of the model, which says how many latent frames and actions a chunk has, and the lookahead.
-        window_chunks: K.
-        held_out: this many episodes, evenly spread over the index, are left out ...
+        window_chunks: K; the longest episode's chunks if that is less.
+        held_out: this many episodes, evenly spread over the index, are left out; None for one in 20, at most 48 ...
         only_held_out: ... or are the only ones.
         first_only: only the window at each episode's start.
 
     An item holds the arguments of [`AIMForWorldAction.forward`]; `value_weights` are the value map's cells. Where some
     episode lacks a view or a value map, there are also `rgb_weights` and `value_mask` (K*F, h, w): 0 in the cells of
-    what is missing, 1 elsewhere.
+    what is missing, 1 elsewhere. An episode shorter than a window gives one whose last chunks stand still and don't
+    count: then both are there, and `action_mask`, 0 for these chunks.
 
     Raises:
-        FileNotFoundError: if the folder holds no index.
-        ValueError: if a shard is damaged, or no window fits.
+        UnreadableFile: if the folder holds no index or one of an older version, or a file is damaged.
+        ValueError: if the latents have another geometry than `config`, or an argument is out of range.
     """
 
     def __init__(
@@ -232,49 +349,71 @@ class LatentWindows(Dataset):
         folder: str | Path,
         config: AIMConfig,
         window_chunks: int,
-        held_out: int = 0,
+        held_out: int | None = 0,
         only_held_out: bool = False,
         first_only: bool = False,
     ):
-        self.folder = Path(folder)
-        if not (self.folder / "index.json").is_file():
-            raise FileNotFoundError(
-                f"{self.folder} has no index.json: it holds no latents, or their encoding was not finished. Run "
-                "dataset_scripts/encode_latents.py."
-            )
+        self.folder, self.config = Path(folder), config
+        index = read_json(self.folder / INDEX, MEND)
+        with reading(self.folder / INDEX, MEND):
+            geometry = {name: index["made_from"][name] for name in GEOMETRY}
+            episodes, longest = index["episodes"], max(entry["chunks"] for entry in index["episodes"])
+        self._check_geometry(geometry)
         self.processor = AIMProcessor.from_pretrained(self.folder / "processor")
-        self.config, self.window_chunks = config, window_chunks
-        entries = json.loads((self.folder / "index.json").read_text())
-        if held_out >= len(entries):
-            raise ValueError(f"held_out is {held_out}; {self.folder} has only {len(entries)} episodes.")
-        out = {i * len(entries) // held_out for i in range(held_out)}
-        self.entries = [entry for i, entry in enumerate(entries) if (i in out) == only_held_out]
-        self._shards = {}
-        for name in {entry["shard"] for entry in self.entries}:
-            try:
-                self._shards[name] = safe_open(self.folder / name, framework="pt")
-            except Exception as error:
-                raise ValueError(f"{self.folder / name} is damaged ({error}); encode the latents again.") from error
-        self._incomplete = any({"missing_views", "missing_maps"} & set(entry) for entry in entries)
+        if window_chunks < 1:
+            raise ValueError(f"window_chunks is {window_chunks}; expected at least 1.")
+        self.window_chunks, self.num_episodes = min(window_chunks, longest), len(episodes)
+        count = held_out_count(len(episodes), held_out)
+        out = {i * len(episodes) // count for i in range(count)}
+        self.entries = [entry for i, entry in enumerate(episodes) if (i in out) == only_held_out]
+        self._shards: dict[str, safe_open] = {}
+        for entry in self.entries:
+            self._shard(entry["shard"])  # is refused now, and not in the middle of training
+        self.num_short = sum(entry["chunks"] < self.window_chunks for entry in self.entries)
+        self._incomplete = any({"missing_views", "missing_maps"} & set(entry) for entry in episodes)
         self._places = []
         for index, entry in enumerate(self.entries):
-            last = 0 if first_only else entry["chunks"] - window_chunks
+            last = 0 if first_only else max(entry["chunks"] - self.window_chunks, 0)
             self._places += [(index, start) for start in range(last + 1)]
-        if not self._places:
-            raise ValueError(f"no episode of {self.folder} has {window_chunks} chunks; take a smaller window_chunks.")
+
+    def _check_geometry(self, geometry: dict[str, int]) -> None:
+        asked = {name: getattr(self.config, name) for name in geometry}
+        wrong = [name for name in geometry if geometry[name] != asked[name]]
+        if wrong:
+            have, want = (", ".join(f"{name}={of[name]}" for name in wrong) for of in (geometry, asked))
+            raise ValueError(
+                f"the latents of {self.folder} have {have}, and the model {want}. Give the model these sizes, or "
+                "encode latents for it in another folder."
+            )
+
+    def summary(self) -> str:
+        """How many episodes these are, and why not all."""
+        left = self.num_episodes - len(self.entries)
+        told = f"training on {len(self.entries)} of {self.num_episodes} episodes ({left} held out)"
+        if self.num_short:
+            told += f"; {self.num_short} are shorter than {self.window_chunks} chunks, and count as far as they go"
+        return told
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the index: of how the latents were made, and of each episode in them."""
+        return hashlib.sha256((self.folder / INDEX).read_bytes()).hexdigest()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_shards": {}}  # a worker opens its own
+
+    def _shard(self, name: str) -> safe_open:
+        if name not in self._shards:
+            with reading(self.folder / name, MEND):
+                self._shards[name] = safe_open(self.folder / name, framework="pt")
+        return self._shards[name]
 
     def __len__(self) -> int:
         return len(self._places)
 
     def no_prompt_embeds(self) -> torch.Tensor:
-        """The text features of no instruction, (max_text_length, text_dim).
-
-        Raises:
-            FileNotFoundError: if the folder was made by a version that didn't store them.
-        """
-        if not (self.folder / NO_PROMPT).is_file():
-            raise FileNotFoundError(f"{self.folder} has no {NO_PROMPT}; encode the latents again.")
-        return self._padded(load_file(self.folder / NO_PROMPT)["prompt_embeds"].float())
+        """The text features of no instruction, (max_text_length, text_dim)."""
+        with reading(self.folder / NO_PROMPT, MEND):
+            return self._padded(load_file(self.folder / NO_PROMPT)["prompt_embeds"].float())
 
     def _padded(self, text: torch.Tensor) -> torch.Tensor:
         # Stored without its padding; zeros up to the full length are part of what Wan's cross-attention reads.
@@ -291,39 +430,46 @@ class LatentWindows(Dataset):
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         index, start = self._places[item]
         entry = self.entries[index]
-        shard, key = self._shards[entry["shard"]], entry["key"]
-        first = start * self.config.chunk_latent_frames
-        last = first + min(self.window_chunks, entry["chunks"] - start) * self.config.chunk_latent_frames
-        n = self.config.actions_per_latent_frame
+        shard, key = self._shard(entry["shard"]), entry["key"]
+        per_chunk, n = self.config.chunk_latent_frames, self.config.actions_per_latent_frame
+        first = start * per_chunk
+        frames = self.window_chunks * per_chunk
+        inside = min(frames, entry["chunks"] * per_chunk - first)  # the episode may end before the window does
 
-        def read(name, axis, begin, end):
+        def read(name, axis, begin, count):
+            """`count` from `begin` on, along an axis; beyond the episode's end it stands still."""
             stored = shard.get_slice(f"{key}.{name}")
-            return (stored[begin:end] if axis == 0 else stored[:, begin:end]).float()
+            end = begin + count
+            values = (stored[begin:end] if axis == 0 else stored[:, begin:end]).float()
+            last = values.narrow(axis, values.shape[axis] - 1, 1)
+            return torch.cat([values, *[last] * (count - values.shape[axis])], dim=axis)
 
         def scaled(name, lookahead_frames=0):
-            actions = read(name, 0, first * n, (last + lookahead_frames) * n)
-            missing = (last + lookahead_frames - first) * n - len(actions)  # the episode has ended, standing still
-            return self.processor.scale_actions(torch.cat([actions, actions[-1:].expand(missing, -1)]))
+            return self.processor.scale_actions(read(name, 0, first * n, (frames + lookahead_frames) * n))
 
-        latents = read("latents", 1, first, last + 1)
-
-        def known(missing):
-            cameras, shape = entry.get(missing, []), latents.shape[2:]
-            if len(cameras) == len(self.processor.cameras):  # nothing at all is known, beside the slots neither
-                return torch.zeros(last - first, *shape)
-            weights = torch.ones(last - first, *shape)
-            for camera in cameras:
-                weights[:, *self._cells(camera, *shape)] = 0
-            return weights
-
-        masks = {}
-        if self._incomplete:
-            masks = {"rgb_weights": known("missing_views"), "value_mask": known("missing_maps")}
-        return masks | {
+        lookahead = self.config.action_lookahead_frames
+        latents = read("latents", 1, first, frames + 1)
+        window = {
             "latents": latents,
-            "value_latents": read("value_latents", 1, first, last),
-            "value_weights": read("value_cells", 0, first, last),
-            "actions": scaled("actions", self.config.action_lookahead_frames),
+            "value_latents": read("value_latents", 1, first, frames),
+            "value_weights": read("value_cells", 0, first, frames),
+            "actions": scaled("actions", lookahead),
             "executed_actions": scaled("executed_actions"),
             "prompt_embeds": self._padded(shard.get_tensor(f"{key}.prompt_embeds").float()),
         }
+
+        def known(missing):
+            cameras, shape = entry.get(missing, []), latents.shape[2:]
+            weights = torch.ones(frames, *shape)
+            for camera in cameras:
+                weights[:, *self._cells(camera, *shape)] = 0
+            # Where no camera is known, what lies beside the slots isn't either.
+            weights[0 if len(cameras) == len(self.processor.cameras) else inside :] = 0
+            return weights
+
+        if self._incomplete or self.num_short:
+            window |= {"rgb_weights": known("missing_views"), "value_mask": known("missing_maps")}
+        if self.num_short:
+            counts = inside + lookahead * (inside == frames)
+            window["action_mask"] = (torch.arange((frames + lookahead) * n) < counts * n).float()
+        return window

@@ -5,15 +5,18 @@ augmentations. An episode is a row group of its own, so a window costs that epis
 wanted, and as many decoded frames as lie between it and the key frame before it.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from datasets import IterableDataset as StreamedDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..envs.base import CAMERAS
 from .episodes import event_from_row
@@ -24,6 +27,7 @@ from .video import decode_video
 VALUE_MAPS = ("rendered", "decoded", None)
 SENTENCES = ("task", "seed", "instruction")
 VECTORS = ("state", "action", "expert_action")
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Window:
         return names
 
     def cut(self, row: dict, start: int) -> dict:
-        """The window of an episode's row from frame `start` on.
+        """The window of an episode's row from frame `start` on. Beyond the episode's end the robot stands still.
 
         Returns:
             `task`, `seed`, `instruction` and `start`; `state` (T + 1, D), `action` (T, D) and `expert_action` (T, D)
@@ -81,12 +85,16 @@ class Window:
         """
         where = f"{row['task']} seed {row['seed']}"
         window = {name: row[name] for name in SENTENCES} | {"start": start}
+        last = len(row["state"]) - 1
+        if not 0 <= start < max(last, 1) or not last:
+            raise ValueError(f"{where}: no window starts at frame {start}; the episode has {last} actions")
         for name in VECTORS:
-            values = np.array(row[name][start : start + self.steps + (name == "state")], dtype=np.float32)
+            steps = np.arange(start, start + self.steps + (name == "state")).clip(max=last - (name != "state"))
+            values = np.array(row[name], dtype=np.float32)[steps]
             if not np.isfinite(values).all():
                 raise ValueError(f"{where}: {name} holds NaN or infinity; record this episode again")
             window[name] = torch.from_numpy(values)
-        frames = list(range(start, start + self.steps + 1, self.frame_stride))
+        frames = [min(start + step, last) for step in range(0, self.steps + 1, self.frame_stride)]
 
         def decoded(name: str) -> np.ndarray:
             try:
@@ -114,25 +122,23 @@ class Window:
 class EpisodeWindows(Dataset):
     """Every window of a folder of episodes, in order: a `DataLoader` draws them at random, with any number of workers.
 
-    An item is what [`Window.cut`] returns.
+    An item is what [`Window.cut`] returns. An episode that is shorter than a window gives one, at the end of which it
+    stands still.
 
     Raises:
-        FileNotFoundError, ValueError: of `check_folder`; ValueError if no episode is as long as a window.
+        FileNotFoundError, ValueError: of `check_folder`.
     """
 
     def __init__(self, folder: str | Path, window: Window):
         folder = Path(folder)
         check_folder(folder)
         self.window, self.paths = window, shard_paths(folder)
-        self._places: list[tuple[int, int]] = []  # (shard, row group) of each episode that is long enough
+        self._places: list[tuple[int, int]] = []  # (shard, row group) of each episode
         counts = []
         for shard, path in enumerate(self.paths):
             for group, length in enumerate(pq.read_table(path, columns=["num_frames"])["num_frames"].to_pylist()):
-                if length > window.steps:
-                    self._places.append((shard, group))
-                    counts.append(length - window.steps)
-        if not counts:
-            raise ValueError(f"no episode of {folder} has {window.steps + 1} frames; take fewer, or a smaller stride.")
+                self._places.append((shard, group))
+                counts.append(max(length - window.steps, 1))
         self._ends = np.cumsum(counts)
         self._files: dict[int, pq.ParquetFile] = {}
 
@@ -160,20 +166,35 @@ class StreamedWindows(IterableDataset):
         rows = load_dataset("org/aim-robotwin-30k", split="easy", streaming=True).shuffle(seed=0)
         loader = DataLoader(StreamedWindows(rows, Window(9), windows_per_episode=4), batch_size=8, num_workers=4)
 
-    Workers share the dataset's shards among them. An episode is read once and gives `windows_per_episode` windows, in
-    a row: shuffle the rows with a buffer, and the batches are mixed.
+    An episode is read once in a pass and gives `windows_per_episode` windows, in a row: shuffle the rows with a
+    buffer, and the batches are mixed. One that is shorter than a window stands still at its end. Workers share the
+    rows among them, and each pass has windows of its own: those of a pass follow from `seed`, the pass and the
+    episode, whatever the workers. Passes count up; `set_epoch` says which one comes next, as on a resumed run.
     """
 
     def __init__(self, rows: Iterable[dict], window: Window, windows_per_episode: int = 1, seed: int = 0):
         self.rows, self.window, self.windows_per_episode, self.seed = rows, window, windows_per_episode, seed
+        # The next pass of each worker, in memory that all processes share: a worker's own copy ends with it.
+        self._next_pass = torch.zeros(MOST_WORKERS, dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._next_pass.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict]:
-        for row in self.rows:
-            last = row["num_frames"] - 1 - self.window.steps
-            if last < 0:
-                continue
-            rng = np.random.default_rng([self.seed, row["seed"]])
-            for start in rng.integers(last + 1, size=self.windows_per_episode):
+        worker = get_worker_info()
+        index = 0 if worker is None else worker.id
+        epoch = int(self._next_pass[index])
+        self._next_pass[index] += 1
+        rows = self.rows
+        if isinstance(rows, StreamedDataset):
+            rows.set_epoch(epoch)  # a shuffled one has another order, and it shares its shards among workers itself
+        elif worker is not None:
+            rows = islice(rows, index, None, worker.num_workers)
+        for row in rows:
+            name = zlib.crc32("/".join(row[part] for part in ("suite", "task", "split")).encode())
+            rng = np.random.default_rng([self.seed, epoch, name, row["seed"]])
+            starts = max(row["num_frames"] - self.window.steps, 1)
+            for start in rng.integers(starts, size=self.windows_per_episode):
                 yield self.window.cut(row, int(start))
 
 
