@@ -5,17 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..envs import TASKS, next_environment
 from ..envs.base import CAMERAS
 from ..envs.seeds import episode_seeds, scene_generator
+from ..extras import extra
 from ..files import MADE_FROM, read_json
 from .episodes import Episode
 from .recorder import Failure, record_episode
 from .shards import UNFINISHED, check_folder, read_manifest, read_rows, shard_paths
 from .video import decode_video
+
+with extra("data"):
+    import pyarrow.parquet as pq
 
 VIDEO_ERROR = 32  # of 255: how far a value map's video may be from the map, by compression
 

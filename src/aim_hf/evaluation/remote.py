@@ -7,13 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
 from ..envs.base import ActionMode, Observation
+from ..extras import extra
 from ..serving.messages import MessageError, pack, unpack
 from .dialects import Dialect, aim
 from .policies import Pictures, Prediction
+
+with extra("serve"):
+    from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
+    from websockets.sync.client import ClientConnection, connect
 
 REPLY_SECONDS = 600  # a server may compile at its first request
 MAX_REPLY = 2**28  # bytes
