@@ -146,8 +146,18 @@ class AIMPolicy:
         pipe.set_progress_bar_config(disable=True)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, device: str | torch.device = "cpu", **kwargs):
-        """Loads a pipeline folder or a Hub repository. `kwargs`: as in `__init__`.
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        dtype: str | None = None,
+        **kwargs,
+    ):
+        """Loads a pipeline folder or a Hub repository.
+
+        Args:
+            dtype: as of `AIMPipeline.from_pretrained`, by its name; one of the settings if it is given.
+            kwargs: as in `__init__`.
 
         Raises:
             FileNotFoundError: if there is no such folder, nor repository.
@@ -161,8 +171,9 @@ class AIMPolicy:
                 f"({type(error).__name__}). Give the folder of an AIMPipeline, or the id of a repository that you may "
                 "read."
             ) from error
-        pipe = AIMPipeline.from_pretrained(folder).to(device)
-        return cls(pipe, {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}, **kwargs)
+        pipe = AIMPipeline.from_pretrained(folder, dtype=dtype).to(device)
+        settings = {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}
+        return cls(pipe, settings | ({} if dtype is None else {"dtype": dtype}), **kwargs)
 
     @property
     def negative_prompt(self) -> str | None:
@@ -237,7 +248,8 @@ def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, 
 
 
 def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `SCHEDULE`."""
+    """Adds the options of `SCHEDULE`, and `dtype`."""
+    parser.add_argument("--dtype", help="of the model and the text encoder, such as bfloat16; default: as stored")
     parser.add_argument("--num_inference_steps", type=int, default=5, help="of RGB and value maps")
     parser.add_argument("--num_action_inference_steps", type=int, help="default: 10")
     parser.add_argument("--stop_after", type=int, help="end the denoising of RGB and value maps after so many steps")
