@@ -25,8 +25,9 @@ Pictures = Literal["none", "value_maps", "all"]
 # run beside it. 8 is where a row costs the least on a CPU.
 ROWS = 8
 
-# Arguments of AIMPolicy that are options on the command line.
+# Arguments of AIMPolicy.from_pretrained that are options on the command line.
 SCHEDULE = (
+    "dtype",
     "num_inference_steps",
     "num_action_inference_steps",
     "stop_after",
