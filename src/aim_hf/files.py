@@ -2,7 +2,8 @@
 
 - `written_file`, `write_text`, `written_folder` write under a temporary name and rename.
 - `claim` records what an output folder is made from, and refuses one that was made from something else.
-- `reading`, `read_json` turn whatever goes wrong in a file of somebody else's into an `UnreadableFile` that names it.
+- `reading`, `read_json`, `read_json_lines` turn whatever goes wrong in a file of somebody else's into an
+  `UnreadableFile` that names it.
 """
 
 import json
@@ -59,6 +60,30 @@ def read_json(path: str | os.PathLike, mend: str, kind: type = dict) -> Any:
         if not isinstance(content, kind):
             raise ValueError(f"it holds a JSON {type(content).__name__}, expected a {kind.__name__}")
     return content
+
+
+def read_json_lines(path: str | os.PathLike, mend: str, needed: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The objects of a file that holds one a line.
+
+    Args:
+        needed: names that each of them must have.
+
+    Raises:
+        UnreadableFile: if the file is missing or damaged; names the line.
+    """
+    records = []
+    with reading(path, mend):
+        # str.splitlines would also cut at separators that may be part of a JSON text.
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+            if line.strip():
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+                if not isinstance(record, dict) or not record.keys() >= set(needed):
+                    raise ValueError(f"line {number} is {line[:80]}, expected an object with {', '.join(needed)}")
+                records.append(record)
+    return records
 
 
 def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = MADE_FROM) -> None:
@@ -118,7 +143,7 @@ def written_file(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     with written_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

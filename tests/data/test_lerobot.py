@@ -662,6 +662,8 @@ def test_v2_0_and_deleted_episodes_are_read(tmp_path):
     (folder / "meta" / "episodes_stats.jsonl").unlink()
     change_info(folder, codebase_version="v2.0", total_episodes=2)
     change_lines(folder, "episodes.jsonl", lambda records: [records[0], records[2]])
+    words = "把积木\u2028🧱"  # a separator of lines, but not of objects
+    (folder / "meta" / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": words}, ensure_ascii=False))
     for path in folder.glob("**/episode_000001.*"):
         path.unlink()
     source = LeRobotSource(folder)
@@ -669,6 +671,7 @@ def test_v2_0_and_deleted_episodes_are_read(tmp_path):
     assert import_episodes(source, config(JOINTS, tmp_path), tmp_path / "out") == (2, {})
     rows = list(read_rows(shard_paths(tmp_path / "out")[0]))
     assert [row["seed"] for row in rows] == [0, 2]
+    assert rows[1]["instruction"] == words
     np.testing.assert_array_equal(rows[1]["state"], made.joints(2, np.arange(14)))
 
 

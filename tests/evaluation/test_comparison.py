@@ -5,19 +5,31 @@ import json
 import pytest
 
 from aim_hf.evaluation.comparison import compare, format_comparison, training_summary
-from aim_hf.evaluation.statistics import mcnemar_p
+from aim_hf.evaluation.statistics import mcnemar_p, summarize
 from aim_hf.training.curve import plot_comparison, plot_grpo
 
 
 def write(folder, successes: dict[str, list[bool]], **settings):
     """An output folder of `evaluate` with these outcomes, on seeds 100, 101 ..."""
     (folder / "episodes").mkdir(parents=True)
-    for task, outcomes in successes.items():
-        records = [json.dumps({"seed": 100 + i, "success": success}) for i, success in enumerate(outcomes)]
-        (folder / "episodes" / f"{task}.jsonl").write_text("\n".join(records) + "\n")
+    alike = {
+        "instruction": "go",
+        "steps": 9,
+        "expert_success": True,
+        "peak_error": None,
+        "video": None,
+        "simulator": {},
+    }
+    records = {
+        task: [{"seed": 100 + i, "success": success} | alike for i, success in enumerate(outcomes)]
+        for task, outcomes in successes.items()
+    }
+    for task, lines in records.items():
+        (folder / "episodes" / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = {"suite": "tabletop", "split": "easy", "instructions": "seen", "value_maps": "predicted"} | settings
     results |= {name: folder.name for name in ("policy", "policy_sha256", "command", "commit", "hardware")}
-    (folder / "results.json").write_text(json.dumps(results | {"tasks": dict.fromkeys(successes)}))
+    results |= {"start_seed": 0} | summarize(records, dict.fromkeys(records, {}))
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 

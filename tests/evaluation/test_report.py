@@ -12,6 +12,7 @@ import pytest
 from aim_hf.envs import TASKS
 from aim_hf.evaluation.report import Run, deviations, published_rates, write_report
 from aim_hf.evaluation.statistics import summarize
+from aim_hf.files import UnreadableFile
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "src" / "aim_hf" / "evaluation" / "published"
@@ -124,6 +125,43 @@ def test_html_holds_everything_and_escapes_what_it_was_given(tmp_path):
     markdown = (tmp_path / "report" / "report.md").read_text()
     failed = [line for line in markdown.splitlines() if "100000003" in line or "100000004" in line]
     assert len(failed) == 2 and all(len(re.findall(r"(?<!\\)\|", line)) == 7 for line in failed)
+
+
+def test_where_first_maps_have_their_peaks_is_told_in_centimetres_where_records_hold_them(tmp_path):
+    folder = write_run(tmp_path / "run", 3, suite="tabletop", episodes=5, tasks=["click_bell"])
+    results = json.loads((folder / "results.json").read_text())
+    results["first_chunk_peak_within_10_percent"] = {"share": 0.95, "count": 20}
+    results["first_chunk_peak_on_table"] = {"median_cm": 3.14, "within_2_cm": 0.35, "count": 20}
+    for told, text in ((results, "95% of 20; 3.1 cm, 35% within 2 cm"), (older(results), "95% of 20")):
+        (folder / "results.json").write_text(json.dumps(told))
+        write_report([folder], PUBLISHED, tmp_path / "report")
+        assert f"| {text} |" in (tmp_path / "report" / "report.md").read_text()
+
+
+def older(results: dict) -> dict:
+    """As the first evaluations wrote it."""
+    return {name: of for name, of in results.items() if name not in ("first_chunk_peak_on_table", "simulators")}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.json", "{", "results.json can't be read .*; evaluate into the same folder again"),
+        ("results.json", "{}", "results.json can't be read .it has no policy, suite, split"),
+        ("results.json", {"tasks": {"click_bell": {"episodes": 5}}}, "it has no successes of click_bell, rate of"),
+        ("episodes/click_bell.jsonl", '{"seed": 1}\n{"see', "record of seed|line 2: .*delete that line and evaluate"),
+        ("episodes/click_bell.jsonl", "[]\n", "line 1 is .., expected an object with seed"),
+        ("episodes/click_bell.jsonl", '{"seed": 7}\n', "the record of seed 7 has no instruction, success"),
+    ],
+)
+def test_damaged_results_are_named(tmp_path, name, content, message):
+    folder = write_run(tmp_path / "run", 3, suite="tabletop", episodes=5, tasks=["click_bell"])
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((folder / name).read_text()) | content)
+    (folder / name).write_text(content)
+    with pytest.raises(UnreadableFile, match=message):
+        write_report([folder], PUBLISHED, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
 
 
 def test_bad_input_is_refused_and_nothing_is_written(tmp_path):

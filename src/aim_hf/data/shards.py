@@ -78,7 +78,7 @@ class ShardWriter:
         self._pieces = self.folder / UNFINISHED / self.path.stem
         self.tried = {}
         for piece in sorted(self._pieces.glob("[0-9]*")):
-            self.tried[int(piece.stem)] = None if piece.suffix == ".parquet" else piece.read_text()
+            self.tried[int(piece.stem)] = None if piece.suffix == ".parquet" else piece.read_text(encoding="utf-8")
 
     @property
     def path(self) -> Path:

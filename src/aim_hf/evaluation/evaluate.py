@@ -32,7 +32,7 @@ from tqdm import tqdm
 from ..envs import TASKS
 from ..envs.base import SPLITS, SeedRejected
 from ..envs.seeds import episode_seeds
-from ..files import write_text
+from ..files import UnreadableFile, read_json, read_json_lines, reading, write_text
 from ..provenance import provenance
 from .pictures import write_contact_sheet, write_strip, write_video
 from .policies import Policy
@@ -40,6 +40,11 @@ from .rollout import EpisodeResult, ValueMaps, run_episodes
 from .statistics import PEAKS, format_peaks, summarize
 from .vector_env import VectorEnvironment, cores_of_this_process
 
+# What `results.json`, each task in it, and an episode's record have, whichever version wrote them.
+RESULT = ("policy", "suite", "split", "instructions", "value_maps", "start_seed", "tasks", "mean_rate", "command")
+RESULT += ("commit", "hardware")
+RESULT_OF_TASK = ("episodes", "successes", "rate", "wilson")
+RECORD = ("instruction", "success", "steps", "expert_success", "peak_error", "video", "simulator")
 MAX_REJECTED = 50  # seeds in a row: then it is the simulator that fails, not the scenes
 
 
@@ -231,11 +236,23 @@ def _run_batches(
 
 
 def read_results(output: Path) -> dict[str, Any]:
-    """The content of `results.json`. Raises FileNotFoundError where there is none."""
+    """The content of `results.json`.
+
+    Raises:
+        FileNotFoundError: where there is none. UnreadableFile: if it is damaged, or no result of an evaluation.
+    """
     path = output / "results.json"
     if not path.exists():
-        raise FileNotFoundError(f"{output} holds no results.json; expected an output folder of evaluate.py.")
-    return json.loads(path.read_text())
+        raise FileNotFoundError(f"{output} holds no results.json; expected an output folder of `aim-hf evaluate`.")
+    mend = "evaluate into the same folder again, which writes it from what is there"
+    results = read_json(path, mend)
+    with reading(path, mend):
+        missing = [name for name in RESULT if name not in results]
+        tasks = dict(results.get("tasks", {}))
+        missing += [f"{name} of {task}" for task, of in tasks.items() for name in RESULT_OF_TASK if name not in of]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+    return results
 
 
 def read_records(output: Path, task: str) -> list[dict[str, Any]]:
@@ -250,8 +267,16 @@ def read_rejected(output: Path, task: str) -> dict[int, str]:
 
 def _read_lines(output: Path, task: str) -> list[dict[str, Any]]:
     path = output / "episodes" / f"{task}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return list({record["seed"]: record for record in map(json.loads, lines)}.values())
+    if not path.exists():
+        return []
+    records = read_json_lines(path, "delete that line and evaluate again, which runs what is missing", ("seed",))
+    for record in records:
+        if missing := [name for name in RECORD if name not in record and "rejected" not in record]:
+            raise UnreadableFile(
+                f"{path}: the record of seed {record['seed']} has no {', '.join(missing)}; delete its line and "
+                "evaluate again, which runs what is missing"
+            )
+    return list({record["seed"]: record for record in records}.values())
 
 
 def format_results(results: dict[str, Any]) -> str:
@@ -314,7 +339,7 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
     path = output / "settings.json"
     if not path.exists():
         return
-    stored = json.loads(path.read_text())
+    stored = read_json(path, "delete the folder, and evaluate again")
     differing = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
     if differing:
         lines = "; ".join(f"{name} {stored.get(name)!r} there, {settings.get(name)!r} now" for name in differing)

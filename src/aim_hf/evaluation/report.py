@@ -21,11 +21,11 @@ import matplotlib
 from ..envs import TASKS
 from ..envs.base import SPLITS
 from ..envs.robotwin import DEVIATIONS
-from ..files import write_text, written_file
+from ..files import reading, write_text, written_file
 from ..provenance import machine
 from .comparison import compare
 from .evaluate import read_records, read_results
-from .statistics import format_rate
+from .statistics import PEAKS, format_peaks, format_rate
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -43,7 +43,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """Raises FileNotFoundError where there are no results."""
+        """Raises OSError where there are no results, or damaged ones."""
         return cls(folder, read_results(folder))
 
     @property
@@ -58,12 +58,13 @@ def published_rates(folder: Path, suite: str, split: str) -> dict[str, dict[str,
     if suite != "robotwin":
         return {}
     rates: dict[str, dict[str, float]] = {}
-    with open(folder / "table1_robotwin.csv", newline="") as file:
+    mend = "give the folder of the paper's tables"
+    with reading(folder / "table1_robotwin.csv", mend), open(folder / "table1_robotwin.csv", newline="") as file:
         for row in csv.DictReader(file):
             for column, value in row.items():
                 if row["task"] in TASKS[suite] and column.endswith(f"_{split}") and value:
                     rates.setdefault(column.removesuffix(f"_{split}"), {})[row["task"]] = float(value)
-    with open(folder / "table2_robotwin.csv", newline="") as file:
+    with reading(folder / "table2_robotwin.csv", mend), open(folder / "table2_robotwin.csv", newline="") as file:
         (means,) = (row for row in csv.DictReader(file) if row["setting"] == split)
         for model, value in means.items():
             if model != "setting":
@@ -90,9 +91,15 @@ def deviations(run: Run) -> list[str]:
         found.append("The policy acts on true value maps: a diagnostic, no result.")
     if results.get("delay"):
         found.append(f"A chunk takes {results['delay']} control steps to compute; the official script waits for it.")
-    if len(results["simulators"]) > 1:
-        found.append(f"{len(results['simulators'])} different simulators took part: {results['simulators']}.")
+    simulators = _simulators(results)
+    if len(simulators) > 1:
+        found.append(f"{len(simulators)} different simulators took part: {simulators}.")
     return found
+
+
+def _simulators(results: dict[str, Any]) -> list[dict[str, str]]:
+    """All that took part; early evaluations don't tell."""
+    return results.get("simulators", [])
 
 
 def write_report(folders: list[Path], published: Path, output: Path) -> None:
@@ -103,7 +110,8 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
         published: folder of the paper's tables, as CSV.
 
     Raises:
-        FileNotFoundError: for a folder without results. ValueError: if the suites differ.
+        OSError: for a folder without results, with damaged ones, or that can't be written. ValueError: if the suites
+            differ.
     """
     runs = [Run.read(folder) for folder in folders]
     suites = sorted({run.results["suite"] for run in runs})
@@ -208,7 +216,7 @@ def _marked(text: str) -> str:
 
 
 def _head(suite: str, runs: list[Run]) -> Section:
-    rows = [["policy", "split", "episodes", "mean success", "instructions", "checkpoint", "code", "hardware"]]
+    rows = [["policy", "split", "episodes", "mean success", PEAKS, "instructions", "checkpoint", "code", "hardware"]]
     for run in runs:
         results = run.results
         rows.append(
@@ -217,6 +225,7 @@ def _head(suite: str, runs: list[Run]) -> Section:
                 results["split"] + (", true maps" if results["value_maps"] == "true" else ""),
                 f"{sum(task['episodes'] for task in results['tasks'].values())} in {len(results['tasks'])} tasks",
                 f"**{results['mean_rate']:.1%}**",
+                format_peaks(results),
                 results["instructions"],
                 f"`{results.get('policy_sha256', 'unknown')[:12]}`",
                 f"`{(results['commit'] or 'unknown')[:10]}`",
@@ -224,7 +233,7 @@ def _head(suite: str, runs: list[Run]) -> Section:
             ]
         )
     commands = Points([f"{run.title}: `{run.results['command']}`" for run in runs])
-    simulators = sorted({json.dumps(simulator) for run in runs for simulator in run.results["simulators"]})
+    simulators = sorted({json.dumps(simulator) for run in runs for simulator in _simulators(run.results)})
     what = Text(
         "Success rates in closed loop on held-out scenes, with 95 % Wilson intervals. Means are of the tasks' rates. "
         f"Simulator: {'; '.join(f'`{simulator}`' for simulator in simulators)}."

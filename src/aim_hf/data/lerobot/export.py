@@ -206,7 +206,7 @@ class _Writer:
             self.folder / format.STATS,
             {name: {key: value.tolist() for key, value in values.items()} for name, values in self.statistics.items()},
         )
-        (self.folder / "README.md").write_text(_card(repo_id, info, bool(self.left_out)))
+        (self.folder / "README.md").write_text(_card(repo_id, info, bool(self.left_out)), encoding="utf-8")
         return info
 
     def _frame_features(self) -> Features:
@@ -376,7 +376,7 @@ def _merged(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.
 
 
 def _write_json(path: Path, content: dict) -> None:
-    _made(path).write_text(json.dumps(content, indent=4) + "\n")
+    _made(path).write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
 def _card(repo_id: str, info: dict, without_maps: bool) -> str:

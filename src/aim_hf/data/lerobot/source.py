@@ -7,7 +7,6 @@ asked for are read, or fetched from the Hub. Columns that nobody asks for may be
 
 import hashlib
 import io
-import json
 import math
 import os
 import re
@@ -27,7 +26,7 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image
 from torchcodec.decoders import VideoDecoder
 
-from ...files import UnreadableFile, read_json, reading
+from ...files import UnreadableFile, read_json, read_json_lines, reading
 from ..video import decode_video, encode_video
 from . import format
 from .clips import check_clip, cut_clip, frame_rate
@@ -78,7 +77,9 @@ class LeRobotSource:
         self._splits = {name: self._span(name, span) for name, span in self._info.get("splits", {}).items()}
         self.own = (folder / format.OURS).is_file()
         self._episodes = self._by_number(
-            self._read_v3() if self.version == "v3.0" else self._lines(format.EPISODES_V2)
+            self._read_v3()
+            if self.version == "v3.0"
+            else read_json_lines(folder / format.EPISODES_V2, MEND, ("episode_index",))
         )
         self.tasks = self._read_tasks()
         self.episodes = list(self._episodes)
@@ -432,23 +433,10 @@ class LeRobotSource:
                 records += pq.read_table(path, columns=columns, partitioning=None).to_pylist()
         return records
 
-    def _lines(self, name: str) -> list[dict]:
-        """The objects of a file that holds one a line."""
-        records, path = [], self.folder / name
-        with reading(path, MEND):
-            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-                if line.strip():
-                    try:
-                        records.append(json.loads(line))
-                    except ValueError as error:
-                        raise ValueError(f"line {number}: {error}") from error
-                    if not isinstance(records[-1], dict):
-                        raise ValueError(f"line {number} is {line[:80]}, expected an object")
-        return records
-
     def _read_tasks(self) -> dict[int, str]:
         if self.version != "v3.0":
-            return {record.get("task_index"): record.get("task") for record in self._lines(format.TASKS_V2)}
+            records = read_json_lines(self.folder / format.TASKS_V2, MEND, ("task_index", "task"))
+            return {record["task_index"]: record["task"] for record in records}
         path = self.folder / format.TASKS
         with reading(path, MEND):
             table = pq.read_table(path, partitioning=None).to_pydict()
