@@ -11,12 +11,14 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Array2D, Dataset, Features, load_dataset
 from fixtures_episodes import SIZES, make_episode, write_shard
+from hub_server import Repo
 from test_video import psnr
 from torchcodec.decoders import VideoDecoder
 
@@ -286,35 +288,37 @@ def test_an_import_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     assert [shard.episodes for shard in plan(source, False, 2, source.episodes)] == [[(0, 0), (1, 1)], [(2, 2)]]
 
 
-def test_only_what_is_needed_is_fetched_from_the_hub(tmp_path, monkeypatch):
-    """Of v3.0 the files that hold the chosen episodes, of v2.1 theirs alone; always of one commit."""
-    asked = []
+@pytest.mark.parametrize("name", VERSIONS)
+def test_only_what_is_chosen_is_fetched_from_the_hub(name, hub, tmp_path, monkeypatch):
+    """Of v2.1 the chosen episodes' files, of v3.0 those that hold them; all of the commit whose metadata were read."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = FIXTURES / name
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    repo = hub.repos["datasets", "you/blocks"] = Repo(private=False)
+    first = repo.commit("main", files | {"videos/observation.images.other/a.mp4": b"unused"})
+    source = LeRobotSource.open("you/blocks", "main")
+    repo.commit("main", {"README.md": b"all is gone"})
 
-    def fetch(repo, **options):
-        asked.append(options)
-        return str(FIXTURES / version)
+    def present() -> set[str]:
+        return {str(p.relative_to(source.folder)) for p in source.folder.rglob("*") if p.is_file()}
 
-    monkeypatch.setattr("aim_hf.data.lerobot.source.snapshot_download", fetch)
-    top = ["observation.images.top"]
-    for version in VERSIONS:
-        source = LeRobotSource.open("you/blocks", "main")
-        assert (source.name, source.repo_id) == ("blocks", "you/blocks")
-        source.fetch(source.episodes, top)
-        source.fetch(source.choose(["1:3"], ["put the red block left"]), top)
-        opened, everything, chosen = asked[-3:]
-        assert opened["revision"] == "main" and opened["allow_patterns"] == ["meta/*"]
-        assert everything["repo_type"] == "dataset" and everything["revision"] == version
-        assert everything["allow_patterns"] == ["meta/*", "data/*", "videos/*observation.images.top/*"]
-        files = {
-            "lerobot_v3": ["data/chunk-000/file-000.parquet", "videos/observation.images.top/chunk-000/file-000.mp4"],
-            "lerobot_v21": [
-                "data/chunk-000/episode_000002.parquet",
-                "videos/chunk-000/observation.images.top/episode_000002.mp4",
-            ],
-        }
-        assert chosen["allow_patterns"] == ["meta/*", *files[version]]
+    metadata = {path for path in files if path.startswith("meta/")}
+    assert (source.name, source.repo_id, source.revision) == ("blocks", "you/blocks", first) and present() == metadata
+    chosen = source.choose(["1:3"], ["put the red block left"])
+    count, _ = import_episodes(source, config(JOINTS, tmp_path), tmp_path / "out", chosen)
+    assert count == 1 and [row["seed"] for row in read_rows(shard_paths(tmp_path / "out")[0])] == [2]
+    assert json.loads((tmp_path / "out" / "made_from.json").read_text())["revision"] == first
+    held = {path for path in files if path.startswith(("data/", "videos/")) and ("file-" in path or "000002" in path)}
+    assert present() == metadata | held and len(held) == 2
+    source.fetch(source.episodes, ["observation.images.top"])
+    assert present() == set(files)
+
+    with pytest.raises(
+        ValueError, match="you/blocks is no folder, and as a dataset of the Hub at old it can't be read"
+    ):
+        LeRobotSource.open("you/blocks", "old")
     with pytest.raises(ValueError, match="is a folder, so there is no revision main"):
-        LeRobotSource.open(str(FIXTURES / version), "main")
+        LeRobotSource.open(str(folder), "main")
 
 
 def test_an_episode_that_begins_with_no_key_frame_is_encoded_again(tmp_path):
