@@ -77,7 +77,7 @@ def latents(pipe, episodes, tmp_path_factory):
         {"missing_maps": ["head_camera", "left_camera", "right_camera"]},
     ]
     assert control_rate(dataset) == 12.5
-    settings = made_from(pipe.model.config, processor, codec, "encoder", 16, control_rate(dataset), shard_size=4)
+    settings = made_from(pipe.model.config, processor, codec, "text encoder", 16, control_rate(dataset), shard_size=4)
     (shard,) = plan_shards(folder, described(dataset, processor), settings)
     shard.write(
         encode_episode(episode, codec, processor, 8, 1) | {"prompt_embeds": torch.zeros(2, 16).half()}
