@@ -141,19 +141,6 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
     )
 
 
-def control_rate(dataset: HubDataset) -> float:
-    """Frames a second of all episodes.
-
-    Raises:
-        ValueError: if they have several: a chunk would last another time in each.
-    """
-    rates = Counter(dataset["fps"])
-    if len(rates) > 1:
-        told = ", ".join(f"{count} of {rate:g}" for rate, count in sorted(rates.items()))
-        raise ValueError(f"episodes have several rates ({told} frames a second); make a dataset for each.")
-    return next(iter(rates))
-
-
 def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list[str]]]:
     """Of each episode, the cameras of the processor that it lacks (`missing_views`) and those whose value maps it
     lacks (`missing_maps`); what has no entry is all there."""
