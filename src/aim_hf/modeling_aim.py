@@ -232,12 +232,16 @@ class AIMForWorldAction(PreTrainedModel):
         """What encodes executed actions."""
         return self.action_head if self.history_head is None else self.history_head
 
-    def compile_blocks(self) -> None:
-        """Compiles what a layer does before and after the shared attention, once for all layers of a stream."""
-        heads = (self.action_head,) if self.history_head is None else (self.action_head, self.history_head)
-        for block in (*self.blocks, *(block for head in heads for block in head.blocks)):
-            block.project = torch.compile(block.project)
-            block.update = torch.compile(block.update)
+    def compile_blocks(self, **options) -> None:
+        """Compiles what a layer does before and after the shared attention, once for all layers of a stream.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        compiled = tuple(torch.compile(part, **options) for part in (AIMBlock.project, AIMBlock.update))
+        for block in self.modules():
+            if isinstance(block, AIMBlock):
+                block.parts = compiled
 
     # ------------------------------------------------------------------------------------------------ tokens
 
@@ -318,6 +322,9 @@ class AIMForWorldAction(PreTrainedModel):
         Raises:
             ValueError: for shapes that don't fit together.
         """
+        # Times, noise, mixtures and losses are in at least float32, whatever the network computes in: bfloat16 has 128
+        # times between 1/2 and 1.
+        latents, value_latents, actions = map(at_least_float32, (latents, value_latents, actions))
         config, (B, C, N, height, width) = self.config, latents.shape
         frames_per_chunk, n = config.chunk_latent_frames, config.actions_per_latent_frame
         T = N - 1  # future latent frames
@@ -355,9 +362,10 @@ class AIMForWorldAction(PreTrainedModel):
             u_video = draw_uniform(D)
             u_action = u_video if config.joint_denoising else draw_uniform(E)
             timesteps = shifted(u_video, config.video_shift), shifted(u_action, config.action_shift)
-        t_video, t_action = timesteps
+        t_video, t_action = map(at_least_float32, timesteps)
         video_shape, action_shape = (B, D, C, T, height, width), (B, E, K * P, config.action_dim)
-        eps_x, eps_m, eps_a = noise or (draw(video_shape), draw(video_shape), draw(action_shape))
+        noise = noise or (draw(video_shape), draw(video_shape), draw(action_shape))
+        eps_x, eps_m, eps_a = map(at_least_float32, noise)
 
         def predictions(of_frames):  # (B, (K*F + A)*n, ...) -> (B, K*P, ...), each chunk's actions one after the other
             return of_frames.unfold(1, P, config.actions_per_chunk).movedim(-1, 2).flatten(1, 2)
@@ -378,16 +386,15 @@ class AIMForWorldAction(PreTrainedModel):
 
         observed, t_observed = latents, latents.new_zeros(B, N)
         if history_timestep is not None:
-            t_observed = history_timestep[:, None].expand(B, N)
+            t_observed = at_least_float32(history_timestep)[:, None].expand(B, N)
             at = t_observed[:, None, :, None, None]
             observed = (1 - at) * latents + at * draw(latents.shape)
 
-        velocity_x, velocity_m, velocity_a = self._packed_velocities(
-            *(observed, value_latents, executed_actions, prompt_embeds, x_t, m_t, a_t),
-            *(t_observed, t_frame, t_action),
-        )
+        seen = (observed, value_latents, executed_actions, prompt_embeds, x_t, m_t, a_t)
+        velocities = self._packed_velocities(*(part.to(self.dtype) for part in seen), t_observed, t_frame, t_action)
 
         # Eq. (9): mean squared errors of the velocities eps - x_0.
+        velocity_x, velocity_m, velocity_a = map(at_least_float32, velocities)
         rgb_error = (velocity_x - (eps_x - future.unsqueeze(1))).square().mean(dim=2)  # (B, D, T, h, w)
         rgb_weights, value_weights = (w if w is None else w.unsqueeze(1) for w in (rgb_weights, value_weights))
         rgb_loss = self._weighted_mean(rgb_error, rgb_weights)
