@@ -10,6 +10,7 @@ from transformers import AttentionInterface, TorchAoConfig
 
 from aim_hf import AIMConfig, AIMForWorldAction, layers
 from aim_hf.layers import masked_attention, unit_attention, unit_block_mask
+from aim_hf.versions import ACTIVATION_CHECKPOINTING
 from aim_hf.visibility import Kind, Units, visible
 
 B, S, C, H, W = 2, 5, 6, 4, 6
@@ -341,7 +342,7 @@ def test_activation_checkpointing_changes_memory_alone():
         return {name: parameter.grad for name, parameter in model.named_parameters()}, sum(kept)
 
     plain, whole = gradients()
-    model.activation_checkpointing_enable()
+    getattr(model, f"{ACTIVATION_CHECKPOINTING}_enable")()
     checkpointed, less = gradients()
     assert less < whole / 2
     for name, gradient in plain.items():

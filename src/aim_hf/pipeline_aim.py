@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import PIL.Image
 import torch
@@ -26,7 +25,6 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscret
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from packaging.version import Version
 from transformers import AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, ProcessorMixin
 
 from .checkpoint import (
@@ -43,6 +41,7 @@ from .modeling_aim import AIMForWorldAction
 from .processing_aim import AIMProcessor, robotwin_processor
 from .sampling import NUM_ACTION_INFERENCE_STEPS, sample_chunk
 from .session import AIMSession, as_actions
+from .versions import PIPELINE_DTYPE
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 # What each component is at least; a model may be wrapped, by PEFT or torch.compile.
@@ -54,9 +53,6 @@ COMPONENTS = {
     "scheduler": SchedulerMixin,
     "action_scheduler": SchedulerMixin,
 }
-# How diffusers' pipelines call the dtype to load in.
-_DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
-
 # An offloaded text encoder goes to the GPU and back with each call.
 _encoding_lock = threading.Lock()
 
@@ -629,7 +625,7 @@ def _dtypes(dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None) -
     dtypes = {"vae": torch.float32} | (dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype})
     if unknown := sorted(dtypes.keys() - {*COMPONENTS, "default"}):
         raise ValueError(f"dtype has {unknown}; expected some of {', '.join(COMPONENTS)} and default.")
-    return {_DTYPE: {name: as_dtype(of_component) for name, of_component in dtypes.items()}}
+    return {PIPELINE_DTYPE: {name: as_dtype(of_component) for name, of_component in dtypes.items()}}
 
 
 def _returned(returned: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

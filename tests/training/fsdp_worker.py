@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from aim_hf.training.trainer import computing_alone, split_like, whole_tensor
+from aim_hf.versions import ACTIVATION_CHECKPOINTING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_modeling import make_batch, make_model  # noqa: E402
@@ -28,7 +29,7 @@ def split_up(model, **options):
 
 whole, split = (make_model(history_chunks=2).train() for _ in range(2))
 split_up(split)
-split.activation_checkpointing_enable()
+getattr(split, f"{ACTIVATION_CHECKPOINTING}_enable")()
 batch = make_batch(whole.config, 2)
 
 

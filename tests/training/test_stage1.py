@@ -29,6 +29,7 @@ from aim_hf.data.value_maps import Event
 from aim_hf.training.checkpoints import last_checkpoint
 from aim_hf.training.lora import with_lora
 from aim_hf.training.trainer import EMA_FILE, AIMTrainer, AIMTrainingArguments
+from aim_hf.versions import ACTIVATION_CHECKPOINTING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fixtures_pipeline import HEAD, WRIST, make_pipeline, make_pose  # noqa: E402
@@ -388,7 +389,7 @@ AUGMENTED = {"prompt_dropout": 0.5, "history_noise_probability": 0.5}
         {"muon_learning_rate": 0.02},
         AUGMENTED,
         {"lora_rank": 2},
-        {"lora_rank": 2, "activation_checkpointing": True},
+        {"lora_rank": 2, ACTIVATION_CHECKPOINTING: True},
     ],
     ids=["adamw", "muon", "augmented", "lora", "lora checkpointed"],
 )

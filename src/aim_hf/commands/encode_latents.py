@@ -14,9 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKLWan
 from tqdm import tqdm
-from transformers import AutoModelForTextEncoding
 
 from ..checkpoint import fingerprint, local_folder
 from ..codec import VideoCodec
@@ -32,6 +30,7 @@ from ..data.latents import (
     write_index,
 )
 from ..data.shards import load_episodes
+from ..pipeline_aim import load_text_encoder, load_vae
 from ..processing_aim import AIMProcessor
 from . import Parser
 
@@ -54,8 +53,8 @@ def main(argv: list[str]) -> None:
         config = AIMConfig.from_pretrained(policy / "model")
     else:
         raise ValueError(f"{args.policy} holds no model that tells the sizes of a chunk; give --preset")
-    codec = VideoCodec(AutoencoderKLWan.from_pretrained(policy / "vae").to(state.device))
-    text_encoder = AutoModelForTextEncoding.from_pretrained(policy / "text_encoder").to(state.device)
+    codec = VideoCodec(load_vae(policy).to(state.device))
+    text_encoder = load_text_encoder(policy).to(state.device)
     dataset = load_episodes(args.dataset)
     processor = fit_processor(AIMProcessor.from_pretrained(policy / "processor"), dataset)
     settings = made_from(

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from transformers import AutoModelForTextEncoding, HfArgumentParser, TrainerCallback
+from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import HfArgumentParser, TrainerCallback
 
 from .. import AIMForWorldAction, AIMPipeline, AIMProcessor
 from ..checkpoint import fingerprint, local_folder
@@ -29,10 +29,10 @@ from ..codec import VideoCodec
 from ..configuration_aim import PRESETS
 from ..data.latents import LatentWindows
 from ..files import claim, write_text
+from ..pipeline_aim import load_text_encoder, load_vae
 from ..provenance import provenance
 from ..training.checkpoints import checkpoint_to_resume
 from ..training.curve import plot_training
-from ..training.lora import with_lora
 from ..training.samples import SampleCallback
 from ..training.trainer import AIMTrainer, AIMTrainingArguments
 
@@ -96,7 +96,10 @@ def main(argv: list[str]) -> None:
     set_seed(args.seed)
     policy = local_folder(own.policy)
     fields = {"action_dim": AIMProcessor.from_pretrained(Path(own.latents) / "processor").action_dim}
-    fields |= json.loads(own.config)
+    try:
+        fields |= json.loads(own.config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--config is {own.config!r}; expected a JSON object of AIMConfig fields") from error
     if own.preset is not None:
         if own.preset not in PRESETS:
             raise ValueError(f"--preset is {own.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
@@ -109,6 +112,8 @@ def main(argv: list[str]) -> None:
     if own.compile_blocks:
         model.compile_blocks()
     if own.lora_rank:
+        from ..training.lora import with_lora  # an extra
+
         model = with_lora(model, own.lora_rank)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{trained / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters are trained")
@@ -116,7 +121,7 @@ def main(argv: list[str]) -> None:
     train = LatentWindows(own.latents, model.config, own.window_chunks, held_out=own.held_out)
     held_out = LatentWindows(own.latents, model.config, 1, held_out=own.held_out, only_held_out=True, first_only=True)
     processor = train.processor
-    vae = AutoencoderKLWan.from_pretrained(policy / "vae")
+    vae = load_vae(policy)
     codec = VideoCodec(vae)
     train.check_codec(codec)
     output = Path(args.output_dir)
@@ -149,7 +154,7 @@ def main(argv: list[str]) -> None:
             averaged.load_state_dict(tensors)
         AIMPipeline(
             vae=vae,
-            text_encoder=AutoModelForTextEncoding.from_pretrained(policy / "text_encoder"),
+            text_encoder=load_text_encoder(policy),
             processor=processor,
             model=averaged,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.video_shift),
