@@ -28,7 +28,7 @@ from ..evaluation.rollout import run_episodes
 from ..evaluation.statistics import wilson_interval
 from ..evaluation.vector_env import VectorEnvironment, cores_of_this_process
 from ..pipeline_aim import AIMPipeline, check_action_noise_scale
-from ..sampling import set_timesteps
+from ..sampling import with_steps
 from .checkpoints import CheckpointedTrainer
 from .policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from .rewards import Outcome, RewardFunction, success_reward, value_hits, value_map_reward
@@ -242,8 +242,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         pipe.model.eval()
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
-        set_timesteps(pipe.action_scheduler, args.num_action_inference_steps, args.device)
-        times = pipe.action_scheduler.sigmas.double().tolist()
+        scheduler = with_steps(pipe.action_scheduler, args.num_action_inference_steps, args.device)
+        times = scheduler.sigmas.double().tolist()
         mask = pipe.processor.moving_dimensions.to(args.device)
         sde = FlowSDE(args.noise_level, args.noise_modes, args.last_step_std)
         sde.basis(pipe.model.config.action_horizon)  # more modes than actions are refused here, before any rollout
