@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from .cache import AIMCache, KeysValues
-from .checkpoint import DOWNLOAD_KWARGS, local_folder
+from .checkpoint import DOWNLOAD_KWARGS, as_dtype, local_folder, refuse_pickles
 from .configuration_aim import AIMConfig
 from .conversion import LINGBOT_VA, WAN, load_video_stream, wan_config
 from .layers import (
@@ -153,13 +154,25 @@ class AIMForWorldAction(PreTrainedModel):
             init.zeros_(module.proj_out.weight)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, but weights are read from safetensors alone.
+
+        Raises:
+            OSError: for a folder that holds pickled weights, which it names, and whatever that one raises.
+        """
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        if pretrained_model_name_or_path is not None and folder.is_dir():
+            refuse_pickles(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | {"use_safetensors": True}))
+
+    @classmethod
     def from_wan(cls, name_or_path: str | os.PathLike, **kwargs):
         """A new AIM whose video stream has the weights of a Wan2.2 model, and whose action head is resampled from it.
 
         Args:
             name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
             subfolder: of the transformer; `"transformer"` if not given.
-            dtype: of the model; as stored if not given.
+            dtype: of the model, as it is or by its name; as stored if not given or "auto".
             output_loading_info: also return the [`LoadingReport`]: where each parameter came from.
             kwargs: fields of [`AIMConfig`] that the video model doesn't decide (`action_hidden_size` ...), and those
                 of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
@@ -184,6 +197,7 @@ class AIMForWorldAction(PreTrainedModel):
     def _from_video_model(
         cls, layout, name_or_path, subfolder="transformer", dtype=None, output_loading_info=False, **kwargs
     ):
+        dtype = None if dtype in (None, "auto") else as_dtype(dtype)
         download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(name_or_path, subfolder=subfolder, **download) / subfolder
         config = wan_config(folder, **kwargs)
