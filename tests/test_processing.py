@@ -1,8 +1,8 @@
 """Pictures, value maps, actions and words: there and back, and what is refused."""
 
 import json
-import math
 import logging
+import math
 
 import numpy as np
 import pytest
