@@ -72,7 +72,7 @@ def test_a_client_is_told_what_it_talks_to(server, policy):
     metadata = server.client().get_server_metadata()
     assert metadata["server"] == "aim_hf" and metadata["settings"] == policy.settings
     assert metadata["action_space"] == "ee" and metadata["action_dim"] == 16
-    assert metadata["actions_per_chunk"] == 8 and metadata["actions_per_frame"] == 2
+    assert metadata["actions_per_chunk"] == 8 and metadata["actions_per_frame"] == 2 and metadata["fps"] is None
     assert metadata["images"] == {
         "cam_high": [3, 64, 96],
         "cam_left_wrist": [3, 32, 48],

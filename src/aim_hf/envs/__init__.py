@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .base import Environment
+from .base import Environment, Interface
 
 TASKS: dict[str, tuple[str, ...]]  # suite -> its tasks
 
@@ -24,10 +24,18 @@ def make_environment(suite: str, task: str, split: str = "easy", **options) -> E
 
     Raises ValueError for an unknown suite, task or split.
     """
+    return _environment(suite)(task, split, **options)
+
+
+def interface(suite: str, split: str) -> Interface:
+    """What a policy must fit; no environment is opened. Raises ValueError for an unknown suite."""
+    return _environment(suite).interface(split)
+
+
+def _environment(suite: str) -> type[Environment]:
     if suite not in _ENVIRONMENTS:
         raise ValueError(f"suite={suite!r} is unknown: choose one of {list(_ENVIRONMENTS)}.")
-    environment = getattr(import_module(f".{suite}", __name__), _ENVIRONMENTS[suite])
-    return environment(task, split, **options)
+    return getattr(import_module(f".{suite}", __name__), _ENVIRONMENTS[suite])
 
 
 def next_environment(last: Environment | None, suite: str, task: str, split: str, **options) -> Environment:

@@ -13,7 +13,8 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ..checkpoint import fingerprint, local_folder
-from ..envs.base import ActionMode, Observation
+from ..envs import interface
+from ..envs.base import ActionMode, Interface, Observation
 from ..pipeline_aim import AIMPipeline, AIMSession
 from ..sampling import NUM_ACTION_INFERENCE_STEPS
 
@@ -57,10 +58,12 @@ class Policy(Protocol):
     """Acts on a batch of episodes that advance together, chunk by chunk. Rows don't influence each other.
 
     settings: JSON-able; tells this policy from any other. It has "policy", its name, at least.
+    interface: what it needs of environments.
     pixel_size: camera -> width and height of one of its pixels as shares of the canvas's width.
     """
 
     settings: dict[str, Any]
+    interface: Interface
     action_mode: ActionMode
     actions_per_chunk: int
     actions_per_frame: int  # control steps between two observations
@@ -133,6 +136,7 @@ class AIMPolicy:
         self.settings = settings | self.steps | {"delay": delay}
         if delay:
             self.settings["real_time_chunking"] = real_time_chunking
+        self.interface = interface_of(pipe)
         self.action_mode: ActionMode = pipe.processor.action_space
         self.actions_per_chunk = pipe.actions_per_chunk
         self.actions_per_frame = pipe.actions_per_frame
@@ -234,6 +238,39 @@ class AIMPolicy:
             actions=np.concatenate([part.actions for part in parts])[:count],
             value_maps=_joined([part.value_maps for part in parts], count),
             frames=_joined([part.frames for part in parts], count),
+        )
+
+
+def interface_of(pipe: AIMPipeline) -> Interface:
+    """What a pipeline needs of environments."""
+    processor = pipe.processor
+    sizes = {name: tuple(camera["size"]) for name, camera in processor.cameras.items()}
+    return Interface({processor.action_space: processor.action_dim}, sizes, pipe.fps)
+
+
+def check_fits(needed: Interface, suite: str, split: str) -> None:
+    """Checks that a policy can see and act in a suite's environments, of which none is opened.
+
+    Raises:
+        ValueError: naming what they don't agree on, as the policy has it and as the suite has.
+    """
+    there, differing = interface(suite, split), []
+    for camera, size in needed.picture_sizes.items():
+        if camera not in there.picture_sizes:
+            differing.append(f"it looks at {camera}, and there are {', '.join(there.picture_sizes)}")
+        elif size != there.picture_sizes[camera]:
+            sizes = (f"{height} x {width}" for height, width in (size, there.picture_sizes[camera]))
+            differing.append(f"{camera} is {' and there '.join(sizes)} (height x width)")
+    for mode, dim in needed.action_dims.items():
+        has = there.action_dims.get(mode)
+        if None not in (dim, has) and dim != has:
+            differing.append(f"an action {mode!r} has {dim} numbers, and there {has}")
+    if None not in (needed.fps, there.fps) and abs(needed.fps / there.fps - 1) > 0.01:
+        differing.append(f"it acts {needed.fps:g} times a second, and there are {there.fps:g} control steps")
+    if differing:
+        raise ValueError(
+            f"the policy doesn't fit suite {suite!r}: {'; '.join(differing)}. Choose the suite whose episodes it was "
+            "trained on, or train it on this one's."
         )
 
 
