@@ -8,8 +8,8 @@
 """
 
 import torch
-from common import LATENT_SIZE, TEXT_TOKENS, finish, in_turn, make_model, parser
-from latency import counted, matmul_rate
+from common import LATENT_SIZE, TEXT_TOKENS, counted, finish, in_turn, make_model, parser
+from latency import matmul_rate
 
 from aim_hf.versions import ACTIVATION_CHECKPOINTING
 
