@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
     from .. import AIMPipeline
     from ..checkpoint import fingerprint, local_folder
     from ..envs import TASKS
+    from ..evaluation.policies import check_fits, interface_of
     from ..files import claim, write_text
     from ..provenance import provenance
     from ..training.checkpoints import checkpoint_to_resume
@@ -54,6 +55,8 @@ def main(argv: list[str]) -> None:
         raise ValueError("--max_steps is missing: how many optimizer steps to take")
     policy, output = local_folder(own.policy), Path(args.output_dir)
     tasks = own.tasks or list(TASKS[args.suite])
+    pipe = AIMPipeline.from_pretrained(policy)
+    check_fits(interface_of(pipe), args.suite, args.split)
     settings = {"policy": fingerprint(policy), "tasks": tasks, "reward_funcs": own.reward_funcs}
     with args.main_process_first():
         claim(output, args.made_from() | settings, outputs="checkpoint-*")
@@ -62,7 +65,7 @@ def main(argv: list[str]) -> None:
     generations = -(-batches // args.steps_per_generation)
     groups = args.per_device_train_batch_size // args.num_generations * args.world_size
     trainer = AIMGRPOTrainer(
-        AIMPipeline.from_pretrained(policy),
+        pipe,
         args,
         train_dataset=Scenes(tasks, generations * args.steps_per_generation * groups),
         reward_funcs=[rewards[name] for name in own.reward_funcs],

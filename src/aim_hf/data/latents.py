@@ -113,8 +113,9 @@ def _initial_pose(episode: Episode) -> torch.Tensor | None:
 
 
 def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
-    """The processor for a dataset's robot: words and canvas are those of `processor`, action space and the cameras'
-    sizes the dataset's. Slots of cameras that no episode has stay empty, so that the robot needs no such camera.
+    """The processor for a dataset's robot: words and canvas are those of `processor`; action space, control rate and the
+    cameras' sizes the dataset's. Slots of cameras that no episode has stay empty, so that the robot needs no such
+    camera.
 
     Raises:
         ValueError: if no camera of the dataset has a slot.
@@ -129,7 +130,7 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
             cameras[name] = {"size": list(decode_video(first, [0]).shape[1:3]), "slot": camera["slot"]}
     if not cameras:
         raise ValueError(f"no episode has pictures of {', '.join(processor.cameras)}, the cameras of the processor")
-    first = dataset.select_columns(["action_space", "state"])[0]
+    first = dataset.select_columns(["action_space", "state", "fps"])[0]
     return AIMProcessor(
         processor.tokenizer,
         processor.canvas_size,
@@ -138,6 +139,7 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
         action_dim=len(first["state"][0]),
         minimum_half_range=processor.minimum_half_range,
         max_text_length=processor.max_text_length,
+        fps=first["fps"],
     )
 
 
