@@ -113,8 +113,8 @@ def _initial_pose(episode: Episode) -> torch.Tensor | None:
 
 
 def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
-    """The processor for a dataset's robot: words and canvas are those of `processor`; action space, control rate and the
-    cameras' sizes the dataset's. Slots of cameras that no episode has stay empty, so that the robot needs no such
+    """The processor for a dataset's robot: words and canvas are those of `processor`; action space, control rate and
+    the cameras' sizes the dataset's. Slots of cameras that no episode has stay empty, so that the robot needs no such
     camera.
 
     Raises:
