@@ -12,13 +12,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import LATENT_SIZE, TEXT_TOKENS, finish
-from torch.utils.flop_counter import FlopCounterMode
+from common import LATENT_SIZE, TEXT_TOKENS, counted, finish
 
 from aim_hf import AIMForWorldAction
 from aim_hf.configuration_aim import PRESETS
 
-GB, TERA = 1e9, 1e12
+GB = 1e9
 
 
 def main():
@@ -69,13 +68,10 @@ def training(args: argparse.Namespace) -> dict:
             kept[storage._cdata] = storage
         return tensor
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        FlopCounterMode(display=False) as forward,
-    ):
-        loss = model(**batch).loss
-    with FlopCounterMode(display=False) as backward:
-        loss.backward()
+    losses = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward = counted(lambda: losses.append(model(**batch).loss))
+    backward = counted(losses[0].backward)
     activations, layers = sum(storage.nbytes() for storage in kept.values()), config.num_layers
     rows, columns = height // config.patch_size[1], width // config.patch_size[2]
     video_tokens = (1 + 4 * frames) * rows * columns  # o, x, m and the clean m
@@ -101,9 +97,9 @@ def training(args: argparse.Namespace) -> dict:
             "total with activation checkpointing": round((sum(memory.values()) - activations + checkpointed) / GB, 1),
         },
         "training_tflop": {
-            "forward": round(forward.get_total_flops() / TERA, 4),
-            "backward": round(backward.get_total_flops() / TERA, 4),
-            "recomputed with activation checkpointing": round(forward.get_total_flops() / TERA, 4),
+            "forward": round(forward, 4),
+            "backward": round(backward, 4),
+            "recomputed with activation checkpointing": round(forward, 4),
         },
     }
 
@@ -126,14 +122,10 @@ def rollout(preset: str) -> dict[str, float]:
         "action step": lambda: model.denoise_actions(cache, actions, time),
         "observed chunk": lambda: model.append(cache, chunk, executed),
     }
-    counted = {}
-    for name, stage in stages.items():
-        with FlopCounterMode(display=False) as counter:
-            stage()
-        counted[name] = counter.get_total_flops() / TERA
-    whole = 5 * counted["world step"] + counted["clean pass"] + 10 * counted["action step"]
-    counted["a chunk: observed, 5 world steps, clean pass, 10 action steps"] = whole + counted["observed chunk"]
-    return {name: float(f"{count:.4g}") for name, count in counted.items()}
+    counts = {name: counted(stage) for name, stage in stages.items()}
+    whole = 5 * counts["world step"] + counts["clean pass"] + 10 * counts["action step"]
+    counts["a chunk: observed, 5 world steps, clean pass, 10 action steps"] = whole + counts["observed chunk"]
+    return {name: float(f"{count:.4g}") for name, count in counts.items()}
 
 
 if __name__ == "__main__":

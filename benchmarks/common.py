@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.configuration_aim import PRESETS
@@ -24,6 +25,14 @@ LATENT_SIZE = {"tiny": (6, 6), "wan2.2-ti2v-5b": (24, 20)}  # of the presets' ca
 TEXT_TOKENS = {"tiny": 32, "wan2.2-ti2v-5b": 512}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WORLD_STEPS, ACTION_STEPS = 5, 10  # the pipeline's defaults
+TERA = 1e12
+# PyTorch's counter doesn't know the CPU's attention kernels. Operations are those of the GPU's, mask or not.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+        *shapes[:4]
+    ),
+}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -107,6 +116,13 @@ def seconds(run: Callable[[], None], device: str) -> float:
     run()
     synchronize(device)
     return time.perf_counter() - start
+
+
+def counted(run: Callable[[], object]) -> float:
+    """Operations of matrix products, convolutions and attention in TFLOP, those of a backward pass too."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        run()
+    return counter.get_total_flops() / TERA
 
 
 def synchronize(device: str) -> None:

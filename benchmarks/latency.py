@@ -20,15 +20,25 @@ import copy
 
 import torch
 from alternatives import BackboneRollout
-from common import ACTION_STEPS, LATENT_SIZE, WORLD_STEPS, Rollout, finish, in_turn, make_model, parser, synchronize
+from common import (
+    ACTION_STEPS,
+    LATENT_SIZE,
+    TERA,
+    WORLD_STEPS,
+    Rollout,
+    counted,
+    finish,
+    in_turn,
+    make_model,
+    parser,
+    synchronize,
+)
 from diffusers import AutoencoderKLWan
-from torch.utils.flop_counter import FlopCounterMode
 
 from aim_hf.codec import VideoCodec
 from aim_hf.training.vae import tiny_vae
 
 LINGBOT_VIDEO_STEPS, LINGBOT_ACTION_STEPS = 25, 50
-TERA = 1e12
 
 
 def main():
@@ -181,12 +191,6 @@ def matmul_rate(model, size: int | None = None) -> float:
     times = in_turn({"product": lambda: a @ b}, 10, str(model.device.type))
     synchronize(model.device.type)
     return 2 * size**3 / TERA / times["product"]
-
-
-def counted(run) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / TERA
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@
 """
 
 import torch
-from common import LATENT_SIZE, TEXT_TOKENS, finish, in_turn, make_model, parser
-from latency import counted, matmul_rate
+from common import LATENT_SIZE, TEXT_TOKENS, counted, finish, in_turn, make_model, parser
+from latency import matmul_rate
+
+from aim_hf.versions import ACTIVATION_CHECKPOINTING
 
 
 def main():
@@ -23,7 +25,7 @@ def main():
     if args.compile:
         model.compile_blocks()
     if args.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        getattr(model, f"{ACTIVATION_CHECKPOINTING}_enable")()
     whole = make_batch(model, args, args.chunks)
     singles = [(make_batch(model, args, context + 1), context) for context in range(args.chunks)]
     times = in_turn(

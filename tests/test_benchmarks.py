@@ -1,5 +1,6 @@
 """What the benchmarks compare does the same work."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from test_modeling import C, Episode, H, W, make_model
+
+from aim_hf.layers import attention
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -43,6 +46,47 @@ def test_the_uncached_rollout_gives_what_the_cached_one_gives(config, monkeypatc
     ours = sample_chunk(model, episode.cache, noise, *schedulers, num_inference_steps=3, num_action_inference_steps=4)
     for got, want in zip(uncached.sample(noise, schedulers, 3, 4), ours):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["", "masked"])
+def test_attention_is_counted_on_a_cpu(mask, monkeypatch):
+    """2 * B * heads * queries * keys * head_dim for each product; two forward, five backward, as on a GPU."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from common import counted
+
+    q, k, v = (torch.randn(2, 3, tokens, 8, requires_grad=True) for tokens in (10, 20, 20))
+    seen = torch.ones(2, 1, 1, 20, dtype=torch.bool) if mask else None
+    product = 2 * 2 * 3 * 10 * 20 * 8 / 1e12
+
+    def attend(q, k, v):
+        return attention(q, k, v, seen)
+
+    assert counted(lambda: attend(*(x.detach() for x in (q, k, v)))) == pytest.approx(2 * product)
+    assert counted(lambda: attend(q, k, v).sum().backward()) == pytest.approx((2 + 5) * product)
+
+
+@torch.no_grad()
+def test_operations_of_a_world_step_by_hand(monkeypatch):
+    """The same on a CPU, where attention is one kernel, and on the meta device, where it is two products."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from common import Rollout, counted, make_model
+    from latency import observed, world_stages
+
+    counts = {}
+    for device in ("cpu", "meta"):
+        args = argparse.Namespace(preset="tiny", width=1, layers=2, device=device, dtype="float32", batch_size=1)
+        args.history = 2
+        rollout = observed(Rollout, make_model(args, history_chunks=2), args)
+        counts[device] = counted(world_stages(rollout)["world step"]) * 1e12
+    config, tokens = rollout.model.config, 36  # of a latent frame; RGB and value maps have one each
+    d, inner, seen = config.hidden_size, config.hidden_size, args.history * tokens
+    executed = args.history * config.actions_per_chunk
+    layer = 4 * 2 * tokens * d * inner + 2 * 2 * tokens * d * config.ffn_dim  # q, k, v, out; FFN
+    layer += 2 * tokens * inner * (seen + executed + tokens) + 2 * tokens * inner * (seen + 2 * tokens)  # x, then m
+    layer += 2 * tokens * d * inner + 2 * tokens * inner * 32  # RGB tokens read the instruction
+    ends = 2 * tokens * d * (config.in_channels + config.out_channels)
+    times = 2 * (config.freq_dim * d + d * d + 6 * d * d)
+    assert counts["cpu"] == counts["meta"] == 2 * (2 * layer + ends + times)
 
 
 @pytest.mark.parametrize(

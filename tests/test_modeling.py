@@ -1,5 +1,7 @@
 """The model's identities, on a small real model in float64."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from transformers import AttentionInterface, TorchAoConfig
 
 from aim_hf import AIMConfig, AIMForWorldAction, layers
 from aim_hf.layers import masked_attention, unit_attention, unit_block_mask
+from aim_hf.versions import ACTIVATION_CHECKPOINTING
 from aim_hf.visibility import Kind, Units, visible
 
 B, S, C, H, W = 2, 5, 6, 4, 6
@@ -339,7 +342,7 @@ def test_activation_checkpointing_changes_memory_alone():
         return {name: parameter.grad for name, parameter in model.named_parameters()}, sum(kept)
 
     plain, whole = gradients()
-    model.activation_checkpointing_enable()
+    getattr(model, f"{ACTIVATION_CHECKPOINTING}_enable")()
     checkpointed, less = gradients()
     assert less < whole / 2
     for name, gradient in plain.items():
@@ -522,6 +525,38 @@ def test_save_and_load_are_bit_equal(tmp_path):
         assert torch.equal(tensor, state[name]), name
 
 
+def test_compiled_layers_belong_to_their_model(tmp_path):
+    """A copy of a compiled model, or of its action head, runs on the copy's weights and gives them gradients."""
+    model = make_model(num_layers=1)
+    batch, names = make_batch(model.config, 2), set(model.state_dict())
+    with torch.no_grad():
+        expected = model(**batch)
+    model.compile_blocks(backend="eager")
+    assert set(model.state_dict()) == names
+    other = copy.deepcopy(model)
+    model.separate_history_head()  # the copy is trained, the compiled original encodes what was executed
+    for changed in (other.blocks, other.action_head.blocks, model.action_head.blocks):
+        with torch.no_grad():
+            for parameter in changed.parameters():
+                parameter.zero_()
+    for one in (other, model):
+        out = one(**batch)
+        assert (out.action_velocity - expected.action_velocity).abs().max() > 1e-3
+        assert ((out.rgb_velocity - expected.rgb_velocity).abs().max() > 1e-3) == (one is other)
+    with torch.no_grad():
+        for parameter in model.action_head.parameters():
+            parameter.add_(0.1)
+    model(**batch).action_loss.backward()
+    assert all(p.grad.abs().max() > 0 for name, p in model.action_head.named_parameters() if "bias" not in name)
+    assert all(p.grad is None for p in model.history_head.parameters())
+    model.join_history_head()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).loss, expected.loss, rtol=0, atol=1e-12)
+    model.save_pretrained(tmp_path)
+    loaded = AIMForWorldAction.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
 @torch.no_grad()
 def test_attention_implementations():
     """A rollout's self-attention is transformers' choice; here one that counts, in place of a GPU's kernels."""
@@ -618,6 +653,52 @@ def test_masked_actions_and_unweighted_values_do_not_count():
         action_mask=mask,
     )
     torch.testing.assert_close(masked.action_loss, before.action_loss, rtol=0, atol=1e-9)
+
+
+class Seen(Exception):
+    """Carries what a module was given, past the rest of the pass."""
+
+
+@pytest.mark.parametrize("inputs", [torch.bfloat16, torch.float32])
+def test_times_are_a_continuum_in_a_bfloat16_model(inputs):
+    """bfloat16 has some 850 times, of which 1 is drawn again and again."""
+    model = make_model().bfloat16()
+    batch = {k: v.to(inputs) for k, v in make_batch(model.config, 2, rows=8).items() if torch.is_tensor(v)}
+
+    def stop(module, given):
+        raise Seen(given[0])
+
+    model.action_head.condition_embedder.register_forward_pre_hook(stop)
+    with pytest.raises(Seen) as seen:
+        model(**batch, num_action_draws=700, generator=torch.Generator().manual_seed(0))
+    times = seen.value.args[0]
+    times = times[times > 0]  # the executed actions are clean
+    assert times.dtype == torch.float32
+    assert len(times.unique()) > 10_000 and (times < 1).all()
+
+
+@torch.no_grad()
+def test_what_is_mixed_and_summed_in_a_bfloat16_model_is_float32():
+    """The network alone is in bfloat16: its input is rounded once, and its errors are not rounded at all."""
+    model = make_model().bfloat16()
+    batch = {name: cast(value, torch.float32) for name, value in make_batch(model.config, 2).items()}
+    embedded = []
+    model.patch_embedding.register_forward_pre_hook(lambda module, given: embedded.append(given[0]))
+    out = model(**{name: value.bfloat16() if torch.is_tensor(value) else value for name, value in batch.items()})
+    (eps_x, eps_m, eps_a), (t, _) = batch["noise"], batch["timesteps"]
+    clean = {name: value.bfloat16().float() for name, value in batch.items() if torch.is_tensor(value)}
+    at = t.repeat_interleave(2, dim=2)[:, 0, None, :, None, None]
+    x_t = (1 - at) * clean["latents"][:, :, 1:] + at * eps_x[:, 0]
+    assert all(part.dtype == torch.bfloat16 for part in embedded)
+    assert any(part.shape == x_t.shape and torch.equal(part, x_t.bfloat16()) for part in embedded)
+    for loss, velocity, target in (
+        (out.rgb_loss, out.rgb_velocity[:, 0], eps_x[:, 0] - clean["latents"][:, :, 1:]),
+        (out.value_loss, out.value_velocity[:, 0], eps_m[:, 0] - clean["value_latents"]),
+        (out.action_loss, out.action_velocity, eps_a - clean["actions"][:, None]),
+    ):
+        want = (velocity.double() - target.double()).square().mean()
+        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(want.item(), rel=1e-6)
+    assert out.loss.dtype == torch.float32
 
 
 @torch.no_grad()

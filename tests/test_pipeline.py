@@ -2,6 +2,8 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -15,6 +17,7 @@ from aim_hf import pipeline_aim
 from aim_hf.codec import VideoCodec
 from aim_hf.evaluation.policies import AIMPolicy
 from aim_hf.files import written_folder
+from aim_hf.modeling_aim import AIMForWorldAction
 from aim_hf.pipeline_aim import AIMPipeline, AIMPipelineOutput, AIMSession
 
 SIZES = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST}
@@ -189,6 +192,54 @@ def test_a_call_leaves_its_session_as_it_was(pipe, rng):
     assert_same(pipe(session=session, generator=seeded(2)), pipe(session=fresh, generator=seeded(2)))
 
 
+def test_threads_that_share_a_pipeline_get_what_each_gets_alone(pipe, rng):
+    """Sessions and generators of their own; nothing that one call sets is another's."""
+    episodes = [make_episode(pipe, rng, chunks=1) for _ in range(4)]
+
+    def run(thread: int):
+        instruction, steps = INSTRUCTIONS[thread % 3 :][:1], {"num_inference_steps": 1 + thread}
+        steps["num_action_inference_steps"] = 5 - thread
+        return roll_out(pipe, instruction, [episodes[thread]], seeded(thread), **steps)
+
+    alone = [run(thread) for thread in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, range(4)))
+    for a, b in zip(sum(alone, []), sum(together, []), strict=True):
+        assert_same(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("ages", [(1, 1), (2, 1), (1, 2)])
+def test_a_row_that_is_nan_stays_alone(pipe, rng, ages):
+    """In batches of rows of one age, and of several, which a mask keeps apart. Once reset, the row is as new."""
+    episodes = [make_episode(pipe, rng, chunks=2) for _ in range(2)]
+    session = pipe.start(INSTRUCTIONS[:2])
+    session.append([first for first, _ in episodes])
+    for row, age in enumerate(ages):
+        for chunk in range(age):
+            session.append(*episodes[row][1][chunk], rows=[row])
+    generators = lambda: [seeded(0), seeded(1)]  # noqa: E731
+    sound = pipe(session=session, generator=generators(), output_type="latent")
+    for pair in session.cache._buffers:
+        for buffer in pair:
+            buffer[1] = torch.nan
+    seen = {}
+
+    def watch(pipe, step, timestep, tensors):
+        seen.update(tensors)
+        return {}
+
+    names = ["latents", "value_latents", "action_latents"]
+    arguments = {"callback_on_step_end": watch, "callback_on_step_end_tensor_inputs": names, "output_type": "latent"}
+    with pytest.raises(RuntimeError, match=r"actions of rows \[1\] are not finite"):
+        pipe(session=session, generator=generators(), **arguments)
+    assert all(tensor[0].isfinite().all() and tensor[1].isnan().all() for tensor in seen.values())
+    assert torch.equal(seen["latents"][0], sound.frames[0])
+    session.reset(1, "ring bell")
+    session.append(episodes[1][0], rows=[1])
+    again = pipe(session=session, generator=generators(), output_type="latent")
+    assert again.actions.isfinite().all() and again.frames.isfinite().all()
+
+
 def test_one_instruction_for_all_rows(pipe, rng):
     episode = make_episode(pipe, rng, chunks=0)
     session = pipe.start("ring bell", batch_size=2)
@@ -311,12 +362,29 @@ def test_progress_bar(rng, capfd):
 
 def test_half_precision(rng):
     pipe = make_pipeline().to(torch.bfloat16)
+    assert (pipe.vae.dtype, pipe.text_encoder.dtype, pipe.model.dtype) == (torch.float32, *[torch.bfloat16] * 2)
     session = pipe.start("ring bell")
     out = pipe(make_observation(rng), session=session, num_inference_steps=2, num_action_inference_steps=2)
     assert out.frames["head_camera"].dtype == np.float32 and np.isfinite(out.actions).all()
     session.append([make_observation(rng) for _ in range(4)], out.actions)
     latents = pipe(session=session, output_type="latent").value_maps
     assert latents.dtype == torch.float32 and not torch.equal(latents, latents.bfloat16().float())
+
+
+@pytest.mark.parametrize("args", [(torch.float64,), ("cpu", torch.float64), ("cpu", "float64"), ()])
+def test_only_the_user_casts_the_vae(args):
+    pipe = make_pipeline()
+    vae = pipe.vae.state_dict()
+    assert pipe.to(*args, **({} if args else {"dtype": "float64"})) is pipe and pipe.dtype == torch.float64
+    assert pipe.model.dtype == pipe.text_encoder.dtype == torch.float64
+    assert all(torch.equal(vae[name], tensor) for name, tensor in pipe.vae.state_dict().items())
+    pipe.vae.to(torch.float64)
+    assert pipe.to(torch.float32).vae.dtype == torch.float64 and pipe.to("cpu").dtype == torch.float32
+    for wrong in (("cpu", torch.int64), ("cpu", "rubbish")):
+        with pytest.raises(ValueError, match="dtype is .*expected one of float32, bfloat16"):
+            pipe.to(*wrong)
+    with pytest.raises(ValueError, match="dtype is given twice"):
+        pipe.to(torch.float64, dtype=torch.float32)
 
 
 # Saving and loading
@@ -362,6 +430,76 @@ def test_loading_in_another_dtype_and_with_given_components(pipe, tmp_path):
     assert loaded.vae is pipe.vae
 
 
+@pytest.mark.parametrize(
+    ("arguments", "vae", "others"),
+    [
+        ({"dtype": torch.bfloat16}, "float32", "bfloat16"),
+        ({"torch_dtype": torch.bfloat16}, "float32", "bfloat16"),
+        ({"dtype": "bfloat16"}, "float32", "bfloat16"),
+        ({"dtype": "auto"}, "float32", "float64"),
+        ({}, "float32", "float64"),
+        ({"dtype": {"vae": "bfloat16", "default": torch.float16}}, "bfloat16", "float16"),
+        ({"dtype": {"default": "float64"}}, "float32", "float64"),
+    ],
+)
+def test_the_vae_is_loaded_in_float32_unless_asked(tmp_path, recwarn, arguments, vae, others):
+    pipe = make_pipeline().to(torch.float64)
+    pipe.save_pretrained(tmp_path)
+    recwarn.clear()
+    loaded = AIMPipeline.from_pretrained(tmp_path, **arguments)
+    assert not [w for w in recwarn if "dtype" in str(w.message)]
+    assert str(loaded.vae.dtype) == f"torch.{vae}"
+    assert str(loaded.model.dtype) == str(loaded.text_encoder.dtype) == f"torch.{others}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "match"),
+    [
+        ("rubbish", "dtype is 'rubbish'; expected one of float32, bfloat16, float16, float64"),
+        (torch.int8, "dtype is torch.int8"),
+        (32, "dtype is 32"),
+        ({"default": "rubbish"}, "dtype is 'rubbish'"),
+        ({"unet": torch.float32}, r"dtype has \['unet'\]; expected some of vae, text_encoder"),
+    ],
+)
+def test_unknown_dtypes_are_refused(dtype, match):
+    with pytest.raises(ValueError, match=match):
+        AIMPipeline.from_pretrained("nowhere", dtype=dtype)
+
+
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "model"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_pickled_weights_are_refused_by_name(pipe, tmp_path, component, beside):
+    pipe.save_pretrained(tmp_path)
+    (file,) = (tmp_path / component).glob("*.safetensors")
+    name = {"vae": "diffusion_pytorch_model.bin"}.get(component, "pytorch_model.bin")
+    torch.save(load_file(file), tmp_path / component / name)
+    if not beside:
+        file.unlink()
+    loads = [AIMPipeline.from_pretrained]
+    if component == "model":
+        loads.append(lambda folder: AIMForWorldAction.from_pretrained(folder / "model"))
+        loads.append(lambda folder: AIMForWorldAction.from_pretrained(folder, subfolder="model"))
+    for load in loads:
+        with pytest.raises(OSError, match=f"{component}/{name} is a pickle.*expected safetensors. .* save it again"):
+            load(tmp_path)
+
+
+def test_what_a_trainer_leaves_beside_a_model_is_no_weights(pipe, tmp_path):
+    pipe.model.save_pretrained(tmp_path)
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"):
+        (tmp_path / name).write_bytes(b"")
+    assert AIMForWorldAction.from_pretrained(tmp_path).config.num_layers == 2
+
+
+def test_pickles_are_not_saved(pipe, tmp_path):
+    for arguments in ({"safe_serialization": False}, {}):
+        positional = () if arguments else (False,)
+        with pytest.raises(ValueError, match="safe_serialization is False"):
+            pipe.save_pretrained(tmp_path / "aim", *positional, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
 def test_saving_over_a_folder_keeps_its_other_files(pipe, tmp_path):
     (tmp_path / "README.md").write_text("card")
     pipe.save_pretrained(tmp_path)
@@ -373,6 +511,24 @@ def test_saving_over_a_folder_keeps_its_other_files(pipe, tmp_path):
     assert not (tmp_path / "model" / "stale.safetensors").exists()
     loaded = AIMPipeline.from_pretrained(tmp_path)
     assert torch.equal(loaded.model.proj_out.weight, changed.model.proj_out.weight)
+
+
+@pytest.mark.parametrize("folder", [".", "aim", "aim/", "aim/../other", "..", "../new/below"])
+def test_any_way_to_name_a_folder(pipe, tmp_path, monkeypatch, folder):
+    here = tmp_path / "outer" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    pipe.save_pretrained(folder)
+    assert AIMPipeline.from_pretrained(Path(folder).resolve()).model.config.num_layers == 2
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
+
+
+def test_where_a_folder_cannot_be_is_told(pipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=f"{folder} could not be written .Not a directory"):
+            pipe.save_pretrained(folder)
+    assert (tmp_path / "file").is_file()
 
 
 def test_an_interrupted_save_leaves_nothing(tmp_path):
@@ -551,6 +707,8 @@ def test_a_pipeline_keeps_how_it_samples_actions(pipe, rng, tmp_path):
 
 # Bad input
 
+ODD = (2.5, 2.0, True, "2", np.nan, 0, -1)
+
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
@@ -561,7 +719,30 @@ def test_a_pipeline_keeps_how_it_samples_actions(pipe, rng, tmp_path):
         ({"num_action_inference_steps": -1}, "num_action_inference_steps is -1"),
         ({"output_type": "jpg"}, "output_type is 'jpg'"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 rows"),
+        ({"session": "ring bell"}, "session is 'ring bell'; start one"),
+        *(({"num_inference_steps": n}, f"num_inference_steps is {n!r}; expected a whole number") for n in ODD),
+        *(({"num_action_inference_steps": n}, f"num_action_inference_steps is {n!r}") for n in ODD),
+        *(({"stop_after": n}, f"stop_after is {n!r}") for n in ODD),
+        *(
+            ({"guidance_scale": n}, f"guidance_scale is {n!r}; expected")
+            for n in (True, "2", np.nan, np.inf, -1, None)
+        ),
+        *(
+            ({"action_noise_scale": n}, f"action_noise_scale is {n!r}; expected 0 to 1")
+            for n in (True, "1", np.nan, 2)
+        ),
+        ({"output_type": ["np"]}, "output_type is"),
+        ({"generator": 5}, "generator is 5; expected a torch.Generator"),
+        ({"generator": (torch.Generator(),)}, "generator is .*expected a torch.Generator"),
+        ({"generator": [5]}, "generator is 5"),
+        ({"value_maps": [1]}, "value_maps are list"),
+        ({"callback_on_step_end": 5}, "callback_on_step_end is 5; expected a function"),
         ({"callback_on_step_end_tensor_inputs": ["x"]}, r"\['x'\]"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, "callback_on_step_end_tensor_inputs are 'latents'"),
+        ({"callback_on_step_end_tensor_inputs": None}, "callback_on_step_end_tensor_inputs are None"),
+        ({"observation": 5}, "observations hold int; expected dicts"),
+        ({"observation": [[5]]}, "observation is int without"),
+        ({"observation": {"observation": {"head_camera": 1}}}, "observation has no camera head_camera"),
         ({"value_maps": {"head_camera": np.zeros((1, 4, *HEAD))}}, "cameras are"),
         ({"value_maps": {c: np.zeros((1, 3, *s)) for c, s in SIZES.items()}}, r"leading shape \(1, 3\); .*\(1, 4\)"),
         ({"value_maps": {c: np.full((1, 4, *s), np.nan) for c, s in SIZES.items()}}, "value map spans nan"),
@@ -572,6 +753,46 @@ def test_wrong_calls_are_refused(pipe, rng, arguments, match):
     with pytest.raises(ValueError, match=match):
         pipe(**({"observation": make_observation(rng), "session": session} | arguments))
     assert session.waiting == [0]
+
+
+@pytest.mark.parametrize(
+    ("returned", "match"),
+    [
+        (None, r"returned None; expected a dict of tensors, \{\} for none"),
+        ({"x": torch.zeros(1)}, "returned 'x'; expected some of latents"),
+        ({"latents": torch.zeros(1)}, r"returned latents of \(1,\); expected \(1, 4, 1, 3, 2\)"),
+        ({"latents": None}, "returned latents of NoneType"),
+    ],
+)
+def test_what_a_callback_may_not_return(pipe, rng, returned, match):
+    with pytest.raises(ValueError, match=match):
+        pipe(make_observation(rng), session=pipe.start("bell"), callback_on_step_end=lambda *args: returned)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        *(({"batch_size": n}, f"batch_size is {n!r}; expected a whole number, at least 1") for n in ODD),
+        ({"instruction": None}, "instruction is None; expected words"),
+        ({"instruction": 5}, "instruction is 5; expected words"),
+        ({"instruction": []}, r"instruction is \[\]; expected words"),
+        ({"instruction": ["bell", None]}, "instruction 1 is None"),
+        ({"negative_prompt": 5}, "negative_prompt is 5"),
+        ({"negative_prompt": ["", ""]}, "negative_prompt is"),
+    ],
+)
+def test_wrong_starts_are_refused(pipe, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        pipe.start(**({"instruction": "bell"} | arguments))
+
+
+@pytest.mark.parametrize("name", ["vae", "text_encoder", "processor", "model", "scheduler", "action_scheduler"])
+def test_missing_components_are_refused(pipe, name):
+    for wrong, told in ((None, "None"), ("x", "str")):
+        with pytest.raises(ValueError, match=f"^{name} is {told}; expected a "):
+            AIMPipeline(**(pipe.components | {name: wrong}))
+        with pytest.raises(ValueError, match=f"^{name} is {told}; expected a "):
+            AIMPipeline.from_pretrained("nowhere", **{name: wrong})
 
 
 @pytest.mark.parametrize("negative_prompt", [None, ""])
@@ -663,11 +884,15 @@ def test_committed_actions_come_back_unchanged(rng, joint):
 
 def test_wrong_rows_are_refused(pipe, rng):
     session = pipe.start(["ring bell", "lift pot"])
-    for wrong in ([2], [0, 0], [], [-1]):
-        with pytest.raises(ValueError, match="expected some of 0 to 1, each once"):
+    for wrong in ([2], [0, 0], [], [-1], [0.5], [1.0], ["1"], "1", [True], True, 1.0, [None], torch.tensor([0.0])):
+        with pytest.raises(ValueError, match="rows are .*expected some of 0 to 1, each once"):
             session.append(make_observation(rng), rows=wrong)
-    with pytest.raises(ValueError, match="expected some of 0 to 1"):
-        session.select([0, 2])
+        with pytest.raises(ValueError, match="expected some of 0 to 1, each once"):
+            session.reset(wrong, "ring bell")
+        if wrong != [0, 0]:
+            with pytest.raises(ValueError, match="expected some of 0 to 1"):
+                session.select(wrong)
+    assert session.waiting == [0, 1]
     with pytest.raises(ValueError, match="2 instructions for 1 rows"):
         session.reset([1], ["ring bell", "lift pot"])
     with pytest.raises(ValueError, match="instruction 0 is ''"):
@@ -705,6 +930,8 @@ def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):
     session.append(first)
     nan = actions.copy()
     nan[3, 2] = np.nan
+    far = actions.copy()
+    far[3, 2] = 3e38
     for wrong, match in [
         ((observations[:3], actions), "row 0 has 3 observations; .*after each chunk 4, one after every 2"),
         (([], actions), "row 0 has 0 observations"),
@@ -712,6 +939,11 @@ def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):
         ((observations, actions[:7]), r"shape \(1, 7, 16\); expected \(1, 8, 16\)"),
         ((observations, actions[:, :14]), r"expected \(1, 8, 16\)"),
         ((observations, nan), "NaN"),
+        ((observations, far), r"executed_actions.*: number \[0, 3, 2\] is 3e\+38; expected -[\d.]+ to [\d.]+"),
+        ((observations, "left"), "executed_actions are str; expected an array of numbers"),
+        ((observations, [[1], [2, 3]]), "executed_actions are list; expected an array of numbers"),
+        ((None, actions), "observations hold NoneType"),
+        (([1] * 4, actions), "observations hold int"),
         (([observations] * 2, actions), "2 rows; expected 1"),
         ((observations[:3] + [broken], actions), "head_camera has shape"),
     ]:

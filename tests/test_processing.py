@@ -1,6 +1,7 @@
 """Pictures, value maps, actions and words: there and back, and what is refused."""
 
 import json
+import logging
 import math
 
 import numpy as np
@@ -373,12 +374,18 @@ def test_tokens_are_padded_at_the_end():
         ("", "instruction 0 is ''"),
         (["bell", "  "], "instruction 1"),
         ([None], "expected words"),
-        ("put the red block on the blue one", "has 9 tokens; max_text_length is 8"),
+        (
+            "put the red block on the blue one",
+            "^instructions have at most 8 tokens .about 29 characters.; this one has 9: ",
+        ),
     ],
 )
-def test_wrong_instructions_are_refused(text, match):
-    with pytest.raises(ValueError, match=match):
+def test_wrong_instructions_are_refused_in_one_line(text, match, caplog):
+    """And the tokenizer adds none of its own."""
+    logging.getLogger("transformers").propagate = True
+    with pytest.raises(ValueError, match=match) as refused:
         make_processor().tokenize(text)
+    assert len(str(refused.value)) < 200 and not caplog.records
 
 
 # The whole processor
@@ -406,6 +413,20 @@ def test_saving_and_loading_is_bit_equal(tmp_path, rng):
     assert loaded.tokenize("put the bell").input_ids.tolist() == processor.tokenize("put the bell").input_ids.tolist()
     pose, actions = make_pose(rng), np.stack([make_pose(rng) for _ in range(4)])
     assert torch.equal(loaded.normalize_actions(actions, pose), processor.normalize_actions(actions, pose))
+
+
+def test_the_control_rate_is_kept_and_old_processors_do_not_know_theirs(tmp_path):
+    processor = make_processor(fps=12.5)
+    processor.save_pretrained(tmp_path)
+    assert AIMProcessor.from_pretrained(tmp_path).fps == 12.5
+    file = tmp_path / "processor_config.json"
+    fields = json.loads(file.read_text())
+    assert fields.pop("fps") == 12.5
+    file.write_text(json.dumps(fields))
+    assert AIMProcessor.from_pretrained(tmp_path).fps is None
+    for wrong in (0, -1, np.nan, "12.5", True):
+        with pytest.raises(ValueError, match=f"fps is {wrong!r}; expected a finite number"):
+            processor.fps = wrong
 
 
 @pytest.mark.parametrize("damage", ["missing", "lacks a field", "unknown field"])

@@ -249,6 +249,9 @@ class AIMCache:
     def reset(self, rows: torch.Tensor) -> None:
         """Forgets what `rows` have observed."""
         self.frames = self.frames.index_fill(0, rows, 0)
+        rows = rows.to(self.device)
+        for buffer in (buffer for pair in self._buffers for buffer in pair):
+            buffer[rows] = 0  # a mask keeps out old keys, but not NaN among them
         self._changed()
 
 

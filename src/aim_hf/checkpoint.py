@@ -2,7 +2,8 @@
 
 transformers and diffusers only warn where a file lacks tensors of the model, or holds some that the model doesn't
 know, and name no file where one is cut short. These functions turn each of that into an error, and let a folder appear
-only once it is complete.
+only once it is complete. Tensors are read from safetensors alone: a pickle may run code, and nobody can tell what it
+lacks before it has been loaded.
 """
 
 import hashlib
@@ -22,6 +23,10 @@ _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _WHERE_FROM = ("_name_or_path", "is_local", "local_files_only")
 # The arguments of `from_pretrained` that say which files to download, and how.
 DOWNLOAD_KWARGS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+# What transformers' Trainer leaves beside a model: pickles, but none of weights.
+_OF_TRAINER = ("optimizer.", "rng_state", "scaler.", "scheduler.", "training_args.")
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, **download_kwargs) -> Path:
@@ -46,6 +51,14 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
     except LocalEntryNotFoundError as error:
         revision = download_kwargs.get("revision") or "main"
         raise OSError(f"{name_or_path} (revision {revision}) is not in the cache, or not whole: {error}") from error
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype of weights, given as it is or by its name. Raises ValueError for anything else."""
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    return found
 
 
 def fingerprint(folder: Path) -> str:
@@ -87,11 +100,22 @@ def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, set[s
     return component_tensors(folder, [name for name in components if name not in given])
 
 
+def refuse_pickles(folder: Path) -> None:
+    """Raises OSError for a folder of weights that holds a pickle, which it names."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix in PICKLES and not file.name.startswith(_OF_TRAINER):
+            raise OSError(
+                f"{file} is a pickle, which may run code and lack tensors unseen; expected safetensors. Load it with "
+                "the library that made it, and save it again with save_pretrained; or delete it if "
+                "*.safetensors beside it hold the same."
+            )
+
+
 def component_tensors(folder: Path, components: Collection[str]) -> dict[str, set[str]]:
     """Opens every weights file of some components, and returns component -> names of its tensors.
 
     Raises:
-        OSError: naming the file, if one is damaged, cut short or missing.
+        OSError: naming the file, if one is damaged, cut short or missing, or a pickle.
     """
     names: dict[str, set[str]] = {}
     for file in sorted(file for name in components for file in _weights(folder / name)):
@@ -133,6 +157,8 @@ def check_all_loaded(module: torch.nn.Module, stored: set[str], source: str) -> 
 
 def _weights(component: Path) -> list[Path]:
     files = list(component.glob("*.safetensors"))
+    if component.is_dir():
+        refuse_pickles(component)
     # Without its configuration a model would be made at its default size, which may be huge.
     if not any(component.glob("*.json")) or (files and not (component / "config.json").is_file()):
         raise OSError(f"{component} has no configuration; save or download the checkpoint again.")

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+from .checkpoint import refuse_pickles
 from .configuration_aim import AIMConfig
 from .files import read_json, reading
 
@@ -95,10 +96,12 @@ class TensorFolder:
     """The tensors of a diffusers component folder: one safetensors file, or several with an index.
 
     Raises:
-        OSError: if a file is missing, damaged, or doesn't hold what the index says; it is named.
+        OSError: if a file is missing, damaged, a pickle, or doesn't hold what the index says; it is named.
     """
 
     def __init__(self, folder: Path):
+        if folder.is_dir():
+            refuse_pickles(folder)
         index, single = folder / f"{WEIGHTS}.index.json", folder / WEIGHTS
         if index.is_file():
             with reading(index, MEND):

@@ -6,6 +6,7 @@
   `UnreadableFile` that names it.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -152,12 +153,16 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
     If writing fails, `folder` stays as it was. Other files in an existing `folder` stay too. `model_index.json` goes
     first and comes last, so that an interrupted move leaves a folder that `stored_tensors` refuses.
+
+    Raises:
+        OSError: if the folder can't be made or written, such as on a full disk; it is named.
     """
-    folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folder = Path(folder).resolve()
+    # Within a folder that is there already: what it lies in may be another disk, or not to be written to.
+    partial = folder / ".partial" if folder.exists() else folder.with_name(f".{folder.name}.partial")
     try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         yield partial
         if not folder.exists():
             partial.rename(folder)
@@ -167,5 +172,13 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
             if entry.is_dir():
                 shutil.rmtree(folder / entry.name, ignore_errors=True)
             entry.replace(folder / entry.name)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # the Hub's, when what was written is sent
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(
+            getattr(error, "errno", errno.EIO),
+            f"{folder} could not be written ({reason}). Make room or choose another folder, then save again",
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -29,7 +29,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .checkpoint import stored_tensors, tensor_names
+from .checkpoint import PICKLES, stored_tensors, tensor_names
 from .data.shards import UNFINISHED, check_folder
 from .files import read_json
 
@@ -40,7 +40,6 @@ AUTO_MAPS = {
     "processor/processor_config.json": {"AutoProcessor": "processing_aim.AIMProcessor"},
 }
 CARDS = {"pipeline": ModelCard, "adapters": ModelCard, "dataset": DatasetCard, "space": SpaceCard}
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 # Links of a card to files of the repository: no address, no anchor.
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 

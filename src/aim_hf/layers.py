@@ -177,6 +177,10 @@ class AIMAttention(nn.Module):
 class AIMBlock(nn.Module):
     """One layer of one stream. Its self-attention is shared with the other stream, eq. (11), so the caller runs it."""
 
+    # `project` and `update` as `compile_blocks` made them: functions of a block, not its bound methods, so that a copy
+    # of the block runs them on its own weights.
+    parts: tuple[Callable, Callable] | None = None
+
     def __init__(self, config: AIMConfig, dim: int, ffn_dim: int, reads_text: bool):
         super().__init__()
         inner_dim, heads, eps = config.hidden_size, config.num_attention_heads, config.eps
@@ -206,11 +210,12 @@ class AIMBlock(nn.Module):
             text: keys and values of the instruction, or its features (B, S, d) to compute them from.
             text_tokens: the first so many tokens read it.
         """
+        project, update = self.parts or (AIMBlock.project, AIMBlock.update)
         modulation = self.modulation(time)
         if torch.is_tensor(text):
             text = self.attn2.key_value(text)
-        attended = attend(*self.project(hidden, modulation, rotation))
-        return self.update(hidden, modulation, attended, text, text_tokens)
+        attended = attend(*project(self, hidden, modulation, rotation))
+        return update(self, hidden, modulation, attended, text, text_tokens)
 
     def modulation(self, time: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """time: (B, N, 6, d) of N units -> six tensors (B, N, 1, d): shift, scale, gate, and again for the FFN."""

@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from .cache import AIMCache, KeysValues
-from .checkpoint import DOWNLOAD_KWARGS, local_folder
+from .checkpoint import DOWNLOAD_KWARGS, as_dtype, local_folder, refuse_pickles
 from .configuration_aim import AIMConfig
 from .conversion import LINGBOT_VA, WAN, load_video_stream, wan_config
 from .layers import (
@@ -153,13 +154,25 @@ class AIMForWorldAction(PreTrainedModel):
             init.zeros_(module.proj_out.weight)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, but weights are read from safetensors alone.
+
+        Raises:
+            OSError: for a folder that holds pickled weights, which it names, and whatever that one raises.
+        """
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        if pretrained_model_name_or_path is not None and folder.is_dir():
+            refuse_pickles(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | {"use_safetensors": True}))
+
+    @classmethod
     def from_wan(cls, name_or_path: str | os.PathLike, **kwargs):
         """A new AIM whose video stream has the weights of a Wan2.2 model, and whose action head is resampled from it.
 
         Args:
             name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
             subfolder: of the transformer; `"transformer"` if not given.
-            dtype: of the model; as stored if not given.
+            dtype: of the model, as it is or by its name; as stored if not given or "auto".
             output_loading_info: also return the [`LoadingReport`]: where each parameter came from.
             kwargs: fields of [`AIMConfig`] that the video model doesn't decide (`action_hidden_size` ...), and those
                 of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
@@ -184,6 +197,7 @@ class AIMForWorldAction(PreTrainedModel):
     def _from_video_model(
         cls, layout, name_or_path, subfolder="transformer", dtype=None, output_loading_info=False, **kwargs
     ):
+        dtype = None if dtype in (None, "auto") else as_dtype(dtype)
         download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(name_or_path, subfolder=subfolder, **download) / subfolder
         config = wan_config(folder, **kwargs)
@@ -218,12 +232,16 @@ class AIMForWorldAction(PreTrainedModel):
         """What encodes executed actions."""
         return self.action_head if self.history_head is None else self.history_head
 
-    def compile_blocks(self) -> None:
-        """Compiles what a layer does before and after the shared attention, once for all layers of a stream."""
-        heads = (self.action_head,) if self.history_head is None else (self.action_head, self.history_head)
-        for block in (*self.blocks, *(block for head in heads for block in head.blocks)):
-            block.project = torch.compile(block.project)
-            block.update = torch.compile(block.update)
+    def compile_blocks(self, **options) -> None:
+        """Compiles what a layer does before and after the shared attention, once for all layers of a stream.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        compiled = tuple(torch.compile(part, **options) for part in (AIMBlock.project, AIMBlock.update))
+        for block in self.modules():
+            if isinstance(block, AIMBlock):
+                block.parts = compiled
 
     # ------------------------------------------------------------------------------------------------ tokens
 
@@ -304,6 +322,9 @@ class AIMForWorldAction(PreTrainedModel):
         Raises:
             ValueError: for shapes that don't fit together.
         """
+        # Times, noise, mixtures and losses are in at least float32, whatever the network computes in: bfloat16 has 128
+        # times between 1/2 and 1.
+        latents, value_latents, actions = map(at_least_float32, (latents, value_latents, actions))
         config, (B, C, N, height, width) = self.config, latents.shape
         frames_per_chunk, n = config.chunk_latent_frames, config.actions_per_latent_frame
         T = N - 1  # future latent frames
@@ -341,9 +362,10 @@ class AIMForWorldAction(PreTrainedModel):
             u_video = draw_uniform(D)
             u_action = u_video if config.joint_denoising else draw_uniform(E)
             timesteps = shifted(u_video, config.video_shift), shifted(u_action, config.action_shift)
-        t_video, t_action = timesteps
+        t_video, t_action = map(at_least_float32, timesteps)
         video_shape, action_shape = (B, D, C, T, height, width), (B, E, K * P, config.action_dim)
-        eps_x, eps_m, eps_a = noise or (draw(video_shape), draw(video_shape), draw(action_shape))
+        noise = noise or (draw(video_shape), draw(video_shape), draw(action_shape))
+        eps_x, eps_m, eps_a = map(at_least_float32, noise)
 
         def predictions(of_frames):  # (B, (K*F + A)*n, ...) -> (B, K*P, ...), each chunk's actions one after the other
             return of_frames.unfold(1, P, config.actions_per_chunk).movedim(-1, 2).flatten(1, 2)
@@ -364,16 +386,15 @@ class AIMForWorldAction(PreTrainedModel):
 
         observed, t_observed = latents, latents.new_zeros(B, N)
         if history_timestep is not None:
-            t_observed = history_timestep[:, None].expand(B, N)
+            t_observed = at_least_float32(history_timestep)[:, None].expand(B, N)
             at = t_observed[:, None, :, None, None]
             observed = (1 - at) * latents + at * draw(latents.shape)
 
-        velocity_x, velocity_m, velocity_a = self._packed_velocities(
-            *(observed, value_latents, executed_actions, prompt_embeds, x_t, m_t, a_t),
-            *(t_observed, t_frame, t_action),
-        )
+        seen = (observed, value_latents, executed_actions, prompt_embeds, x_t, m_t, a_t)
+        velocities = self._packed_velocities(*(part.to(self.dtype) for part in seen), t_observed, t_frame, t_action)
 
         # Eq. (9): mean squared errors of the velocities eps - x_0.
+        velocity_x, velocity_m, velocity_a = map(at_least_float32, velocities)
         rgb_error = (velocity_x - (eps_x - future.unsqueeze(1))).square().mean(dim=2)  # (B, D, T, h, w)
         rgb_weights, value_weights = (w if w is None else w.unsqueeze(1) for w in (rgb_weights, value_weights))
         rgb_loss = self._weighted_mean(rgb_error, rgb_weights)

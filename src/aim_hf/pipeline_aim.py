@@ -12,6 +12,7 @@ chunk. Latents and noise stay in float32 whatever the model's dtype, and nothing
 """
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,26 +21,40 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, ProcessorMixin
 
 from .checkpoint import (
     DOWNLOAD_KWARGS,
+    as_dtype,
     check_all_loaded,
     component_tensors,
     local_folder,
     stored_tensors,
 )
+from .checks import check_number, check_whole
 from .files import written_folder
 from .modeling_aim import AIMForWorldAction
 from .processing_aim import AIMProcessor, robotwin_processor
 from .sampling import NUM_ACTION_INFERENCE_STEPS, sample_chunk
-from .session import AIMSession
+from .session import AIMSession, as_actions
+from .versions import PIPELINE_DTYPE
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+# What each component is at least; a model may be wrapped, by PEFT or torch.compile.
+COMPONENTS = {
+    "vae": torch.nn.Module,
+    "text_encoder": torch.nn.Module,
+    "processor": ProcessorMixin,
+    "model": torch.nn.Module,
+    "scheduler": SchedulerMixin,
+    "action_scheduler": SchedulerMixin,
+}
+# An offloaded text encoder goes to the GPU and back with each call.
+_encoding_lock = threading.Lock()
 
 
 @dataclass
@@ -99,16 +114,18 @@ class AIMPipeline(DiffusionPipeline):
         action_noise_scale: float = 1.0,
     ):
         super().__init__()
+        components = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "processor": processor,
+            "model": model,
+            "scheduler": scheduler,
+            "action_scheduler": action_scheduler,
+        }
+        check_components(components)
         check_action_noise_scale(action_noise_scale)
         self.register_to_config(action_noise_scale=action_noise_scale)
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            processor=processor,
-            model=model,
-            scheduler=scheduler,
-            action_scheduler=action_scheduler,
-        )
+        self.register_modules(**components)
         config, temporal, spatial = model.config, vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
         for field, number, source, other in (
             ("in_channels", config.in_channels, "vae.config.z_dim", vae.config.z_dim),
@@ -130,24 +147,33 @@ class AIMPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None, **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None = None,
+        **kwargs,
     ) -> "AIMPipeline":
         """Loads a pipeline folder or a Hub repository, whole or not at all.
 
         Args:
             pretrained_model_name_or_path: folder or repo id.
             subfolder: where in it the pipeline lies, if it holds several.
-            kwargs: as in `DiffusionPipeline.from_pretrained`: `dtype`, `revision`, `token`, `cache_dir`,
-                `local_files_only`, components to use instead of the stored ones ...
+            dtype: of the model and the text encoder, as it is or by its name; as stored if not given or "auto". The
+                VAE stays in float32, as in Wan, unless a dict names it: `{"vae": torch.bfloat16, "default": ...}`.
+            kwargs: as in `DiffusionPipeline.from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`,
+                components to use instead of the stored ones ...
 
         Raises:
-            OSError: for a damaged or half-written file, which it names, or a repository that can't be read.
-            ValueError: for tensors that are missing or unknown, which it names, or components that don't fit.
+            OSError: for a damaged, half-written or pickled file, which it names, or a repository that can't be read.
+            ValueError: for tensors that are missing or unknown, which it names, components that don't fit, or an
+                unknown dtype.
         """
+        check_components({name: kwargs[name] for name in COMPONENTS if name in kwargs})
+        dtypes = _dtypes(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
         download_kwargs = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(pretrained_model_name_or_path, subfolder, **download_kwargs) / (subfolder or "")
         stored = stored_tensors(folder, given=kwargs)
-        pipe = super().from_pretrained(str(folder), **kwargs)
+        pipe = super().from_pretrained(str(folder), **(kwargs | dtypes | {"use_safetensors": True}))
         for name, tensors in stored.items():
             check_all_loaded(getattr(pipe, name), tensors, source=str(folder / name))
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
@@ -160,7 +186,8 @@ class AIMPipeline(DiffusionPipeline):
 
         Args:
             name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
-            dtype: of the model and the text encoder; as stored if not given. The VAE stays in float32, as in Wan.
+            dtype: of the model and the text encoder, as it is or by its name; as stored if not given or "auto". The
+                VAE stays in float32, as in Wan.
             processor: the [`AIMProcessor`], with the text encoder's tokenizer; for RoboTwin's robots if not given.
             kwargs: fields of [`AIMConfig`] that the video model doesn't decide, and the arguments that say what to
                 download (`revision`, `token` ...).
@@ -180,14 +207,10 @@ class AIMPipeline(DiffusionPipeline):
     def _from_video_model(cls, load_model, name_or_path, dtype=None, processor=None, **kwargs):
         download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(name_or_path, **download)
-        stored = component_tensors(folder, ("vae", "text_encoder"))
         if processor is None:
             processor = robotwin_processor(AutoTokenizer.from_pretrained(folder / "tokenizer"))
         kwargs.setdefault("action_dim", processor.action_dim)
-        vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-        text_encoder = AutoModelForTextEncoding.from_pretrained(folder / "text_encoder", dtype=dtype or "auto")
-        for name, module in (("vae", vae), ("text_encoder", text_encoder)):
-            check_all_loaded(module, stored[name], source=str(folder / name))
+        vae, text_encoder = load_vae(folder), load_text_encoder(folder, dtype)
         model = load_model(folder, dtype=dtype, **kwargs)
         return cls(
             vae=vae,
@@ -198,17 +221,57 @@ class AIMPipeline(DiffusionPipeline):
             action_scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.action_shift),
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
         """As `DiffusionPipeline.save_pretrained`, but the folder is there only once it is whole, and files of weights
         have at most 5 GB (`max_shard_size`). Adds a `pipeline.py`, by which plain
         `DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)` finds this
-        class."""
+        class.
+
+        Raises:
+            ValueError: for `safe_serialization=False`: nothing here reads pickles.
+            OSError: if the folder can't be written.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization is False; expected True: AIM is saved as safetensors alone.")
         kwargs.setdefault("max_shard_size", "5GB")
         if push_to_hub:
-            kwargs.setdefault("repo_id", Path(save_directory).name)
+            kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
         with written_folder(save_directory) as folder:
             (folder / "pipeline.py").write_text(f"from {__name__} import {type(self).__name__}  # noqa: F401\n")
             super().save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
+
+    def to(self, *args, dtype: torch.dtype | str | None = None, **kwargs) -> "AIMPipeline":
+        """As `DiffusionPipeline.to`, but the VAE keeps its dtype, which only `pipe.vae.to(dtype)` changes.
+
+        Raises:
+            ValueError: for an unknown dtype.
+        """
+        *device, last = args or (None,)
+        if device or isinstance(last, torch.dtype):
+            if dtype is not None:
+                raise ValueError(f"dtype is given twice, as {last} and {dtype}; give it once.")
+            args, dtype = device, last
+        if dtype is not None:
+            dtype = as_dtype(dtype)
+            for component in (self.text_encoder, self.model):
+                component.to(dtype)
+        return super().to(*args, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's."""
+        return self.model.dtype
+
+    @property
+    def fps(self) -> float | None:
+        """Control steps a second that actions are to be executed at; None if unknown."""
+        return self.processor.fps
 
     @property
     def frames_per_chunk(self) -> int:
@@ -228,9 +291,10 @@ class AIMPipeline(DiffusionPipeline):
     def encode_prompt(self, instruction: str | Sequence[str], allow_empty: bool = False) -> torch.Tensor:
         """Text features (B, max_text_length, text_dim), zero beyond each prompt, as Wan was trained with."""
         tokens = self.processor.tokenize(instruction, allow_empty)
-        mask = tokens.attention_mask.to(self.text_encoder.device)
-        features = self.text_encoder(tokens.input_ids.to(mask.device), attention_mask=mask).last_hidden_state
-        self.maybe_free_model_hooks()
+        with _encoding_lock:
+            mask = tokens.attention_mask.to(self.text_encoder.device)
+            features = self.text_encoder(tokens.input_ids.to(mask.device), attention_mask=mask).last_hidden_state
+            self.maybe_free_model_hooks()
         return features.masked_fill(mask[..., None].to(features.device) == 0, 0)
 
     @torch.no_grad()
@@ -249,8 +313,12 @@ class AIMPipeline(DiffusionPipeline):
                 keeps a second history, and its calls with guidance cost twice as much for the world.
 
         Raises:
-            ValueError: for an empty instruction, or a list of another length than `batch_size`.
+            ValueError: for an empty instruction or what is none, or a list of another length than `batch_size`.
         """
+        if batch_size is not None:
+            check_whole("batch_size", batch_size)
+        if not isinstance(negative_prompt, str | None):
+            raise ValueError(f'negative_prompt is {negative_prompt!r}; expected words, "" for none of them, or None.')
         prompt_embeds = self.encode_prompt(instruction)
         if isinstance(instruction, str):
             prompt_embeds = prompt_embeds.expand(batch_size or 1, -1, -1)
@@ -263,7 +331,19 @@ class AIMPipeline(DiffusionPipeline):
         return AIMSession(self, prompt_embeds, negative_prompt_embeds)
 
     def check_inputs(
-        self, observation, session, steps, output_type, generator, callback_on_step_end_tensor_inputs
+        self,
+        observation,
+        session,
+        num_inference_steps,
+        num_action_inference_steps,
+        stop_after,
+        guidance_scale,
+        action_noise_scale,
+        value_maps,
+        generator,
+        output_type,
+        callback_on_step_end,
+        callback_on_step_end_tensor_inputs,
     ) -> None:
         if not isinstance(session, AIMSession):
             raise ValueError(f"session is {session!r}; start one with pipe.start(instruction) and pass it.")
@@ -276,17 +356,43 @@ class AIMPipeline(DiffusionPipeline):
             raise ValueError(f"rows {waiting} have no observation yet; call session.append(..., rows={waiting}).")
         if observation is not None and len(waiting) < session.batch_size:
             raise ValueError("this session has its first observation; give later ones to session.append.")
-        for name, number in steps.items():
-            if number < 1:
-                raise ValueError(f"{name} is {number}; expected at least 1.")
+        check_whole("num_inference_steps", num_inference_steps)
+        alone = num_action_inference_steps is not None or value_maps is not None
+        if alone and self.model.config.joint_denoising:
+            raise ValueError(
+                "the model denoises actions together with the world: it takes neither num_action_inference_steps nor "
+                "value_maps."
+            )
+        if num_action_inference_steps is not None:
+            check_whole("num_action_inference_steps", num_action_inference_steps)
+        if stop_after is not None and check_whole("stop_after", stop_after) > num_inference_steps:
+            raise ValueError(f"stop_after is {stop_after}; expected 1 to num_inference_steps={num_inference_steps}.")
+        if check_number("guidance_scale", guidance_scale, least=0) != 1 and session.negative_cache is None:
+            raise ValueError(
+                f"guidance_scale is {guidance_scale}, but the session has nothing to lead away from; start it with "
+                'negative_prompt="".'
+            )
+        if action_noise_scale is not None:
+            check_action_noise_scale(action_noise_scale)
+        if value_maps is not None and not isinstance(value_maps, Mapping):
+            raise ValueError(f"value_maps are {type(value_maps).__name__}; expected a dict, camera -> (B, T, H, W).")
+        generators = generator if isinstance(generator, list) else [generator] * session.batch_size
+        if len(generators) != session.batch_size:
+            raise ValueError(f"{len(generators)} generators for {session.batch_size} rows; give one for each row.")
+        for one in generators if generator is not None else []:
+            if not isinstance(one, torch.Generator) or one.device.type not in ("cpu", self.model.device.type):
+                raise ValueError(
+                    f"generator is {one!r}; expected a torch.Generator of the CPU or of {self.model.device}, or a "
+                    "list of one for each row."
+                )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; expected one of {OUTPUT_TYPES}.")
-        if isinstance(generator, list) and len(generator) != session.batch_size:
-            raise ValueError(f"{len(generator)} generators for {session.batch_size} rows; give one for each row.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"callback_on_step_end is {callback_on_step_end!r}; expected a function.")
+        wanted = callback_on_step_end_tensor_inputs
+        if not isinstance(wanted, list | tuple) or not all(name in self._callback_tensor_inputs for name in wanted):
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; expected some of "
+                f"callback_on_step_end_tensor_inputs are {wanted!r}; expected a list of some of "
                 f"{self._callback_tensor_inputs}."
             )
 
@@ -333,42 +439,44 @@ class AIMPipeline(DiffusionPipeline):
                 pictures at all.
             decode_frames: whether to decode the imagined RGB, which acting doesn't need.
             callback_on_step_end: called after each step as `callback(pipe, step, timestep, tensors)`, the action steps
-                counted on after the world's; tensors that it returns are used from there on.
+                counted on after the world's; it returns a dict, whose tensors are used from there on.
             callback_on_step_end_tensor_inputs: which of `latents`, `value_latents` (B, C, F, h, w) and
                 `action_latents` (B, F * n, action_dim) it gets.
             return_dict: False for a plain tuple (frames, value_maps, actions).
 
         Raises:
-            ValueError: for inputs that don't fit; the session is then unchanged.
+            ValueError: for inputs that don't fit; the session is then unchanged. Also for what a callback returns.
+            RuntimeError: if actions come out that are not finite, naming their rows.
         """
         # 1. Check inputs.
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        self.check_inputs(
+            observation,
+            session,
+            num_inference_steps,
+            num_action_inference_steps,
+            stop_after,
+            guidance_scale,
+            action_noise_scale,
+            value_maps,
+            generator,
+            output_type,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
         joint = self.model.config.joint_denoising
-        if joint and (num_action_inference_steps is not None or value_maps is not None):
-            raise ValueError(
-                "the model denoises actions together with the world: it takes neither num_action_inference_steps nor "
-                "value_maps."
-            )
         if num_action_inference_steps is None:
             num_action_inference_steps = num_inference_steps if joint else NUM_ACTION_INFERENCE_STEPS
-        steps = {"num_inference_steps": num_inference_steps, "num_action_inference_steps": num_action_inference_steps}
-        self.check_inputs(observation, session, steps, output_type, generator, callback_on_step_end_tensor_inputs)
-        if stop_after is not None and not 1 <= stop_after <= num_inference_steps:
-            raise ValueError(f"stop_after is {stop_after}; expected 1 to num_inference_steps={num_inference_steps}.")
         if action_noise_scale is None:
             action_noise_scale = self.config.action_noise_scale
-        check_action_noise_scale(action_noise_scale)
-        if guidance_scale != 1 and session.negative_cache is None:
-            raise ValueError(
-                f"guidance_scale is {guidance_scale}, but the session has nothing to lead away from; start it with "
-                'negative_prompt="".'
-            )
         true_value_pixels = None if value_maps is None else self._value_pixels(value_maps, session)
         committed = None
         if committed_actions is not None:
             committed_actions = self._committed(committed_actions, observation, session)
-            committed = self.processor.normalize_actions(committed_actions, session.initial_pose).to(self.model.device)
+            committed = self.processor.normalize_executed(
+                "committed_actions", committed_actions, session.initial_pose
+            ).to(self.model.device)
 
         # 2. Append the first observation to the session.
         if observation is not None:
@@ -395,7 +503,7 @@ class AIMPipeline(DiffusionPipeline):
                 if callback_on_step_end is not None:
                     tensors = dict(zip(self._callback_tensor_inputs, tensors, strict=True))
                     given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= callback_on_step_end(self, step, timestep, given)
+                    tensors |= _returned(callback_on_step_end(self, step, timestep, given), tensors)
                     tensors = tuple(tensors[name] for name in self._callback_tensor_inputs)
                 progress_bar.update()
                 return tensors
@@ -410,6 +518,12 @@ class AIMPipeline(DiffusionPipeline):
                 true_value_latents=true_value_latents,
                 committed_actions=committed,
                 on_step_end=on_step_end,
+            )
+
+        if lost := (~action_latents.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
+            raise RuntimeError(
+                f"the actions of rows {lost} are not finite: the network can't take what they were told and shown, or "
+                f"the weights are damaged, or {self.dtype} is too coarse for them."
             )
 
         # 5. Decode.
@@ -438,7 +552,7 @@ class AIMPipeline(DiffusionPipeline):
         )
 
     def _committed(self, actions, observation, session: AIMSession) -> torch.Tensor:
-        actions = torch.as_tensor(np.asarray(actions), dtype=torch.float64)
+        actions = as_actions("committed_actions", actions)
         actions = actions[None] if session.batch_size == 1 and actions.ndim == 2 else actions
         horizon = self.model.config.action_horizon
         if actions.ndim != 3 or actions.shape[::2] != (session.batch_size, self.processor.action_dim):
@@ -467,8 +581,64 @@ class AIMPipeline(DiffusionPipeline):
 
 def check_action_noise_scale(scale: float) -> None:
     """Raises ValueError if it isn't from 0 to 1."""
-    if not 0 <= scale <= 1:
-        raise ValueError(f"action_noise_scale is {scale}; expected 0 to 1.")
+    check_number("action_noise_scale", scale, 0, 1)
+
+
+def check_components(components: Mapping[str, Any]) -> None:
+    """Raises ValueError for one that is None or of another kind, by its name in `COMPONENTS`."""
+    for name, component in components.items():
+        if not isinstance(component, COMPONENTS[name]):
+            raise ValueError(
+                f"{name} is {'None' if component is None else type(component).__name__}; expected a "
+                f"{COMPONENTS[name].__name__}. A pipeline needs all of {', '.join(COMPONENTS)}."
+            )
+
+
+def load_vae(folder: Path) -> AutoencoderKLWan:
+    """The VAE of a pipeline's folder, AIM's or Wan's, in float32.
+
+    Raises:
+        OSError: for a damaged, missing or pickled file, which it names.
+        ValueError: for tensors that are missing or unknown.
+    """
+    return _whole(folder, "vae", AutoencoderKLWan, torch_dtype=torch.float32)
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+    """The text encoder of a pipeline's folder, AIM's or Wan's, in `dtype`; as stored if not given or "auto". Raises as
+    `load_vae`."""
+    dtype = "auto" if dtype in (None, "auto") else as_dtype(dtype)
+    return _whole(folder, "text_encoder", AutoModelForTextEncoding, dtype=dtype)
+
+
+def _whole(folder: Path, name: str, kind: type, **kwargs):
+    stored = component_tensors(folder, [name])
+    module = kind.from_pretrained(folder / name, use_safetensors=True, **kwargs)
+    check_all_loaded(module, stored[name], source=str(folder / name))
+    return module
+
+
+def _dtypes(dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None) -> dict[str, dict]:
+    """The argument of diffusers' `from_pretrained` that says each component's dtype; none where all are as stored."""
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
+        return {}
+    dtypes = {"vae": torch.float32} | (dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype})
+    if unknown := sorted(dtypes.keys() - {*COMPONENTS, "default"}):
+        raise ValueError(f"dtype has {unknown}; expected some of {', '.join(COMPONENTS)} and default.")
+    return {PIPELINE_DTYPE: {name: as_dtype(of_component) for name, of_component in dtypes.items()}}
+
+
+def _returned(returned: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a callback returned, checked against what there was."""
+    if not isinstance(returned, Mapping):
+        raise ValueError(f"callback_on_step_end returned {returned!r}; expected a dict of tensors, {{}} for none.")
+    for name, tensor in returned.items():
+        if name not in tensors:
+            raise ValueError(f"callback_on_step_end returned {name!r}; expected some of {', '.join(tensors)}.")
+        if not torch.is_tensor(tensor) or tensor.shape != tensors[name].shape:
+            got = tuple(tensor.shape) if torch.is_tensor(tensor) else type(tensor).__name__
+            raise ValueError(f"callback_on_step_end returned {name} of {got}; expected {tuple(tensors[name].shape)}.")
+    return {name: tensor.to(tensors[name]) for name, tensor in returned.items()}
 
 
 def _to_output_type(clips: np.ndarray, output_type: str):

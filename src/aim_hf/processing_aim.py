@@ -13,6 +13,7 @@ Notable choices:
 
 import inspect
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,11 +22,19 @@ import torch
 import torch.nn.functional as F
 from transformers import BatchFeature, ProcessorMixin
 
+from .checks import check_number, quoted
+
 ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); right likewise.
 EE_ACTION_DIM = 16
 QUANTILES, RANGE = ("q01", "q99"), ("min", "max")  # of action statistics
 FURTHEST = 5.0  # where the quantiles would scale a number of the training set beyond this, its range scales it
+# Whatever a robot says of itself lies within this: metres of a pose, and half-ranges of an action. Far beyond what any
+# of them does, and near enough for the network's numbers to stay finite in every dtype but float16.
+LARGEST = 1000.0
+
+# The first call sets how a tokenizer pads, which fails while another one runs.
+_tokenizer_lock = threading.Lock()
 
 
 def t_pose_canvas(
@@ -75,6 +84,7 @@ class AIMProcessor(ProcessorMixin):
         minimum_half_range: least half-range of a dimension in its own unit, so that one which hardly moves in the
             data (an idle arm) is not blown up to noise.
         max_text_length: tokens that every instruction is padded to.
+        fps: control steps a second that the actions were recorded at, and are to be executed at; None if unknown.
 
     Raises:
         ValueError: if slots overlap or leave the canvas, or action fields don't fit together.
@@ -90,6 +100,7 @@ class AIMProcessor(ProcessorMixin):
         action_statistics: Mapping[str, Sequence[float]] | None = None,
         minimum_half_range: float = 0.01,
         max_text_length: int = 512,
+        fps: float | None = None,
     ):
         self.canvas_size = [int(n) for n in canvas_size]
         # Sorted as in the saved JSON, so that a loaded processor goes through them in the same order.
@@ -108,6 +119,7 @@ class AIMProcessor(ProcessorMixin):
         self.minimum_half_range = minimum_half_range
         self.action_statistics = action_statistics
         self.max_text_length = max_text_length
+        self.fps = fps
         if tokenizer.pad_token is None:
             raise ValueError("the tokenizer has no pad token; set one, or restore its tokenizer_config.json.")
         super().__init__(tokenizer)
@@ -116,7 +128,8 @@ class AIMProcessor(ProcessorMixin):
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
         # The base class fills in what a damaged processor_config.json lacks, and drops what it doesn't know.
         fields = set(inspect.signature(cls.__init__).parameters) - {"self", "tokenizer"}
-        found = set(processor_dict) - {"processor_class", "auto_map"}
+        # Processors of before there was a rate don't know theirs.
+        found = set(processor_dict) - {"processor_class", "auto_map"} | {"fps"}
         if found != fields:
             raise ValueError(
                 f"processor_config.json lacks {sorted(fields - found)} and has unknown {sorted(found - fields)}; it "
@@ -163,6 +176,14 @@ class AIMProcessor(ProcessorMixin):
                     raise ValueError(f"action_statistics have a {low} above its {high}; recompute them.")
         self.__dict__["action_statistics"] = statistics
 
+    @property
+    def fps(self) -> float | None:
+        return self.__dict__["fps"]
+
+    @fps.setter
+    def fps(self, fps: float | None):
+        self.__dict__["fps"] = None if fps is None else check_number("fps", fps, least=1e-3)
+
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
@@ -195,17 +216,25 @@ class AIMProcessor(ProcessorMixin):
             allow_empty: take "" too: the absence of an instruction, which guidance compares with.
 
         Raises:
-            ValueError: for an instruction that is empty or too long (nothing is cut off silently).
+            ValueError: for an instruction that is empty, no words or too long (nothing is cut off silently).
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, Sequence) or not len(texts):
+            raise ValueError(f"instruction is {text!r}; expected words, or a list with those of each row.")
+        texts = list(texts)
         for i, t in enumerate(texts):
             if not isinstance(t, str) or not (t.strip() or allow_empty):
                 raise ValueError(f"instruction {i} is {t!r}; expected words. Say what the robot should do.")
-        tokens = self.tokenizer(texts, padding="max_length", max_length=self.max_text_length, return_tensors=None)
+        most = self.max_text_length
+        with _tokenizer_lock:
+            tokens = self.tokenizer(
+                list(texts), padding="max_length", max_length=most, return_tensors=None, verbose=False
+            )
         for t, ids in zip(texts, tokens["input_ids"], strict=True):
-            if len(ids) > self.max_text_length:
+            if len(ids) > most:
                 raise ValueError(
-                    f"instruction {t!r} has {len(ids)} tokens; max_text_length is {self.max_text_length}. Shorten it."
+                    f"instructions have at most {most} tokens (about {most * len(t) // len(ids)} characters); this "
+                    f"one has {len(ids)}: {quoted(t)}. Shorten it."
                 )
         return BatchFeature({name: torch.tensor(tokens[name]) for name in ("input_ids", "attention_mask")})
 
@@ -298,11 +327,16 @@ class AIMProcessor(ProcessorMixin):
 
     def observation_views(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """camera -> uint8 (H, W, 3) of one observation; cameras without a slot are left out."""
-        pictures = observation.get("observation", {})
-        missing = [name for name in self.cameras if name not in pictures]
-        if missing:
+        pictures = observation.get("observation") if isinstance(observation, Mapping) else None
+        if not isinstance(pictures, Mapping):
             raise ValueError(
-                f"observation has no camera {', '.join(missing)} (it has {sorted(pictures)}); expected "
+                f'observation is {type(observation).__name__} without "observation"; expected a dict in RoboTwin\'s '
+                'layout, with observation["observation"][camera]["rgb"] for each of ' + f"{sorted(self.cameras)}."
+            )
+        taken = {name for name, camera in pictures.items() if isinstance(camera, Mapping) and "rgb" in camera}
+        if missing := [name for name in self.cameras if name not in taken]:
+            raise ValueError(
+                f"observation has no camera {', '.join(missing)} (it has {sorted(taken)}); expected "
                 'observation["observation"][camera]["rgb"] for each of ' + f"{sorted(self.cameras)}."
             )
         return {name: pictures[name]["rgb"] for name in self.cameras}
@@ -317,7 +351,9 @@ class AIMProcessor(ProcessorMixin):
                 f"observation['endpose'] has no {', '.join(missing)}; action space 'ee' needs {', '.join(keys)}."
             )
         pose = np.concatenate([np.atleast_1d(np.asarray(endpose[key], dtype=np.float64)) for key in keys])
-        return self._check_actions(pose, "pose of the first observation")
+        pose = self._check_actions(pose, "pose of the first observation")
+        check_magnitude("pose of the first observation", pose)
+        return pose
 
     # Actions
 
@@ -398,6 +434,22 @@ class AIMProcessor(ProcessorMixin):
         center, half_range = self._scale(relative)
         return (relative - center) / half_range
 
+    def normalize_executed(self, name: str, actions: torch.Tensor, initial_pose=None) -> torch.Tensor:
+        """`normalize_actions` of what a robot says that it executes: numbers that none can have executed are refused,
+        before a network sees them.
+
+        Args:
+            name: of the actions in messages.
+
+        Raises:
+            ValueError: for numbers further than `LARGEST` half-ranges from the middle of the training set's, too.
+        """
+        relative = self.relative_actions(actions, initial_pose)
+        center, half_range = self._scale(relative)
+        name += ", relative to the first pose" if self.action_space == "ee" else ""
+        check_magnitude(name, relative, center, half_range)
+        return (relative - center) / half_range
+
     def unnormalize_actions(self, actions, initial_pose=None) -> torch.Tensor:
         """The inverse of `normalize_actions`: the network's (..., T, action_dim) -> physical units, absolute.
 
@@ -463,6 +515,19 @@ class AIMProcessor(ProcessorMixin):
                 "(..., 16) and (..., T, 16) with the same leading shape: one pose an episode."
             )
         return initial.unsqueeze(-2)
+
+
+def check_magnitude(name: str, numbers: torch.Tensor, center=0.0, unit=1.0) -> None:
+    """Raises ValueError for a number that is further than `LARGEST` units from the center, naming its place."""
+    far = (numbers - center).abs() > LARGEST * unit
+    if far.any():
+        place = far.nonzero()[0].tolist()
+        ends = (torch.as_tensor(center + side * LARGEST * unit).expand_as(numbers) for side in (-1, 1))
+        low, high = (end[tuple(place)].item() for end in ends)
+        raise ValueError(
+            f"{name}: number {place} is {numbers[tuple(place)].item():.3g}; expected {low:.3g} to {high:.3g}, and "
+            "usually far less. Look at its unit, and at what made it."
+        )
 
 
 def _resize(pictures: np.ndarray, size: Sequence[int]) -> np.ndarray:

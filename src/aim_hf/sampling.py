@@ -1,5 +1,6 @@
 """One chunk sampled from noise: the world, then the actions, or both together."""
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -53,13 +54,13 @@ def sample_chunk(
     *world, action_latents = noise
     joint = model.config.joint_denoising
     if joint:
-        action_timesteps = set_timesteps(action_scheduler, num_inference_steps, model.device)
+        action_scheduler = with_steps(action_scheduler, num_inference_steps, model.device)
 
     def after_step(i, t, world):
         nonlocal action_latents
         if joint:
             model.condition_actions(cache)
-            of_step = action_scheduler, action_timesteps[i], committed_actions
+            of_step = action_scheduler, action_scheduler.timesteps[i], committed_actions
             action_latents = _action_step(model, cache, action_latents, *of_step)
         if on_step_end is not None:
             *world, action_latents = on_step_end(i, t, (*world, action_latents))
@@ -99,7 +100,8 @@ def sample_world(
         after_step: called with a step's index, its timestep and both latents; what it returns is used from there on.
     """
     latents, value_latents = noise
-    for i, t in enumerate(set_timesteps(scheduler, num_inference_steps, model.device)[:stop_after]):
+    scheduler = with_steps(scheduler, num_inference_steps, model.device)
+    for i, t in enumerate(scheduler.timesteps[:stop_after]):
         world = torch.stack([latents, value_latents])
         time = _unit_time(scheduler, t, len(latents))
         velocity = torch.stack(model.denoise_world(cache, *world.to(model.dtype), time)).float()
@@ -135,9 +137,10 @@ def sample_actions(
     rgb, value, actions = latents
     # The clean pass: what actions may see of the future is the finished value map.
     model.condition_actions(cache, rgb.to(model.dtype), value.to(model.dtype))
+    scheduler = with_steps(action_scheduler, num_action_inference_steps, model.device)
     # Only the head runs.
-    for i, t in enumerate(set_timesteps(action_scheduler, num_action_inference_steps, model.device)):
-        actions = _action_step(model, cache, actions, action_scheduler, t, committed_actions)
+    for i, t in enumerate(scheduler.timesteps):
+        actions = _action_step(model, cache, actions, scheduler, t, committed_actions)
         if on_step_end is not None:
             rgb, value, actions = on_step_end(first_step + i, t, (rgb, value, actions))
     return rgb, value, actions
@@ -161,11 +164,15 @@ def _unit_time(scheduler, timestep, rows: int) -> torch.Tensor:
     return (timestep / scheduler.config.num_train_timesteps).expand(rows)
 
 
-def set_timesteps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device: torch.device) -> torch.Tensor:
-    """The scheduler's timesteps of `steps` steps, on `device`; it holds their times, `scheduler.sigmas`, from then on.
+def with_steps(
+    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device: torch.device
+) -> FlowMatchEulerDiscreteScheduler:
+    """A copy of the scheduler that is set to `steps` steps: a scheduler counts the steps that it has taken, so calls
+    that run at the same time need one each.
 
-    Given explicitly: the scheduler's own default shifts its last sigma twice, so that the last of few steps is next to
-    none.
+    Its times are given explicitly: the scheduler's own default shifts its last sigma twice, so that the last of few
+    steps is next to none.
     """
+    scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
-    return scheduler.timesteps
+    return scheduler

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -135,12 +136,13 @@ class AIMSession:
         """Starts new episodes in `rows`, while the others go on. What is appended to them next is a first observation.
 
         Args:
+            rows: one, or some.
             instruction: one for all of them, or a list of one for each.
 
         Raises:
             ValueError: for an empty instruction, another number of them, or rows that the session doesn't have.
         """
-        index = self._index([rows] if isinstance(rows, int) else rows)
+        index = self._index(rows)
         prompt_embeds = self.pipe.encode_prompt(instruction)
         if isinstance(instruction, str):
             prompt_embeds = prompt_embeds.expand(len(index), -1, -1)
@@ -205,10 +207,12 @@ class AIMSession:
             self.codec.decode_streams(frames, [self._decoders[row] for row in rows])
         return torch.stack(self.codec.decode_streams(latents, [state.fork() for state in self._decoders]))
 
-    def _index(self, rows: Sequence[int] | None, several: bool = False) -> torch.Tensor:
-        rows = list(range(self.batch_size)) if rows is None else [int(row) for row in rows]
-        unknown = [row for row in rows if not 0 <= row < self.batch_size]
-        if unknown or not rows or (len(set(rows)) < len(rows) and not several):
+    def _index(self, rows: int | Iterable[int] | None, several: bool = False) -> torch.Tensor:
+        rows = range(self.batch_size) if rows is None else rows.tolist() if torch.is_tensor(rows) else rows
+        rows = list(rows) if isinstance(rows, Iterable) else [rows]
+        known = [row for row in rows if isinstance(row, Integral) and not isinstance(row, bool)]
+        known = [row for row in known if 0 <= row < self.batch_size]
+        if not rows or len(known) < len(rows) or (len(set(rows)) < len(rows) and not several):
             raise ValueError(
                 f"rows are {rows}; expected some of 0 to {self.batch_size - 1}" + ("." if several else ", each once.")
             )
@@ -216,18 +220,20 @@ class AIMSession:
 
     @staticmethod
     def _rows(observations, count: int) -> list[list[Mapping]]:
-        one_row = count == 1 and all(isinstance(moment, Mapping) for moment in observations)
-        if isinstance(observations, Mapping) or one_row:
-            observations = [observations]
-        rows = [[row] if isinstance(row, Mapping) else list(row) for row in observations]
+        rows = [observations] if isinstance(observations, Mapping) else observations
+        if isinstance(rows, Sequence) and count == 1 and all(isinstance(moment, Mapping) for moment in rows):
+            rows = [rows]
+        rows = [[row] if isinstance(row, Mapping) else row for row in rows] if isinstance(rows, Sequence) else [rows]
+        if wrong := [type(row).__name__ for row in rows if not isinstance(row, Sequence) or isinstance(row, str)]:
+            raise ValueError(f"observations hold {wrong[0]}; expected dicts in RoboTwin's layout, one list a row.")
         if len(rows) != count:
             raise ValueError(f"observations have {len(rows)} rows; expected {count}.")
-        return rows
+        return [list(row) for row in rows]
 
     def _executed(self, actions, index: torch.Tensor) -> torch.Tensor:
         if actions is None:
             raise ValueError("executed_actions are missing; give the actions that led to these observations.")
-        actions = torch.as_tensor(np.asarray(actions), dtype=torch.float64)
+        actions = as_actions("executed_actions", actions)
         if len(index) == 1 and actions.ndim == 2:
             actions = actions[None]
         expected = (len(index), self.pipe.actions_per_chunk, self.pipe.processor.action_dim)
@@ -237,4 +243,12 @@ class AIMSession:
                 "chunk, numbers of one action)."
             )
         poses = None if self.initial_pose is None else self.initial_pose[index]
-        return self.pipe.processor.normalize_actions(actions, poses)
+        return self.pipe.processor.normalize_executed("executed_actions", actions, poses)
+
+
+def as_actions(name: str, actions) -> torch.Tensor:
+    """Actions in float64. Raises ValueError, naming them, for anything but numbers."""
+    try:
+        return torch.tensor(np.asarray(actions), dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} are {type(actions).__name__}; expected an array of numbers.") from None

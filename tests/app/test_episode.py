@@ -104,7 +104,16 @@ def test_a_seed_may_be_typed():
     assert held_out_scene("click_bell", "hard", float(SEED)) == Scene("click_bell", "hard", SEED)
 
 
-@pytest.mark.parametrize("words, told", [("  ", "The instruction is empty"), ("click " * 40, "max_text_length is 32")])
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("  ", "The instruction is empty"),
+        (
+            "click the bell " * 34,
+            r"^instructions have at most 32 tokens \(about \d+ characters\); this one has \d+: '[^\n]{,50}…'. S",
+        ),
+    ],
+)
 def test_words_that_cannot_be_read_are_refused(rollouts, words, told):
     with pytest.raises(Trouble, match=told):
         next(rollouts.run(BELL, words, QUICK))

@@ -91,7 +91,7 @@ def test_tasks_and_methods_are_those_of_the_protocol():
         assert list(inspect.signature(getattr(RoboTwinEnvironment, name)).parameters) == list(expected), name
 
 
-def test_observation(env):
+def test_observation(env, checkout, monkeypatch):
     observation = env.reset(0)
     assert tuple(observation["observation"]) == CAMERAS
     for name, camera in env.cameras().items():
@@ -106,6 +106,10 @@ def test_observation(env):
         np.testing.assert_array_equal(observation["endpose"][f"{arm}_endpose"], env.tcp(arm))
         assert observation["endpose"][f"{arm}_gripper"] == 1.0
     assert (env.step_limit, env.control_dt) == (12, pytest.approx(0.06))
+    monkeypatch.setenv("ROBOTWIN_ROOT", str(checkout[0]))
+    told = RoboTwinEnvironment.interface("easy")  # without opening one
+    assert told.picture_sizes == dict.fromkeys(CAMERAS, (12, 16))
+    assert told.fps == pytest.approx(1 / env.control_dt) and told.action_dims == env.action_dims | {"qpos": None}
 
 
 def test_depth_is_in_meters(checkout):

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "envs"))
 from fixtures_robotwin import write_checkout  # noqa: E402
 
-from aim_hf.envs.base import ARMS
+from aim_hf.envs.base import ARMS, Interface
 from aim_hf.evaluation import evaluate as module
 from aim_hf.evaluation.evaluate import Protocol, evaluate, read_rejected
 from aim_hf.evaluation.policies import Prediction
@@ -25,6 +25,7 @@ class Still:
     """Stays where it is."""
 
     settings = {"policy": "still", "policy_sha256": "0"}
+    interface = Interface({"ee": 16})
     action_mode, actions_per_chunk, actions_per_frame, pixel_size = "ee", 2, 2, {}
 
     def __init__(self):

@@ -88,13 +88,13 @@ def test_a_request_that_is_refused_leaves_the_others_alone(batcher):
     assert futures[0].result(30) == 1 and batcher.answers.batches == [[0], [1, 2]]
 
 
-def test_a_batch_that_fails_says_so_and_the_next_one_runs(batcher):
+def test_a_batch_that_fails_is_answered_row_by_row_and_the_next_one_runs(batcher):
     _, futures = submit_while_busy(batcher, Request(-1), Request(1), Request(2), Request(3))
-    let_go(batcher, 3)
-    for future in futures[:3]:
-        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-            future.result(30)
-    assert futures[3].result(30) == 3 and batcher.alive
+    let_go(batcher, 6)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        futures[0].result(30)
+    assert [future.result(30) for future in futures[1:]] == [1, 2, 3] and batcher.alive
+    assert batcher.answers.batches == [[0], [-1, 1, 2], [-1], [1], [2], [3]]
 
 
 def test_stopping_answers_what_waits(batcher):

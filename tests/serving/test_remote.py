@@ -87,6 +87,7 @@ def test_results_are_those_in_process_though_the_server_went_away(policy, tmp_pa
 def test_predictions_are_those_in_process_with_all_their_pictures(server, policy):
     remote = RemotePolicy(server.address)
     assert remote.settings == policy.settings and remote.pixel_size == policy.pixel_size
+    assert remote.interface == policy.interface
     robots = [Robot(seed) for seed in range(3)]
     observations = []
     for robot in robots:

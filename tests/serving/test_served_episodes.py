@@ -5,6 +5,7 @@ import pytest
 import torch
 from fixtures_serving import Robot, make_policy
 
+from aim_hf.serving.batching import Batcher
 from aim_hf.serving.episodes import AIMEpisodes, Episode
 from aim_hf.serving.observations import read_endpose, read_images
 from aim_hf.session import AIMSession
@@ -133,6 +134,22 @@ def test_actions_that_are_not_finite_are_not_sent(episodes, alone, monkeypatch):
     error, reply = episodes.answer(requests)
     assert isinstance(error, RuntimeError) and "not finite" in str(error)
     np.testing.assert_array_equal(reply["actions"], alone[1][1])
+
+
+def test_a_row_that_becomes_nan_in_the_network_stays_alone(episodes, alone, monkeypatch):
+    """The pipeline answers nobody then, naming the row; the batcher asks again for each by itself."""
+    clients = [Client(episodes, seed).ask(1) for seed in range(2)]
+    with torch.no_grad():
+        for keys, values in clients[0].episode.session.cache._buffers:
+            keys.fill_(torch.nan), values.fill_(torch.nan)
+    requests = [client.request() for client in clients]
+    with pytest.raises(RuntimeError, match=r"actions of rows \[0\] are not finite"):
+        episodes.answer(requests)
+    batcher = Batcher(episodes.check_prompt, episodes.answer, rows=8, max_queue=8)
+    failed, good = batcher._answers(requests)
+    batcher.stop()
+    assert isinstance(failed, RuntimeError)
+    np.testing.assert_array_equal(good["actions"], alone[1][1])
 
 
 def test_stacked_sessions_go_on_as_before(policy):

@@ -72,7 +72,7 @@ def test_a_client_is_told_what_it_talks_to(server, policy):
     metadata = server.client().get_server_metadata()
     assert metadata["server"] == "aim_hf" and metadata["settings"] == policy.settings
     assert metadata["action_space"] == "ee" and metadata["action_dim"] == 16
-    assert metadata["actions_per_chunk"] == 8 and metadata["actions_per_frame"] == 2
+    assert metadata["actions_per_chunk"] == 8 and metadata["actions_per_frame"] == 2 and metadata["fps"] is None
     assert metadata["images"] == {
         "cam_high": [3, 64, 96],
         "cam_left_wrist": [3, 32, 48],
@@ -98,9 +98,12 @@ BAD = {
     "unknown key": (Robot(0).start(iamges=1), "unknown keys iamges"),
     "executed at the start": (Robot(0).start(executed_actions=np.zeros((8, 16))), "unknown keys executed_actions"),
     "prompt of no words": (Robot(0).start(prompt="  "), "instruction 0 is '  '"),
-    "prompt too long for the model": (Robot(0).start(prompt="bell " * 100), "max_text_length is 32"),
-    "prompt too long for anyone": (Robot(0).start(prompt="x" * 5000), "prompt is 5000 characters"),
-    "prompt no string": (Robot(0).start(prompt=3), "prompt is int"),
+    "prompt too long for the model": (
+        Robot(0).start(prompt="bell " * 100),
+        r"^instructions have at most 32 tokens \(about 1\d\d characters\); this one has \d+: 'bell [^\n]{,50}…'. Sh",
+    ),
+    "prompt too long for anyone": (Robot(0).start(prompt="x" * 5000), "at most 4096 characters; this one is 5000"),
+    "prompt no string": (Robot(0).start(prompt=3), "this one is int"),
     "seed": (Robot(0).start(seed=-1), "seed is -1"),
     "seed no number": (Robot(0).start(seed=np.zeros(2)), "seed is"),
     "pictures": (Robot(0).start(pictures="some"), "pictures is 'some'"),
@@ -121,6 +124,15 @@ BAD = {
     "pose too short": (Robot(0).start(endpose=POSE[:14]), r"endpose has shape \(14,\)"),
     "pose no numbers": (Robot(0).start(endpose="here"), "endpose is str"),
     "no quaternion": (Robot(0).start(endpose=np.zeros(16)), "quaternion"),
+    "pose beyond the sky": (
+        Robot(0).start(endpose=np.where(np.arange(16) == 8, 1e300, POSE)),
+        r"^pose of the first observation: number \[8\] is 1e\+300; expected -1e\+03 to 1e\+03",
+    ),
+    "pose in millimetres": (
+        Robot(0).start(endpose=np.where(np.arange(16) == 1, 1100, POSE)),
+        r"number \[1\] is 1.1e\+03",
+    ),
+    "state beyond the sky": (Robot(0).start(state=np.full(14, 1e10)), r"state: number \[0\] is 1e\+10; expected"),
     "state of NaN": (Robot(0).start(state=np.full(14, np.inf)), "state has NaN"),
     "array of objects": (
         msgpack.packb({"prompt": "x", "images": {b"__ndarray__": True, b"data": b"", b"dtype": "O", b"shape": [0]}}),
@@ -148,11 +160,17 @@ def test_bad_messages_get_an_error_and_nobody_else_notices(server, alone):
         robot_1 = Robot(1)
         websocket.send(msgpack_numpy.packb(robot_1.start()))
         np.testing.assert_array_equal(msgpack_numpy.unpackb(websocket.recv(timeout=60))["actions"], alone[1][0])
+        absurd = np.tile(POSE, (8, 1))
+        absurd[2, 0] = 3e38
         for message, reason in (
             (Robot(0).next(images=Robot(0).images()), r"expected uint8 \(4, 3, 64, 96\)"),
             (Robot(0).next(executed_actions=np.zeros((7, 16))), "expected \\(8, 16\\)"),
             (Robot(0).next(executed_actions=np.zeros((8, 16))), "quaternion"),
             (Robot(0).next(executed_actions=np.full((8, 16), np.nan)), "executed_actions has NaN"),
+            (
+                Robot(0).next(executed_actions=absurd),
+                r"executed_actions.*: number \[2, 0\] is 3e\+38; expected -\d+ to \d+",
+            ),
             (Robot(0).next(seed=1), "unknown keys seed"),
         ):
             websocket.send(msgpack_numpy.packb(message))
@@ -328,10 +346,11 @@ def test_the_command_serves_and_ends_when_told(policy, alone, tmp_path):
     rest = threading.Thread(target=process.stderr.read)  # so that its log never blocks it
     rest.start()
     client, robot = WebsocketClientPolicy("127.0.0.1", int(serving[1]), "secret"), Robot(0)
-    np.testing.assert_array_equal(client.infer(robot.start())["actions"], alone[0][0])
+    # Loaded tensors lie elsewhere in memory, which rounds their products otherwise.
+    np.testing.assert_allclose(client.infer(robot.start())["actions"], alone[0][0], rtol=0, atol=1e-5)
     client._ws.send(msgpack_numpy.packb(robot.next()))
     time.sleep(0.2)
     os.kill(process.pid, signal.SIGTERM)
-    np.testing.assert_array_equal(msgpack_numpy.unpackb(client._ws.recv())["actions"], alone[0][1])
+    np.testing.assert_allclose(msgpack_numpy.unpackb(client._ws.recv())["actions"], alone[0][1], rtol=0, atol=1e-5)
     assert process.wait(60) == 0
     rest.join()

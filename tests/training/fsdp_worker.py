@@ -5,22 +5,31 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from aim_hf.training.trainer import split_like, whole_tensor
+from aim_hf.training.trainer import computing_alone, split_like, whole_tensor
+from aim_hf.versions import ACTIVATION_CHECKPOINTING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_modeling import make_batch, make_model  # noqa: E402
 
 dist.init_process_group("gloo")
 rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+
+
+def split_up(model, **options):
+    """As accelerate does, for `_no_split_modules`."""
+    for block in (*model.blocks, *model.action_head.blocks):
+        fully_shard(block, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
 whole, split = (make_model(history_chunks=2).train() for _ in range(2))
-for block in (*split.blocks, *split.action_head.blocks):  # as accelerate does, for `_no_split_modules`
-    fully_shard(block, mesh=mesh)
-fully_shard(split, mesh=mesh)
-split.activation_checkpointing_enable()
+split_up(split)
+getattr(split, f"{ACTIVATION_CHECKPOINTING}_enable")()
 batch = make_batch(whole.config, 2)
 
 
@@ -38,4 +47,24 @@ for (name, parameter), (_, expected) in zip(split.named_parameters(), whole.name
     assert torch.equal(whole_tensor(parameter), expected), name
     again = split_like(expected.detach(), parameter)
     assert again.placements == parameter.placements and torch.equal(again.to_local(), parameter.to_local()), name
+
+# In mixed precision the layers alone are in bfloat16. FSDP's policy rounds what goes in and out besides, positions and
+# the loss, unless it is told not to; times and noise are drawn in float32 in any case.
+plain, expected = make_model().bfloat16(), {}
+half = {name: row(value) for name, value in make_batch(plain.config, 2).items() if name not in ("timesteps", "noise")}
+half = {name: value.float() if torch.is_tensor(value) else value for name, value in half.items()}
+plugin = FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy="bf16")
+times = []
+for policy, tolerance in (
+    (plugin.mixed_precision_policy, 0.05),
+    (computing_alone(plugin.mixed_precision_policy), 1e-6),
+):
+    split = split_up(make_model().float(), mp_policy=policy)
+    split.condition_embedder.register_forward_pre_hook(lambda module, given: times.append(given[0]))
+    loss, want = (model(**half, generator=torch.Generator().manual_seed(5)).loss for model in (split, plain))
+    assert times[-1].dtype == torch.float32 and not torch.equal(times[-1], times[-1].bfloat16())
+    assert loss.dtype == (torch.float32 if tolerance < 0.01 else torch.bfloat16)
+    torch.testing.assert_close(loss.float(), want, rtol=tolerance, atol=0)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in split.parameters())
 dist.destroy_process_group()

@@ -13,7 +13,6 @@ from aim_hf.codec import VideoCodec
 from aim_hf.commands import run
 from aim_hf.data.latents import (
     LatentWindows,
-    control_rate,
     described,
     encode_episode,
     fit_processor,
@@ -76,8 +75,7 @@ def latents(pipe, episodes, tmp_path_factory):
         {"missing_maps": ["right_camera"]},
         {"missing_maps": ["head_camera", "left_camera", "right_camera"]},
     ]
-    assert control_rate(dataset) == 12.5
-    settings = made_from(pipe.model.config, processor, codec, "encoder", 16, control_rate(dataset), shard_size=4)
+    settings = made_from(pipe.model.config, processor, codec, "text encoder", 16, fps=12.5, shard_size=4)
     (shard,) = plan_shards(folder, described(dataset, processor), settings)
     shard.write(
         encode_episode(episode, codec, processor, 8, 1) | {"prompt_embeds": torch.zeros(2, 16).half()}
@@ -134,13 +132,6 @@ def test_a_row_is_known_by_all_that_it_holds(episodes, tmp_path):
     ):
         write_episodes(tmp_path / name, [rows[0] | {name: value}])
         assert list(row_digests(load_episodes(tmp_path / name))) != digests[:1], name
-
-
-def test_episodes_of_several_rates_are_refused(episodes, tmp_path):
-    rows = [episode.to_row() for episode in episodes[:3]]
-    write_episodes(tmp_path, [rows[0] | {"fps": 50.0}, *rows[1:]])
-    with pytest.raises(ValueError, match=r"several rates \(2 of 12.5, 1 of 50 frames a second\)"):
-        control_rate(load_episodes(tmp_path))
 
 
 def losses(latents, pipe, tmp_path, change) -> tuple[torch.Tensor, torch.Tensor]:

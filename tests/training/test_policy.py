@@ -287,6 +287,22 @@ def test_episodes_that_have_ended_are_left_out_and_change_nothing():
             assert torch.all(values[row, chunks:] == 0) and torch.all(expected[row, chunks:] != 0)
 
 
+def test_a_compiled_model_is_trained_like_another():
+    """Each parameter of the head has the gradient that it has without `compile_blocks`."""
+    gradients = []
+    for compiled in (False, True):
+        model = make_model(num_layers=1)
+        if compiled:
+            model.compile_blocks(backend="eager")
+        policy = make_policy(model)
+        ((log_probs, _),), _ = policy([make_group(model, chunks=1)])
+        log_probs.sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in policy.head.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-9, msg=name)
+        assert gradient.abs().max() > 0 or "to_k.bias" in name, name
+
+
 def test_the_reference_may_be_one_of_its_own():
     policy = make_policy(make_model(), own_reference=True)
     assert any(name.startswith("reference.") for name in policy.state_dict())

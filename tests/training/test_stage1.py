@@ -1,5 +1,6 @@
 """Latents and the stage 1 trainer, on real small components."""
 
+import copy
 import json
 import resource
 import sys
@@ -28,6 +29,7 @@ from aim_hf.data.value_maps import Event
 from aim_hf.training.checkpoints import last_checkpoint
 from aim_hf.training.lora import with_lora
 from aim_hf.training.trainer import EMA_FILE, AIMTrainer, AIMTrainingArguments
+from aim_hf.versions import ACTIVATION_CHECKPOINTING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fixtures_pipeline import HEAD, WRIST, make_pipeline, make_pose  # noqa: E402
@@ -70,7 +72,7 @@ def pipe():
 def write_latents(folder: Path, pipe, episodes: list[Episode]) -> Path:
     codec, config, processor = VideoCodec(pipe.vae), pipe.model.config, pipe.processor
     entries = [{"task": e.task, "instruction": e.instruction, "seed": e.seed, "row": str(e.seed)} for e in episodes]
-    settings = made_from(config, processor, codec, "encoder", text_dim=16, fps=12.5, shard_size=4)
+    settings = made_from(config, processor, codec, "text encoder", text_dim=16, fps=12.5, shard_size=4)
     shards = plan_shards(folder, entries, settings)
 
     def encoded(episode):
@@ -276,7 +278,7 @@ def test_a_folder_of_latents_has_one_way_of_making(pipe, latents, tmp_path):
 
 def test_what_cannot_be_written_is_named(pipe, tmp_path):
     (tmp_path / "file").write_text("")
-    settings = made_from(pipe.model.config, pipe.processor, VideoCodec(pipe.vae), "encoder", 16, 12.5, 4)
+    settings = made_from(pipe.model.config, pipe.processor, VideoCodec(pipe.vae), "text encoder", 16, 12.5, 4)
     (shard,) = plan_shards(tmp_path / "file", [{"seed": 0}], settings)
     for write in (
         lambda: begin_encoding(shard.path.parent, [shard]),
@@ -293,6 +295,21 @@ def test_what_cannot_be_written_is_named(pipe, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_codec_of_the_latents_is_told_from_others(pipe, latents):
+    """By its encoder and statistics: the decoder may still be in training."""
+    windows, vae = LatentWindows(latents, pipe.model.config, window_chunks=2), copy.deepcopy(pipe.vae)
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.add_(1)
+        windows.check_codec(VideoCodec(vae))
+        vae.encoder.conv_out.bias[0] += 1e-3
+    with pytest.raises(ValueError, match="made by another video codec"):
+        windows.check_codec(VideoCodec(vae))
+    vae = copy.deepcopy(pipe.vae)
+    vae.register_to_config(latents_mean=[0.0] * 4)
+    with pytest.raises(ValueError, match="made by another video codec"):
+        windows.check_codec(VideoCodec(vae))
 
 
 def test_workers_read_latents_however_they_are_started(pipe, latents):
@@ -325,7 +342,18 @@ def test_checkpoint_that_a_kill_left_half_written_is_passed_over(pipe, latents, 
     assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-4")
 
 
-def train(pipe, latents, folder, max_steps, resume=None, config=None, lora_rank=None, window_chunks=2, **options):
+def train(
+    pipe,
+    latents,
+    folder,
+    max_steps,
+    resume=None,
+    config=None,
+    lora_rank=None,
+    window_chunks=2,
+    save_steps=None,
+    **options,
+):
     model = new_model(config or pipe.model.config)
     if lora_rank:
         model = with_lora(model, lora_rank)
@@ -336,7 +364,7 @@ def train(pipe, latents, folder, max_steps, resume=None, config=None, lora_rank=
         learning_rate=1e-3,
         lr_scheduler_type="constant",
         logging_steps=1,
-        save_steps=min(4, max_steps),
+        save_steps=save_steps or min(4, max_steps),
         num_draws=2,
         num_action_draws=3,
         sample_steps=0,
@@ -361,7 +389,7 @@ AUGMENTED = {"prompt_dropout": 0.5, "history_noise_probability": 0.5}
         {"muon_learning_rate": 0.02},
         AUGMENTED,
         {"lora_rank": 2},
-        {"lora_rank": 2, "activation_checkpointing": True},
+        {"lora_rank": 2, ACTIVATION_CHECKPOINTING: True},
     ],
     ids=["adamw", "muon", "augmented", "lora", "lora checkpointed"],
 )
@@ -391,6 +419,10 @@ def test_lora_trains_adapters_and_the_action_head(pipe, latents, tmp_path):
     base = new_model(pipe.model.config)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     trainer = train(pipe, latents, tmp_path, 3, lora_rank=2)
+    with pytest.raises(
+        ValueError, match="LoRA adapters, of which each process would hold, and save, a part under FSDP"
+    ):
+        trainer._set_up_fsdp()
     names = set(trainer._trained())
     assert all("lora" in name or "action_head" in name or "value_noise_token" in name for name in names)
     model = trainer.model.eval()

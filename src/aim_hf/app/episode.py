@@ -14,7 +14,7 @@ import torch
 
 from ..envs.seeds import seed_range
 from ..evaluation.pictures import Storyboard
-from ..evaluation.policies import Prediction
+from ..evaluation.policies import Prediction, check_fits, interface_of
 from ..evaluation.rollout import new_storyboard
 from ..evaluation.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
 from ..pipeline_aim import AIMPipeline
@@ -115,9 +115,10 @@ class Simulators:
 
 
 class LiveRollouts:
-    """A pipeline that acts for visitors in the tabletop suite."""
+    """A pipeline that acts for visitors in the tabletop suite. Raises ValueError for one that doesn't fit it."""
 
     def __init__(self, pipe: AIMPipeline, simulators: Simulators):
+        check_fits(interface_of(pipe), "tabletop", "easy")
         self.pipe, self.simulators = pipe, simulators
         self.chunks = Chunks(pipe.actions_per_chunk, pipe.actions_per_frame)
         self._network = threading.Lock()
@@ -175,8 +176,8 @@ class LiveRollouts:
         with self._network:
             try:
                 return self.pipe.start(instruction)
-            except ValueError as error:  # the tokenizer's: too many words
-                raise Trouble(f"The model can't take this: {error}") from error
+            except ValueError as error:  # the tokenizer's: too many words, how many may be
+                raise Trouble(str(error)) from error
 
 
 @contextmanager

@@ -11,13 +11,15 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import gradio as gr
-
 from ..envs.base import SPLITS
 from ..envs.seeds import seed_range
 from ..evaluation.pictures import views, write_video
+from ..extras import extra
 from .episode import Episode, LiveRollouts, Schedule, Trouble, held_out_scene
 from .view import hands, pictures, status
+
+with extra("app"):
+    import gradio as gr
 
 _logger = logging.getLogger(__name__)
 

@@ -14,20 +14,25 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKLWan
 from tqdm import tqdm
-from transformers import AutoModelForTextEncoding
 
 from ..checkpoint import fingerprint, local_folder
 from ..codec import VideoCodec
 from ..configuration_aim import PRESETS, AIMConfig
 from ..data.episodes import Episode
-from ..data.latents import encode_episode, fit_processor, missing, plan_shards, write_index
+from ..data.latents import (
+    begin_encoding,
+    described,
+    encode_episode,
+    fit_processor,
+    made_from,
+    plan_shards,
+    write_index,
+)
 from ..data.shards import load_episodes
+from ..pipeline_aim import load_text_encoder, load_vae
 from ..processing_aim import AIMProcessor
 from . import Parser
-
-DESCRIPTION = ["suite", "task", "split", "seed", "instruction"]
 
 
 def main(argv: list[str]) -> None:
@@ -48,14 +53,20 @@ def main(argv: list[str]) -> None:
         config = AIMConfig.from_pretrained(policy / "model")
     else:
         raise ValueError(f"{args.policy} holds no model that tells the sizes of a chunk; give --preset")
-    codec = VideoCodec(AutoencoderKLWan.from_pretrained(policy / "vae").to(state.device))
-    text_encoder = AutoModelForTextEncoding.from_pretrained(policy / "text_encoder").to(state.device)
+    codec = VideoCodec(load_vae(policy).to(state.device))
+    text_encoder = load_text_encoder(policy).to(state.device)
     dataset = load_episodes(args.dataset)
     processor = fit_processor(AIMProcessor.from_pretrained(policy / "processor"), dataset)
-    encoder = fingerprint(policy / "vae") + fingerprint(policy / "text_encoder")
-    described = zip(dataset.select_columns(DESCRIPTION).to_list(), missing(dataset, processor), strict=True)
-    shards = plan_shards(args.output_dir, [row | lacks for row, lacks in described], encoder, args.shard_size)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    settings = made_from(
+        *(config, processor, codec, fingerprint(policy / "text_encoder")),
+        text_dim=text_encoder.config.d_model,
+        fps=dataset["fps"][0],
+        shard_size=args.shard_size,
+    )
+    shards = plan_shards(args.output_dir, described(dataset, processor), settings)
+    with state.main_process_first():
+        if state.is_main_process:
+            print(begin_encoding(args.output_dir, shards))
 
     @torch.no_grad()
     def encoded_text(text: str, allow_empty: bool = False) -> torch.Tensor:
@@ -80,7 +91,7 @@ def main(argv: list[str]) -> None:
             first = rows.stop
             if index % state.num_processes != state.process_index:
                 continue
-            if shard.is_done():
+            if shard.unfinished() is None:
                 bar.update(len(rows))
                 continue
 
@@ -92,7 +103,4 @@ def main(argv: list[str]) -> None:
             shard.write(progressing())
     state.wait_for_everyone()
     if state.is_main_process:
-        for path in {*args.output_dir.glob("*shard-*.safetensors")} - {shard.path for shard in shards}:
-            path.unlink()  # of another set of episodes, or left by a writer that was killed
-        no_prompt_embeds = encoded_text("", allow_empty=True).cpu()
-        write_index(args.output_dir, shards, processor, config.chunk_latent_frames, no_prompt_embeds)
+        write_index(args.output_dir, shards, processor, encoded_text("", allow_empty=True).cpu())

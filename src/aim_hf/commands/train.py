@@ -20,19 +20,19 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from transformers import AutoModelForTextEncoding, HfArgumentParser, TrainerCallback
+from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import HfArgumentParser, TrainerCallback
 
 from .. import AIMForWorldAction, AIMPipeline, AIMProcessor
-from ..checkpoint import local_folder
+from ..checkpoint import fingerprint, local_folder
 from ..codec import VideoCodec
 from ..configuration_aim import PRESETS
 from ..data.latents import LatentWindows
-from ..files import write_text
+from ..files import claim, write_text
+from ..pipeline_aim import load_text_encoder, load_vae
 from ..provenance import provenance
-from ..training.checkpoints import last_checkpoint
+from ..training.checkpoints import checkpoint_to_resume
 from ..training.curve import plot_training
-from ..training.lora import with_lora
 from ..training.samples import SampleCallback
 from ..training.trainer import AIMTrainer, AIMTrainingArguments
 
@@ -56,7 +56,12 @@ class TrainArguments:
         default=None, metadata={"help": "train LoRA of this rank on the video stream, and all of the action head"}
     )
     window_chunks: int = field(default=3, metadata={"help": "K, chunks in a training window"})
-    held_out: int = field(default=48, metadata={"help": "episodes, spread over the set, that training never sees"})
+    held_out: int | None = field(
+        default=None,
+        metadata={
+            "help": "episodes, spread over the set, that training never sees; one in 20, at most 48, if not given"
+        },
+    )
     compile_blocks: bool = field(default=False, metadata={"help": "torch.compile the layers; needs a C++ compiler"})
     export_steps: int = field(default=0, metadata={"help": "steps between two exports of the pipeline"})
 
@@ -91,7 +96,10 @@ def main(argv: list[str]) -> None:
     set_seed(args.seed)
     policy = local_folder(own.policy)
     fields = {"action_dim": AIMProcessor.from_pretrained(Path(own.latents) / "processor").action_dim}
-    fields |= json.loads(own.config)
+    try:
+        fields |= json.loads(own.config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--config is {own.config!r}; expected a JSON object of AIMConfig fields") from error
     if own.preset is not None:
         if own.preset not in PRESETS:
             raise ValueError(f"--preset is {own.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
@@ -104,6 +112,8 @@ def main(argv: list[str]) -> None:
     if own.compile_blocks:
         model.compile_blocks()
     if own.lora_rank:
+        from ..training.lora import with_lora  # an extra
+
         model = with_lora(model, own.lora_rank)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{trained / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters are trained")
@@ -111,15 +121,25 @@ def main(argv: list[str]) -> None:
     train = LatentWindows(own.latents, model.config, own.window_chunks, held_out=own.held_out)
     held_out = LatentWindows(own.latents, model.config, 1, held_out=own.held_out, only_held_out=True, first_only=True)
     processor = train.processor
-    vae = AutoencoderKLWan.from_pretrained(policy / "vae")
+    vae = load_vae(policy)
     codec = VideoCodec(vae)
+    train.check_codec(codec)
+    output = Path(args.output_dir)
+    settings = {
+        "latents": train.fingerprint(),
+        "model": {k: v for k, v in model.config.to_diff_dict().items() if k != "transformers_version"},
+        "begins_with": None if own.preset else fingerprint(policy / "model"),
+        **{name: getattr(own, name) for name in ("window_chunks", "held_out", "lora_rank")},
+    }
+    with args.main_process_first():
+        claim(output, args.made_from() | settings, outputs="checkpoint-*")
+    resume = checkpoint_to_resume(output, args.resume_from_checkpoint)
+    if args.process_index == 0:
+        print(train.summary())
 
     trainer = AIMTrainer(model=model, args=args, train_dataset=train)
     set_seed(args.seed, device_specific=True)  # each process draws noise of its own
-    batch = torch.utils.data.default_collate([held_out[i] for i in range(len(held_out))])
-    titles = [f"{entry['task']}: {entry['instruction']}" for entry in held_out.entries]
-    output = Path(args.output_dir)
-    trainer.add_callback(SampleCallback(trainer, batch, codec, processor, output / "samples", titles))
+    trainer.add_callback(SampleCallback(trainer, held_out, codec, output / "samples"))
 
     def export():
         tensors = trainer.averaged_tensors()  # all processes: FSDP has each hold a part
@@ -134,7 +154,7 @@ def main(argv: list[str]) -> None:
             averaged.load_state_dict(tensors)
         AIMPipeline(
             vae=vae,
-            text_encoder=AutoModelForTextEncoding.from_pretrained(policy / "text_encoder"),
+            text_encoder=load_text_encoder(policy),
             processor=processor,
             model=averaged,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.video_shift),
@@ -150,5 +170,5 @@ def main(argv: list[str]) -> None:
                 export()
 
     trainer.add_callback(Export())
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.train(resume_from_checkpoint=resume)
     export()

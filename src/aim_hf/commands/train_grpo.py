@@ -24,10 +24,11 @@ def main(argv: list[str]) -> None:
     from transformers import HfArgumentParser
 
     from .. import AIMPipeline
+    from ..checkpoint import fingerprint, local_folder
     from ..envs import TASKS
-    from ..files import write_text
+    from ..files import claim, write_text
     from ..provenance import provenance
-    from ..training.checkpoints import last_checkpoint
+    from ..training.checkpoints import checkpoint_to_resume
     from ..training.curve import plot_grpo
     from ..training.grpo import AIMGRPOConfig, AIMGRPOTrainer
     from ..training.rewards import success_reward, value_map_reward
@@ -51,23 +52,27 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--{name} has {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if args.max_steps < 1:
         raise ValueError("--max_steps is missing: how many optimizer steps to take")
+    policy, output = local_folder(own.policy), Path(args.output_dir)
     tasks = own.tasks or list(TASKS[args.suite])
+    settings = {"policy": fingerprint(policy), "tasks": tasks, "reward_funcs": own.reward_funcs}
+    with args.main_process_first():
+        claim(output, args.made_from() | settings, outputs="checkpoint-*")
+    resume = checkpoint_to_resume(output, args.resume_from_checkpoint)
     batches = -(-args.max_steps * args.gradient_accumulation_steps // args.num_iterations)
     generations = -(-batches // args.steps_per_generation)
     groups = args.per_device_train_batch_size // args.num_generations * args.world_size
     trainer = AIMGRPOTrainer(
-        AIMPipeline.from_pretrained(own.policy),
+        AIMPipeline.from_pretrained(policy),
         args,
         train_dataset=Scenes(tasks, generations * args.steps_per_generation * groups),
         reward_funcs=[rewards[name] for name in own.reward_funcs],
         eval_dataset=Scenes(tasks, own.eval_scenes, "validation"),
     )
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)))
+        trainer.train(resume_from_checkpoint=resume)
     finally:
         trainer.close()
     if trainer.is_world_process_zero():
-        output = Path(args.output_dir)
         trainer.pipe.save_pretrained(output / "pipeline")
         seeds = {name: [scenes[0].seed, scenes[len(scenes) - 1].seed] for name, scenes in trainer.scenes.items()}
         record = {"steps": trainer.state.global_step, "processes": args.world_size, "tasks": tasks, "seeds": seeds}

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from ..extras import extra
 from ..files import reading, write_text
 from .shards import MEND, read_manifest, shard_paths
+
+with extra("data"):
+    import pyarrow.parquet as pq
 
 # What the columns hold.
 COLUMNS = {

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-from datasets import Features, List, Value, Video
 
 from ..envs.base import CAMERAS
+from ..extras import extra
 from ..processing_aim import ACTION_SPACES, AIMProcessor
 from .value_maps import Event, render_value_maps
 from .video import count_frames, decode_video, encode_video
+
+with extra("data"):
+    from datasets import Features, List, Value, Video
 
 EE_ACTION_DIM = 16  # of action space `ee`: left xyz, quaternion wxyz, gripper; right likewise
 DESCRIPTION = ("suite", "task", "split", "seed", "instruction", "success", "fps", "action_space")

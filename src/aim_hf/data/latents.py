@@ -141,19 +141,6 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
     )
 
 
-def control_rate(dataset: HubDataset) -> float:
-    """Frames a second of all episodes.
-
-    Raises:
-        ValueError: if they have several: a chunk would last another time in each.
-    """
-    rates = Counter(dataset["fps"])
-    if len(rates) > 1:
-        told = ", ".join(f"{count} of {rate:g}" for rate, count in sorted(rates.items()))
-        raise ValueError(f"episodes have several rates ({told} frames a second); make a dataset for each.")
-    return next(iter(rates))
-
-
 def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list[str]]]:
     """Of each episode, the cameras of the processor that it lacks (`missing_views`) and those whose value maps it
     lacks (`missing_maps`); what has no entry is all there."""
@@ -194,7 +181,7 @@ def made_from(
     config: AIMConfig,
     processor: AIMProcessor,
     codec: VideoCodec,
-    encoder: str,
+    text_encoder: str,
     text_dim: int,
     fps: float,
     shard_size: int,
@@ -203,13 +190,14 @@ def made_from(
 
     Args:
         config: says how many latent frames and actions a chunk has.
-        encoder: `fingerprint` of the VAE and the text encoder. text_dim: width of the latter's features.
+        text_encoder: its `fingerprint`. text_dim: width of its features.
         fps: control steps a second. shard_size: episodes of a file.
     """
     fields = ("canvas_size", "cameras", "action_space", "action_dim", "max_text_length")
     vocabulary = json.dumps(sorted(processor.tokenizer.get_vocab().items()))
     return {
-        "encoder": encoder,
+        "video_encoder": encoder_fingerprint(codec),
+        "text_encoder": text_encoder,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
         "chunk_latent_frames": config.chunk_latent_frames,
         "actions_per_latent_frame": config.actions_per_latent_frame,
@@ -220,6 +208,17 @@ def made_from(
         "shard_size": shard_size,
         **{name: getattr(processor, name) for name in fields},
     }
+
+
+def encoder_fingerprint(codec: VideoCodec) -> str:
+    """SHA-256 of what makes latents: the decoder may be trained on meanwhile."""
+    vae, digest = codec.vae, hashlib.sha256()
+    for part in (vae.encoder, vae.quant_conv):
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+    digest.update(json.dumps([vae.config.latents_mean, vae.config.latents_std]).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -357,6 +356,7 @@ class LatentWindows(Dataset):
         index = read_json(self.folder / INDEX, MEND)
         with reading(self.folder / INDEX, MEND):
             geometry = {name: index["made_from"][name] for name in GEOMETRY}
+            self.video_encoder: str = index["made_from"]["video_encoder"]
             episodes, longest = index["episodes"], max(entry["chunks"] for entry in index["episodes"])
         self._check_geometry(geometry)
         self.processor = AIMProcessor.from_pretrained(self.folder / "processor")
@@ -384,6 +384,15 @@ class LatentWindows(Dataset):
             raise ValueError(
                 f"the latents of {self.folder} have {have}, and the model {want}. Give the model these sizes, or "
                 "encode latents for it in another folder."
+            )
+
+    def check_codec(self, codec: VideoCodec) -> None:
+        """Raises ValueError if the latents were made by another encoder: a model of them would imagine other pictures
+        than this codec decodes."""
+        if encoder_fingerprint(codec) != self.video_encoder:
+            raise ValueError(
+                f"the latents of {self.folder} were made by another video codec; train with that one's checkpoint, or "
+                "encode latents by this one in another folder."
             )
 
     def summary(self) -> str:

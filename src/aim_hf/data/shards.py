@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, Features, load_dataset
 
+from ..extras import extra
 from ..files import read_json, reading, write_text, written_file
 from .episodes import EE_ACTION_DIM, check_row, check_videos, episode_features
+
+with extra("data"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset, Features, load_dataset
 
 KEY = ("suite", "task", "split", "seed")  # what tells episodes apart
 UNFINISHED = ".unfinished"

@@ -5,16 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..envs import TASKS, next_environment
 from ..envs.base import CAMERAS
 from ..envs.seeds import episode_seeds, scene_generator
+from ..extras import extra
 from ..files import MADE_FROM, read_json, reading
 from .episodes import Episode, decode_column
 from .recorder import Failure, record_episode
 from .shards import UNFINISHED, check_folder, read_manifest, read_rows, shard_paths
+
+with extra("data"):
+    import pyarrow.parquet as pq
 
 VIDEO_ERROR = 32  # of 255: how far a value map's video may be from the map, by compression
 

@@ -10,9 +10,13 @@ frames always give the same bytes.
 import io
 from fractions import Fraction
 
-import av
 import numpy as np
-from torchcodec.decoders import VideoDecoder
+
+from ..extras import extra
+
+with extra("data"):
+    import av
+    from torchcodec.decoders import VideoDecoder
 
 CONSTANT_RATE_FACTOR = 20  # 44 to 49 dB at 320 x 240
 KEY_FRAME_EVERY = 8

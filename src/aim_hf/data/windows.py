@@ -12,17 +12,20 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import IterableDataset as StreamedDataset
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..envs.base import CAMERAS
+from ..extras import extra
 from .episodes import event_from_row
 from .shards import check_folder, shard_paths
 from .value_maps import render_value_maps
 from .video import decode_video
+
+with extra("data"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 VALUE_MAPS = ("rendered", "decoded", None)
 SENTENCES = ("task", "seed", "instruction")

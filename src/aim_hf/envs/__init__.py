@@ -1,16 +1,22 @@
-"""Simulation suites behind one protocol (`base.py`)."""
+"""Simulation suites behind one protocol (`base.py`). A suite is imported when it is first asked for: each needs other
+packages, and whoever trains on what was recorded needs none of them."""
 
 from __future__ import annotations
 
-from .base import Environment
-from .robotwin import TASKS as _ROBOTWIN_TASKS
-from .robotwin import RoboTwinEnvironment
-from .tabletop import TASKS as _TABLETOP_TASKS
-from .tabletop import TabletopEnvironment
+from importlib import import_module
 
-TASKS: dict[str, tuple[str, ...]] = {"tabletop": tuple(_TABLETOP_TASKS), "robotwin": _ROBOTWIN_TASKS}
+from .base import Environment, Interface
 
-_ENVIRONMENTS = {"tabletop": TabletopEnvironment, "robotwin": RoboTwinEnvironment}
+TASKS: dict[str, tuple[str, ...]]  # suite -> its tasks
+
+_ENVIRONMENTS = {"tabletop": "TabletopEnvironment", "robotwin": "RoboTwinEnvironment"}
+
+
+def __getattr__(name: str):
+    if name != "TASKS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = {suite: tuple(import_module(f".{suite}", __name__).TASKS) for suite in _ENVIRONMENTS}
+    return globals()[name]
 
 
 def make_environment(suite: str, task: str, split: str = "easy", **options) -> Environment:
@@ -18,9 +24,18 @@ def make_environment(suite: str, task: str, split: str = "easy", **options) -> E
 
     Raises ValueError for an unknown suite, task or split.
     """
+    return _environment(suite)(task, split, **options)
+
+
+def interface(suite: str, split: str) -> Interface:
+    """What a policy must fit; no environment is opened. Raises ValueError for an unknown suite."""
+    return _environment(suite).interface(split)
+
+
+def _environment(suite: str) -> type[Environment]:
     if suite not in _ENVIRONMENTS:
         raise ValueError(f"suite={suite!r} is unknown: choose one of {list(_ENVIRONMENTS)}.")
-    return _ENVIRONMENTS[suite](task, split, **options)
+    return getattr(import_module(f".{suite}", __name__), _ENVIRONMENTS[suite])
 
 
 def next_environment(last: Environment | None, suite: str, task: str, split: str, **options) -> Environment:

@@ -9,7 +9,7 @@ seven numbers, xyz then wxyz; pictures are uint8 RGB of shape (height, width, 3)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -44,6 +44,19 @@ class Camera:
     extrinsics: np.ndarray
     width: int
     height: int
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a suite and a policy must agree on, known without opening an environment or loading a network.
+
+    `action_dims`: by action mode, None where a mode has as many numbers as the robot. `picture_sizes`: camera ->
+    (height, width); a policy names the cameras that it looks at. `fps`: control steps a second, None if unknown.
+    """
+
+    action_dims: dict[str, int | None]
+    picture_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,10 @@ class Environment(Protocol):
     step_limit: int
     simulator: dict[str, str]  # versions and commits of what simulates, for the record
     on_physics_step: list[Callable[[Environment], None]]  # called after every physics step
+
+    @classmethod
+    def interface(cls, split: str) -> Interface:
+        """What all environments of the split have in common."""
 
     def reset(self, seed: int) -> Observation:
         """Sets up the scene that (task, split, seed) determine. Raises SeedRejected where a suite filters scenes."""

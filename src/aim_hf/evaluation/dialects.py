@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..envs.base import ActionMode, Observation
+from ..envs.base import ActionMode, Interface, Observation
 from ..envs.robotwin.environment import FRAME_BEHIND_TCP, along_tools
 from ..serving.observations import CAMERA_KEYS, write_endpose, write_images, write_state
 from .policies import Pictures
@@ -45,6 +45,7 @@ class Dialect:
     """How a server is spoken to. The fields are those of a [`Policy`].
 
     one_at_a_time: the server has the state of one episode, whoever asks.
+    interface: what it needs of environments, if that is known.
     """
 
     episode: type[Episode]
@@ -54,10 +55,15 @@ class Dialect:
     actions_per_frame: int
     pixel_size: dict[str, tuple[float, float]] = field(default_factory=dict)
     one_at_a_time: bool = False
+    interface: Interface | None = None
 
 
 def aim(metadata: dict[str, Any]) -> Dialect:
     """Ours: the server says itself what it serves, so its results are those of that checkpoint, wherever it runs."""
+    cameras = {key: camera for camera, key in CAMERA_KEYS.items()}
+    sizes = {cameras.get(key, key): tuple(shape[1:]) for key, shape in metadata["images"].items()}
+    # Servers of before there was a rate don't tell theirs.
+    interface = Interface({metadata["action_space"]: metadata["action_dim"]}, sizes, metadata.get("fps"))
     return Dialect(
         AIMEpisode,
         metadata["settings"],
@@ -65,6 +71,7 @@ def aim(metadata: dict[str, Any]) -> Dialect:
         metadata["actions_per_chunk"],
         metadata["actions_per_frame"],
         {name: tuple(size) for name, size in metadata["pixel_size"].items()},
+        interface=interface,
     )
 
 

@@ -32,10 +32,10 @@ from tqdm import tqdm
 from ..envs import TASKS
 from ..envs.base import SPLITS, SeedRejected
 from ..envs.seeds import episode_seeds
-from ..files import UnreadableFile, read_json, read_json_lines, reading, write_text
+from ..files import UnreadableFile, claim, read_json, read_json_lines, reading, write_text
 from ..provenance import provenance
 from .pictures import write_contact_sheet, write_strip, write_video
-from .policies import Policy
+from .policies import Policy, check_fits
 from .rollout import EpisodeResult, ValueMaps, run_episodes
 from .statistics import PEAKS, format_peaks, summarize
 from .vector_env import VectorEnvironment, cores_of_this_process
@@ -101,7 +101,7 @@ def evaluate(
         The content of `results.json`, in the main process; None in others.
 
     Raises:
-        ValueError: for unknown tasks or bad numbers.
+        ValueError: for unknown tasks, bad numbers, or a policy that doesn't fit the suite: nothing is simulated then.
         FileExistsError: if `output` holds results of another policy or of other settings, which it names.
         RuntimeError: if the suite rejects `MAX_REJECTED` seeds of a task in a row, with its reasons.
     """
@@ -115,12 +115,12 @@ def evaluate(
         if number < 1:
             raise ValueError(f"{name} is {number}; expected at least 1.")
     episode_seeds("evaluation", protocol.start_seed, episodes)
+    check_fits(policy.interface, protocol.suite, protocol.split)
     settings = policy.settings | asdict(protocol)
-    _check_settings(output, settings)
-    state.wait_for_everyone()
+    with state.main_process_first():
+        claim(output, settings, "episodes/*.jsonl", record="settings.json")
     if state.is_main_process:
-        (output / "episodes").mkdir(parents=True, exist_ok=True)
-        _write_json(output / "settings.json", settings)
+        (output / "episodes").mkdir(exist_ok=True)
         for path in output.glob("episodes/*.jsonl"):
             _drop_torn_line(path)
     state.wait_for_everyone()
@@ -333,16 +333,3 @@ def _drop_torn_line(path: Path) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _check_settings(output: Path, settings: dict[str, Any]) -> None:
-    path = output / "settings.json"
-    if not path.exists():
-        return
-    stored = read_json(path, "delete the folder, and evaluate again")
-    differing = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
-    if differing:
-        lines = "; ".join(f"{name} {stored.get(name)!r} there, {settings.get(name)!r} now" for name in differing)
-        raise FileExistsError(
-            f"{output} holds other results: {lines}. Choose another output folder, or delete this one."
-        )

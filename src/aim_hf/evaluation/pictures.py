@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.value_maps import overlay
 from ..envs.base import ARMS, Arm, Observation
+from ..extras import extra
 from .policies import Prediction
+
+with extra("sim"):
+    import av
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 VIDEO_PANEL = 384  # pixels, the width of a canvas in a video ...
 SHEET_PANEL = 192  # ... and in the contact sheet

@@ -13,7 +13,8 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ..checkpoint import fingerprint, local_folder
-from ..envs.base import ActionMode, Observation
+from ..envs import interface
+from ..envs.base import ActionMode, Interface, Observation
 from ..pipeline_aim import AIMPipeline, AIMSession
 from ..sampling import NUM_ACTION_INFERENCE_STEPS
 
@@ -25,8 +26,9 @@ Pictures = Literal["none", "value_maps", "all"]
 # run beside it. 8 is where a row costs the least on a CPU.
 ROWS = 8
 
-# Arguments of AIMPolicy that are options on the command line.
+# Arguments of AIMPolicy.from_pretrained that are options on the command line.
 SCHEDULE = (
+    "dtype",
     "num_inference_steps",
     "num_action_inference_steps",
     "stop_after",
@@ -56,10 +58,12 @@ class Policy(Protocol):
     """Acts on a batch of episodes that advance together, chunk by chunk. Rows don't influence each other.
 
     settings: JSON-able; tells this policy from any other. It has "policy", its name, at least.
+    interface: what it needs of environments.
     pixel_size: camera -> width and height of one of its pixels as shares of the canvas's width.
     """
 
     settings: dict[str, Any]
+    interface: Interface
     action_mode: ActionMode
     actions_per_chunk: int
     actions_per_frame: int  # control steps between two observations
@@ -132,6 +136,7 @@ class AIMPolicy:
         self.settings = settings | self.steps | {"delay": delay}
         if delay:
             self.settings["real_time_chunking"] = real_time_chunking
+        self.interface = interface_of(pipe)
         self.action_mode: ActionMode = pipe.processor.action_space
         self.actions_per_chunk = pipe.actions_per_chunk
         self.actions_per_frame = pipe.actions_per_frame
@@ -146,8 +151,18 @@ class AIMPolicy:
         pipe.set_progress_bar_config(disable=True)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, device: str | torch.device = "cpu", **kwargs):
-        """Loads a pipeline folder or a Hub repository. `kwargs`: as in `__init__`.
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        dtype: str | None = None,
+        **kwargs,
+    ):
+        """Loads a pipeline folder or a Hub repository.
+
+        Args:
+            dtype: as of `AIMPipeline.from_pretrained`, by its name; one of the settings if it is given.
+            kwargs: as in `__init__`.
 
         Raises:
             FileNotFoundError: if there is no such folder, nor repository.
@@ -161,8 +176,9 @@ class AIMPolicy:
                 f"({type(error).__name__}). Give the folder of an AIMPipeline, or the id of a repository that you may "
                 "read."
             ) from error
-        pipe = AIMPipeline.from_pretrained(folder).to(device)
-        return cls(pipe, {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}, **kwargs)
+        pipe = AIMPipeline.from_pretrained(folder, dtype=dtype).to(device)
+        settings = {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}
+        return cls(pipe, settings | ({} if dtype is None else {"dtype": dtype}), **kwargs)
 
     @property
     def negative_prompt(self) -> str | None:
@@ -225,6 +241,39 @@ class AIMPolicy:
         )
 
 
+def interface_of(pipe: AIMPipeline) -> Interface:
+    """What a pipeline needs of environments."""
+    processor = pipe.processor
+    sizes = {name: tuple(camera["size"]) for name, camera in processor.cameras.items()}
+    return Interface({processor.action_space: processor.action_dim}, sizes, pipe.fps)
+
+
+def check_fits(needed: Interface, suite: str, split: str) -> None:
+    """Checks that a policy can see and act in a suite's environments, of which none is opened.
+
+    Raises:
+        ValueError: naming what they don't agree on, as the policy has it and as the suite has.
+    """
+    there, differing = interface(suite, split), []
+    for camera, size in needed.picture_sizes.items():
+        if camera not in there.picture_sizes:
+            differing.append(f"it looks at {camera}, and there are {', '.join(there.picture_sizes)}")
+        elif size != there.picture_sizes[camera]:
+            sizes = (f"{height} x {width}" for height, width in (size, there.picture_sizes[camera]))
+            differing.append(f"{camera} is {' and there '.join(sizes)} (height x width)")
+    for mode, dim in needed.action_dims.items():
+        has = there.action_dims.get(mode)
+        if None not in (dim, has) and dim != has:
+            differing.append(f"an action {mode!r} has {dim} numbers, and there {has}")
+    if None not in (needed.fps, there.fps) and abs(needed.fps / there.fps - 1) > 0.01:
+        differing.append(f"it acts {needed.fps:g} times a second, and there are {there.fps:g} control steps")
+    if differing:
+        raise ValueError(
+            f"the policy doesn't fit suite {suite!r}: {'; '.join(differing)}. Choose the suite whose episodes it was "
+            "trained on, or train it on this one's."
+        )
+
+
 def filled(rows: Sequence[T], count: int = ROWS) -> list[T]:
     """Completed to `count` by repeating the last one."""
     return [*rows, *[rows[-1]] * (count - len(rows))]
@@ -237,7 +286,8 @@ def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, 
 
 
 def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `SCHEDULE`."""
+    """Adds the options of `SCHEDULE`, and `dtype`."""
+    parser.add_argument("--dtype", help="of the model and the text encoder, such as bfloat16; default: as stored")
     parser.add_argument("--num_inference_steps", type=int, default=5, help="of RGB and value maps")
     parser.add_argument("--num_action_inference_steps", type=int, help="default: 10")
     parser.add_argument("--stop_after", type=int, help="end the denoising of RGB and value maps after so many steps")

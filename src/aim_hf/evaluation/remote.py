@@ -7,13 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
-from ..envs.base import ActionMode, Observation
+from ..envs.base import ActionMode, Interface, Observation
+from ..extras import extra
 from ..serving.messages import MessageError, pack, unpack
 from .dialects import Dialect, aim
 from .policies import Pictures, Prediction
+
+with extra("serve"):
+    from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
+    from websockets.sync.client import ClientConnection, connect
 
 REPLY_SECONDS = 600  # a server may compile at its first request
 MAX_REPLY = 2**28  # bytes
@@ -119,6 +122,7 @@ class RemotePolicy:
             self.dialect = dialect
             self.settings = {"policy": name or address} | dialect.settings | {"server_metadata": _plain(metadata)}
         self.action_mode: ActionMode = self.dialect.action_mode
+        self.interface = self.dialect.interface or Interface({self.action_mode: {"ee": 16}.get(self.action_mode)})
         self.actions_per_chunk = self.dialect.actions_per_chunk
         self.actions_per_frame = self.dialect.actions_per_frame
         self.pixel_size = self.dialect.pixel_size
@@ -176,7 +180,7 @@ class RemotePolicy:
 
     def _actions(self, actions: Any) -> np.ndarray:
         actions = np.asarray(actions)
-        dim = {"ee": 16}.get(self.action_mode)
+        dim = self.interface.action_dims[self.action_mode]
         if actions.ndim != 2 or len(actions) < self.actions_per_chunk or dim not in (None, actions.shape[1]):
             raise ValueError(
                 f"actions have shape {actions.shape}; expected at least {self.actions_per_chunk} actions of "

@@ -27,7 +27,8 @@ class Batcher:
 
     Args:
         check: raises ValueError for a request that must not get into a batch.
-        answer: the replies to a batch, of which each may be an exception.
+        answer: the replies to a batch, of which each may be an exception; called again for each request alone where
+            it raises one.
         rows: of a batch at most.
         max_queue: requests that may wait.
         on_batch: told the rows and the seconds of each batch, in this thread.
@@ -92,16 +93,22 @@ class Batcher:
                     future.set_exception(_failure(error))
             if not sound:
                 continue
-            try:
-                replies = self.answer([request for request, _ in sound])
-            except Exception as error:
-                replies = [_failure(error)] * len(sound)
+            replies = self._answers([request for request, _ in sound])
             self.on_batch(len(sound), time.perf_counter() - start)  # who has a reply finds it counted
             for (_, future), reply in zip(sound, replies, strict=True):
                 if isinstance(reply, Exception):
                     future.set_exception(reply)
                 else:
                     future.set_result(reply)
+
+    def _answers(self, requests: list[Any]) -> list[Any]:
+        """The replies. A batch that fails is answered row by row, so that only what made it fail goes without."""
+        try:
+            return self.answer(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                return [_failure(error)]
+            return [reply for request in requests for reply in self._answers([request])]
 
     def _next_batch(self) -> list[tuple[Batchable, Future]]:
         """Waits for requests; none once it is to stop and all have been answered."""

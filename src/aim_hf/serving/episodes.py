@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..evaluation.policies import ROWS, AIMPolicy, Pictures, filled
+from ..processing_aim import check_magnitude
 from ..session import AIMSession
 from .observations import CAMERA_KEYS, read_endpose, read_images, read_numbers
 
@@ -68,6 +69,7 @@ class AIMEpisodes:
             "action_dim": self.pipe.processor.action_dim,
             "actions_per_chunk": self.policy.actions_per_chunk,
             "actions_per_frame": self.policy.actions_per_frame,
+            "fps": self.pipe.fps,
             "images": {CAMERA_KEYS.get(name, name): [3, *size] for name, size in self.sizes.items()},
             "pixel_size": {name: list(size) for name, size in self.policy.pixel_size.items()},
         }
@@ -103,14 +105,15 @@ class AIMEpisodes:
         count = 1 if starts else self.pipe.frames_per_chunk
         observations = read_images(message.get("images"), self.sizes, count)
         if "state" in message:
-            read_numbers("state", message["state"])  # not used, but what is sent must be sound
+            # Not used, but what is sent must be sound.
+            check_magnitude("state", torch.tensor(read_numbers("state", message["state"])))
         if "endpose" in message:
             observations[0]["endpose"] = read_endpose(message["endpose"])
         if starts:
             prompt = message["prompt"]
             if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
                 got = f"{len(prompt)} characters" if isinstance(prompt, str) else type(prompt).__name__
-                raise ValueError(f"prompt is {got}; expected a string of {MAX_PROMPT} characters at most.")
+                raise ValueError(f"a prompt is a string of at most {MAX_PROMPT} characters; this one is {got}.")
             if self.pipe.processor.action_space == "ee":
                 self.pipe.processor.initial_pose(observations[0])
             return Request(episode, prompt, self._seed(message), observations, None, pictures)
@@ -169,7 +172,8 @@ class AIMEpisodes:
                 f"executed_actions have shape {actions.shape}; expected {expected}, all of the last chunk."
             )
         pose = episode.session.initial_pose
-        self.pipe.processor.relative_actions(actions, None if pose is None else pose[0])
+        pose = None if pose is None else pose[0]
+        self.pipe.processor.normalize_executed("executed_actions", torch.tensor(actions), pose)
         return actions
 
     @staticmethod

@@ -10,8 +10,12 @@ lists.
 import math
 from typing import Any
 
-import msgpack
 import numpy as np
+
+from ..extras import extra
+
+with extra("serve"):
+    import msgpack
 
 # Strings that name a dtype; none but these ever reaches `np.dtype`, which would also read structures and objects.
 _DTYPES = {np.dtype(code).str: np.dtype(code) for code in "?bBhHiIqQefd"}

@@ -15,16 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from websockets.asyncio.server import Request as HTTPRequest
-from websockets.asyncio.server import Response, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import CloseCode
-
 from ..evaluation.policies import ROWS, AIMPolicy
+from ..extras import extra
 from .batching import Batcher, QueueFull
 from .episodes import AIMEpisodes, Episode
 from .messages import pack, unpack
 from .metrics import CONTENT_TYPE, Metrics
+
+with extra("serve"):
+    from websockets.asyncio.server import Request as HTTPRequest
+    from websockets.asyncio.server import Response, ServerConnection, serve
+    from websockets.exceptions import ConnectionClosed
+    from websockets.frames import CloseCode
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,43 @@
 """Checkpoints that are whole, and hold what our trainers need besides what the Trainer saves."""
 
-import json
 import re
+import zipfile
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, ClassVar
 
-from transformers import Trainer
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import Trainer, TrainingArguments
+
+from ..files import UnreadableFile, read_json, reading
+
+STATE = "trainer_state.json"
+MEND = "delete this checkpoint, and the run goes on from the one before it"
+# Of `TrainingArguments`, what changes what is learned. The others say where, how long, and what is told meanwhile.
+LEARNING = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "bf16", "fp16"),
+)
+
+
+class ResumableArguments(TrainingArguments):
+    """`TrainingArguments` of a run that may be continued. MAY_CHANGE: fields of our own that may change then."""
+
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def device(self) -> torch.device:
+        # One of several processes on a CPU is told "cpu:0", which torch.load doesn't know as a place.
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    def made_from(self) -> dict[str, Any]:
+        """What of the arguments changes what is learned, for `files.claim`."""
+        others = {field.name for field in fields(TrainingArguments)} | set(self.MAY_CHANGE)
+        names = (*LEARNING, *(field.name for field in fields(self) if field.name not in others))
+        step = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+        return {name: getattr(self, name) for name in names} | {"batch_size": step}
 
 
 class CheckpointedTrainer(Trainer):
@@ -17,11 +50,27 @@ class CheckpointedTrainer(Trainer):
         """Writes what else this trainer goes on from. Called in every process."""
         raise NotImplementedError
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """As the Trainer's. Raises UnreadableFile for a checkpoint that lacks something, or holds a damaged file."""
+        if resume_from_checkpoint:
+            resume_from_checkpoint = checkpoint_to_resume(Path(self.args.output_dir), resume_from_checkpoint)
+            split = self.is_fsdp_enabled or self.is_deepspeed_enabled  # the optimizer is, in a folder of its own
+            check_checkpoint(
+                Path(resume_from_checkpoint), ("scheduler.pt",) if split else ("scheduler.pt", "optimizer.pt")
+            )
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.save_to_checkpoint(folder)
-        super()._save_checkpoint(model, trial)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.save_to_checkpoint(folder)
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError on a full disk
+            raise OSError(
+                f"{folder} could not be written ({error}); the checkpoints before it are whole. Make room, then run "
+                "the same command again."
+            ) from error
 
     def _save_rng_state(self, output_dir) -> None:
         super()._save_rng_state(output_dir)
@@ -30,6 +79,42 @@ class CheckpointedTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.resumed_from = Path(resume_from_checkpoint)
+
+
+def checkpoint_to_resume(output_dir: Path, given: str | bool | None) -> str | None:
+    """The checkpoint that a run goes on from.
+
+    Args:
+        given: `resume_from_checkpoint`: a folder; True for the newest whole one of `output_dir`; None for that if
+            there is one.
+
+    Raises:
+        UnreadableFile: if the folder isn't there or isn't whole, or there is none.
+    """
+    if given not in (None, True, "True", "true"):
+        check_checkpoint(Path(given))
+        return str(given)
+    found = last_checkpoint(output_dir)
+    if found is None and given is not None:
+        raise UnreadableFile(
+            f"{output_dir} holds no whole checkpoint to go on from; leave out --resume_from_checkpoint to begin anew."
+        )
+    return found
+
+
+def check_checkpoint(folder: Path, names: tuple[str, ...] = ()) -> None:
+    """Raises UnreadableFile, which names the file, if one of `names` is missing, or any is cut short."""
+    read_json(folder / STATE, f"{folder} is no whole checkpoint; choose another")
+    for path in (*(folder / name for name in names), *sorted(folder.glob("*"))):
+        with reading(path, MEND):
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth"):
+                with open(path, "rb") as file:
+                    damaged = "all of it" if not zipfile.is_zipfile(file) else zipfile.ZipFile(file).testzip()
+                if damaged:
+                    raise ValueError(f"{damaged} is damaged")
 
 
 def last_checkpoint(output_dir: Path) -> str | None:
@@ -43,7 +128,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        read_json(checkpoint / STATE, MEND)
+    except UnreadableFile:
         return False
     return True

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+from ..extras import extra
 
 GRPO_PANELS = {
     "rewards, eq. (12)": ("reward", "rewards/value_map_reward/mean", "rewards/success_reward/mean"),
@@ -43,7 +40,7 @@ def plot_grpo(log_history: list[dict], path: Path) -> None:
 def plot_comparison(comparison: dict, path: Path) -> None:
     """Draws success before and after, task by task, of [`compare`]."""
     tasks = comparison["tasks"]
-    figure, axis = plt.subplots(figsize=(1.6 + 1.3 * len(tasks), 3.6))
+    figure, axis = _figure(1, 1.6 + 1.3 * len(tasks))
     for offset, side in ((-0.2, "before"), (0.2, "after")):
         rates = [task[side]["rate"] for task in tasks.values()]
         bounds = [task[side]["wilson"] for task in tasks.values()]
@@ -58,7 +55,7 @@ def plot_comparison(comparison: dict, path: Path) -> None:
 
 def _draw_panels(panels: dict[str, tuple[str, ...]], log_history: list[dict], width: float, legend_size: float):
     """A figure with a panel for each title, which shows what was logged under its names; marked, if seldom."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 3.6))
+    figure, axes = _figure(len(panels), width * len(panels))
     for axis, (title, names) in zip(axes, panels.items()):
         for name in names:
             logged = [(entry["step"], entry[name]) for entry in log_history if name in entry]
@@ -72,7 +69,14 @@ def _draw_panels(panels: dict[str, tuple[str, ...]], log_history: list[dict], wi
     return figure, axes
 
 
+def _figure(panels: int, width: float):
+    """A figure and its axes; training itself needs no matplotlib."""
+    with extra("plot"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(width, 3.6))
+    return figure, figure.subplots(1, panels)
+
+
 def _save(figure, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=90)
-    plt.close(figure)

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..envs.base import SeedRejected
@@ -27,27 +28,37 @@ from ..evaluation.policies import AIMPolicy
 from ..evaluation.rollout import run_episodes
 from ..evaluation.statistics import wilson_interval
 from ..evaluation.vector_env import VectorEnvironment, cores_of_this_process
+from ..files import reading
 from ..pipeline_aim import AIMPipeline, check_action_noise_scale
-from ..sampling import set_timesteps
-from .checkpoints import CheckpointedTrainer
+from ..sampling import with_steps
+from .checkpoints import MEND, CheckpointedTrainer, ResumableArguments
 from .policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from .rewards import Outcome, RewardFunction, success_reward, value_hits, value_map_reward
 from .rollouts import Collector, Group, Scene, Scenes
 
 VALUE_REWARD, SUCCESS = f"rewards/{value_map_reward.__name__}/mean", "eval_success_rate"
 LEVELS, LOSSES, SCALES = ("token", "sequence"), ("grpo", "dapo"), ("group", "batch", "none")
+# Numbers of the configuration, those that may be None too, by what they have to be.
+AT_LEAST_ONE = (
+    *("num_iterations", "num_inference_steps", "num_action_inference_steps", "ref_model_sync_steps", "noise_modes"),
+    *("steps_per_generation", "max_completion_length", "num_env_workers", "hacking_patience"),
+)
+ABOVE_ZERO = ("epsilon", "epsilon_high", "env_timeout", "max_kl")
+NOT_NEGATIVE = ("beta", "noise_level", "last_step_std")
 
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class AIMGRPOConfig(TrainingArguments):
+class AIMGRPOConfig(ResumableArguments):
     """`TrainingArguments` and what GRPO adds to them; `per_device_train_batch_size` counts episodes, in whole groups.
 
     Raises:
-        ValueError: for values that don't fit together.
+        ValueError: for values out of range, or that don't fit together.
     """
+
+    MAY_CHANGE: ClassVar = ("num_env_workers", "env_timeout", "max_kl", "hacking_patience")
 
     learning_rate: float = field(default=1e-4, metadata={"help": "AdamW's"})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "episodes of a forward pass, whole groups"})
@@ -134,6 +145,15 @@ class AIMGRPOConfig(TrainingArguments):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}.")
+        for names, fits, expected in (
+            (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
+            (ABOVE_ZERO, lambda value: 0 < value < math.inf, "a number above 0"),
+            (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "a number of at least 0"),
+            (("ref_model_mixup_alpha",), lambda value: 0 <= value <= 1, "0 to 1"),
+        ):
+            for name in names:
+                if (value := getattr(self, name)) is not None and not fits(value):
+                    raise ValueError(f"{name} is {value}; expected {expected}.")
         if self.num_generations < 2:
             raise ValueError(f"num_generations is {self.num_generations}; episodes are compared: at least 2.")
         if self.per_device_train_batch_size % self.num_generations:
@@ -141,21 +161,21 @@ class AIMGRPOConfig(TrainingArguments):
                 f"per_device_train_batch_size is {self.per_device_train_batch_size}; expected a multiple of "
                 f"num_generations={self.num_generations}, since a group is learned from as a whole."
             )
-        self.steps_per_generation = self.steps_per_generation or self.gradient_accumulation_steps
+        if self.steps_per_generation is None:
+            self.steps_per_generation = self.gradient_accumulation_steps
         if self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation is {self.steps_per_generation}; expected a multiple of "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}."
             )
-        if self.num_iterations < 1:
-            raise ValueError(f"num_iterations is {self.num_iterations}; expected at least 1.")
-        known = range(self.num_action_inference_steps - (0 if self.last_step_std else 1))
+        random = self._steps_with_noise()
         if self.random_steps is None:
-            self.random_steps = list(known)
-        if not self.random_steps or sorted(set(self.random_steps) & set(known)) != self.random_steps:
+            self.random_steps = random
+        if not self.random_steps or sorted(set(self.random_steps) & set(random)) != self.random_steps:
             raise ValueError(
-                f"random_steps is {self.random_steps}; expected some of 0 to {len(known) - 1}, in ascending order; "
-                "the last denoising step is random with last_step_std alone."
+                f"random_steps is {self.random_steps}; expected some of {random}, in ascending order: those that have "
+                f"noise, and so a likelihood, with noise_level={self.noise_level} and, for the last one, "
+                f"last_step_std={self.last_step_std}."
             )
         if not 0 <= self.num_random_steps <= len(self.random_steps):
             raise ValueError(
@@ -163,6 +183,20 @@ class AIMGRPOConfig(TrainingArguments):
                 "random_steps has."
             )
         self.epsilon_high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    def _steps_with_noise(self) -> list[int]:
+        sde, count, x = (
+            FlowSDE(self.noise_level, None, self.last_step_std),
+            self.num_action_inference_steps,
+            torch.ones(1, 1),
+        )
+        times = [1 - step / count for step in range(count)] + [0]
+        return [step for step in range(count) if sde.step(x, x, *times[step : step + 2])[1] > 0]
+
+    def made_from(self) -> dict[str, Any]:
+        # An iteration's rollouts are shared among processes, and kept: so who learns from what stays too.
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        return super().made_from() | {name: getattr(self, name) for name in names} | {"processes": self.world_size}
 
 
 class RepeatSampler(Sampler[list[int]]):
@@ -242,8 +276,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         pipe.model.eval()
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
-        set_timesteps(pipe.action_scheduler, args.num_action_inference_steps, args.device)
-        times = pipe.action_scheduler.sigmas.double().tolist()
+        scheduler = with_steps(pipe.action_scheduler, args.num_action_inference_steps, args.device)
+        times = scheduler.sigmas.double().tolist()
         mask = pipe.processor.moving_dimensions.to(args.device)
         sde = FlowSDE(args.noise_level, args.noise_modes, args.last_step_std)
         sde.basis(pipe.model.config.action_horizon)  # more modes than actions are refused here, before any rollout
@@ -325,6 +359,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             self._metrics[f"time/{name}"].append(collector.seconds[name] - before[name])
         self._metrics["rollout/lost"].append(collector.lost - lost)
         self._metrics["rollout/control_steps"].append(collector.control_steps - control_steps)
+        self._check_episodes(generation, sum(len(result[1]) for result in results if result), collector.reasons)
         scored = [None if result is None else (result[0], self._rewards(result[1])) for result in results]
         self._log_outcomes([outcome for result in results if result for outcome in result[1]])
         self._score([result for result in scored if result is not None])
@@ -337,6 +372,16 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         tokens = sum(self._weights(group).sum().item() for groups in self._buffer for group in groups)
         everywhere = self.accelerator.reduce(torch.tensor(tokens, device=args.device, dtype=torch.float64))
         self._tokens = everywhere.item() / (args.steps_per_generation * self.accelerator.num_processes)
+
+    def _check_episodes(self, generation: int, kept: int, reasons: list[str]) -> None:
+        """Raises RuntimeError if no process kept an episode: there is nothing to learn from, and never will be."""
+        everywhere = _gather_objects({"kept": kept, "reasons": reasons}, self.accelerator)
+        if not any(one["kept"] for one in everywhere):
+            told = sorted({reason for one in everywhere for reason in one["reasons"]})
+            raise RuntimeError(
+                f"every episode of iteration {generation} was lost: {'; '.join(told[:3])}. See what the environments "
+                "said above, and try one by itself: aim-hf evaluate."
+            )
 
     def _rewards(self, outcomes: list[Outcome]) -> list[list[torch.Tensor]]:
         """Of each reward function, each episode's: a scalar, or one for each chunk."""
@@ -527,6 +572,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             for task, successes in one.items():
                 merged[task] += successes
         everything = [success for successes in merged.values() for success in successes]
+        if not everything:
+            raise RuntimeError(f"none of the {len(scenes)} scenes of the evaluation could be set up.")
         low, high = wilson_interval(sum(everything), len(everything))
         metrics = {
             f"{metric_key_prefix}_success_rate": sum(everything) / len(everything),
@@ -559,7 +606,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         if self.resumed_from is None:
             return
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        with safe_open(self._buffer_file(self.resumed_from), "pt") as file:
+        path = self._buffer_file(self.resumed_from)
+        with reading(path, MEND), safe_open(path, "pt") as file:
             described = file.metadata()
             self._tokens = float(described["tokens"])
             self._buffer = []

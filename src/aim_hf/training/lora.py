@@ -3,9 +3,11 @@
 The action head and the value noise token, which no video model has, are trained in full and saved with the adapter.
 """
 
-from peft import LoraConfig, PeftModel, get_peft_model
-
+from ..extras import extra
 from ..modeling_aim import AIMForWorldAction
+
+with extra("lora"):
+    from peft import LoraConfig, PeftModel, get_peft_model
 
 # Every matrix product of the video stream's layers. PEFT matches whole names, so the action head's layers don't.
 VIDEO_LAYERS = r"blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ffn\.net\.(0\.proj|2))"

@@ -35,9 +35,17 @@ class Scene:
 
 
 class Scenes(torch.utils.data.Dataset):
-    """Scenes to practise on: every task in turn, each time with the next seed of `purpose`, from the `start`-th on."""
+    """Scenes to practise on: every task in turn, each time with the next seed of `purpose`, from the `start`-th on.
+
+    Raises:
+        ValueError: for no task, or no scene.
+    """
 
     def __init__(self, tasks: list[str], count: int, purpose: Purpose = "rl", start: int = 0):
+        if not tasks or count < 1:
+            raise ValueError(
+                f"tasks are {list(tasks)} and count is {count}; expected at least one task and one scene."
+            )
         self.tasks = list(tasks)
         self.purpose = purpose
         self._seeds = episode_seeds(purpose, start, -(-count // len(self.tasks)))
@@ -117,6 +125,7 @@ class Collector:
         self.seconds: Counter[str] = Counter()  # spent in simulation and in the network
         self.control_steps = 0
         self.lost = 0  # episodes
+        self.reasons: list[str] = []  # what became of those of the last call
 
     @torch.no_grad()
     def collect(
@@ -160,6 +169,7 @@ class Collector:
         kept = [outcome for result in results if result for outcome in result[1]]
         self.control_steps += sum(outcome.steps for outcome in kept)
         self.lost += G * len(scenes) - len(kept)
+        self.reasons = [str(reason) for reason in self.environments.lost.values()]
         return results
 
 

@@ -7,21 +7,20 @@ map, which splits errors of the map from errors of the action head.
 
 from pathlib import Path
 
-import matplotlib
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.utils.data import default_collate
 from transformers import TrainerCallback
 
 from ..codec import VideoCodec
+from ..data.latents import LatentWindows
 from ..envs.base import CAMERAS
 from ..evaluation.value_peak import peak
+from ..extras import extra
 from ..modeling_aim import AIMForWorldAction
 from ..processing_aim import AIMProcessor
 from ..sampling import sample_actions, sample_chunk
 from .trainer import AIMTrainer
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 
 @torch.no_grad()
@@ -70,23 +69,24 @@ class SampleCallback(TrainerCallback):
 
     Adds to the next log (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels,
     and `peak_within`, share of peaks closer than 10 % of the canvas width, both where a map is known; `action_error`
-    and `action_error_true_map`, mean absolute errors of normalized actions. Writes `samples/step-N.png`.
+    and `action_error_true_map`, mean absolute errors of normalized actions. Writes `samples/step-N.png`. Does nothing
+    where no episode is held out.
+
+    Args:
+        held_out: the first chunk of each episode.
     """
 
-    def __init__(
-        self,
-        trainer: AIMTrainer,
-        batch: dict,
-        codec: VideoCodec,
-        processor: AIMProcessor,
-        folder: Path,
-        titles: list[str],
-    ):
-        self.trainer, self.batch, self.codec, self.processor = trainer, batch, codec, processor
-        self.folder, self.titles = folder, titles
+    def __init__(self, trainer: AIMTrainer, held_out: LatentWindows, codec: VideoCodec, folder: Path):
+        self.trainer, self.codec, self.processor, self.folder = trainer, codec, held_out.processor, folder
+        self.titles = [f"{entry['task']}: {entry['instruction']}" for entry in held_out.entries]
+        self.batch = default_collate([held_out[i] for i in range(len(held_out))]) if len(held_out) else None
+        if trainer.args.sample_steps and self.batch:
+            with extra("plot"):
+                import matplotlib  # noqa: F401  said now, and not in the middle of training
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.sample_steps and state.global_step % args.sample_steps == 0 and state.is_world_process_zero:
+        due = args.sample_steps and state.global_step % args.sample_steps == 0
+        if due and self.batch and state.is_world_process_zero:
             self.sample(state.global_step)
 
     def sample(self, step: int) -> dict[str, float]:
@@ -120,6 +120,8 @@ class SampleCallback(TrainerCallback):
         return metrics
 
     def _draw(self, batch, sampled, true_value, true_actions, metrics, path: Path, rows: int = 6):
+        from matplotlib.figure import Figure
+
         frames = self.trainer.model.config.chunk_latent_frames
 
         def canvases(latents, decode):
@@ -133,7 +135,8 @@ class SampleCallback(TrainerCallback):
         predicted = canvases(sampled["value"], self.codec.decode_value_maps)[:, -1]
         columns = {"now": now, "future": future, "imagined": imagined, "value map": value, "predicted map": predicted}
         count = len(now)
-        figure, axes = plt.subplots(count, 6, figsize=(15, 2.4 * count), squeeze=False)
+        figure = Figure(figsize=(15, 2.4 * count))
+        axes = figure.subplots(count, 6, squeeze=False)
         for row in range(count):
             for axis, (title, pictures) in zip(axes[row], columns.items()):
                 axis.imshow(pictures[row], interpolation="nearest")
@@ -153,4 +156,3 @@ class SampleCallback(TrainerCallback):
         figure.suptitle("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), fontsize=8)
         figure.tight_layout()
         figure.savefig(path, dpi=80)
-        plt.close(figure)

@@ -1,26 +1,35 @@
 """Stage 1: supervised flow matching, eq. (9), on the Hugging Face Trainer."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from diffusers.training_utils import EMAModel
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
+from ..files import reading
 from ..modeling_aim import AIMForWorldAction
-from .checkpoints import CheckpointedTrainer
+from .checkpoints import MEND, CheckpointedTrainer, ResumableArguments
 from .muon import MuonWithAdamW
+
+if TYPE_CHECKING:  # adapters are an extra
+    from peft import PeftModel
 
 EMA_FILE = "ema.safetensors"
 LOSS_TERMS = ("rgb_loss", "value_loss", "action_loss")
 
 
 @dataclass
-class AIMTrainingArguments(TrainingArguments):
+class AIMTrainingArguments(ResumableArguments):
     """`TrainingArguments` and what AIM adds to them."""
+
+    MAY_CHANGE: ClassVar = ("sample_steps", "remove_unused_columns")
 
     num_draws: int = field(default=1, metadata={"help": "noise draws per chunk of RGB and value"})
     num_action_draws: int = field(default=1, metadata={"help": "noise draws per chunk of actions; cheap"})
@@ -62,11 +71,8 @@ class AIMTrainer(CheckpointedTrainer):
         super().__init__(model=model, args=args, **kwargs)
         # Trainer sets this field of language models on every config; ours refuses fields that it doesn't have.
         del model.config.use_cache
-        if self.is_fsdp_enabled and args.sample_steps:
-            raise ValueError(
-                f"sample_steps is {args.sample_steps}; expected 0 under FSDP, where no process has the whole model to "
-                "sample from."
-            )
+        if self.is_fsdp_enabled:
+            self._set_up_fsdp()
         self.ema: EMAModel | None = None  # once training begins
         self.sample_metrics: dict[str, float] = {}  # of the last sample, until they are logged
         self._terms = {name: [] for name in LOSS_TERMS}
@@ -77,6 +83,21 @@ class AIMTrainer(CheckpointedTrainer):
             )
         self._no_prompt = self.train_dataset.no_prompt_embeds() if args.prompt_dropout else None
         self.add_callback(_UpdateEMA(self))
+
+    def _set_up_fsdp(self) -> None:
+        if hasattr(self.model, "peft_config"):
+            raise ValueError(
+                "the model has LoRA adapters, of which each process would hold, and save, a part under FSDP; train "
+                "them on whole models, with pipelines/accelerate/gpus.yaml."
+            )
+        if self.args.sample_steps:
+            raise ValueError(
+                f"sample_steps is {self.args.sample_steps}; expected 0 under FSDP, where no process has the whole "
+                "model to sample from."
+            )
+        plugin = self.accelerator.state.fsdp_plugin
+        if isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
+            plugin.mixed_precision_policy = computing_alone(plugin.mixed_precision_policy)
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, by name: all of the model, or adapters and what goes with them."""
@@ -154,7 +175,8 @@ class AIMTrainer(CheckpointedTrainer):
         """Starts from the weights as they are, or from where a resumed run was."""
         self.ema = EMAModel(self._trained().values(), decay=self.args.ema_decay, use_ema_warmup=True, power=0.75)
         if self.resumed_from is not None:
-            tensors = load_file(self.resumed_from / EMA_FILE)
+            with reading(self.resumed_from / EMA_FILE, MEND):
+                tensors = load_file(self.resumed_from / EMA_FILE)
             for name, shadow in zip(self._trained(), self.ema.shadow_params, strict=True):
                 shadow.copy_(split_like(tensors[name], shadow))
             self.ema.optimization_step = int(self.resumed_from.name.rsplit("-", 1)[1])
@@ -166,7 +188,7 @@ class AIMTrainer(CheckpointedTrainer):
             for name, shadow in zip(self._trained(), self.ema.shadow_params, strict=True)
         }
 
-    def averaged_model(self) -> "AveragedWeights":
+    def averaged_model(self) -> AveragedWeights:
         """Context in which the model has its averaged weights."""
         return AveragedWeights(self)
 
@@ -174,6 +196,12 @@ class AIMTrainer(CheckpointedTrainer):
         averaged = self.averaged_tensors()
         if self.args.should_save:
             save_file(averaged, folder / EMA_FILE)
+
+
+def computing_alone(policy: MixedPrecisionPolicy) -> MixedPrecisionPolicy:
+    """FSDP's policy with what modules are given and give left as it is. It would round rotary positions and the loss;
+    the model itself casts what its layers compute on."""
+    return replace(policy, cast_forward_inputs=False, output_dtype=None)
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,3 +3,9 @@
 `clips` moves compressed video between files, `format` names what both sides share, `export` writes a dataset, `source`
 reads one, `robot` describes a robot's columns and cameras, `importer` makes our episodes of them.
 """
+
+from ...extras import extra
+
+with extra("data"):
+    import av  # noqa: F401
+    import pyarrow  # noqa: F401

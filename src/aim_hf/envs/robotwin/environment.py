@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import yaml
 
+from ...files import reading
 from ...provenance import source_commit
 from ..actions import checked_action
 from ..base import (
@@ -22,6 +24,7 @@ from ..base import (
     Contact,
     ExpertFrame,
     ExpertPath,
+    Interface,
     Observation,
     SeedRejected,
     SimulatorLost,
@@ -33,6 +36,7 @@ from .tasks import CONFIGS, PRESS_TARGETS, PUSH_TARGETS, TASKS, simulator_seed
 
 _CONFIGS = ("_embodiment_config", "_camera_config", "_eval_step_limit")
 _LAYOUTS = ("env_cfg/task_config", "task_config")  # of today, and of the releases of 2025
+_D435, _SAVE_FREQ = (240, 320), 15  # of RoboTwin's own cameras, height and width; physics steps between its frames
 FRAME_BEHIND_TCP = 0.12  # m along the tool's x: where RoboTwin's `ee` poses are
 
 _PLAYED = "with the expert's play"
@@ -155,6 +159,21 @@ class RoboTwinEnvironment:
         self._info: dict[str, str] | None = None  # what the expert told of this seed's scene
         self._recording: list[_Frame] | None = None  # of its play
         self._start()
+
+    @classmethod
+    def interface(cls, split: str) -> Interface:
+        """By the checkout's configuration; RoboTwin's own where none is given, which opening an environment tells."""
+        sizes, every = [_D435] * len(CAMERAS), _SAVE_FREQ
+        root = Path(os.environ.get(_ROOT_VARIABLE, os.devnull)).expanduser()
+        configs = next((root / layout for layout in _LAYOUTS if (root / layout / "demo_clean.yml").is_file()), None)
+        if configs is not None:
+            with reading(configs, "restore the checkout's configuration"):
+                names = (CONFIGS[split], "_camera_config")
+                config, cameras = (yaml.safe_load((configs / f"{name}.yml").read_text()) for name in names)
+                kinds = [cameras[config["camera"][f"{kind}_camera_type"]] for kind in ("head", "wrist", "wrist")]
+                sizes, every = [(kind["h"], kind["w"]) for kind in kinds], config["save_freq"]
+        fps = 1 / (every * cls.physics_dt)
+        return Interface({"ee": 16, "qpos": None}, dict(zip(CAMERAS, sizes, strict=True)), fps)
 
     # Episodes
 

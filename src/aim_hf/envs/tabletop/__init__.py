@@ -1,6 +1,11 @@
 """A bimanual robot of primitives at a table, in miniature: SAPIEN 3 alone, nothing to download."""
 
-from .environment import TabletopEnvironment
-from .tasks import TASKS
+from ...extras import extra
+
+with extra("sim"):
+    import sapien  # noqa: F401
+
+from .environment import TabletopEnvironment  # noqa: E402
+from .tasks import TASKS  # noqa: E402
 
 __all__ = ["TASKS", "TabletopEnvironment"]

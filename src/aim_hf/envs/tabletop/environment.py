@@ -9,7 +9,7 @@ import sapien
 
 from ...provenance import package_version, source_commit
 from ..actions import checked_action
-from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertFrame, ExpertPath, Observation, StepResult
+from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertFrame, ExpertPath, Interface, Observation, StepResult
 from ..demonstration import play_path
 from ..seeds import check_seed, scene_generator
 from . import robot
@@ -66,6 +66,11 @@ class TabletopEnvironment:
         neutral = np.zeros(6)
         self._home = {arm: self._kinematics[arm].inverse(pose, neutral)[0] for arm, pose in home_poses().items()}
         self._scene: Scene | None = None
+
+    @classmethod
+    def interface(cls, split: str) -> Interface:
+        sizes = {name: (height, width) for name, (width, height) in SIZES.items()}
+        return Interface(cls.action_dims, sizes, 1 / cls.control_dt)
 
     # Episodes
 

@@ -1,0 +1,25 @@
+"""Checks of arguments, told by name."""
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int. Raises ValueError unless it is a whole number, no bool, of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}.")
+    return int(value)
+
+
+def check_number(name: str, value: Any, least: float, most: float = math.inf) -> float:
+    """`value` as a float. Raises ValueError unless it is a finite number, no bool, of `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not (least <= value <= most and math.isfinite(value)):
+        expected = f"{least:g} to {most:g}" if math.isfinite(most) else f"a finite number, at least {least:g}"
+        raise ValueError(f"{name} is {value!r}; expected {expected}.")
+    return float(value)
+
+
+def quoted(text: str, length: int = 40) -> str:
+    """`text` in quotes and on one line, cut to `length` characters."""
+    return repr(text if len(text) <= length else text[:length] + "…")

@@ -1,0 +1,100 @@
+"""What a run goes on from: a whole checkpoint, of a run with the same settings."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from aim_hf.files import claim
+from aim_hf.training.checkpoints import checkpoint_to_resume, last_checkpoint
+from aim_hf.training.grpo import AIMGRPOConfig
+from aim_hf.training.trainer import EMA_FILE, AIMTrainingArguments
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_stage1 import latents, pipe, train  # noqa: E402, F401
+
+
+@pytest.fixture(scope="module")
+def run(pipe, latents, tmp_path_factory):  # noqa: F811
+    """A run of two steps with a checkpoint at each."""
+    folder = tmp_path_factory.mktemp("run")
+    train(pipe, latents, folder, 2, save_steps=1)
+    return folder
+
+
+def test_the_checkpoint_that_was_asked_for(run, tmp_path):
+    newest, first = str(run / "checkpoint-2"), str(run / "checkpoint-1")
+    assert checkpoint_to_resume(run, None) == checkpoint_to_resume(run, "True") == last_checkpoint(run) == newest
+    assert checkpoint_to_resume(tmp_path, first) == first
+    assert checkpoint_to_resume(tmp_path, None) is None
+    with pytest.raises(OSError, match=f"{tmp_path} holds no whole checkpoint to go on from"):
+        checkpoint_to_resume(tmp_path, True)
+    with pytest.raises(OSError, match="not_there/trainer_state.json is missing.*choose another"):
+        checkpoint_to_resume(run, str(tmp_path / "not_there"))
+
+
+@pytest.mark.parametrize(
+    "name", ["trainer_state.json", "model.safetensors", EMA_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_damaged_checkpoint_is_told_by_name(pipe, latents, run, tmp_path, name):  # noqa: F811
+    folder = tmp_path / "checkpoint-2"
+    shutil.copytree(run / "checkpoint-2", folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=f"{folder / name} can't be read"):
+        train(pipe, latents, tmp_path, 3, resume=str(folder))
+    if name in ("optimizer.pt", "scheduler.pt", EMA_FILE):  # without them it would begin anew
+        (folder / name).unlink()
+        with pytest.raises(OSError, match=f"{folder / name} is missing"):
+            train(pipe, latents, tmp_path, 3, resume=str(folder))
+
+
+def arguments(kind=AIMTrainingArguments, **options):
+    return kind(report_to="none", use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 1e-3}, "learning_rate 5e-05 there, 0.001 now"),
+        ({"seed": 3}, "seed 42 there, 3 now"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type 'linear' there, 'cosine' now"),
+        ({"warmup_steps": 9}, "warmup_steps"),
+        ({"num_draws": 2, "prompt_dropout": 0.1}, "num_draws 1 there, 2 now; prompt_dropout 0.0 there, 0.1 now"),
+        ({"muon_learning_rate": 0.02}, "muon_learning_rate"),
+        ({"per_device_train_batch_size": 4}, "batch_size 8 there, 4 now"),
+        ({"gradient_accumulation_steps": 2}, "batch_size 8 there, 16 now"),
+    ],
+    ids=str,
+)
+def test_a_run_with_other_settings_is_refused(tmp_path, options, message):
+    claim(tmp_path, arguments().made_from() | {"latents": "a"}, outputs="checkpoint-*")
+    with pytest.raises(FileExistsError, match=message):
+        claim(tmp_path, arguments(**options).made_from() | {"latents": "a"}, outputs="checkpoint-*")
+    with pytest.raises(FileExistsError, match="latents 'a' there, 'b' now"):
+        claim(tmp_path, arguments().made_from() | {"latents": "b"}, outputs="checkpoint-*")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_steps": 9, "logging_steps": 3, "save_steps": 7, "sample_steps": 2, "output_dir": "elsewhere"},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "dataloader_num_workers": 2},
+    ],
+    ids=["where and how long", "the same batch"],
+)
+def test_what_does_not_change_what_is_learned_may_change(tmp_path, options):
+    claim(tmp_path, arguments().made_from(), outputs="checkpoint-*")
+    claim(tmp_path, arguments(**options).made_from(), outputs="checkpoint-*")
+    assert json.loads((tmp_path / "made_from.json").read_text())["learning_rate"] == arguments().learning_rate
+
+
+def test_stage_2_may_change_its_machines_and_not_its_objective():
+    def made_from(**options):
+        return json.dumps(arguments(AIMGRPOConfig, **options).made_from())
+
+    assert made_from(num_env_workers=3, env_timeout=9, max_kl=0.1, hacking_patience=2) == made_from()
+    for options in ({"beta": 0.1}, {"noise_level": 0.5}, {"num_generations": 4}, {"steps_per_generation": 2}):
+        assert made_from(**options) != made_from(), options
