@@ -16,7 +16,7 @@ from test_video import psnr
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode, episode_features
 from aim_hf.data.lerobot.export import rows_of
-from aim_hf.data.preview import write_preview
+from aim_hf.data.preview import contact_sheet, write_preview
 from aim_hf.data.shards import ShardWriter, load_episodes, read_rows, shard_paths
 from aim_hf.data.validation import validate
 from aim_hf.data.video import decode_video, encode_video
@@ -303,5 +303,7 @@ def test_a_damaged_picture_is_named(folder):
     video = bytearray(row["rgb_head_camera"]["bytes"])
     start = video.index(b"mdat") + 4
     video[start : start + 400] = bytes(400)
-    with pytest.raises(ValueError, match="click_bell seed 0: rgb_head_camera is damaged .*can't be decoded"):
-        Episode.from_row(row | {"rgb_head_camera": {"bytes": bytes(video), "path": None}})
+    row["rgb_head_camera"] = {"bytes": bytes(video), "path": None}
+    for read in (Episode.from_row, lambda row: contact_sheet(row, 4)):
+        with pytest.raises(ValueError, match="click_bell seed 0: rgb_head_camera is damaged .*can't be decoded"):
+            read(row)

@@ -546,6 +546,10 @@ BROKEN = {
     ),
     "one frame": (lambda f: change_record(f, length=1), "it has 1 frames, expected at least 2"),
     "no frame": (lambda f: change_record(f, length=0), "it has 0 frames, expected at least 2"),
+    "endless": (
+        lambda f: change_record(f, length=10**20 if f.name == "lerobot_v21" else 10**15),
+        "has 12 frames of it",
+    ),
     "no length": (lambda f: change_record(f, length=None), "length in its metadata is None, expected a number"),
     "placeholders": (
         lambda f: change_info(f, data_path="{chunk}.parquet"),
@@ -612,6 +616,7 @@ DAMAGED = {
     "no number": (lambda f: change_record(f, episode_index=None), "row 0 .* has episode_index None"),
     "no tasks": (lambda f: next(f.glob("meta/tasks.*")).unlink(), "meta/tasks.* is missing; download"),
     "damaged tasks": (lambda f: next(f.glob("meta/tasks.*")).write_bytes(b"tasks"), "meta/tasks.* can't be read"),
+    "odd fps": (lambda f: change_info(f, fps=1e-9), "info.json: fps is 1e-09, expected a positive number"),
     "damaged episodes": (
         lambda f: [*f.glob("meta/episodes/*/*"), *f.glob("meta/episodes.jsonl")][0].write_text('{"a'),
         "can't be read .*; download or record it again",

@@ -169,13 +169,9 @@ class Episode:
             return {c: np.asarray(v, dtype=np.float32).reshape(-1, *shape) for c, v in values.items() if v is not None}
 
         def videos(kind: str) -> dict[str, np.ndarray]:
-            values = {f"{kind}_{camera}": row[f"{kind}_{camera}"] for camera in CAMERAS}
-            decoded = {
-                name.removeprefix(f"{kind}_"): _decoded(video, f"{where}: {name}", row["num_frames"])
-                for name, video in values.items()
-                if video is not None
+            return {
+                camera: decode_column(row, name) for camera in CAMERAS if row[name := f"{kind}_{camera}"] is not None
             }
-            return decoded
 
         events = row["events"]
         return cls(
@@ -206,15 +202,20 @@ def event_from_row(row: dict) -> Event:
     )
 
 
-def _decoded(video, where: str, num_frames: int) -> np.ndarray:
-    """The frames of a row's video."""
+def decode_column(row: dict, name: str, frames: list[int] | None = None) -> np.ndarray:
+    """The frames (all without) of a row's video `name`.
+
+    Raises:
+        ValueError: naming the episode and the column, if it is damaged or of another length than `num_frames`.
+    """
+    where = f"{row['task']} seed {row['seed']}: {name}"
     try:
-        frames = decode_video(video)
-    except ValueError as error:
-        raise ValueError(f"{where} is damaged ({error}); record this episode again") from error
-    if len(frames) != num_frames:
-        raise ValueError(f"{where} has {len(frames)} frames, expected num_frames = {num_frames}")
-    return frames
+        pictures = decode_video(row[name], frames)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{where} is damaged ({error}); record this episode again, or leave it out") from error
+    if frames is None and len(pictures) != row["num_frames"]:
+        raise ValueError(f"{where} has {len(pictures)} frames, expected num_frames = {row['num_frames']}")
+    return pictures
 
 
 def check_row(row: dict, where: str) -> None:

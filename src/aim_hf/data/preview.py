@@ -7,9 +7,9 @@ from PIL import Image, ImageDraw
 
 from ..envs.base import CAMERAS
 from ..files import written_file
+from .episodes import decode_column
 from .shards import read_rows, shard_paths
 from .value_maps import overlay
-from .video import decode_video
 
 LABEL_HEIGHT = 14
 CELL_WIDTH = 192
@@ -23,14 +23,11 @@ def contact_sheet(row: dict, num_frames: int, max_cameras: int = len(CAMERAS)) -
     for event in row["events"] or ():
         moments[np.abs(moments - event["frame"]).argmin()] = event["frame"]
 
-    def frames_of(column: str) -> np.ndarray:
-        return decode_video(row[column], list(moments))
-
     strips = []
     for camera in cameras:
-        pictures = [frames_of(f"rgb_{camera}")]
+        pictures = [decode_column(row, f"rgb_{camera}", list(moments))]
         if row[f"value_{camera}"] is not None:
-            pictures.append(overlay(pictures[0], frames_of(f"value_{camera}")[..., 0] / 255))
+            pictures.append(overlay(pictures[0], decode_column(row, f"value_{camera}", list(moments))[..., 0] / 255))
         height = CELL_WIDTH * pictures[0].shape[1] // pictures[0].shape[2]
         for frames in pictures:
             cells = [np.asarray(Image.fromarray(f).resize((CELL_WIDTH, height), Image.NEAREST)) for f in frames]

@@ -11,11 +11,10 @@ from ..envs import TASKS, next_environment
 from ..envs.base import CAMERAS
 from ..envs.seeds import episode_seeds, scene_generator
 from ..extras import extra
-from ..files import MADE_FROM, read_json
-from .episodes import Episode
+from ..files import MADE_FROM, read_json, reading
+from .episodes import Episode, decode_column
 from .recorder import Failure, record_episode
 from .shards import UNFINISHED, check_folder, read_manifest, read_rows, shard_paths
-from .video import decode_video
 
 with extra("data"):
     import pyarrow.parquet as pq
@@ -106,9 +105,10 @@ def _disagreements(shard: Path, manifest: dict, made_from: dict) -> Iterator[str
     """Where a manifest says something else than the folder's own record."""
     told = dict(made_from)
     if told.keys() >= {"start_seed", "shard_size", "seeds_per_episode"}:  # the first seed that this shard may try
-        index = int(shard.stem.rsplit("-", 1)[1])
-        start = told["start_seed"] + index * told["shard_size"] * told["seeds_per_episode"]
-        told["seeds_from"] = episode_seeds("train", start, 1)[0]
+        with reading(shard.parents[1] / MADE_FROM, "make the folder again"):
+            index = int(shard.stem.rsplit("-", 1)[1])
+            start = told["start_seed"] + index * told["shard_size"] * told["seeds_per_episode"]
+            told["seeds_from"] = episode_seeds("train", start, 1)[0]
     for name in sorted(manifest.keys() & told.keys()):
         if manifest[name] != told[name]:
             yield (
@@ -124,7 +124,7 @@ def _check_value_maps(row: dict, episode: Episode, report: Report) -> None:
     for camera in CAMERAS:
         if row[f"value_{camera}"] is None:
             continue
-        stored = decode_video(row[f"value_{camera}"]["bytes"]).astype(int)
+        stored = decode_column(row, f"value_{camera}").astype(int)
         error = int(np.abs(stored - episode.value_maps(camera)).max())
         report.largest_video_error = max(report.largest_video_error, error)
         if error > VIDEO_ERROR:

@@ -100,7 +100,7 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
                 yield container
         except OSError:
             raise
-        except (av.FFmpegError, IndexError) as error:  # some of FFmpeg's are of no other kind
+        except (av.FFmpegError, IndexError, OverflowError) as error:  # some of FFmpeg's are of no other kind
             raise ValueError("it is no video file") from error
 
 
@@ -114,6 +114,8 @@ def check_clip(path: Path, first: int, count: int, rate: Fraction) -> tuple[int,
     with _opened(path) as container:
         _packets(container, first, count, rate)
         context = container.streams.video[0].codec_context
+        if context is None:
+            raise ValueError("it is of no known codec")
         return context.height, context.width
 
 

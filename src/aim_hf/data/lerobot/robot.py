@@ -16,7 +16,6 @@ Notable choices:
 """
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -425,7 +424,7 @@ def _read(kind, value, where: str):
         return {name: _read(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
     if get_origin(kind) is list and isinstance(value, list):
         return [_read(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
         return float(value)
     if kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
         return value

@@ -71,7 +71,7 @@ class LeRobotSource:
         described = self._entry("features", dict, "an object")
         self.features: dict[str, dict] = {n: feature for n, feature in described.items() if isinstance(feature, dict)}
         self.fps: float = self._entry("fps", (int, float), "a number of frames a second")
-        if not (math.isfinite(self.fps) and self.fps > 0):
+        if not 1e-3 <= self.fps <= 1e6:
             raise ValueError(f"{folder / format.INFO}: fps is {self.fps}, expected a positive number; mend it there")
         self.rate: Fraction = frame_rate(self.fps)
         self._splits = {name: self._span(name, span) for name, span in self._info.get("splits", {}).items()}
@@ -319,7 +319,7 @@ class LeRobotSource:
             filters = [("episode_index", "=", episode)]  # an episode is a row group: no other one is read
             table = pq.read_table(path, columns=[*columns, "frame_index"], filters=filters, partitioning=None)
             table = table.take(pc.sort_indices(table["frame_index"]))
-        if table["frame_index"].to_pylist() != list(range(length)):
+        if len(table) != length or table["frame_index"].to_pylist() != list(range(len(table))):
             raise ValueError(
                 f"{path} has {table.num_rows} frames of it, expected {length}, numbered from 0, as the episode's "
                 "metadata say"
@@ -388,7 +388,7 @@ class LeRobotSource:
 
     def _number(self, episode: int, name: str, kind: type | tuple[type, ...] = int) -> Any:
         value = self._episodes[episode].get(name)
-        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, kind) or isinstance(value, bool) or not abs(value) < 1e15:
             raise ValueError(f"{name} in its metadata is {value!r}, expected a number; {MEND}")
         return value
 
@@ -434,11 +434,11 @@ class LeRobotSource:
         return records
 
     def _read_tasks(self) -> dict[int, str]:
-        if self.version != "v3.0":
-            records = read_json_lines(self.folder / format.TASKS_V2, MEND, ("task_index", "task"))
-            return {record["task_index"]: record["task"] for record in records}
-        path = self.folder / format.TASKS
+        path = self.folder / (format.TASKS if self.version == "v3.0" else format.TASKS_V2)
         with reading(path, MEND):
+            if self.version != "v3.0":
+                records = read_json_lines(path, MEND, ("task_index", "task"))
+                return {record["task_index"]: record["task"] for record in records}
             table = pq.read_table(path, partitioning=None).to_pydict()
             # A data frame's index, which has a name since lerobot 0.4.
             words = table["task"] if "task" in table else table["__index_level_0__"]
