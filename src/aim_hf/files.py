@@ -142,5 +142,7 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
             if entry.is_dir():
                 shutil.rmtree(folder / entry.name, ignore_errors=True)
             entry.replace(folder / entry.name)
+    except SafetensorError as error:  # it names no file
+        raise OSError(f"{folder} could not be written ({error}); make room, then run the command again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
