@@ -87,7 +87,8 @@ def write_latents(folder: Path, pipe, episodes: list[Episode]) -> Path:
         assert shard.unfinished() == "not there yet"
         shard.write(encoded(episode) for episode in episodes[4 * index : 4 * index + 4])
         assert shard.unfinished() is None
-    for other in (plan_shards(folder, entries, settings | {"fps": 1}), plan_shards(folder, entries[:1], settings)):
+    changed_rows = [{**entry, "row": "another"} for entry in entries]
+    for other in (plan_shards(folder, entries, settings | {"fps": 1}), plan_shards(folder, changed_rows, settings)):
         assert other[0].unfinished() == "made from other episodes"
     write_index(folder, shards, processor, torch.ones(1, 16).half())
     return folder
