@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -411,6 +412,9 @@ def test_scenes_take_turns_and_processes_share_them():
     for rank in range(2):
         mine = next(iter(RepeatSampler(args, 12, rank, 2)))
         assert sorted(index % 6 for index in mine) == list(range(6))
+    args = AIMGRPOConfig(**options)
+    for part in (scenes, RepeatSampler(args, 16, 0, 1)):  # workers of a loader may be spawned
+        assert list(pickle.loads(pickle.dumps(part))) == list(part)
     with pytest.raises(ValueError, match="train_dataset has 3 scenes; expected at least the 4"):
         RepeatSampler(AIMGRPOConfig(gradient_accumulation_steps=2, **options), 3, 0, 1)
 

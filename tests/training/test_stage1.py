@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from aim_hf import AIMConfig, AIMForWorldAction
@@ -26,6 +27,7 @@ from aim_hf.data.latents import (
     write_index,
 )
 from aim_hf.data.value_maps import Event
+from aim_hf.files import written_folder
 from aim_hf.training.checkpoints import last_checkpoint
 from aim_hf.training.lora import with_lora
 from aim_hf.training.trainer import EMA_FILE, AIMTrainer, AIMTrainingArguments
@@ -86,7 +88,8 @@ def write_latents(folder: Path, pipe, episodes: list[Episode]) -> Path:
         assert shard.unfinished() == "not there yet"
         shard.write(encoded(episode) for episode in episodes[4 * index : 4 * index + 4])
         assert shard.unfinished() is None
-    for other in (plan_shards(folder, entries, settings | {"fps": 1}), plan_shards(folder, entries[:1], settings)):
+    changed_rows = [{**entry, "row": "another"} for entry in entries]
+    for other in (plan_shards(folder, entries, settings | {"fps": 1}), plan_shards(folder, changed_rows, settings)):
         assert other[0].unfinished() == "made from other episodes"
     write_index(folder, shards, processor, torch.ones(1, 16).half())
     return folder
@@ -276,7 +279,7 @@ def test_a_folder_of_latents_has_one_way_of_making(pipe, latents, tmp_path):
     assert not (tmp_path / "index.json").exists()
 
 
-def test_what_cannot_be_written_is_named(pipe, tmp_path):
+def test_what_cannot_be_written_is_named(pipe, latents, tmp_path):
     (tmp_path / "file").write_text("")
     settings = made_from(pipe.model.config, pipe.processor, VideoCodec(pipe.vae), "text encoder", 16, 12.5, 4)
     (shard,) = plan_shards(tmp_path / "file", [{"seed": 0}], settings)
@@ -292,9 +295,16 @@ def test_what_cannot_be_written_is_named(pipe, tmp_path):
     try:
         with pytest.raises(OSError, match="shard.safetensors could not be written .*File too large.*Make room"):
             replace(shard, path=tmp_path / "shard.safetensors").write([{"latents": torch.zeros(1 << 16)}])
+        with (
+            pytest.raises(OSError, match="folder could not be written"),
+            written_folder(tmp_path / "folder") as folder,
+        ):
+            save_file({"weights": torch.zeros(1 << 16)}, folder / "model.safetensors")
+        with pytest.raises(OSError, match="checkpoint-1 could not be written .*Make room"):
+            train(pipe, latents, tmp_path / "run", 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "run"}
 
 
 def test_the_codec_of_the_latents_is_told_from_others(pipe, latents):

@@ -8,7 +8,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+import aim_hf.training.vae as training_vae
 from aim_hf.codec import VideoCodec
+from aim_hf.training.principal_components import condition_encoder
 from aim_hf.training.vae import (
     CanvasEpisode,
     DecoderLoss,
@@ -19,7 +21,6 @@ from aim_hf.training.vae import (
     sample_clips,
     set_encoder,
     tiny_vae,
-    trained_steps,
 )
 
 ARGS = VAETrainingArguments(
@@ -98,6 +99,42 @@ def test_latents_hold_most_of_the_pictures(vae, episodes):
     assert error < 0.2 * (y_new - y.mean(dim=0)).square().mean()
 
 
+@pytest.mark.parametrize("z_dim", [24, 64], ids=["some components", "all of them"])
+def test_conditioning_changes_the_numbers_inside_alone(episodes, monkeypatch, z_dim):
+    """In float32 the latents and what they are decoded to are those of before; in bfloat16 only now."""
+    monkeypatch.setattr(training_vae, "condition_encoder", lambda vae: None)
+    torch.manual_seed(0)
+    before = tiny_vae(z_dim=z_dim, base_dim=64, decoder_base_dim=16)
+    set_encoder(before, episodes, stride=2)
+    after = clone(before)
+    condition_encoder(after)
+    rng = np.random.default_rng(3)
+    clips = [sample_clips(episodes, rng, 4, 1, 2, kind) for kind in ("rgb", "value")]
+
+    def latents(vae, dtype):
+        codec = VideoCodec(clone(vae).to(dtype))
+        return torch.cat([codec.encode(clip.to(dtype)).transpose(0, 1).flatten(1).double() for clip in clips], dim=1)
+
+    def error(got, want):
+        return ((got - want).norm() / want.norm()).item()
+
+    # Where there are as many latents as channels, the last held what the normalization did to the others.
+    kept = slice(min(z_dim, 63))
+    exact = latents(before, torch.float64)[kept]
+    assert error(latents(after, torch.float32)[kept], exact) < 1e-3
+    assert (latents(after, torch.float32)[63:] == 0).all()
+    assert error(latents(before, torch.bfloat16)[kept], exact) > 0.5
+    assert error(latents(after, torch.bfloat16)[kept], exact) < 0.05
+    names = ("weight", "bias")
+    assert all(
+        p.abs().max() <= 1.1 for n, p in after.encoder.named_parameters() if n.endswith(names) and "conv_out" not in n
+    )
+    given = torch.randn(1, z_dim, 2, 2, 2)
+    torch.testing.assert_close(VideoCodec(after).decode(given), VideoCodec(before).decode(given), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="conditioned already"):
+        condition_encoder(after)
+
+
 def test_a_still_clip_decodes_to_its_first_picture_repeated(vae):
     """The untrained decoder's temporal kernels say "stand still", so that clips start from what pictures taught."""
     latents = torch.randn(1, 24, 1, 2, 2)
@@ -147,9 +184,7 @@ def test_resumed_run_is_the_uninterrupted_one(vae, episodes, tmp_path):
     for _ in range(3):
         first._train_step()
         first.step += 1
-    assert trained_steps(tmp_path / "cut") == 0
     first._save()
-    assert trained_steps(tmp_path / "cut") == 3
     resumed = VAETrainer(clone(vae), episodes[2:], episodes[:2], ARGS, tmp_path / "cut")
     assert resumed.step == 3
     resumed.train()
@@ -159,10 +194,31 @@ def test_resumed_run_is_the_uninterrupted_one(vae, episodes, tmp_path):
         assert torch.equal(stored[name], tensor), name
 
 
-def test_other_arguments_are_refused_on_resume(vae, episodes, tmp_path):
-    VAETrainer(clone(vae), episodes[2:], episodes[:2], ARGS, tmp_path)._save()
-    with pytest.raises(ValueError, match="foreground_weight"):
-        VAETrainer(clone(vae), episodes[2:], episodes[:2], replace(ARGS, foreground_weight=1.0), tmp_path)
+def test_a_run_goes_on_only_as_it_began(vae, episodes, tmp_path):
+    def trainer(vae=vae, train=episodes[2:], held_out=episodes[:2], **changes):
+        return VAETrainer(clone(vae), train, held_out, replace(ARGS, **changes), tmp_path)
+
+    trainer()._save()
+    assert VAETrainer(clone(vae), episodes[:1], [], ARGS, tmp_path / "one").held_out["rgb"].shape[0] == 12
+    assert trainer(steps=9, report_steps=1).step == 0
+    other = clone(vae)
+    with torch.no_grad():
+        other.encoder.conv_out.bias[0] += 1
+    for message, change in (
+        ("foreground_weight 4.0 there, 1.0 now", {"foreground_weight": 1.0}),
+        ("episodes", {"train": episodes[3:]}),
+        ("held_out 2 there, 3 now", {"train": episodes[3:], "held_out": episodes[:3]}),
+        ("encoder", {"vae": other}),
+    ):
+        with pytest.raises(FileExistsError, match=f"made from something else: .*{message}"):
+            trainer(**change)
+    for name in ("training.json", "optimizer.safetensors", "diffusion_pytorch_model.safetensors"):
+        path = tmp_path / "checkpoint" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(OSError, match=f"{path} can't be read .*training begins anew"):
+            trainer()
+        path.write_bytes(whole)
 
 
 def test_peak_errors_by_hand():

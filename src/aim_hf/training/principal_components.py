@@ -8,6 +8,9 @@ and SiLU (x / |x| around a large constant is linear, and so is SiLU far right of
 
 Two moments in time are kept as mean and half difference. The difference of a still picture is zero, so a clip's first
 frame, which Wan's VAE passes around the temporal layers, has the latents of a clip that stands still.
+
+An offset on each channel leaves bfloat16 no digits for the signal. `condition_encoder` turns the last features, so
+that one channel carries the offset and all others their signal alone, which nothing but rounding can tell.
 """
 
 import torch
@@ -31,11 +34,7 @@ def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor)
         ValueError: for a VAE of another shape.
     """
     config, encoder = vae.config, vae.encoder
-    if config.is_residual or config.num_res_blocks or set(config.dim_mult) != {1} or len(config.dim_mult) != 3:
-        raise ValueError(
-            f"the VAE has is_residual={config.is_residual}, num_res_blocks={config.num_res_blocks}, dim_mult="
-            f"{config.dim_mult}; principal components need False, 0 and [1, 1, 1]."
-        )
+    _check_shape(config)
     for module in encoder.modules():
         if isinstance(module, WanResidualBlock | WanAttentionBlock):  # nothing but their shortcuts
             for parameter in module.parameters():
@@ -87,6 +86,91 @@ def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor)
     vae.quant_conv.weight[: config.z_dim, : config.z_dim, 0, 0, 0] = torch.eye(config.z_dim)
     vae.quant_conv.bias.zero_()
     vae.quant_conv.bias[config.z_dim :] = LOG_VARIANCE
+
+
+@torch.no_grad()
+def condition_encoder(vae: AutoencoderKLWan) -> None:
+    """Re-parametrizes an encoder of `set_principal_component_encoder` so that bfloat16 acts: the same latents, with
+    activations and biases of their own size, and normalized already (`latents_mean` 0, `latents_std` 1).
+
+    1. Pixels are centered first, so that no bias has to.
+    2. The offset points along (1, 1 ... 1). A reflection turns that direction to the last channel: the norm, and so
+       what the normalization makes of the others, stay the same.
+    3. The others come out near 0, where SiLU is x / 2 + x^2 / 4. Their gain gives it the slope and the curvature that
+       SiLU had around the offset.
+
+    What lies along the offset is lost, as it was but for terms of second order: a latent that holds nothing else (the
+    last one, where there are as many latents as channels) becomes its mean, 0.
+
+    Raises:
+        ValueError: for an encoder that wasn't made so, or is conditioned already.
+    """
+    config, encoder = vae.config, vae.encoder
+    _check_shape(config)
+    gain = encoder.norm_out.gamma.flatten().double()
+    if any(parameter.any() for parameter in encoder.mid_block.parameters()) or (gain != SILU_CENTER).any():
+        raise ValueError("the encoder is not one of principal components, or has been conditioned already.")
+    dim, pixels, (first, last) = len(gain), config.in_channels, encoder.down_blocks
+    space, time = last.resample[1], last.time_conv
+
+    # 1. The mean pixel, as far as the first components know it.
+    cells = first.resample[1].weight[:, :pixels, :2, :2].double()
+    bias = first.resample[1].bias.double()
+    mean = -(torch.linalg.pinv(cells.flatten(1)) @ bias).view(pixels, 4).mean(dim=1)
+    encoder.conv_in.bias[:pixels] -= mean.to(encoder.conv_in.bias)
+    first.resample[1].bias.copy_(bias + cells.sum(dim=(2, 3)) @ mean)
+
+    # 2. The reflection, of what the last spatial layer gives and what the temporal one makes of it. The first channels
+    #    hold means of two moments, and can be told from all but the carrier.
+    axis = torch.full((dim,), dim**-0.5, dtype=torch.float64)
+    axis[-1] -= 1
+    turn = torch.eye(dim, dtype=torch.float64) - 2 * torch.outer(axis, axis) / axis.dot(axis)
+    means = dim * 3 // 4
+    back = torch.zeros(dim, dim, dtype=torch.float64)
+    back[:means, :-1] = torch.linalg.pinv(turn[:-1, :means])
+    carrier = space.bias[-1].item() * dim**0.5  # is made 1, for the normalization doesn't care
+    space.weight.copy_(torch.einsum("po,oc...->pc...", turn, space.weight.double()) / carrier)
+    space.bias.copy_(turn @ space.bias.double() / carrier)
+    time.weight[..., 0, 0] = torch.einsum("po,oct,cq->pqt", turn, time.weight[..., 0, 0].double(), back).float()
+    time.bias.zero_()
+    time.bias[-1] = 1
+
+    # 3. SiLU's value, slope and curvature at the offset, and from 0 on.
+    center = gain[0]
+    sigmoid = torch.sigmoid(center)
+    value, slope = center * sigmoid, sigmoid * (1 + center * (1 - sigmoid))
+    curvature = sigmoid * (1 - sigmoid) * (2 + center * (1 - 2 * sigmoid))
+    new_gain = center * curvature / slope
+    encoder.norm_out.gamma.fill_(new_gain)
+    weight = encoder.conv_out.weight[: config.z_dim, :, -1, 1, 1].double()
+    latents_mean, latents_std = (
+        torch.tensor(config[name], dtype=torch.float64) for name in ("latents_mean", "latents_std")
+    )
+    at_offset = encoder.conv_out.bias[: config.z_dim].double() + weight.sum(dim=1) * value
+    turned = weight @ turn
+    along_offset = turned[:, -1].abs() > 0.5 * weight.norm(dim=1)
+    turned[:, -1] = 0
+    weight, bias = (
+        turned * center * slope * 2 / new_gain / latents_std[:, None],
+        (at_offset - latents_mean) / latents_std,
+    )
+    weight[along_offset], bias[along_offset] = 0, 0
+    encoder.conv_out.weight[: config.z_dim, :, -1, 1, 1] = weight.float()
+    encoder.conv_out.bias[: config.z_dim] = bias.float()
+
+    # The decoder is given what it was before.
+    into = vae.post_quant_conv
+    into.bias += (into.weight[..., 0, 0, 0].double() @ latents_mean).float()
+    into.weight *= latents_std.float().view(1, -1, 1, 1, 1)
+    vae.register_to_config(latents_mean=[0.0] * config.z_dim, latents_std=[1.0] * config.z_dim)
+
+
+def _check_shape(config) -> None:
+    if config.is_residual or config.num_res_blocks or set(config.dim_mult) != {1} or len(config.dim_mult) != 3:
+        raise ValueError(
+            f"the VAE has is_residual={config.is_residual}, num_res_blocks={config.num_res_blocks}, dim_mult="
+            f"{config.dim_mult}; principal components need False, 0 and [1, 1, 1]."
+        )
 
 
 def _cells(frames: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ Notable choices:
 Left out: the adversarial and perceptual losses of large VAEs, which serve texture; a small robot world has little.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -32,12 +33,14 @@ from tqdm import tqdm
 
 from ..codec import BLACK, VideoCodec
 from ..data.episodes import Episode
-from ..files import written_folder
+from ..data.latents import encoder_fingerprint
+from ..files import claim, read_json, reading, written_folder
 from ..processing_aim import AIMProcessor
 from .muon import MuonWithAdamW
-from .principal_components import set_principal_component_encoder
+from .principal_components import condition_encoder, set_principal_component_encoder
 
 RGB_CHUNKS = {1: 0.5, 2: 0.35, 4: 0.15}  # latent frames of an RGB clip after its first: how often
+MAY_CHANGE = ("steps", "report_steps", "save_steps")  # of a run that goes on
 STATISTICS_CLIPS = 200  # of each kind, for principal components and latents' statistics
 
 
@@ -240,8 +243,8 @@ def peak_errors(true: torch.Tensor, reconstructed: torch.Tensor) -> torch.Tensor
 
 @torch.no_grad()
 def set_encoder(vae: AutoencoderKLWan, episodes: Sequence[CanvasEpisode], stride: int, seed: int = 0) -> None:
-    """Sets the encoder to principal components, and `latents_mean` and `latents_std` of the VAE's config; the decoder
-    starts by normalizing with them.
+    """Sets the encoder to principal components, which come out normalized: `latents_mean` of the VAE's config is 0,
+    and `latents_std` 1.
 
     Statistics count as many RGB as value latents, those that the model will see: the black frame's latent is left out.
     The scale is the square root of each channel's standard deviation (times that of the mean one). Full whitening
@@ -257,16 +260,9 @@ def set_encoder(vae: AutoencoderKLWan, episodes: Sequence[CanvasEpisode], stride
     vae.register_to_config(
         latents_mean=latents.mean(dim=1).tolist(), latents_std=(deviation * deviation.mean()).sqrt().tolist()
     )
-    VideoCodec(vae)  # refuses statistics that don't fit
-    mean, std = (torch.tensor(vae.config[name]) for name in ("latents_mean", "latents_std"))
-    vae.post_quant_conv.weight.copy_(torch.diag(1 / std)[..., None, None, None])
-    vae.post_quant_conv.bias.copy_(-mean / std)
-
-
-def trained_steps(folder: Path) -> int:
-    """Steps that the run in `folder` has behind it."""
-    path = folder / "checkpoint" / "training.json"
-    return json.loads(path.read_text())["step"] if path.is_file() else 0
+    condition_encoder(vae)
+    vae.post_quant_conv.weight.copy_(torch.eye(vae.config.z_dim)[..., None, None, None])
+    vae.post_quant_conv.bias.zero_()
 
 
 class VAETrainer:
@@ -274,7 +270,11 @@ class VAETrainer:
     `log.jsonl`. The encoder stays as it is.
 
     Args:
-        held_out: episodes that reports look at and training doesn't.
+        held_out: episodes that reports look at and training doesn't; without any, they look at those of training.
+
+    Raises:
+        FileExistsError: if the folder holds a run on other episodes, of another encoder or with other arguments.
+        UnreadableFile: if its checkpoint is damaged.
     """
 
     def __init__(
@@ -290,6 +290,10 @@ class VAETrainer:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
         self.episodes, self.args, self.folder, self.step = episodes, args, Path(folder), 0
+        settings = {name: value for name, value in asdict(args).items() if name not in MAY_CHANGE}
+        settings |= {"encoder": encoder_fingerprint(VideoCodec(vae)), "episodes": _digest([*episodes, *held_out])}
+        with self.accelerator.main_process_first():
+            claim(self.folder, settings | {"held_out": len(held_out)}, outputs="checkpoint")
         self.loss = DecoderLoss(vae, median_canvas(episodes), args.foreground_weight)
         trained = [p for p in vae.parameters() if p.requires_grad]
         kernels = [p for p in trained if p.ndim >= 4 and p.shape[0] > 1 and p[0].numel() > 1]
@@ -299,7 +303,7 @@ class VAETrainer:
         if (self.folder / "checkpoint").is_dir():
             self._load()
         self.loss = self.accelerator.prepare(self.loss)
-        rng = np.random.default_rng(args.seed)
+        rng, held_out = np.random.default_rng(args.seed), held_out or episodes
         self.held_out = {
             "rgb": sample_clips(held_out, rng, 12, 3, args.frame_stride, "rgb").to(self.accelerator.device),
             "value": sample_clips(held_out, rng, 24, 1, args.frame_stride, "value").to(self.accelerator.device),
@@ -375,17 +379,21 @@ class VAETrainer:
 
     def _load(self):
         folder = self.folder / "checkpoint"
-        saved = json.loads((folder / "training.json").read_text())
-        self.step = saved.pop("step")
-        changed = sorted(name for name, value in asdict(self.args).items() if saved[name] != value)
-        if set(changed) - {"steps", "report_steps", "save_steps"}:
-            raise ValueError(
-                f"{folder} was trained with {saved}, and {changed} differ now; continue with the same arguments, or "
-                "choose an empty folder."
-            )
-        weights = load_file(folder / "diffusion_pytorch_model.safetensors")
-        self.loss.vae.load_state_dict(weights)
-        _restore(self.optimizer, load_file(folder / "optimizer.safetensors"))
+        mend = f"delete {folder}, and training begins anew"
+        self.step = read_json(folder / "training.json", mend)["step"]
+        weights, optimizer = (folder / f"{name}.safetensors" for name in ("diffusion_pytorch_model", "optimizer"))
+        with reading(weights, mend):
+            self.loss.vae.load_state_dict(load_file(weights))
+        with reading(optimizer, mend):
+            _restore(self.optimizer, load_file(optimizer))
+
+
+def _digest(episodes: Sequence[CanvasEpisode]) -> str:
+    digest = hashlib.sha256()
+    for episode in episodes:
+        for pictures in (episode.rgb, episode.value):
+            digest.update(np.ascontiguousarray(pictures))
+    return digest.hexdigest()
 
 
 def draw_reconstructions(clips: dict[str, torch.Tensor], reconstructions: dict[str, torch.Tensor], scale: int = 2):
