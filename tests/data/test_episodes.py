@@ -2,8 +2,8 @@
 
 import json
 import re
-import subprocess
-import sys
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from test_video import psnr
 
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode, episode_features
-from aim_hf.data.lerobot.export import rows_of
+from aim_hf.data.lerobot.export import export_lerobot, rows_of
 from aim_hf.data.preview import contact_sheet, write_preview
 from aim_hf.data.shards import ShardWriter, load_episodes, read_rows, shard_paths
 from aim_hf.data.validation import validate
@@ -129,29 +129,39 @@ def test_a_shard_goes_on_where_its_writer_was_killed(tmp_path):
     assert again.is_done(3) and not list(pieces.glob(".unfinished/*"))
 
 
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from fixtures_episodes import make_episode
-from aim_hf.data.shards import ShardWriter
-row = make_episode(7).to_row()
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # the kernel refuses more, as a full disk does
-import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-try:
-    ShardWriter(Path({folder!r}), "easy", "click_bell", 1).add(row)
-except OSError as error:
-    print(error)
-"""
+@contextmanager
+def full_disk():
+    """The kernel refuses to make a file longer than 2 kB, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_loses_nothing_that_was_written(folder):
+def test_a_full_disk_loses_nothing_that_was_written(folder, tmp_path):
+    write_preview(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    code = FULL_DISK.format(tests=str(Path(__file__).parent), folder=str(folder))
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "could not be written" in answer and "what was finished before is whole. Make room" in answer
+    row, writer = make_episode(7).to_row(), ShardWriter(folder, "easy", "click_bell", 1)
+    for write, name in (
+        (lambda: writer.add(row), "000000000007.parquet"),
+        (lambda: write_card(folder), "README.md"),
+        (lambda: write_preview(folder), "preview.png"),
+        (lambda: export_lerobot([row], tmp_path / "export", "you/blocks"), "export"),
+    ):
+        with full_disk(), pytest.raises(OSError, match=f"{name} could not be written .*Make room"):
+            write()
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    assert len(load_episodes(folder)) == 3
+    assert len(load_episodes(folder)) == 3 and [path.name for path in tmp_path.iterdir()] == ["episodes"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(folder, tmp_path):
+    writer = ShardWriter(folder / "README.md", "easy", "click_bell", 1)
+    with pytest.raises(
+        OSError, match="README.md/.*parquet could not be written .*choose a folder that can be written"
+    ):
+        writer.add(make_episode(7).to_row())
 
 
 # Bad input
