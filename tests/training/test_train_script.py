@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from aim_hf import AIMForWorldAction, AIMPipeline
 from aim_hf.commands.train import initial_model
+from aim_hf.commands.train import main as run_train
 from aim_hf.training.trainer import EMA_FILE
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_stage1 import latents, pipe  # noqa: E402, F401
+from test_stage1 import latents, make_episode, pipe, write_latents  # noqa: E402, F401
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,3 +116,36 @@ def test_two_processes_log_save_and_resume_together(pipe, latents, tmp_path):  #
     assert all(torch.equal(once[name], again[name]) for name in once)
     again = load_file(tmp_path / "run" / "checkpoint-4" / EMA_FILE)
     assert all(torch.equal(averaged[name], again[name]) for name in averaged)
+
+
+def test_one_episode_may_be_overfitted_and_a_run_goes_on_only_as_it_began(pipe, latents, tmp_path, capsys):  # noqa: F811
+    one = write_latents(tmp_path / "one", pipe, [make_episode(0)])
+    pipe.save_pretrained(tmp_path / "base")
+    options = {
+        "latents": one,
+        "policy": tmp_path / "base",
+        "output_dir": tmp_path / "run",
+        "held_out": 0,
+        "max_steps": 1,
+    }
+    options |= {"sample_steps": 1, "save_steps": 1, "report_to": "none", "per_device_train_batch_size": 2}
+
+    def train(**changes):
+        run_train(
+            ["--use_cpu", *(part for name, value in (options | changes).items() for part in (f"--{name}", str(value)))]
+        )
+
+    train()
+    assert "training on 1 of 1 episodes (0 held out)" in capsys.readouterr().out
+    AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    for message, change in (
+        ("made from something else: learning_rate 5e-05 there, 0.001 now", {"learning_rate": 1e-3}),
+        ("made from something else: latents", {"latents": latents}),
+        ("not_there/trainer_state.json is missing", {"resume_from_checkpoint": tmp_path / "not_there"}),
+        ("held_out is 1; expected 0 to 0, for there are 1 episodes", {"held_out": 1}),
+        ("have actions_per_latent_frame=8, and the model actions_per", {"config": '{"actions_per_latent_frame": 4}'}),
+    ):
+        with pytest.raises((OSError, ValueError), match=message):
+            train(**change)
+    train(max_steps=2, logging_steps=1)
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
