@@ -27,7 +27,7 @@ from string import Template
 from huggingface_hub import EvalResult, ModelCard
 
 from aim_hf.evaluation.comparison import format_comparison, mean_rate
-from aim_hf.evaluation.statistics import format_rate
+from aim_hf.evaluation.statistics import format_peaks, format_rate
 from aim_hf.provenance import machine
 
 ROOT = Path(__file__).parents[1]
@@ -57,18 +57,14 @@ def success_table(results: dict[str, dict]) -> str:
     if not results:
         return NOT_MEASURED
 
-    def peaks(entry: dict) -> str:
-        peak = entry["first_chunk_peak_within_10_percent"]
-        return "" if peak["share"] is None else f"{peak['share']:.0%} of {peak['count']}"
-
     first = next(iter(results))
     rows = [["task", *(COLUMNS[name] for name in results), f"first value map's peak on the contact, {COLUMNS[first]}"]]
     for task in results[first]["tasks"]:
         cells = [format_rate(result["tasks"][task]) for result in results.values()]
-        rows.append([f"`{task}`", *cells, peaks(results[first]["tasks"][task])])
+        rows.append([f"`{task}`", *cells, format_peaks(results[first]["tasks"][task])])
     means = [f"**{result['mean_rate']:.0%}**" for result in results.values()]
     if len(results[first]["tasks"]) > 1:
-        rows.append(["mean", *means, peaks(results[first])])
+        rows.append(["mean", *means, format_peaks(results[first])])
     rows.insert(1, ["---"] * len(rows[0]))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

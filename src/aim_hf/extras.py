@@ -12,6 +12,10 @@ class MissingExtra(ImportError):
     """A package is missing that an extra brings."""
 
 
+class SimulatorFailed(RuntimeError):
+    """A simulator can't run here, or its own code failed; the message says what is missing."""
+
+
 @contextmanager
 def extra(name: str) -> Iterator[None]:
     """Around imports of the packages of an extra. Raises MissingExtra if one isn't installed."""

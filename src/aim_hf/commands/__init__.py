@@ -16,7 +16,7 @@ import re
 import sys
 from importlib import import_module
 
-from ..extras import MissingExtra
+from ..extras import MissingExtra, SimulatorFailed
 
 COMMANDS = {
     "demo": "run a few held-out episodes of a policy, and make pictures of them",
@@ -78,7 +78,7 @@ def run(argv: list[str] | None = None) -> None:
         fail(f"there is no command {command!r}; choose one of {', '.join(COMMANDS)}")
     try:
         import_module(f".{command.replace('-', '_')}", __name__).main(spelled(options))
-    except (OSError, ValueError, MissingExtra) as error:
+    except (OSError, ValueError, MissingExtra, SimulatorFailed) as error:
         if os.environ.get("AIM_HF_TRACEBACK"):
             raise
         fail(f"{command}: {error}")

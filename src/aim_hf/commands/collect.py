@@ -77,7 +77,7 @@ def collect_shard(env: Environment, shard: Shard, writer: ShardWriter, noise: fl
         SeedsExhausted: if the seeds run out.
     """
     for seed in shard.seeds:
-        if writer.num_episodes == shard.episodes:
+        if writer.num_episodes >= shard.episodes:
             break
         if seed in writer.tried:
             continue

@@ -7,12 +7,10 @@ LeRobot's policies take every video of a dataset for an input; `--no_value_maps`
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from ..data.lerobot.export import export_lerobot, rows_of
-from ..data.shards import shard_paths
 from . import Parser
 
 
@@ -28,7 +26,6 @@ def main(argv: list[str]) -> None:
     source = Path(args.source)
     if not source.exists() and args.source.count("/") == 1:
         source = Path(snapshot_download(args.source, repo_type="dataset"))
-    total = sum(pq.read_metadata(path).num_rows for path in shard_paths(source))
-    with tqdm(rows_of(source, args.splits), total=total, unit="episode", desc="export") as rows:
+    with tqdm(rows_of(source, args.splits), unit="episode", desc="export") as rows:
         info = export_lerobot(rows, args.output_dir, args.repo_id or args.output_dir.name, not args.no_value_maps)
     print(f"{info['total_episodes']} episodes, {info['total_frames']} frames in {args.output_dir}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...extras import SimulatorFailed
 from ..base import SimulatorLost
 from . import worker
 
@@ -23,7 +24,7 @@ _TAIL = 2000  # characters of what the simulator printed last
 Answer = tuple[dict, dict[str, np.ndarray]]
 
 
-class RoboTwinError(RuntimeError):
+class RoboTwinError(SimulatorFailed):
     """RoboTwin's own code failed."""
 
 

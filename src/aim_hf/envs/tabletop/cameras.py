@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 import sapien
 
+from ...extras import SimulatorFailed
 from ..base import CAMERAS, Camera
 from .scene import Scene
 
@@ -29,7 +30,7 @@ _WRIST_TARGET = np.array([0.03, 0.0, 0.012])
 _OPENCV_FROM_SAPIEN = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 
 
-class RendererMissing(RuntimeError):
+class RendererMissing(SimulatorFailed):
     """The machine offers no Vulkan device that SAPIEN can render with."""
 
     def __init__(self):
