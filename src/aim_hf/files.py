@@ -131,6 +131,8 @@ def written_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except UnreadableFile:  # what was to be written couldn't be read
+        raise
     except (OSError, SafetensorError) as error:
         raise OSError(
             getattr(error, "errno", None),

@@ -2,8 +2,8 @@
 
     aim-hf train-vae --dataset runs/episodes --policy runs/base --output_dir runs/vae
 
-Needs its `processor/`, made by `pipelines/train_text_encoder.py`. `vae/` is there as soon as its encoder
-is, so that `dataset_scripts/encode_latents.py` and the world-action model's training need not wait for the decoder.
+Needs its `processor/`, made by `aim-hf train-text-encoder`. `vae/` is there as soon as its encoder is, so that
+`aim-hf encode-latents` and the world-action model's training need not wait for the decoder.
 A run that finds a checkpoint in its output folder continues from it; there it also leaves `log.jsonl` and `samples/`:
 held-out canvases and value maps over their reconstructions.
 """
@@ -16,9 +16,11 @@ from accelerate import PartialState
 from diffusers import AutoencoderKLWan
 
 from .. import AIMProcessor
+from ..data.latents import held_out_count
 from ..data.shards import load_episodes
 from ..files import written_folder
-from ..training.vae import VAETrainer, VAETrainingArguments, canvas_episodes, set_encoder, tiny_vae, trained_steps
+from ..pipeline_aim import load_vae
+from ..training.vae import VAETrainer, VAETrainingArguments, canvas_episodes, set_encoder, tiny_vae
 from . import Parser
 
 
@@ -30,34 +32,31 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="the run: checkpoint, log, samples")
     parser.add_argument("--max_episodes", type=int, default=1000, help="episodes held in memory, evenly chosen")
-    parser.add_argument("--held_out", type=int, default=24, help="of these, how many only reports look at")
+    parser.add_argument("--held_out", type=int, help="of these, how many only reports look at; default: one in 20")
     for field in fields(VAETrainingArguments):
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
     args = parser.parse_args(argv)
     state = PartialState(cpu=not torch.cuda.is_available())
 
-    if trained_steps(args.output_dir) >= args.steps:
-        if state.is_main_process:
-            export(AutoencoderKLWan.from_pretrained(args.output_dir / "checkpoint"), args.policy)
-        return
     dataset = load_episodes(args.dataset)
     count = min(args.max_episodes, len(dataset))
-    if count <= args.held_out:
-        raise ValueError(f"{args.dataset} gives {count} episodes, but --held_out is {args.held_out}; lower it.")
+    held_out = held_out_count(count, args.held_out)
+    if state.is_main_process:
+        print(f"training on {count - held_out} of {len(dataset)} episodes ({held_out} held out)")
     dataset = dataset.select([i * len(dataset) // count for i in range(count)]).shuffle(seed=args.seed)
     episodes = canvas_episodes(dataset, AIMProcessor.from_pretrained(args.policy / "processor"))
 
     torch.manual_seed(args.seed)
     if state.is_main_process and not (args.policy / "vae").is_dir():
         vae = tiny_vae()
-        set_encoder(vae, episodes[args.held_out :], args.frame_stride, args.seed)
+        set_encoder(vae, episodes[held_out:], args.frame_stride, args.seed)
         export(vae, args.policy)
     state.wait_for_everyone()
-    vae = AutoencoderKLWan.from_pretrained(args.policy / "vae")
+    vae = load_vae(args.policy)
     training = VAETrainingArguments(
         **{field.name: getattr(args, field.name) for field in fields(VAETrainingArguments)}
     )
-    trainer = VAETrainer(vae, episodes[args.held_out :], episodes[: args.held_out], training, args.output_dir)
+    trainer = VAETrainer(vae, episodes[held_out:], episodes[:held_out], training, args.output_dir)
     metrics = trainer.train()
     if state.is_main_process:
         export(trainer.vae, args.policy)
