@@ -78,7 +78,7 @@ def test_errors_are_told_in_words_and_the_controls_come_back(handlers, change, t
 
 def test_what_nobody_foresaw_is_logged_and_told_without_a_traceback(handlers, caplog):
     updates = handlers["play"]("click_bell", "easy", SEED, "Click.", None, "many", 10, 0)
-    assert "Something went wrong on the server (TypeError)" in updates[-2]["line"]
+    assert "Something went wrong on the server (ValueError)" in updates[-2]["line"]
     assert "Traceback" in caplog.text and updates[-1]["run"]["interactive"] is True
 
 
