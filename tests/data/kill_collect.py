@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from aim_hf.commands import collect
 from aim_hf.data.shards import read_rows
 
-KILLS = 20
-LONGEST = 2.0  # seconds
+KILLS = 8
+LONGEST = 1.0  # seconds
 
 
 def contents(folder: Path) -> dict[str, bytes]:
