@@ -58,7 +58,9 @@ def success_table(results: dict[str, dict]) -> str:
         return NOT_MEASURED
 
     first = next(iter(results))
-    rows = [["task", *(COLUMNS[name] for name in results), f"first value map's peak near the contact, {COLUMNS[first]}"]]
+    rows = [
+        ["task", *(COLUMNS[name] for name in results), f"first value map's peak near the contact, {COLUMNS[first]}"]
+    ]
     for task in results[first]["tasks"]:
         cells = [format_rate(result["tasks"][task]) for result in results.values()]
         rows.append([f"`{task}`", *cells, format_peaks(results[first]["tasks"][task])])

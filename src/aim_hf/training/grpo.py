@@ -169,6 +169,11 @@ class AIMGRPOConfig(ResumableArguments):
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}."
             )
         random = self._steps_with_noise()
+        if not random:
+            raise ValueError(
+                f"noise_level is {self.noise_level} and last_step_std {self.last_step_std}, so that no denoising step is "
+                "random and nothing has a likelihood; expected one of them above 0."
+            )
         if self.random_steps is None:
             self.random_steps = random
         if not self.random_steps or sorted(set(self.random_steps) & set(random)) != self.random_steps:
