@@ -171,8 +171,8 @@ class AIMGRPOConfig(ResumableArguments):
         random = self._steps_with_noise()
         if not random:
             raise ValueError(
-                f"noise_level is {self.noise_level} and last_step_std {self.last_step_std}, so that no denoising step is "
-                "random and nothing has a likelihood; expected one of them above 0."
+                f"noise_level is {self.noise_level} and last_step_std {self.last_step_std}, so that no denoising step "
+                "is random and nothing has a likelihood; expected one of them above 0."
             )
         if self.random_steps is None:
             self.random_steps = random
