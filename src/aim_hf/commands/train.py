@@ -16,6 +16,7 @@ pipeline has it merged.
 import copy
 import json
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -160,9 +161,10 @@ def main(argv: list[str]) -> None:
             scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.video_shift),
             action_scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.action_shift),
         ).save_pretrained(output / "pipeline")
-        plot_training(trainer.state.log_history, output / "pipeline" / "training_curve.png")
         record = {"steps": trainer.state.global_step, "log_history": trainer.state.log_history}
         write_text(output / "training.json", json.dumps(record | provenance(args.device), indent=1) + "\n")
+        if find_spec("matplotlib") is not None:  # an extra; without it there is no picture
+            plot_training(trainer.state.log_history, output / "pipeline" / "training_curve.png")
 
     class Export(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

@@ -28,6 +28,7 @@ from ..evaluation.policies import AIMPolicy
 from ..evaluation.rollout import run_episodes
 from ..evaluation.statistics import wilson_interval
 from ..evaluation.vector_env import VectorEnvironment, cores_of_this_process
+from ..extras import SimulatorFailed
 from ..files import reading
 from ..pipeline_aim import AIMPipeline, check_action_noise_scale
 from ..sampling import with_steps
@@ -379,11 +380,11 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         self._tokens = everywhere.item() / (args.steps_per_generation * self.accelerator.num_processes)
 
     def _check_episodes(self, generation: int, kept: int, reasons: list[str]) -> None:
-        """Raises RuntimeError if no process kept an episode: there is nothing to learn from, and never will be."""
+        """Raises SimulatorFailed if no process kept an episode: there is nothing to learn from, and never will be."""
         everywhere = _gather_objects({"kept": kept, "reasons": reasons}, self.accelerator)
         if not any(one["kept"] for one in everywhere):
             told = sorted({reason for one in everywhere for reason in one["reasons"]})
-            raise RuntimeError(
+            raise SimulatorFailed(
                 f"every episode of iteration {generation} was lost: {'; '.join(told[:3])}. See what the environments "
                 "said above, and try one by itself: aim-hf evaluate."
             )
@@ -578,7 +579,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
                 merged[task] += successes
         everything = [success for successes in merged.values() for success in successes]
         if not everything:
-            raise RuntimeError(f"none of the {len(scenes)} scenes of the evaluation could be set up.")
+            raise SimulatorFailed(f"none of the {len(scenes)} scenes of the evaluation could be set up.")
         low, high = wilson_interval(sum(everything), len(everything))
         metrics = {
             f"{metric_key_prefix}_success_rate": sum(everything) / len(everything),
