@@ -610,7 +610,7 @@ def test_joint_denoising(rng):
     for earlier, later in zip(seen, seen[1:], strict=False):
         assert all((earlier[name] != later[name]).any() for name in earlier)
     for arguments in ({"num_action_inference_steps": 4}, {"value_maps": {}}):
-        with pytest.raises(ValueError, match="takes neither"):
+        with pytest.raises(ValueError, match="together with the world: it takes no "):
             pipe(observation, session=pipe.start("bell"), **arguments)
 
 

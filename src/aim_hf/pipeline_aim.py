@@ -356,24 +356,16 @@ class AIMPipeline(DiffusionPipeline):
             raise ValueError(f"rows {waiting} have no observation yet; call session.append(..., rows={waiting}).")
         if observation is not None and len(waiting) < session.batch_size:
             raise ValueError("this session has its first observation; give later ones to session.append.")
-        check_whole("num_inference_steps", num_inference_steps)
-        alone = num_action_inference_steps is not None or value_maps is not None
-        if alone and self.model.config.joint_denoising:
-            raise ValueError(
-                "the model denoises actions together with the world: it takes neither num_action_inference_steps nor "
-                "value_maps."
-            )
-        if num_action_inference_steps is not None:
-            check_whole("num_action_inference_steps", num_action_inference_steps)
-        if stop_after is not None and check_whole("stop_after", stop_after) > num_inference_steps:
-            raise ValueError(f"stop_after is {stop_after}; expected 1 to num_inference_steps={num_inference_steps}.")
-        if check_number("guidance_scale", guidance_scale, least=0) != 1 and session.negative_cache is None:
+        self.check_schedule(
+            num_inference_steps, num_action_inference_steps, stop_after, guidance_scale, action_noise_scale
+        )
+        if self.model.config.joint_denoising and value_maps is not None:
+            raise ValueError("the model denoises actions together with the world: it takes no value_maps.")
+        if guidance_scale != 1 and session.negative_cache is None:
             raise ValueError(
                 f"guidance_scale is {guidance_scale}, but the session has nothing to lead away from; start it with "
                 'negative_prompt="".'
             )
-        if action_noise_scale is not None:
-            check_action_noise_scale(action_noise_scale)
         if value_maps is not None and not isinstance(value_maps, Mapping):
             raise ValueError(f"value_maps are {type(value_maps).__name__}; expected a dict, camera -> (B, T, H, W).")
         generators = generator if isinstance(generator, list) else [generator] * session.batch_size
@@ -395,6 +387,28 @@ class AIMPipeline(DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs are {wanted!r}; expected a list of some of "
                 f"{self._callback_tensor_inputs}."
             )
+
+    def check_schedule(
+        self,
+        num_inference_steps,
+        num_action_inference_steps=None,
+        stop_after=None,
+        guidance_scale=1.0,
+        action_noise_scale=None,
+    ) -> None:
+        """Raises ValueError for arguments of a call, by their names, that say how to sample and don't fit."""
+        check_whole("num_inference_steps", num_inference_steps)
+        if num_action_inference_steps is not None:
+            check_whole("num_action_inference_steps", num_action_inference_steps)
+            if self.model.config.joint_denoising:
+                raise ValueError(
+                    "the model denoises actions together with the world: it takes no num_action_inference_steps."
+                )
+        if stop_after is not None and check_whole("stop_after", stop_after) > num_inference_steps:
+            raise ValueError(f"stop_after is {stop_after}; expected 1 to num_inference_steps={num_inference_steps}.")
+        check_number("guidance_scale", guidance_scale, least=0)
+        if action_noise_scale is not None:
+            check_action_noise_scale(action_noise_scale)
 
     @torch.no_grad()
     def __call__(

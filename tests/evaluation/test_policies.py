@@ -50,6 +50,15 @@ def test_a_delay_beyond_the_lookahead_is_refused():
         make_policy(action_lookahead_frames=2, delay=9)
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"num_inference_steps": 2.5}, {"stop_after": 3}, {"guidance_scale": "2"}, {"delay": -1}]
+)
+def test_a_schedule_that_does_not_fit_is_refused_at_once(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"{name} is {arguments[name]!r}; expected"):
+        make_policy(**arguments)
+
+
 def test_guidance_starts_from_no_instruction(observations):
     plain, guided = (make_policy(guidance_scale=scale) for scale in (1.0, 3.0))
     actions = []

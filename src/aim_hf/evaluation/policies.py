@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ..checkpoint import fingerprint, local_folder
+from ..checks import check_whole
 from ..envs import interface
 from ..envs.base import ActionMode, Interface, Observation
 from ..pipeline_aim import AIMPipeline, AIMSession
@@ -101,7 +102,7 @@ class AIMPolicy:
         real_time_chunking: whether the new chunk is told those actions, and follows on from them.
 
     Raises:
-        ValueError: for a delay that the model's lookahead doesn't cover.
+        ValueError: for a delay that the model's lookahead doesn't cover, or other numbers that don't fit.
     """
 
     def __init__(
@@ -117,8 +118,12 @@ class AIMPolicy:
         real_time_chunking: bool = True,
     ):
         self.pipe = pipe
+        pipe.check_schedule(
+            num_inference_steps, num_action_inference_steps, stop_after, guidance_scale, action_noise_scale
+        )
+        check_whole("delay", delay, least=0)
         ahead = pipe.model.config.action_horizon - pipe.actions_per_chunk
-        if not 0 <= delay <= min(ahead, pipe.actions_per_chunk):
+        if delay > min(ahead, pipe.actions_per_chunk):
             raise ValueError(
                 f"delay is {delay} control steps; this model looks {ahead} ahead, in chunks of "
                 f"{pipe.actions_per_chunk}, and can't bridge more than the smaller of them."
