@@ -7,7 +7,7 @@
 Writes `comparison.json` (rates, gains, McNemar's exact test), `comparison.md`, `comparison.png`, and the videos of up
 to `--videos` episodes that one of the two fulfils and the other doesn't, of both. If they were sampled differently, it
 says so: then not all that was gained was learned. With the `--training` of stage 2 it also says whether both still
-imagine the same RGB and value maps, to the last bit.
+imagine the same RGB and value maps: the same stored weights, and outputs within rounding.
 """
 
 from pathlib import Path
@@ -48,9 +48,7 @@ def main(argv: list[str]) -> None:
         environment = make_environment(settings["suite"], next(iter(comparison["tasks"])), settings["split"])
         observation = environment.reset(comparison["seeds"][0])
         pipelines = [AIMPipeline.from_pretrained(comparison[side]["policy"]) for side in settings_of]
-        comparison["same_world"] = same_world(
-            *pipelines, environment.instruction(settings["instructions"]), observation
-        )
+        comparison |= same_world(*pipelines, environment.instruction(settings["instructions"]), observation)
         environment.close()
     write_text(args.output_dir / "comparison.json", json.dumps(comparison, indent=1) + "\n")
     write_text(args.output_dir / "comparison.md", format_comparison(comparison))
