@@ -172,9 +172,9 @@ class AIMGRPOConfig(ResumableArguments):
         random = self._steps_with_noise()
         if not random:
             raise ValueError(
-                f"no denoising step is random with noise_level {self.noise_level}, last_step_std {self.last_step_std} and "
-                f"num_action_inference_steps {self.num_action_inference_steps}, and so nothing has a likelihood; expected "
-                "noise_level above 0 with at least 2 steps, or last_step_std above 0."
+                f"no denoising step is random with noise_level {self.noise_level}, last_step_std {self.last_step_std} "
+                f"and num_action_inference_steps {self.num_action_inference_steps}, and so nothing has a likelihood; "
+                "expected noise_level above 0 with at least 2 steps, or last_step_std above 0."
             )
         if self.random_steps is None:
             self.random_steps = random
