@@ -1,4 +1,4 @@
-"""What an installation costs: packages, megabytes and seconds of import, of the core and of each extra.
+"""The cost of an installation: packages, megabytes and seconds of import, of the core and of each extra.
 
     python benchmarks/installation.py --output benchmarks/results/installation.json
 

@@ -24,7 +24,7 @@ _WHERE_FROM = ("_name_or_path", "is_local", "local_files_only")
 # The arguments of `from_pretrained` that say which files to download, and how.
 DOWNLOAD_KWARGS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-# What transformers' Trainer leaves beside a model: pickles, but none of weights.
+# transformers' Trainer leaves these pickles beside a model; none of them holds weights.
 _OF_TRAINER = ("optimizer.", "rng_state", "scaler.", "scheduler.", "training_args.")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 

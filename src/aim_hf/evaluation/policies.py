@@ -291,7 +291,7 @@ def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, 
 
 
 def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `SCHEDULE`, and `dtype`."""
+    """Adds the options of `SCHEDULE`."""
     parser.add_argument("--dtype", help="of the model and the text encoder, such as bfloat16; default: as stored")
     parser.add_argument("--num_inference_steps", type=int, default=5, help="of RGB and value maps")
     parser.add_argument("--num_action_inference_steps", type=int, help="default: 10")
