@@ -1,6 +1,6 @@
 """What AIM costs, counted rather than guessed: memory of a GPU in training, floating-point operations of each stage.
 
-    python benchmarks/budget.py --preset wan2.2-ti2v-5b --gpus 8 --chunks 4 [--lora-rank 64] [--output FILE.json]
+    python benchmarks/budget.py --preset wan2.2-ti2v-5b --gpus 8 --chunks 4 [--lora_rank 64] [--output_file FILE.json]
 
 The model runs on the meta device, so that every matrix product is counted where the code makes it, and every tensor
 that autograd keeps is found. Weights and their states follow from the set-up: FSDP2 splits them evenly over the GPUs;
@@ -25,9 +25,9 @@ def main():
     parser.add_argument("--preset", default="wan2.2-ti2v-5b", choices=sorted(PRESETS))
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--chunks", type=int, default=4, help="K, chunks of a packed sequence")
-    parser.add_argument("--batch-size", type=int, default=1, help="sequences on a GPU")
-    parser.add_argument("--lora-rank", type=int, help="train LoRA on the video stream, and the whole action head")
-    parser.add_argument("--output", type=Path, help="also write the numbers as JSON")
+    parser.add_argument("--batch_size", type=int, default=1, help="sequences on a GPU")
+    parser.add_argument("--lora_rank", type=int, help="train LoRA on the video stream, and the whole action head")
+    parser.add_argument("--output_file", type=Path, help="also write the numbers as JSON")
     args = parser.parse_args()
     finish(training(args) | {"rollout_tflop": rollout(args.preset)}, args)
 

@@ -1,11 +1,11 @@
 """What settings of the sampler cost in success: closed loop on the tabletop, one setting changed at a time.
 
-    python benchmarks/closed_loop.py --study schedules --policy checkpoints/aim-tiny --episodes 20 --output DIR
-    python benchmarks/closed_loop.py --study delays --policy checkpoints/aim-tiny --episodes 20 --output DIR
+    python benchmarks/closed_loop.py --study schedules --policy checkpoints/aim-tiny --episodes 20 --output_dir DIR
+    python benchmarks/closed_loop.py --study delays --policy checkpoints/aim-tiny --episodes 20 --output_dir DIR
 
 `schedules`: denoising steps of the world and of the actions, an early end, guidance. `noise`: less of the noise that
 actions start from. `delays`: control steps that a chunk takes to compute, bridged by real-time chunking or without
-telling the new chunk. Each setting has a folder of results, as `pipelines/evaluate.py` writes it, so a run that was
+telling the new chunk. Each setting has a folder of results, as `aim-hf evaluate` writes it, so a run that was
 stopped goes on; DIR/STUDY.json holds them all, and DIR/STUDY.md the table. Seeds are the same for all settings, held
 out of training, and none of those that success rates are reported on, so that choosing a setting by them is fair.
 """
@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--split", default="easy", choices=("easy", "hard"))
     parser.add_argument("--tasks", nargs="+", help="default: all tasks of the suite")
     parser.add_argument("--episodes", type=int, default=20, help="of each task and setting")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
 
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -56,7 +56,7 @@ def main():
     for setting in STUDIES[args.study]:
         name = "-".join(f"{key}={value}" for key, value in setting.items()) or "defaults"
         policy = AIMPolicy.from_pretrained(args.policy, state.device, **setting)
-        folder = args.output / args.study / name
+        folder = args.output_dir / args.study / name
         results = evaluate(
             policy,
             Protocol(split=args.split, start_seed=START_SEED),
@@ -84,8 +84,8 @@ def main():
     if state.is_main_process:
         settings = {"study": args.study, "policy": args.policy, "split": args.split, "rows": rows}
         whole = settings | provenance(state.device)
-        write_text(args.output / f"{args.study}.json", json.dumps(whole, indent=1) + "\n")
-        write_text(args.output / f"{args.study}.md", table(rows))
+        write_text(args.output_dir / f"{args.study}.json", json.dumps(whole, indent=1) + "\n")
+        write_text(args.output_dir / f"{args.study}.md", table(rows))
         print(table(rows))
 
 

@@ -42,9 +42,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     arguments.add_argument("--layers", type=int, help="of both streams, where memory doesn't hold the preset's")
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments.add_argument("--dtype", choices=sorted(DTYPES), help="default: bfloat16 on a GPU, else float32")
-    arguments.add_argument("--batch-size", type=int, default=1, help="rows that run together")
+    arguments.add_argument("--batch_size", type=int, default=1, help="rows that run together")
     arguments.add_argument("--rounds", type=int, default=5, help="times that each alternative is measured")
-    arguments.add_argument("--output", type=Path, help="also write the numbers as JSON")
+    arguments.add_argument("--output_file", type=Path, help="also write the numbers as JSON")
     return arguments
 
 
@@ -132,12 +132,12 @@ def synchronize(device: str) -> None:
 
 def finish(numbers: dict, args: argparse.Namespace) -> None:
     """Prints the numbers, and writes them with what made them."""
-    settings = {name: value for name, value in vars(args).items() if name != "output"}
+    settings = {name: value for name, value in vars(args).items() if name != "output_file"}
     device = torch.device(settings.get("device", "meta"))
     result = {"settings": settings} | _rounded(numbers) | provenance(device)
     print(json.dumps(result, indent=2))
-    if args.output:
-        write_text(args.output, json.dumps(result, indent=2) + "\n")
+    if args.output_file:
+        write_text(args.output_file, json.dumps(result, indent=2) + "\n")
 
 
 def _rounded(value):

@@ -1,8 +1,8 @@
 """What the dataset costs: to collect, to store, and to read.
 
-    python benchmarks/dataset.py collect --output benchmarks/results/dataset/collect.json
-    python benchmarks/dataset.py size --output benchmarks/results/dataset/size.json
-    python benchmarks/dataset.py read --output benchmarks/results/dataset/read.json [--lerobot-python PYTHON]
+    python benchmarks/dataset.py collect --output_file benchmarks/results/dataset/collect.json
+    python benchmarks/dataset.py size --output_file benchmarks/results/dataset/size.json
+    python benchmarks/dataset.py read --output_file benchmarks/results/dataset/read.json [--lerobot_python PYTHON]
 
 collect: seconds of one core that an episode takes, by physics, rendering, labelling (finding contacts, rendering value
 maps, measuring occlusion) and encoding; all tasks, both splits.
@@ -196,7 +196,7 @@ def read(args: argparse.Namespace) -> dict:
         rates = {name: 1 / statistics.median(values) for name, values in times.items()}
         if args.lerobot_python:
             export = Path(folder) / "lerobot"
-            command = [sys.executable, root / "dataset_scripts" / "export_lerobot.py", source, "--output", export]
+            command = [sys.executable, "-m", "aim_hf", "export-lerobot", source, "--output_dir", export]
             subprocess.run(command, check=True)
             check = [args.lerobot_python, root / "scripts" / "lerobot_reader.py", "windows", export]
             check += ["--frames", "9", "--stride", "4", "--actions", "32", "--windows", str(args.windows)]
@@ -220,16 +220,16 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=5, help="of each task and split; of all, for read")
     parser.add_argument("--windows", type=int, default=64, help="of each round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--lerobot-python", help="interpreter that can import lerobot")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--lerobot_python", help="interpreter that can import lerobot")
+    parser.add_argument("--output_file", type=Path)
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     result = {"collect": collect, "size": size, "read": read}[args.what](args)
     result |= provenance(torch.device("cpu"))
     print(json.dumps(result, indent=1))
-    if args.output is not None:
-        write_text(args.output, json.dumps(result, indent=1) + "\n")
+    if args.output_file is not None:
+        write_text(args.output_file, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

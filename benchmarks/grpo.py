@@ -1,8 +1,8 @@
 """What learning from a rollout costs, when all denoising steps are trained.
 
-    python benchmarks/grpo.py --preset tiny --batch-size 8 --output benchmarks/results/grpo/tiny.json
+    python benchmarks/grpo.py --preset tiny --batch_size 8 --output_file benchmarks/results/grpo/tiny.json
 
-One group: `--batch-size` episodes of `--chunks` chunks, 10 denoising steps of which 9 are random; forward and backward
+One group: `--batch_size` episodes of `--chunks` chunks, 10 denoising steps of which 9 are random; forward and backward
 of the whole objective, the KL divergence from the reference included.
 
 - `ours`: each chunk's keys and values are rebuilt once, and then only the action heads run, on all steps at once.

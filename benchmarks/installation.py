@@ -1,6 +1,6 @@
 """The cost of an installation: packages, megabytes and seconds of import, of the core and of each extra.
 
-    python benchmarks/installation.py --output benchmarks/results/installation.json
+    python benchmarks/installation.py --output_file benchmarks/results/installation.json
 
 Each is installed with the versions of constraints.txt into a virtual environment of its own, in a temporary folder.
 `--project` measures another checkout, such as one of an earlier commit, whose extras are other ones.
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, default=ROOT)
     parser.add_argument("--extras", nargs="*", default=EXTRAS, help="'' for the core")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output_file", type=Path, required=True)
     args = parser.parse_args()
     measured = {}
     for extra in args.extras:
@@ -67,7 +67,8 @@ def main() -> None:
                 "torch_seconds": round(seconds(python, "import torch"), 2),
             }
         print(extra or "core", measured[extra or "core"], flush=True)
-        write_text(args.output, json.dumps({"extras": measured} | provenance(torch.device("cpu")), indent=1) + "\n")
+        result = {"extras": measured} | provenance(torch.device("cpu"))
+        write_text(args.output_file, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What each stage of a chunk costs: time, operations, and share of the device's measured matrix-product rate.
 
-    python benchmarks/latency.py --preset tiny [--width 4] --output benchmarks/results/latency/tiny.json
+    python benchmarks/latency.py --preset tiny [--width 4] --output_file benchmarks/results/latency/tiny.json
     python benchmarks/latency.py --preset wan2.2-ti2v-5b --layers 2 --no-codec     # full-width layers on a CPU
 
 - `stages`: seconds, TFLOP and share of the measured rate of: text (once an episode), encoding of what was seen,

@@ -1,6 +1,6 @@
 """What a chunk costs as the history grows, and what it would cost without a cache.
 
-    python benchmarks/rollout.py --preset tiny [--width 4] --output benchmarks/results/rollout/tiny.json
+    python benchmarks/rollout.py --preset tiny [--width 4] --output_file benchmarks/results/rollout/tiny.json
 
 A chunk: 5 steps of RGB and value maps, the clean pass, 10 action steps, and the append of what was really seen. The
 history is limited to `--history` chunks (H); the first chunk that starts from a full window is number H.

@@ -1,8 +1,8 @@
 """A policy server under load: real clients that never stop asking, and others that do it harm.
 
-    python benchmarks/serving.py --policy checkpoints/aim-tiny --output benchmarks/results/serving/tiny.json
+    python benchmarks/serving.py --policy checkpoints/aim-tiny --output_file benchmarks/results/serving/tiny.json
 
-Starts `pipelines/serve.py`. `--clients` threads with openpi's client run episodes of a few chunks on made-up pictures
+Starts `aim-hf serve`. `--clients` threads with openpi's client run episodes of a few chunks on made-up pictures
 for `--seconds`; now and then one drops its connection, with a request in flight or without, and connects again. Two
 others send garbage beside them: bytes that are no message, messages that are wrong, too large or cut, and connections
 that say nothing.
@@ -36,7 +36,6 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-ROOT = Path(__file__).parents[1]
 CHUNKS = 5  # of an episode
 DROP_CHANCE = 0.05  # after each chunk, of leaving without a word
 POSE = np.array([-0.2, 0.1, 0.9, 1, 0, 0, 0, 1, 0.2, 0.1, 0.9, 1, 0, 0, 0, 1])
@@ -49,7 +48,7 @@ def main():
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rows", type=int, default=8, help="of every call of the network")
-    parser.add_argument("--output", type=Path, help="also write the numbers as JSON")
+    parser.add_argument("--output_file", type=Path, help="also write the numbers as JSON")
     args = parser.parse_args()
     with tempfile.NamedTemporaryFile("w+") as log:
         server, port = start_server(args, log)
@@ -64,8 +63,8 @@ def main():
 
 
 def start_server(args: argparse.Namespace, log) -> tuple[subprocess.Popen, int]:
-    command = [sys.executable, ROOT / "pipelines" / "serve.py", "--policy", args.policy, "--port", "0"]
-    command += ["--device", args.device, "--rows", str(args.rows), "--max-sessions", str(2 * args.clients + 16)]
+    command = [sys.executable, "-m", "aim_hf", "serve", "--policy", args.policy, "--port", "0"]
+    command += ["--device", args.device, "--rows", str(args.rows), "--max_sessions", str(2 * args.clients + 16)]
     server = subprocess.Popen(command, stderr=log)
     while server.poll() is None:
         found = re.search(r"serving .* at ws://127.0.0.1:(\d+)", Path(log.name).read_text())

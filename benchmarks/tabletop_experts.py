@@ -1,6 +1,6 @@
 """How often the tabletop experts succeed, how long their episodes are, and how fast the suite runs.
 
-python benchmarks/tabletop_experts.py --episodes 100 --output benchmarks/results/tabletop_experts.json
+python benchmarks/tabletop_experts.py --episodes 100 --output_file benchmarks/results/tabletop_experts.json
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def measure_observations(task: str, split: str, seed: int, count: int = 200) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=100, help="episodes a task and split")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output_file", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
 
     seeds = episode_seeds("evaluation", 0, arguments.episodes)

@@ -1,6 +1,6 @@
 """What training costs: supervised tokens a second, share of the device's measured rate, and what packing saves.
 
-    python benchmarks/training.py --preset tiny [--width 4] --output benchmarks/results/training/tiny.json
+    python benchmarks/training.py --preset tiny [--width 4] --output_file benchmarks/results/training/tiny.json
 
 - `packed`: a step (forward and backward) over `--chunks` chunks in one sequence, each denoised from its own history.
 - `packed_over_single_chunk`: supervised tokens a second of that, over those of one chunk at a time, whose history is
@@ -18,7 +18,7 @@ def main():
     arguments = parser(__doc__)
     arguments.add_argument("--chunks", type=int, default=8, help="K, chunks of a packed sequence")
     arguments.add_argument("--compile", action="store_true", help="torch.compile the layers")
-    arguments.add_argument("--activation-checkpointing", action="store_true")
+    arguments.add_argument("--activation_checkpointing", action="store_true")
     args = arguments.parse_args()
 
     model = make_model(args, history_chunks=None).train()

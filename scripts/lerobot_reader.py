@@ -84,7 +84,7 @@ def main() -> None:
     command = commands.add_parser("windows")
     command.add_argument("export")
     command.add_argument("--windows", type=int, default=200)
-    command.add_argument("--warm-up", type=int, default=5)
+    command.add_argument("--warm_up", type=int, default=5)
     command.add_argument("--frames", type=int, default=13, help="pictures of each camera")
     command.add_argument("--stride", type=int, default=2, help="control steps between two pictures")
     command.add_argument("--actions", type=int, default=24)

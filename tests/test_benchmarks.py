@@ -107,7 +107,7 @@ def test_the_commands_run(command, ratios, tmp_path):
     output = tmp_path / "new" / "numbers.json"
     small = [] if command == ["budget.py"] else ["--layers", "1", "--rounds", "1", "--device", "cpu"]
     command = [sys.executable, str(BENCHMARKS / command[0]), *command[1:], *small, "--preset", "tiny"]
-    subprocess.run([*command, "--output", str(output)], check=True, capture_output=True)
+    subprocess.run([*command, "--output_file", str(output)], check=True, capture_output=True)
     numbers = json.loads(output.read_text())
     for name in ratios:
         assert numbers[name] > 0

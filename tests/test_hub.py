@@ -232,7 +232,8 @@ latents = torch.randn(1, 4, 3, 3, 2)
 window = dict(latents=latents, value_latents=latents[:, :, 1:], actions=torch.randn(1, 16, 16))
 window["prompt_embeds"] = torch.randn(1, 8, 16)
 losses = [m(**window, generator=torch.Generator().manual_seed(0)).loss for m in (model, ours)]
-assert torch.equal(*losses), losses
+assert all(torch.equal(a, b) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
+torch.testing.assert_close(*losses)  # products round by where a loaded weight lies
 print("done")
 """
 
