@@ -5,6 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/.setup-done
 QUIETLY := @bash scripts/quietly.sh outputs/setup.log
 AIM := $(VENV)/bin/aim-hf
+PYTEST := -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .PHONY: setup demo app space test test-floor lint dataset-sample train-tiny train-tiny-stage2 train-click-bell
 
@@ -37,7 +38,7 @@ space: setup
 
 test: setup
 	$(QUIETLY) "Chromium, for the tests of the page" env PYTHON=$(PYTHON) bash scripts/setup_system.sh chromium
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST)
 
 # The same tests with the oldest versions that are supported, in one environment with lerobot and its policies' extras.
 # It downloads 4.7 GB: PyPI has no CPU build of that torch.
@@ -55,7 +56,7 @@ $(FLOOR)/.setup-done: pyproject.toml constraints-floor.txt scripts/setup_system.
 	@touch $@
 
 test-floor: $(FLOOR)/.setup-done
-	$(FLOOR)/bin/python -m pytest
+	$(FLOOR)/bin/python $(PYTEST)
 
 lint: setup
 	$(VENV)/bin/ruff check .

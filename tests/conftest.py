@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 
+# Tests that run beside others share the cores with them; torch would take all for each.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // workers)))
+
 # openpi's client says that it wants another numpy, so `make setup` keeps it apart from what pip checks.
 sys.path.append(str(Path(sys.prefix) / "openpi"))
 
