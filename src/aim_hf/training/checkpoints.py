@@ -46,6 +46,11 @@ class CheckpointedTrainer(Trainer):
 
     resumed_from: Path | None = None  # the checkpoint that this run goes on from
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # The Trainer divides a batch's loss by their number itself; transformers 5.5 has accelerate divide it again.
+        self.accelerator.gradient_accumulation_steps = 1
+
     def save_to_checkpoint(self, folder: Path) -> None:
         """Writes what else this trainer goes on from. Called in every process."""
         raise NotImplementedError
