@@ -34,6 +34,10 @@ def install(project: Path, extra: str, folder: Path) -> Path:
     return python
 
 
+def commit_of(project: Path) -> str:
+    return subprocess.check_output(["git", "-C", project, "rev-parse", "HEAD"], text=True).strip()
+
+
 def seconds(python: Path, statement: str, runs: int = 5) -> float:
     """The fastest of some new processes, less what an empty one takes."""
 
@@ -67,7 +71,7 @@ def main() -> None:
                 "torch_seconds": round(seconds(python, "import torch"), 2),
             }
         print(extra or "core", measured[extra or "core"], flush=True)
-        result = {"extras": measured} | provenance(torch.device("cpu"))
+        result = {"extras": measured, "project_commit": commit_of(args.project)} | provenance(torch.device("cpu"))
         write_text(args.output_file, json.dumps(result, indent=1) + "\n")
 
 

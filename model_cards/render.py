@@ -4,8 +4,8 @@
 
 benchmarks/results/NAME/*.json are the `results.json` of evaluations of the checkpoint NAME. Where model_cards/NAME.md
 is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME;
-in docs/data.md, the figures of benchmarks/results/dataset; in docs/rollout.md those of speed and of closed_loop; in
-docs/stage2.md and, in a sentence, in README.md those of grpo_tabletop.json and grpo; in docs/stage2.md what stage 2
+in docs/data.md, the figures of benchmarks/results/dataset; in docs/installation.md those of installation.json and
+installation-before.json; in docs/rollout.md those of speed and of closed_loop; in docs/stage2.md and, in a sentence, in README.md those of grpo_tabletop.json and grpo; in docs/stage2.md what stage 2
 and leaving out noise brought to aim-tiny.
 
     python model_cards/render.py --card aim-wan2.2-ti2v-5b --folder runs/aim/pipeline --repo_id org/aim \\
@@ -467,6 +467,23 @@ episodes of {", ".join(tasks[:-1])} and {tasks[-1]} on Hard (McNemar's p = {run[
 """
 
 
+def installation_figures(measured: Path) -> str:
+    """Packages, megabytes and seconds of import, of the core and of each extra, and of what there was before them."""
+    now, before = (
+        json.loads((measured / f"{name}.json").read_text()) for name in ("installation", "installation-before")
+    )
+    rows = [["installed", "packages", "MB", "`import aim_hf`", "`from aim_hf import AIMPipeline`", "`import torch`"]]
+    rows.append(["---"] * len(rows[0]))
+    named = {f"`{name}`" if name != "core" else name: one for name, one in now["extras"].items()}
+    named[f"before there were extras ({before['project_commit'][:10]})"] = before["extras"]["core"]
+    for name, one in named.items():
+        seconds = [*one["import_seconds"].values(), one["torch_seconds"]]
+        cells = [one["packages"], f"{one['megabytes']:,}", *(f"{value:.2f} s" for value in seconds)]
+        rows.append([name, *map(str, cells)])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\nMeasured by `{now['command']}` (commit {now['commit'][:10]}, {machine(now['hardware'])}).\n"
+
+
 def render() -> dict[Path, str]:
     """File -> the text that it should have."""
     texts = {}
@@ -496,6 +513,9 @@ def render() -> dict[Path, str]:
         "noise": lambda: noise_figures(measured / "closed_loop"),
         "delays": lambda: study_figures(measured / "closed_loop" / "delays.json"),
     }
+    installation = (ROOT / "docs" / "installation.md").read_text()
+    figures = installation_figures(measured)
+    texts[ROOT / "docs" / "installation.md"] = SECTION.sub(lambda m: m[1] + figures + m[3], installation)
     rollout = (ROOT / "docs" / "rollout.md").read_text()
     texts[ROOT / "docs" / "rollout.md"] = SECTION.sub(lambda m: m[1] + figures_of[m[2]]() + m[3], rollout)
     stage2 = (ROOT / "docs" / "stage2.md").read_text()
