@@ -3,10 +3,11 @@
     python model_cards/render.py     # this repository's own
 
 benchmarks/results/NAME/*.json are the `results.json` of evaluations of the checkpoint NAME. Where model_cards/NAME.md
-is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME;
-in docs/data.md, the figures of benchmarks/results/dataset; in docs/installation.md those of installation.json and
-installation-before.json; in docs/rollout.md those of speed and of closed_loop; in docs/stage2.md and, in a sentence, in README.md those of grpo_tabletop.json and grpo; in docs/stage2.md what stage 2
-and leaving out noise brought to aim-tiny.
+is the text of its card, checkpoints/NAME/README.md is written; in README.md, what stands between the marks of NAME.
+From benchmarks/results come in docs/data.md the figures of dataset; in docs/installation.md those of installation.json
+and installation-before.json; in docs/rollout.md those of speed and of closed_loop; in docs/stage2.md and, in a
+sentence, in README.md those of grpo_tabletop.json and grpo; in docs/stage2.md what stage 2 and leaving out noise
+brought to aim-tiny.
 
     python model_cards/render.py --card aim-wan2.2-ti2v-5b --folder runs/aim/pipeline --repo_id org/aim \\
         --datasets org/aim-robotwin
