@@ -6,16 +6,15 @@
   tokens don't exist there, so they don't count here either.
 """
 
-from functools import partial
-
 import torch
 from common import Rollout
 from torch import nn
 
 from aim_hf import AIMForWorldAction
-from aim_hf.layers import action_positions, attention, video_positions
+from aim_hf.attention import KeysValues, VisibleSet
+from aim_hf.layers import Rotation, Tokens
 from aim_hf.modeling_aim import Segment
-from aim_hf.visibility import Kind, Units
+from aim_hf.visibility import Kind
 
 
 class UncachedRollout:
@@ -33,35 +32,31 @@ class UncachedRollout:
         return tuple(self.model._video_velocity(*video, frames, height, width) for video in videos[1:])
 
     def denoise_actions(self, rgb, value, actions, timestep: torch.Tensor):
-        """As `AIMForWorldAction.denoise_actions` after `condition_actions(rgb, value)`."""
+        """As `AIMForWorldAction.denoise_actions` in the `action_context` of rgb and value."""
         config, frames = self.model.config, rgb.shape[2]
         clean = timestep.new_zeros(len(timestep), frames)
         chunk = torch.tensor([(self.latents.shape[2] - 1) // config.chunk_latent_frames + 1])
-        units = Units.future_actions(chunk, config.chunk_latent_frames, config.action_lookahead_frames)
-        time = timestep[:, None].expand(-1, len(units.kind))
-        denoised = Segment(units, self.model.action_head.action_embedder(actions), time)
+        time = timestep[:, None].expand(-1, frames + config.action_lookahead_frames)
+        denoised = self.model._predicted_segment(chunk, actions, time)
         segments = [(Kind.OBSERVATION, rgb, clean), (Kind.CLEAN_VALUE, value, clean)]
-        _, actions = self._pass(segments, [self._executed(), denoised])
-        return self.model.action_head.velocity(*actions[1])
+        _, segments = self._pass(segments, [self._executed(), denoised])
+        return self.model.action_head.velocity(*segments[1])
 
     def _executed(self) -> Segment:
-        config = self.model.config
-        units = Units.segment(Kind.ACTION, torch.arange(1, self.latents.shape[2]), config.chunk_latent_frames)
-        time = self.actions.new_zeros(len(self.actions), len(units.kind))
-        return Segment(units, self.model._executed_head.action_embedder(self.actions), time)
+        frames = torch.arange(1, self.latents.shape[2])
+        return self.model._executed_segment(
+            frames, self.actions, self.actions.new_zeros(len(self.actions), len(frames))
+        )
 
-    def _pass(self, future, action_segments):
-        model, config, N = self.model, self.model.config, self.latents.shape[2]
+    def _pass(self, future, actions: list[Segment]):
+        model, N = self.model, self.latents.shape[2]
         past = self.latents.new_zeros(len(self.latents), N)
-        segments = []
+        videos = []
         for kind, latents, time in [(Kind.OBSERVATION, self.latents, past), *future]:
             frames = torch.arange(N) if latents is self.latents else torch.arange(N, N + latents.shape[2])
-            hidden = model._embed_video(latents)
-            if kind in (Kind.FUTURE_VALUE, Kind.CLEAN_VALUE):
-                hidden = hidden + model.value_noise_token.weight
-            segments.append(Segment(Units.segment(kind, frames, config.chunk_latent_frames), hidden, time))
-        grid = model._grid(*self.latents.shape[3:])
-        return model._masked_pass(segments, action_segments, self.prompt_embeds, grid)
+            videos.append(model._video_segment(kind, frames, latents, time))
+        text = model.condition_embedder.text_embedder(self.prompt_embeds)
+        return model._packed_pass(videos, actions, text, model._grid(*self.latents.shape[3:]))
 
     @torch.no_grad()
     def sample(self, noise, schedulers, world_steps: int, action_steps: int):
@@ -98,44 +93,40 @@ class BackboneRollout(Rollout):
         for _ in range(video_steps + 1):
             self.video_step(rgb.to(self.model.dtype))
         for _ in range(action_steps + 1):
-            self.action_step(actions, self.model._text(self.prompt_embeds))
+            self.action_step(actions, self.text())
+
+    def text(self) -> list[KeysValues]:
+        features = self.model.condition_embedder.text_embedder(self.prompt_embeds)
+        return [layer.attn2.key_value(features) for layer in self.model.blocks]
 
     @torch.no_grad()
     def video_step(self, rgb: torch.Tensor) -> torch.Tensor:
         frames, (height, width) = rgb.shape[2], rgb.shape[3:]
-        grid = self.model._grid(height, width)
-        hidden, embedding = self._pass(
-            self.model._embed_video(rgb),
-            video_positions(self.cache.next_frames(frames).to(rgb.device), *grid),
-            frames,
-            self.model._text(self.prompt_embeds),
-            self.cache.future_start,
-        )
+        history = [self.cache.history(layer) for layer in range(len(self.model.blocks))]
+        rotation = self.model._video_rotary(self.cache.next_frames(frames).to(rgb.device), self.cache.grid)
+        hidden, embedding, new = self._pass(self.model._embed_video(rgb), rotation, frames, self.text(), history)
+        self.seen = [
+            tuple(torch.cat(parts, dim=2) for parts in zip(*pair)) for pair in zip(history, new)
+        ]  # by actions
         return self.model._video_velocity(hidden, embedding, frames, height, width)
 
     @torch.no_grad()
-    def action_step(self, actions: torch.Tensor, text) -> torch.Tensor:
-        config, cache = self.model.config, self.cache
-        frames = config.chunk_latent_frames
-        hidden, _ = self._pass(
-            self.embed_actions(actions),
-            action_positions(cache.next_frames(frames).to(actions.device), config.actions_per_latent_frame),
-            frames,
-            text,
-            cache.future_start + frames * cache.tokens_per_frame,
-        )
+    def action_step(self, actions: torch.Tensor, text: list[KeysValues]) -> torch.Tensor:
+        frames = self.model.config.chunk_latent_frames
+        rotation = self.model._action_rotary(self.cache.next_frames(frames).to(actions.device))
+        hidden, _, _ = self._pass(self.embed_actions(actions), rotation, frames, text, self.seen)
         return self.read_actions(hidden)
 
-    def _pass(self, hidden, positions, frames: int, text, place: int):
-        """All layers of the backbone; keys and values are written at `place`, and everything before it is seen."""
-        model, cache = self.model, self.cache
-        embedding, time = model.condition_embedder(torch.full((len(hidden), frames), 0.5, device=hidden.device))
-        rotation = model._rotary(positions)
-
-        def attend(layer, q, k, v):
-            cache.write(layer, place, k, v)
-            return attention(q, *cache.view(layer, cache.actions_start, place + k.shape[2]))
-
-        for layer, block in enumerate(model.blocks):
-            hidden = block(hidden, time, rotation, partial(attend, layer), text[layer], hidden.shape[1])
-        return hidden, embedding
+    def _pass(
+        self, hidden: torch.Tensor, rotation: Rotation, frames: int, text: list[KeysValues], pasts: list[KeysValues]
+    ):
+        """All layers of the backbone, over everything in `pasts`."""
+        count = hidden.shape[1]
+        embedding, proj = self.model.condition_embedder(torch.full((len(hidden), frames), 0.5, device=hidden.device))
+        tokens = Tokens(hidden, proj, rotation, text_tokens=count)
+        everything = [VisibleSet((slice(0, count),), (slice(0, pasts[0][0].shape[2] + count),))]
+        keys_values = []
+        for layer, past, of_layer in zip(self.model.blocks, pasts, text):
+            tokens, _, _, new = layer(tokens, None, None, everything, past, of_layer)
+            keys_values.append(new)
+        return tokens.hidden_states, embedding, keys_values

@@ -16,6 +16,7 @@ from common import LATENT_SIZE, TEXT_TOKENS, counted, finish
 
 from aim_hf import AIMForWorldAction
 from aim_hf.configuration_aim import PRESETS
+from aim_hf.training.flow_matching import FlowMatchingLoss
 
 GB = 1e9
 
@@ -46,10 +47,12 @@ def training(args: argparse.Namespace) -> dict:
     model = meta_model(args.preset)
     config, (height, width) = model.config, LATENT_SIZE[args.preset]
     total = sum(p.numel() for p in model.parameters())
-    head = sum(p.numel() for p in model.action_head.parameters())
+    acting = (model.action_head, *(layer.action for layer in model.blocks))
+    head = sum(p.numel() for part in acting for p in part.parameters())
     trained = total
     if args.lora_rank:
-        layers = [m for m in model.blocks.modules() if isinstance(m, torch.nn.Linear)]
+        named = model.blocks.named_modules()
+        layers = [m for name, m in named if isinstance(m, torch.nn.Linear) and ".action." not in name]
         adapters = sum(args.lora_rank * (m.in_features + m.out_features) for m in layers)
         trained = head + adapters
     frames, n, B = args.chunks * config.chunk_latent_frames, config.actions_per_latent_frame, args.batch_size
@@ -70,7 +73,7 @@ def training(args: argparse.Namespace) -> dict:
 
     losses = []
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward = counted(lambda: losses.append(model(**batch).loss))
+        forward = counted(lambda: losses.append(FlowMatchingLoss(config)(model, **batch).loss))
     backward = counted(losses[0].backward)
     activations, layers = sum(storage.nbytes() for storage in kept.values()), config.num_layers
     rows, columns = height // config.patch_size[1], width // config.patch_size[2]
@@ -117,12 +120,16 @@ def rollout(preset: str) -> dict[str, float]:
     stages = {
         "text, once an episode": lambda: model.set_text(cache, meta(1, TEXT_TOKENS[preset], config.text_dim)),
         "first observation": lambda: model.append(cache, chunk[:, :, :1]),
-        "world step": lambda: model.denoise_world(cache, chunk, chunk, time),
-        "clean pass": lambda: model.condition_actions(cache, chunk, chunk),
-        "action step": lambda: model.denoise_actions(cache, actions, time),
+        "world step": lambda: model.denoise_world(model.world_context(cache), chunk, chunk, time),
+        "clean pass": lambda: model.action_context(cache, chunk, chunk),
+        "action step": lambda: model.denoise_actions(contexts[0], actions, time),
         "observed chunk": lambda: model.append(cache, chunk, executed),
     }
-    counts = {name: counted(stage) for name, stage in stages.items()}
+    counts, contexts = {}, []
+    for name, stage in stages.items():
+        counts[name] = counted(stage)
+        if name == "first observation":
+            contexts.append(model.action_context(cache, chunk, chunk))
     whole = 5 * counts["world step"] + counts["clean pass"] + 10 * counts["action step"]
     counts["a chunk: observed, 5 world steps, clean pass, 10 action steps"] = whole + counts["observed chunk"]
     return {name: float(f"{count:.4g}") for name, count in counts.items()}

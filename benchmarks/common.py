@@ -95,7 +95,10 @@ class Rollout:
 
     def sample(self) -> None:
         sample_chunk(
-            *(self.model, self.cache, self.noise(), *self.schedulers),
+            self.model,
+            self.cache,
+            self.noise(),
+            *self.schedulers,
             num_inference_steps=WORLD_STEPS,
             num_action_inference_steps=ACTION_STEPS,
         )

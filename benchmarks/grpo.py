@@ -27,9 +27,10 @@ def main():
     model = make_model(args, history_chunks=None)
     config, rows, steps = model.config, args.batch_size, ACTION_STEPS - 1
     mask = torch.ones(config.action_dim, dtype=torch.bool, device=model.device)
-    policy = ActionPolicy(model, TIMES, FlowSDE(0.7), mask, own_reference=False)
+    policy = ActionPolicy(model, TIMES, FlowSDE(0.7), mask)
     plain = make_model(args, history_chunks=None).requires_grad_(False)
-    plain.action_head.requires_grad_(True)
+    for part in (plain.action_head, *(layer.action for layer in plain.blocks)):
+        part.requires_grad_(True)
 
     def randn(*shape):
         return torch.randn(shape, device=model.device, dtype=model.dtype)

@@ -16,7 +16,6 @@
 """
 
 import argparse
-import copy
 
 import torch
 from alternatives import BackboneRollout
@@ -112,24 +111,21 @@ def world_stages(rollout: Rollout) -> dict:
     model, cache, config = rollout.model, rollout.cache, rollout.model.config
     rgb, value, actions = (tensor.to(model.dtype) for tensor in rollout.noise())
     time = torch.full((rollout.rows,), 0.5, device=model.device)
-    stage_cache = copy.copy(cache)  # an append must not move the history that the other stages look at
+    everything = torch.arange(rollout.rows)
+    world, actions_context = model.world_context(cache), model.action_context(cache, rgb, value)
+    stage_cache = cache.select(everything)  # an append must not move the history that the other stages look at
 
     def append():
-        stage_cache.__dict__.update(cache.__dict__)
+        stage_cache.frames = cache.frames
         latents = rollout.latents(config.chunk_latent_frames)
         model.append(stage_cache, latents, rollout.randn(config.actions_per_chunk, config.action_dim))
-
-    def actions_step():
-        if cache.action_context is None:
-            model.condition_actions(cache, rgb, value)
-        model.denoise_actions(cache, actions, time)
 
     stages = {
         "text": lambda: model.set_text(stage_cache, rollout.prompt_embeds),
         "append": append,
-        "world step": lambda: model.denoise_world(cache, rgb, value, time),
-        "clean pass": lambda: model.condition_actions(cache, rgb, value),
-        "action step": actions_step,
+        "world step": lambda: model.denoise_world(world, rgb, value, time),
+        "clean pass": lambda: model.action_context(cache, rgb, value),
+        "action step": lambda: model.denoise_actions(actions_context, actions, time),
     }
     return {name: torch.no_grad()(run) for name, run in stages.items()}
 
@@ -176,6 +172,7 @@ def make_vae(args) -> AutoencoderKLWan:
 def backbone_action_loop(rollout: BackboneRollout):
     config = rollout.model.config
     actions = rollout.randn(config.actions_per_chunk, config.action_dim)
+    rollout.video_step(rollout.noise()[0].to(rollout.model.dtype))
     return lambda: repeat(lambda: rollout.action_step(actions, rollout.cache.text), ACTION_STEPS)
 
 

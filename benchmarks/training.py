@@ -11,6 +11,7 @@ import torch
 from common import LATENT_SIZE, TEXT_TOKENS, counted, finish, in_turn, make_model, parser
 from latency import matmul_rate
 
+from aim_hf.training.flow_matching import FlowMatchingLoss
 from aim_hf.versions import ACTIVATION_CHECKPOINTING
 
 
@@ -27,11 +28,11 @@ def main():
     if args.activation_checkpointing:
         getattr(model, f"{ACTIVATION_CHECKPOINTING}_enable")()
     whole = make_batch(model, args, args.chunks)
-    singles = [(make_batch(model, args, context + 1), context) for context in range(args.chunks)]
+    singles = [make_single(model, args, context) for context in range(args.chunks)]
     times = in_turn(
         {
             "packed": lambda: step(model, whole),
-            "one chunk at a time": lambda: [step(model, batch, context) for batch, context in singles],
+            "one chunk at a time": lambda: [single_step(model, *single) for single in singles],
         },
         args.rounds,
         args.device,
@@ -72,9 +73,36 @@ def make_batch(model, args, chunks: int) -> dict[str, torch.Tensor]:
     }
 
 
-def step(model, batch, context_chunks: int = 0) -> None:
+def step(model, batch) -> None:
     model.zero_grad(set_to_none=True)
-    model(**batch, context_chunks=context_chunks).loss.backward()
+    FlowMatchingLoss(model.config)(model, **batch).loss.backward()
+
+
+def make_single(model, args, context: int) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+    """What the model takes for one chunk after `context` chunks of history, and the velocities that it shall give."""
+    config, F = model.config, model.config.chunk_latent_frames
+    window = make_batch(model, args, context + 1)
+    x, m = window["latents"][:, None, :, -F:], window["value_latents"][:, None, :, -F:]
+    a = window["actions"][:, None, -config.action_horizon :]
+    time = torch.full((args.batch_size, 1, F + config.action_lookahead_frames), 0.5, device=model.device)
+    given = {
+        "latents": window["latents"],
+        "value_latents": m[:, 0],
+        "executed_actions": window["actions"][:, : (context + 1) * config.actions_per_chunk],
+        "prompt_embeds": window["prompt_embeds"],
+        "noisy_latents": torch.randn_like(x),
+        "noisy_value_latents": torch.randn_like(m),
+        "noisy_actions": torch.randn_like(a),
+        "timestep": time[..., :F],
+        "action_timestep": time,
+    }
+    return given, (x, m, a)
+
+
+def single_step(model, given: dict[str, torch.Tensor], targets: tuple[torch.Tensor, ...]) -> None:
+    model.zero_grad(set_to_none=True)
+    velocities = model(**given).to_tuple()
+    sum((v.float() - target).square().mean() for v, target in zip(velocities, targets)).backward()
 
 
 if __name__ == "__main__":

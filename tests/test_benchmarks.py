@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_modeling import C, Episode, H, W, make_model
 
-from aim_hf.layers import attention
+from aim_hf.attention import attention
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -34,10 +34,11 @@ def test_the_uncached_rollout_gives_what_the_cached_one_gives(config, monkeypatc
     rgb, value, action = episode.prediction_inputs()
     action = episode.randn(1, model.config.action_horizon, 5)
     t = torch.tensor([0.4], dtype=torch.float64)
-    for got, want in zip(uncached.denoise_world(rgb, value, t), model.denoise_world(episode.cache, rgb, value, t)):
+    for got, want in zip(
+        uncached.denoise_world(rgb, value, t), model.denoise_world(model.world_context(episode.cache), rgb, value, t)
+    ):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
-    model.condition_actions(episode.cache, rgb, value)
-    want = model.denoise_actions(episode.cache, action, t)
+    want = model.denoise_actions(model.action_context(episode.cache, rgb, value), action, t)
     torch.testing.assert_close(uncached.denoise_actions(rgb, value, action, t), want, rtol=0, atol=1e-9)
 
     noise = tuple(tensor.float() for tensor in (rgb, value, action))
@@ -54,12 +55,13 @@ def test_attention_is_counted_on_a_cpu(mask, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from common import counted
 
+    layer = make_model(num_layers=1).blocks[0]
     q, k, v = (torch.randn(2, 3, tokens, 8, requires_grad=True) for tokens in (10, 20, 20))
     seen = torch.ones(2, 1, 1, 20, dtype=torch.bool) if mask else None
     product = 2 * 2 * 3 * 10 * 20 * 8 / 1e12
 
     def attend(q, k, v):
-        return attention(q, k, v, seen)
+        return attention(layer, q, k, v, seen)
 
     assert counted(lambda: attend(*(x.detach() for x in (q, k, v)))) == pytest.approx(2 * product)
     assert counted(lambda: attend(q, k, v).sum().backward()) == pytest.approx((2 + 5) * product)
@@ -122,7 +124,7 @@ def test_the_plain_learner_learns_the_same(monkeypatch):
     from aim_hf.training.policy import ActionPolicy, FlowSDE
 
     model, plain = make_model(), make_model()
-    policy = ActionPolicy(model, grpo.TIMES, FlowSDE(0.7), torch.ones(5, dtype=torch.bool), own_reference=False)
+    policy = ActionPolicy(model, grpo.TIMES, FlowSDE(0.7), torch.ones(5, dtype=torch.bool))
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape):

@@ -17,6 +17,7 @@ from aim_hf import AIMForWorldAction, AIMPipeline
 from aim_hf.configuration_aim import wan2_2_ti2v_5b
 from aim_hf.conversion import WEIGHTS, resample
 from aim_hf.processing_aim import t_pose_canvas
+from aim_hf.visibility import Kind
 
 WAN = dict(
     patch_size=(1, 2, 2),
@@ -53,15 +54,14 @@ def test_video_stream_is_wans_own(wan, frames, height, width):
     """All frames in one chunk, the first of them clean: Wan's image-to-video pass, with a timestep for each token."""
     reference, folder = wan
     model = AIMForWorldAction.from_wan(folder, **FIELDS, chunk_latent_frames=frames)
-    rgb, value = torch.randn(2, 2, 6, frames, height, width)
+    rgb = torch.randn(2, 6, frames, height, width)
     text = torch.randn(2, 7, 20)
     t = torch.cat([torch.zeros(2, 1), torch.rand(2, 1).expand(2, frames - 1)], dim=1)
 
-    cache = model.new_cache(2, height, width)
-    model.set_text(cache, text)
-    hidden, embedding = model._world_pass(cache, rgb, value, t)
-    tokens = frames * height * width // 4
-    velocity = model._video_velocity(hidden[:, :tokens], embedding[:, :frames], frames, height, width)
+    video = model._video_segment(Kind.FUTURE_RGB, torch.arange(1, 1 + frames), rgb, t)
+    features = model.condition_embedder.text_embedder(text)
+    (segment,), _ = model._packed_pass([video], [], features, (height // 2, width // 2))
+    velocity = model._video_velocity(*segment, frames, height, width)
 
     token_times = 1000 * t.repeat_interleave(height * width // 4, dim=1)
     expected = reference(rgb, token_times, text, return_dict=False)[0]
@@ -82,7 +82,7 @@ def test_every_tensor_is_accounted_for(wan):
     assert set(new) < set(report.new) and len(report.new) == 7
     assert model.value_noise_token.weight.std() > 0 and ours["action_head.action_embedder.0.weight"].std() > 0
     assert (ours["action_head.proj_out.weight"] == 0).all()  # a new head starts silent
-    assert "blocks.2.attn2" not in str([name for name in ours if name.startswith("action_head")])
+    assert not [name for name in ours if ".action.attn2" in name]
     counts = f"{len(theirs)} taken, {len(report.resampled)} resampled, 7 new, 0 left_over"
     assert str(report).splitlines()[0].endswith(counts)
 
@@ -91,15 +91,15 @@ def test_the_action_head_is_resampled_from_the_video_stream(wan):
     reference, folder = wan
     model = AIMForWorldAction.from_wan(folder, **FIELDS)
     # 72 -> 36: each new coordinate lies halfway between two old ones; 72 inputs become 36, hence sqrt(2).
-    theirs, ours = reference.blocks[1].attn1.to_q.weight, model.action_head.blocks[1].attn1.to_q.weight
+    theirs, ours = reference.blocks[1].attn1.to_q.weight, model.blocks[1].action.attn1.to_q.weight
     torch.testing.assert_close(ours, (theirs[:, ::2] + theirs[:, 1::2]) / 2 * 2**0.5)
-    assert torch.equal(model.action_head.blocks[1].attn1.norm_q.weight, reference.blocks[1].attn1.norm_q.weight)
+    assert torch.equal(model.blocks[1].action.attn1.norm_q.weight, reference.blocks[1].attn1.norm_q.weight)
     # The six parts of the modulation stay apart.
     theirs, ours = reference.condition_embedder.time_proj, model.action_head.condition_embedder.time_proj
     part, new_part = theirs.bias[72 * 4 : 72 * 5], ours.bias[36 * 4 : 36 * 5]
     torch.testing.assert_close(new_part, (part[::2] + part[1::2]) / 2)
     same = AIMForWorldAction.from_wan(folder, **FIELDS | {"action_hidden_size": 72, "action_ffn_dim": 80})
-    assert torch.equal(same.action_head.blocks[0].ffn.net[2].weight, reference.blocks[0].ffn.net[2].weight)
+    assert torch.equal(same.blocks[0].action.ffn.net[2].weight, reference.blocks[0].ffn.net[2].weight)
     # A third as wide takes every third number.
     torch.testing.assert_close(resample(torch.arange(9.0), (3,)), torch.tensor([1.0, 4.0, 7.0]))
 
@@ -293,7 +293,10 @@ def test_a_whole_pipeline_from_lingbot_va(wan_pipeline, tmp_path):
     tensors["patch_embedding_mlp.bias"] = tensors.pop("patch_embedding.bias")
     save_file(tensors, path)
     pipes = AIMPipeline.from_wan(wan_pipeline), AIMPipeline.from_lingbot_va(folder)
-    streams = [{n: p for n, p in pipe.model.named_parameters() if "action_head" not in n} for pipe in pipes]
+    streams = [
+        {n: p for n, p in pipe.model.named_parameters() if "action_head" not in n and ".action." not in n}
+        for pipe in pipes
+    ]
     streams = [{n: p for n, p in stream.items() if n != "value_noise_token.weight"} for stream in streams]
     assert streams[0].keys() == streams[1].keys()
     assert all(torch.equal(streams[0][name], streams[1][name]) for name in streams[0])
@@ -329,10 +332,14 @@ def test_the_5b_preset_holds_all_of_wan():
         )
     theirs = {name: parameter.shape for name, parameter in wan.named_parameters()}
     assert sum(shape.numel() for shape in theirs.values()) == pytest.approx(4.9998e9, rel=1e-5)
-    video = {n: p.shape for n, p in ours.named_parameters() if not n.startswith("action_head.")}
+    video = {n: p.shape for n, p in ours.named_parameters() if not acts(n)}
     assert video.pop("value_noise_token.weight") == (1, 3072)
     assert video == theirs
-    assert sum(p.numel() for p in ours.action_head.parameters()) == pytest.approx(0.63e9, rel=0.02)
+    assert sum(p.numel() for n, p in ours.named_parameters() if acts(n)) == pytest.approx(0.63e9, rel=0.02)
+
+
+def acts(name):
+    return name.startswith("action_head.") or ".action." in name
 
 
 PEAK_OF_LOADING = """

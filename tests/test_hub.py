@@ -228,12 +228,13 @@ assert type(AutoConfig.from_pretrained("org/remote", subfolder="model")) is aim_
 assert type(AutoProcessor.from_pretrained("org/remote", subfolder="processor")) is aim_hf.AIMProcessor
 assert type(AutoModel.from_config(ours.config)) is aim_hf.AIMForWorldAction
 
-latents = torch.randn(1, 4, 3, 3, 2)
-window = dict(latents=latents, value_latents=latents[:, :, 1:], actions=torch.randn(1, 16, 16))
-window["prompt_embeds"] = torch.randn(1, 8, 16)
-losses = [m(**window, generator=torch.Generator().manual_seed(0)).loss for m in (model, ours)]
+latents, time = torch.randn(1, 4, 3, 3, 2), torch.full((1, 1, 2), 0.5)
+window = dict(latents=latents, value_latents=latents[:, :, 1:], executed_actions=torch.randn(1, 16, 16))
+window |= dict(noisy_latents=latents[:, None, :, 1:], noisy_value_latents=latents[:, None, :, 1:], timestep=time)
+window |= dict(noisy_actions=torch.randn(1, 1, 16, 16), action_timestep=time, prompt_embeds=torch.randn(1, 8, 16))
+velocities = [torch.cat([v.flatten() for v in m(**window).to_tuple()]) for m in (model, ours)]
 assert all(torch.equal(a, b) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
-torch.testing.assert_close(*losses)  # products round by where a loaded weight lies
+torch.testing.assert_close(*velocities)  # products round by where a loaded weight lies
 print("done")
 """
 

@@ -9,7 +9,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface, TorchAoConfig
 
 from aim_hf import AIMConfig, AIMForWorldAction, layers
-from aim_hf.layers import masked_attention, unit_attention, unit_block_mask
+from aim_hf.attention import attend, unit_block_mask, visible_sets
+from aim_hf.training.flow_matching import FlowMatchingLoss, FlowMatchingOutput
 from aim_hf.versions import ACTIVATION_CHECKPOINTING
 from aim_hf.visibility import Kind, Units, visible
 
@@ -46,9 +47,13 @@ def make_model(**overrides) -> AIMForWorldAction:
     return model
 
 
+def objective(model, num_draws: int = 1, num_action_draws: int = 1, **batch) -> FlowMatchingOutput:
+    return FlowMatchingLoss(model.config, num_draws, num_action_draws)(model, **batch)
+
+
 def make_batch(config: AIMConfig, chunks: int, rows: int = B, draws: int = 1) -> dict:
-    """A batch with `draws` noise draws of the video and one more of the actions, unless they must go together."""
-    action_draws = draws if config.joint_denoising else draws + 1
+    """A batch with `draws` noise draws of the video and one more of the actions."""
+    action_draws = draws + 1
     generator = torch.Generator().manual_seed(1)
 
     def randn(*shape):
@@ -92,14 +97,17 @@ def rollout(model, batch, draw: int = 0):
         t, s = t_video[:, draw, chunk], t_action[:, draw, chunk]
         at = t[:, None, None, None, None]
         world = model.denoise_world(
-            cache, (1 - at) * x + at * eps_x[:, draw, :, frames], (1 - at) * m + at * eps_m[:, draw, :, frames], t
+            model.world_context(cache),
+            (1 - at) * x + at * eps_x[:, draw, :, frames],
+            (1 - at) * m + at * eps_m[:, draw, :, frames],
+            t,
         )
-        model.condition_actions(cache, *(() if model.config.joint_denoising else (x, m)))
+        context = model.action_context(cache, x, m)
         if committed is not None:
             s = s[:, None] * (torch.arange(horizon) >= committed[:, draw, chunk][:, None])
         noise_level = s.reshape(rows, -1, 1)
         noisy = (1 - noise_level) * a + noise_level * eps_a[:, draw, prediction]
-        outputs.append((*world, model.denoise_actions(cache, noisy, s)))
+        outputs.append((*world, model.denoise_actions(context, noisy, s)))
         model.append(cache, x, a[:, : F_ * n])
     rgb, value, action = zip(*outputs)
     return torch.cat(rgb, 2), torch.cat(value, 2), torch.cat(action, 1)
@@ -112,10 +120,8 @@ def rollout(model, batch, draw: int = 0):
     "variant",
     [
         {},
-        {"value_text_cross_attention": True},
-        {"joint_denoising": True},
         {"action_lookahead_frames": 1},
-        {"action_lookahead_frames": 3, "joint_denoising": True},
+        {"action_lookahead_frames": 3},
         {"separate_history_head": True},
     ],
     ids=lambda v: "".join(v) or "plain",
@@ -126,7 +132,7 @@ def test_cached_rollout_equals_one_masked_forward(history, frames, variant):
     if model.config.action_lookahead_frames:
         generator = torch.Generator().manual_seed(5)
         batch["committed_actions"] = torch.randint(4, (B, batch["num_action_draws"], 7), generator=generator)
-    packed = model(**batch)
+    packed = objective(model, **batch)
     for draw in range(2):
         cached = rollout(model, batch, draw)
         expected = packed.rgb_velocity[:, draw], packed.value_velocity[:, draw], packed.action_velocity[:, draw]
@@ -144,30 +150,28 @@ def test_several_draws_of_actions_at_once():
     model.set_text(cache, batch["prompt_embeds"])
     model.append(cache, batch["latents"][:, :, :1])
     model.append(cache, batch["latents"][:1, :, 1:3], batch["actions"][:1, :6], rows=torch.tensor([0]))
-    model.condition_actions(cache, batch["latents"][:, :, 3:], batch["value_latents"][:, :, 2:])
+    context = model.action_context(cache, batch["latents"][:, :, 3:], batch["value_latents"][:, :, 2:])
     draws = torch.randn(B, 3, 6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     times = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.4, 0.2]], dtype=torch.float64)
-    together = model.denoise_actions(cache, draws.flatten(0, 1), times.flatten()).unflatten(0, (B, 3))
+    several = context.repeat_interleave(3)
+    together = model.denoise_actions(several, draws.flatten(0, 1), times.flatten()).unflatten(0, (B, 3))
     for draw in range(3):
-        alone = model.denoise_actions(cache, draws[:, draw], times[:, draw])
+        alone = model.denoise_actions(context, draws[:, draw], times[:, draw])
         torch.testing.assert_close(together[:, draw], alone, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("joint", [False, True])
-def test_cached_rollout_in_float32(joint):
-    model = make_model(history_chunks=2, joint_denoising=joint).float()
+def test_cached_rollout_in_float32():
+    model = make_model(history_chunks=2).float()
     batch = {name: cast(value, torch.float32) for name, value in make_batch(model.config, chunks=7).items()}
-    packed = model(**batch)
+    packed = objective(model, **batch)
     for got, want in zip(rollout(model, batch), (packed.rgb_velocity, packed.value_velocity, packed.action_velocity)):
         torch.testing.assert_close(got, want[:, 0], rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("history", [None, 1, 2])
-@pytest.mark.parametrize(
-    "variant", [{}, {"joint_denoising": True}, {"action_lookahead_frames": 1}], ids=lambda v: "".join(v) or "plain"
-)
+@pytest.mark.parametrize("variant", [{}, {"action_lookahead_frames": 1}], ids=lambda v: "".join(v) or "plain")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_packed_chunks_equal_single_ones(history, variant, dtype, tolerance):
     """Each chunk of a packed sequence is denoised as it is by itself, from its history."""
@@ -176,47 +180,63 @@ def test_packed_chunks_equal_single_ones(history, variant, dtype, tolerance):
     A, horizon = model.config.action_lookahead_frames, model.config.action_horizon
     batch = make_batch(model.config, chunks, draws=2)
     batch = {name: cast(value, dtype) for name, value in batch.items()}
-    generator = torch.Generator().manual_seed(4)
-    weights = torch.rand(B, chunks * F_, H, W, dtype=dtype, generator=generator)
-    mask = torch.rand(B, (chunks * F_ + A) * n, generator=generator) > 0.5
-    weighted = {"rgb_weights": weights, "value_weights": weights}
-    packed = model(**batch, **weighted, action_mask=mask)
+    (t, s), (eps_x, eps_m, eps_a) = batch["timesteps"], batch["noise"]
+    packed = objective(model, **batch)
     for context in range(1, chunks):
         last, chunk = context + 1, slice(context * F_, (context + 1) * F_)
-        actions, horizon_end = slice(context * horizon, (context + 1) * horizon), (last * F_ + A) * n
-        eps_x, eps_m, eps_a = batch["noise"]
+        x, m = batch["latents"][:, :, 1:][:, :, chunk], batch["value_latents"][:, :, chunk]
+        a = batch["actions"][:, context * F_ * n : context * F_ * n + horizon]
+        at, at_action = (given[:, :, context] for given in (t, s))
+
+        def noised(clean, eps, level):
+            level = level.reshape(*level.shape, *(1 for _ in clean.shape[1:]))
+            return (1 - level) * clean[:, None] + level * eps
+
         single = model(
             latents=batch["latents"][:, :, : 1 + last * F_],
-            value_latents=batch["value_latents"][:, :, : last * F_],
-            actions=batch["actions"][:, :horizon_end],
+            value_latents=m,
+            executed_actions=batch["actions"][:, : last * F_ * n],
             prompt_embeds=batch["prompt_embeds"],
-            num_draws=batch["num_draws"],
-            num_action_draws=batch["num_action_draws"],
-            timesteps=tuple(t[:, :, context : context + 1] for t in batch["timesteps"]),
-            noise=(eps_x[:, :, :, chunk], eps_m[:, :, :, chunk], eps_a[:, :, actions]),
-            context_chunks=context,
-            action_mask=mask[:, :horizon_end],
-            **{name: value[:, : last * F_] for name, value in weighted.items()},
+            noisy_latents=noised(x, eps_x[:, :, :, chunk], at),
+            noisy_value_latents=noised(m, eps_m[:, :, :, chunk], at),
+            noisy_actions=noised(a, eps_a[:, :, context * horizon : (context + 1) * horizon], at_action),
+            timestep=at[..., None].expand(-1, -1, F_),
+            action_timestep=at_action[..., None].expand(-1, -1, F_ + A),
         )
         for name, places in (("rgb_velocity", chunk), ("value_velocity", chunk)):
             want = packed[name][:, :, :, places]
             assert want.std() > 0.1
             torch.testing.assert_close(single[name], want, rtol=0, atol=tolerance)
-        torch.testing.assert_close(
-            single.action_velocity, packed.action_velocity[:, :, actions], rtol=0, atol=tolerance
-        )
-    # All that counts is the last chunk, with its own weights.
-    error = (single.rgb_velocity - (eps_x - batch["latents"][:, :, 1:, None].movedim(3, 1))[:, :, :, chunk]).square()
-    expected = (error.mean(2) * weights[:, None, chunk]).sum() / weights[:, None, chunk].expand(
-        error.mean(2).shape
-    ).sum()
-    assert single.rgb_loss.item() == pytest.approx(expected.item(), abs=tolerance)
-    counted = mask[:, horizon_end - horizon : horizon_end, None]
-    error = (single.action_velocity - (eps_a[:, :, actions] - batch["actions"][:, None, -horizon:])).square()
-    expected = (error * counted[:, None]).sum() / counted[:, None].expand(error.shape).sum()
-    assert single.action_loss.item() == pytest.approx(expected.item(), abs=tolerance)
-    with pytest.raises(ValueError, match="context_chunks is 5; expected 0 to 4"):
-        model(**batch, context_chunks=chunks)
+        want = packed.action_velocity[:, :, context * horizon : (context + 1) * horizon]
+        torch.testing.assert_close(single.action_velocity, want, rtol=0, atol=tolerance)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_weights_and_masks_of_the_loss(lookahead):
+    """Each place counts by its own weight; each action of a prediction where its own mask says so."""
+    model = make_model(action_lookahead_frames=lookahead)
+    batch, F_, n = make_batch(model.config, 3, draws=2), model.config.chunk_latent_frames, 3
+    generator = torch.Generator().manual_seed(4)
+    weights = torch.rand(B, 3 * F_, H, W, dtype=torch.float64, generator=generator)
+    mask = torch.rand(B, (3 * F_ + lookahead) * n, generator=generator) > 0.5
+    out = objective(model, **batch, rgb_weights=weights, value_weights=weights, action_mask=mask)
+    eps_x, eps_m, eps_a = batch["noise"]
+    for loss, velocity, target in (
+        (out.rgb_loss, out.rgb_velocity, eps_x - batch["latents"][:, None, :, 1:]),
+        (out.value_loss, out.value_velocity, eps_m - batch["value_latents"][:, None]),
+    ):
+        error = (velocity - target).square().mean(2)
+        expected = (error * weights[:, None]).sum() / weights[:, None].expand(error.shape).sum()
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
+    horizon, counted, total = model.config.action_horizon, 0, 0.0
+    for chunk in range(3):
+        first, places = chunk * F_ * n, slice(chunk * horizon, (chunk + 1) * horizon)
+        target = eps_a[:, :, places] - batch["actions"][:, None, first : first + horizon]
+        seen = mask[:, None, first : first + horizon, None].expand(target.shape)
+        total += ((out.action_velocity[:, :, places] - target).square() * seen).sum()
+        counted += seen.sum()
+    assert out.action_loss.item() == pytest.approx((total / counted).item(), abs=1e-9)
 
 
 def cast(value, dtype):
@@ -228,12 +248,12 @@ def cast(value, dtype):
 @torch.no_grad()
 def test_limited_history_matters():
     batch = make_batch(make_config(), chunks=4)
-    full, limited = (make_model(history_chunks=history)(**batch).rgb_velocity for history in (None, 1))
+    full, limited = (objective(make_model(history_chunks=history), **batch).rgb_velocity for history in (None, 1))
     assert (full[:, :, :, :2] == limited[:, :, :, :2]).all()
     assert (full[:, :, :, -2:] - limited[:, :, :, -2:]).abs().max() > 1e-3
 
 
-def table_of_the_paper(q: tuple, k: tuple, F_: int, history: int | None, reads_value: bool, joint: bool) -> bool:
+def table_of_the_paper(q: tuple, k: tuple, F_: int, history: int | None, reads_value: bool) -> bool:
     """Section "who may see whom", written once more as sentences over single units (kind, chunk, frame, draw)."""
     (qk, qc, _, qd), (kk, kc, kf, kd) = q, k
     in_window = history is None or kc >= qc - history
@@ -260,17 +280,15 @@ def table_of_the_paper(q: tuple, k: tuple, F_: int, history: int | None, reads_v
         case Kind.CLEAN_VALUE, Kind.CLEAN_VALUE:
             return kc == qc
         case Kind.FUTURE_ACTION, Kind.CLEAN_VALUE:
-            return kc == qc and reads_value and not joint
-        case Kind.FUTURE_ACTION, Kind.FUTURE_VALUE:
-            return kc == qc and kd == qd and reads_value and joint
+            return kc == qc and reads_value
     return False
 
 
 @pytest.mark.parametrize("history", [None, 1, 2])
 @pytest.mark.parametrize("frames", [1, 2])
-@pytest.mark.parametrize(("reads_value", "joint"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize("reads_value", [True, False])
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_visibility_pair_by_pair(history, frames, reads_value, joint, lookahead):
+def test_visibility_pair_by_pair(history, frames, reads_value, lookahead):
     past, chunks = torch.arange(1 + 4 * frames), torch.arange(1, 5)
     segments = [Units.segment(Kind.OBSERVATION, past, frames), Units.segment(Kind.ACTION, past[1:], frames)]
     segments += [Units.segment(Kind.CLEAN_VALUE, past[1:], frames)]
@@ -278,11 +296,11 @@ def test_visibility_pair_by_pair(history, frames, reads_value, joint, lookahead)
         segments += [Units.segment(kind, past[1:], frames, draw) for draw in range(2)]
     segments += [Units.future_actions(chunks, frames, lookahead, draw) for draw in range(2)]
     units = Units.concatenate(segments)
-    mask = visible(units, units, frames, history, reads_value, joint)
+    mask = visible(units, units, frames, history, reads_value)
     rows = list(zip(*(getattr(units, name).tolist() for name in ("kind", "chunk", "frame", "draw"))))
     for i, q in enumerate(rows):
         for j, k in enumerate(rows):
-            assert mask[i, j] == table_of_the_paper(q, k, frames, history, reads_value, joint), (q, k)
+            assert mask[i, j] == table_of_the_paper(q, k, frames, history, reads_value), (q, k)
     assert mask.any(1).all()
 
 
@@ -295,7 +313,7 @@ def test_attention_over_units_equals_dense_masked_attention():
     repeats = torch.tensor(lengths)
     dense = mask.repeat_interleave(repeats, 0).repeat_interleave(repeats, 1)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=dense)
-    got = masked_attention(mask, lengths, torch.device("cpu"))(q, k, v)
+    got = attend(make_model().blocks[0], q, k, v, visible_sets(mask, lengths))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     # FlexAttention, which a GPU takes, has the same mask. Uncompiled it runs here, forward only.
     block_mask = unit_block_mask(mask, lengths, torch.device("cpu"))
@@ -310,7 +328,7 @@ def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(monkeyp
     last_chunk = slice(-model.config.actions_per_chunk, None)
 
     def gradient():
-        velocity = model(**batch).action_velocity[:, 0, last_chunk]
+        velocity = objective(model, **batch).action_velocity[:, 0, last_chunk]
         (grad,) = torch.autograd.grad(velocity.square().sum(), batch["latents"])
         return grad[:, :, -model.config.chunk_latent_frames :]  # the RGB of the chunk that is being predicted
 
@@ -323,7 +341,7 @@ def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(monkeyp
     def hold(tensor):
         return torch.cat([tensor[:, :, : held.start], tensor[:, :, held].detach(), tensor[:, :, held.stop :]], dim=2)
 
-    monkeypatch.setattr(layers, "unit_attention", lambda q, k, v, **rest: unit_attention(q, hold(k), hold(v), **rest))
+    monkeypatch.setattr(layers, "attend", lambda layer, q, k, v, packed: attend(layer, q, hold(k), hold(v), packed))
     assert gradient().abs().max() == 0
 
 
@@ -337,7 +355,7 @@ def test_activation_checkpointing_changes_memory_alone():
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: kept.append(tensor.nbytes) or tensor, lambda t: t
         ):
-            loss = model(**batch).loss
+            loss = objective(model, **batch).loss
         loss.backward()
         return {name: parameter.grad for name, parameter in model.named_parameters()}, sum(kept)
 
@@ -350,35 +368,11 @@ def test_activation_checkpointing_changes_memory_alone():
         torch.testing.assert_close(checkpointed[name], gradient, rtol=0, atol=1e-12, msg=name)
 
 
-def test_joint_denoising_is_asked_for_rightly():
-    with pytest.raises(Exception, match="action_reads_value is False"):
-        make_config(joint_denoising=True, action_reads_value=False)
-    joint, staged = make_model(joint_denoising=True), make_model()
-    batch = make_batch(joint.config, chunks=2)
-    with pytest.raises(ValueError, match="num_action_draws is 3 and num_draws 1"):
-        joint(**batch | {"num_action_draws": 3, "timesteps": None, "noise": None})
-    for model in (joint, staged):
-        cache = new_observed_cache(model, batch)
-        latents = batch["value_latents"][:, :, : model.config.chunk_latent_frames]
-        given = (latents, latents) if model.config.joint_denoising else ()
-        with pytest.raises(ValueError, match=f"joint_denoising is {model.config.joint_denoising}"):
-            model.condition_actions(cache, *given)
-    with pytest.raises(ValueError, match="call denoise_world first"):
-        joint.condition_actions(new_observed_cache(joint, batch))
-
-
-def new_observed_cache(model, batch):
-    cache = model.new_cache(B, H, W)
-    model.set_text(cache, batch["prompt_embeds"])
-    model.append(cache, batch["latents"][:, :, :1])
-    return cache
-
-
 def test_observations_only_head_ignores_the_value_map():
     model = make_model(action_reads_value=False)
     batch = make_batch(model.config, chunks=2)
     batch["value_latents"].requires_grad_(True)
-    out = model(**batch)
+    out = objective(model, **batch)
     (grad,) = torch.autograd.grad(out.action_velocity.square().sum(), batch["value_latents"], allow_unused=True)
     assert grad is None or grad.abs().max() == 0
 
@@ -422,9 +416,8 @@ class Episode:
 
 def predict(model, cache, rgb, value, actions):
     t = torch.full((len(rgb),), 0.6, dtype=torch.float64)
-    world = model.denoise_world(cache, rgb, value, t)
-    model.condition_actions(cache, *(() if model.config.joint_denoising else (rgb, value)))
-    return *world, model.denoise_actions(cache, actions, t)
+    world = model.denoise_world(model.world_context(cache), rgb, value, t)
+    return *world, model.denoise_actions(model.action_context(cache, rgb, value), actions, t)
 
 
 def batched(parts):
@@ -434,10 +427,9 @@ def batched(parts):
 @torch.no_grad()
 @pytest.mark.parametrize("history", [None, 1, 2])
 @pytest.mark.parametrize("frames", [1, 2])
-@pytest.mark.parametrize("joint", [False, True])
-def test_rows_of_different_age(history, frames, joint):
+def test_rows_of_different_age(history, frames):
     """Rows that are reset at different times, by other instructions, give what each gives alone."""
-    model = make_model(history_chunks=history, chunk_latent_frames=frames, joint_denoising=joint)
+    model = make_model(history_chunks=history, chunk_latent_frames=frames)
     episodes = [Episode(model, seed) for seed in range(3)]
     cache = model.new_cache(3, H, W)
     model.set_text(cache, torch.cat([episode.text for episode in episodes]))
@@ -530,28 +522,29 @@ def test_compiled_layers_belong_to_their_model(tmp_path):
     model = make_model(num_layers=1)
     batch, names = make_batch(model.config, 2), set(model.state_dict())
     with torch.no_grad():
-        expected = model(**batch)
+        expected = objective(model, **batch)
     model.compile_blocks(backend="eager")
     assert set(model.state_dict()) == names
     other = copy.deepcopy(model)
     model.separate_history_head()  # the copy is trained, the compiled original encodes what was executed
-    for changed in (other.blocks, other.action_head.blocks, model.action_head.blocks):
-        with torch.no_grad():
-            for parameter in changed.parameters():
-                parameter.zero_()
+    with torch.no_grad():
+        for parameter in (*other.blocks.parameters(), *model.blocks[0].action.parameters()):
+            parameter.zero_()
     for one in (other, model):
-        out = one(**batch)
+        out = objective(one, **batch)
         assert (out.action_velocity - expected.action_velocity).abs().max() > 1e-3
         assert ((out.rgb_velocity - expected.rgb_velocity).abs().max() > 1e-3) == (one is other)
     with torch.no_grad():
-        for parameter in model.action_head.parameters():
+        for parameter in (*model.action_head.parameters(), *model.blocks[0].action.parameters()):
             parameter.add_(0.1)
-    model(**batch).action_loss.backward()
-    assert all(p.grad.abs().max() > 0 for name, p in model.action_head.named_parameters() if "bias" not in name)
-    assert all(p.grad is None for p in model.history_head.parameters())
+    objective(model, **batch).action_loss.backward()
+    for trained in (model.action_head, model.blocks[0].action):
+        assert all(p.grad.abs().max() > 0 for name, p in trained.named_parameters() if "bias" not in name)
+    for frozen in (model.history_head, model.blocks[0].history):
+        assert all(p.grad is None for p in frozen.parameters())
     model.join_history_head()
     with torch.no_grad():
-        torch.testing.assert_close(model(**batch).loss, expected.loss, rtol=0, atol=1e-12)
+        torch.testing.assert_close(objective(model, **batch).loss, expected.loss, rtol=0, atol=1e-12)
     model.save_pretrained(tmp_path)
     loaded = AIMForWorldAction.from_pretrained(tmp_path)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
@@ -559,7 +552,7 @@ def test_compiled_layers_belong_to_their_model(tmp_path):
 
 @torch.no_grad()
 def test_attention_implementations():
-    """A rollout's self-attention is transformers' choice; here one that counts, in place of a GPU's kernels."""
+    """A rollout's attention is transformers' choice; here one that counts, in place of a GPU's kernels."""
     calls = []
 
     def counted(module, query, key, value, attention_mask, is_causal=None, **kwargs):
@@ -575,9 +568,8 @@ def test_attention_implementations():
     model.set_attn_implementation("counted")
     for a, b in zip(want, rollout(model, batch)):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    assert len(calls) == 3 * (
-        1 + 2 * (2 + 2 + 1 + 2)
-    )  # layers * (first frame + chunks * (world, clean, action, append))
+    # Layers * (first frame + chunks * (world, clean pass, actions, append)), each of video with the instruction.
+    assert len(calls) == 3 * (2 + 2 * (3 + 3 + 1 + 3))
 
 
 @torch.no_grad()
@@ -601,18 +593,18 @@ def test_committed_actions_are_given_and_do_not_count():
     batch = make_batch(model.config, chunks=2)
     horizon = model.config.action_horizon
     committed = torch.tensor([[[0, 2], [horizon, 1]], [[3, 0], [1, 1]]])  # (B, E, K)
-    out = model(**batch, committed_actions=committed)
+    out = objective(model, **batch, committed_actions=committed)
     certain = (torch.arange(horizon) < committed[..., None]).flatten(2)[..., None].expand(out.action_velocity.shape)
     # The noise of what is certain isn't looked at, and its error isn't either.
     eps_x, eps_m, eps_a = batch["noise"]
     other = eps_a + certain * torch.randn(eps_a.shape, dtype=torch.float64)
-    again = model(**batch | {"noise": (eps_x, eps_m, other)}, committed_actions=committed)
+    again = objective(model, **batch | {"noise": (eps_x, eps_m, other)}, committed_actions=committed)
     assert torch.equal(again.action_velocity, out.action_velocity) and again.action_loss == out.action_loss
     target = batch["actions"].unfold(1, horizon, model.config.actions_per_chunk).movedim(-1, 2).flatten(1, 2)
     error = (out.action_velocity - (eps_a - target[:, None])).square()
     assert out.action_loss.item() == pytest.approx(error[~certain].mean().item(), abs=1e-12)
     # What is certain guides the rest.
-    free = model(**batch)
+    free = objective(model, **batch)
     assert (free.action_velocity - out.action_velocity)[0, 0, horizon:].abs().max() > 1e-3
     torch.testing.assert_close(free.action_velocity[0, 0, :horizon], out.action_velocity[0, 0, :horizon])
 
@@ -625,7 +617,7 @@ def test_masked_actions_and_unweighted_values_do_not_count():
     mask[:, -2:] = 0
     weights = torch.ones(B, 4, H, W, dtype=torch.float64)
     weights[:, -2:] = 0
-    before = model(**batch, action_mask=mask, value_weights=weights)
+    before = objective(model, **batch, action_mask=mask, value_weights=weights)
     noise = [item.clone() for item in batch["noise"]]
     target_m, target_a = batch["value_latents"].clone(), batch["actions"].clone()
     # Same network inputs, other targets: only eps - x_0 of masked places changes.
@@ -634,16 +626,17 @@ def test_masked_actions_and_unweighted_values_do_not_count():
     change = torch.randn(B, C, 2, H, W, dtype=torch.float64)
     target_m[:, :, -2:] += change
     noise[1][:, 0, :, -2:] -= ((1 - t) / t)[:, None, None, None, None] * change
-    unmasked = model(**{**batch, "value_latents": target_m, "noise": tuple(noise)}, action_mask=mask)
-    masked = model(
-        **{**batch, "value_latents": target_m, "noise": tuple(noise)}, action_mask=mask, value_weights=weights
+    unmasked = objective(model, **{**batch, "value_latents": target_m, "noise": tuple(noise)}, action_mask=mask)
+    masked = objective(
+        model, **{**batch, "value_latents": target_m, "noise": tuple(noise)}, action_mask=mask, value_weights=weights
     )
-    assert (unmasked.value_loss - model(**batch).value_loss).abs() > 1e-3
+    assert (unmasked.value_loss - objective(model, **batch).value_loss).abs() > 1e-3
     torch.testing.assert_close(masked.value_loss, before.value_loss, rtol=0, atol=1e-9)
     change = torch.randn(B, 2, model.config.action_dim, dtype=torch.float64)
     target_a[:, -2:] += change
     noise[2][:, :, -2:] -= ((1 - s) / s)[..., None, None] * change[:, None]
-    masked = model(
+    masked = objective(
+        model,
         **{
             **batch,
             "actions": target_a,
@@ -670,7 +663,7 @@ def test_times_are_a_continuum_in_a_bfloat16_model(inputs):
 
     model.action_head.condition_embedder.register_forward_pre_hook(stop)
     with pytest.raises(Seen) as seen:
-        model(**batch, num_action_draws=700, generator=torch.Generator().manual_seed(0))
+        objective(model, **batch, num_action_draws=700, generator=torch.Generator().manual_seed(0))
     times = seen.value.args[0]
     times = times[times > 0]  # the executed actions are clean
     assert times.dtype == torch.float32
@@ -684,7 +677,9 @@ def test_what_is_mixed_and_summed_in_a_bfloat16_model_is_float32():
     batch = {name: cast(value, torch.float32) for name, value in make_batch(model.config, 2).items()}
     embedded = []
     model.patch_embedding.register_forward_pre_hook(lambda module, given: embedded.append(given[0]))
-    out = model(**{name: value.bfloat16() if torch.is_tensor(value) else value for name, value in batch.items()})
+    out = objective(
+        model, **{name: value.bfloat16() if torch.is_tensor(value) else value for name, value in batch.items()}
+    )
     (eps_x, eps_m, eps_a), (t, _) = batch["noise"], batch["timesteps"]
     clean = {name: value.bfloat16().float() for name, value in batch.items() if torch.is_tensor(value)}
     at = t.repeat_interleave(2, dim=2)[:, 0, None, :, None, None]
@@ -706,9 +701,11 @@ def test_missing_views_do_not_count():
     model = make_model()
     batch = make_batch(model.config, chunks=2)
     weights = torch.ones(B, batch["value_latents"].shape[2], H, W, dtype=torch.float64)
-    assert model(**batch, rgb_weights=weights).rgb_loss == pytest.approx(model(**batch).rgb_loss.item(), abs=1e-12)
+    assert objective(model, **batch, rgb_weights=weights).rgb_loss == pytest.approx(
+        objective(model, **batch).rgb_loss.item(), abs=1e-12
+    )
     weights[:, :, 2:] = 0  # the lower rows of the canvas are missing
-    out = model(**batch, rgb_weights=weights)
+    out = objective(model, **batch, rgb_weights=weights)
     target = batch["noise"][0][:, 0] - batch["latents"][:, :, 1:]
     error = (out.rgb_velocity[:, 0] - target)[:, :, :, :2].square().mean()
     assert out.rgb_loss.item() == pytest.approx(error.item(), abs=1e-12)
@@ -719,12 +716,12 @@ def test_noisy_history():
     """At t = 0 it is the clean one; otherwise what is seen and told changes, and the targets don't."""
     model = make_model()
     batch = make_batch(model.config, chunks=2)
-    clean = model(**batch)
-    same = model(**batch, history_timestep=torch.zeros(B, dtype=torch.float64))
+    clean = objective(model, **batch)
+    same = objective(model, **batch, history_timestep=torch.zeros(B, dtype=torch.float64))
     torch.testing.assert_close(same.rgb_velocity, clean.rgb_velocity, rtol=0, atol=1e-12)
     level = torch.tensor([0.0, 0.4], dtype=torch.float64)
     generator = torch.Generator().manual_seed(3)
-    noisy = model(**batch, history_timestep=level, generator=generator)
+    noisy = objective(model, **batch, history_timestep=level, generator=generator)
     torch.testing.assert_close(noisy.rgb_velocity[0], clean.rgb_velocity[0], rtol=0, atol=1e-12)
     assert (noisy.rgb_velocity[1] - clean.rgb_velocity[1]).abs().max() > 1e-3
     target = batch["noise"][0][:, 0] - batch["latents"][:, :, 1:]
@@ -749,7 +746,7 @@ def test_misuse_of_a_rollout_is_named():
         model.append(cache, latents)
     model.set_text(cache, torch.zeros(1, S, 10, dtype=torch.float64))
     with pytest.raises(ValueError, match="append first"):
-        model.condition_actions(cache, latents, latents)
+        model.action_context(cache, latents, latents)
     with pytest.raises(ValueError, match="one latent frame"):
         model.append(cache, latents.repeat(1, 1, 2, 1, 1))
     model.append(cache, latents)
@@ -758,9 +755,7 @@ def test_misuse_of_a_rollout_is_named():
     with pytest.raises(ValueError, match=r"rows \[1\] have observed nothing yet"):
         model.append(two, latents.repeat(2, 1, 1, 1, 1))
     with pytest.raises(ValueError, match=r"rows \[1\] of the cache hold no observation"):
-        model.condition_actions(two, *[latents.repeat(2, 1, 2, 1, 1)] * 2)
-    with pytest.raises(ValueError, match="condition_actions"):
-        model.denoise_actions(cache, torch.zeros(1, 6, 5, dtype=torch.float64), torch.zeros(1))
+        model.action_context(two, *[latents.repeat(2, 1, 2, 1, 1)] * 2)
     with pytest.raises(ValueError, match="executed actions"):
         model.append(cache, latents.repeat(1, 1, 2, 1, 1))
     with pytest.raises(ValueError, match="patches"):

@@ -106,12 +106,13 @@ def test_pipeline_equals_the_model_called_by_hand(rng, chunk_latent_frames):
             torch.randn(shape, generator=generator)
             for shape in ((1, 4, F, 3, 2), (1, 4, F, 3, 2), (1, config.actions_per_chunk, 16))
         )
+        context = model.world_context(cache)
         for t, s in reference_steps(5.0, 3):
-            v_x, v_m = model.denoise_world(cache, x, m, torch.tensor([t], dtype=torch.float32))
+            v_x, v_m = model.denoise_world(context, x, m, torch.tensor([t], dtype=torch.float32))
             x, m = x + (s - t) * v_x, m + (s - t) * v_m
-        model.condition_actions(cache, x, m)
+        context = model.action_context(cache, x, m)
         for t, s in reference_steps(1.0, 4):
-            a = a + (s - t) * model.denoise_actions(cache, a, torch.tensor([t], dtype=torch.float32))
+            a = a + (s - t) * model.denoise_actions(context, a, torch.tensor([t], dtype=torch.float32))
 
         np.testing.assert_allclose(out.actions[0], processor.unnormalize_actions(a[0].double(), initial), atol=2e-5)
         imagined = codec.decode(torch.cat([latents, x], dim=2))[:, :, -pipe.frames_per_chunk :]
@@ -589,31 +590,6 @@ def test_what_is_no_folder_is_refused(tmp_path):
         AIMPipeline.from_pretrained(tmp_path / "nothing" / "here")
 
 
-def test_joint_denoising(rng):
-    """World and actions step by step together; the actions of the last step saw an almost finished map."""
-    pipe = make_pipeline(joint_denoising=True)
-    observation, seen = make_observation(rng), []
-
-    def watch(pipe, step, timestep, tensors):
-        seen.append({name: tensor.clone() for name, tensor in tensors.items()})
-        return tensors
-
-    out = pipe(
-        observation,
-        session=pipe.start("ring bell"),
-        num_inference_steps=3,
-        generator=seeded(0),
-        callback_on_step_end=watch,
-        callback_on_step_end_tensor_inputs=["latents", "value_latents", "action_latents"],
-    )
-    assert len(seen) == 3 and out.actions.shape == (1, 8, 16)
-    for earlier, later in zip(seen, seen[1:], strict=False):
-        assert all((earlier[name] != later[name]).any() for name in earlier)
-    for arguments in ({"num_action_inference_steps": 4}, {"value_maps": {}}):
-        with pytest.raises(ValueError, match="together with the world: it takes no "):
-            pipe(observation, session=pipe.start("bell"), **arguments)
-
-
 def test_guidance(rng):
     """v = v_negative + g (v - v_negative), on the world alone; the instruction itself as negative prompt changes
     nothing."""
@@ -854,10 +830,9 @@ def test_a_session_forks(pipe, rng):
     assert_same(out, pipe(session=session, generator=[seeded(2), seeded(3)], **kwargs), [1], [0], atol=2e-5)
 
 
-@pytest.mark.parametrize("joint", [False, True])
-def test_committed_actions_come_back_unchanged(rng, joint):
+def test_committed_actions_come_back_unchanged(rng):
     """Real-time chunking: what is executed meanwhile starts the new chunk, bit for bit; the rest follows from it."""
-    pipe = make_pipeline(action_lookahead_frames=1, joint_denoising=joint)
+    pipe = make_pipeline(action_lookahead_frames=1)
     (first, happened), (other, _) = (make_episode(pipe, rng, chunks=1) for _ in range(2))
     session = pipe.start(["ring bell", "lift pot"])
     out = pipe([first, other], session=session, num_inference_steps=2)
@@ -868,8 +843,7 @@ def test_committed_actions_come_back_unchanged(rng, joint):
     assert np.array_equal(again.actions[:, :3], committed)
     free = pipe(session=session, num_inference_steps=2, generator=seeded(0))
     assert np.abs(free.actions[:, 3:] - again.actions[:, 3:]).max() > 1e-3
-    if not joint:
-        np.testing.assert_array_equal(again.value_maps["head_camera"], free.value_maps["head_camera"])
+    np.testing.assert_array_equal(again.value_maps["head_camera"], free.value_maps["head_camera"])
     moved = committed.copy()
     moved[..., :3] += 0.05
     moved = pipe(session=session, committed_actions=moved, num_inference_steps=2, generator=seeded(0))

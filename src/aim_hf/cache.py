@@ -1,12 +1,11 @@
-"""The keys and values of a rollout.
+"""What a model keeps of a rollout: keys and values of the past, and what a chunk's denoising sees of it.
 
 One buffer per layer holds
 
-    [ action history, growing left | observations, growing right | X | M ]
+    [ action history, growing left | observations, growing right ]
 
-so that the visible sets of eq. (10) are plain slices of it: V_x is the slice from the first action to the end of X,
-V_m the one from the first observation to the end of M. V_a is small (last observed latent frame, action history, value
-tokens); it is gathered once a chunk. Positions are absolute, so keys stay valid for as long as they are kept.
+so that the visible sets of eq. (10) are plain slices of it. Positions are absolute, so keys stay valid for as long as
+they are kept.
 
 Attention has no order of keys. It is what lets actions grow left, and what makes both histories rings once
 `history_chunks` is reached: latent frame f lives in slot f modulo the number of slots, and a new chunk overwrites the
@@ -16,12 +15,55 @@ Rows may differ in age, when some of them have been reset. Each fills its slots 
 the same length need no mask; others get one for what they don't have yet.
 """
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]  # (B, heads, tokens, head_dim) each
+from .attention import KeysValues, VisibleSet
+
+
+@dataclass(frozen=True)
+class WorldContext:
+    """What RGB and value tokens of the next chunk see and are told; [`AIMForWorldAction.world_context`] makes it.
+
+    past: of each layer, kept actions and observations. text: of each layer, the instruction. The cache that it was
+    made from must not be appended to before it is used.
+    """
+
+    past: list[KeysValues]
+    text: list[KeysValues]
+    visible: list[VisibleSet]
+    rotary_emb: KeysValues
+
+
+@dataclass(frozen=True)
+class ActionContext:
+    """What the actions of the next chunk see, V_a of eq. (10); [`AIMForWorldAction.action_context`] makes it.
+
+    past: of each layer, the last observed latent frame, kept actions, and the tokens of the finished value map.
+    """
+
+    past: list[KeysValues]
+    visible: list[VisibleSet]
+    rotary_emb: KeysValues
+
+    def repeat_interleave(self, draws: int) -> "ActionContext":
+        """The context of `draws` predictions of each row, one after the other."""
+
+        def repeated(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.repeat_interleave(draws, dim=0)
+
+        return ActionContext(
+            [(repeated(keys), repeated(values)) for keys, values in self.past],
+            [
+                VisibleSet(one.queries, one.keys, None if one.key_mask is None else repeated(one.key_mask))
+                for one in self.visible
+            ],
+            tuple(part if len(part) == 1 else repeated(part) for part in self.rotary_emb),
+        )
 
 
 class AIMCache:
@@ -30,32 +72,27 @@ class AIMCache:
     Args:
         config: the model's `AIMConfig`.
         batch_size: B.
-        tokens_per_frame: video tokens of one latent frame.
+        grid: rows and columns of video tokens in one latent frame.
         device, dtype: of the buffers.
 
     `frames` (B,), on the CPU, counts the latent frames that each row has observed so far, `chunks` the chunks. With
     `config.history_chunks` = H a row keeps its last H chunks, and the buffers never grow.
     """
 
-    def __init__(self, config, batch_size: int, tokens_per_frame: int, device=None, dtype=None):
+    def __init__(self, config, batch_size: int, grid: tuple[int, int], device=None, dtype=None):
         self.config = config
-        self.tokens_per_frame = tokens_per_frame
+        self.grid = grid
+        self.tokens_per_frame = grid[0] * grid[1]
         self.device, self.dtype = device, dtype
         self.frames = torch.zeros(batch_size, dtype=torch.long, device="cpu")
-        self.holds_future = False  # whether X and M have been written since the last observation
-        # One pair of keys and values per layer.
-        self.text: list[KeysValues] | None = None
-        self.action_context: list[KeysValues] | None = None
+        self.text: list[KeysValues] | None = None  # of each layer
         # Latent frames that fit, and actions of as many.
         self._slots = (config.history_chunks or 4) * config.chunk_latent_frames
         self._buffers = [self._new_buffer() for _ in range(config.num_layers)]
-        self._history_mask: torch.Tensor | None = None
-        # Positions of the tokens of the next chunk, as the model rotates by them.
-        self.rotations: dict[str, KeysValues] = {}
 
     def _new_buffer(self) -> KeysValues:
         config = self.config
-        tokens = self._origin + (self._slots + 2 * config.chunk_latent_frames) * self.tokens_per_frame
+        tokens = self._slots * (config.actions_per_latent_frame + self.tokens_per_frame)
         shape = (self.batch_size, config.num_attention_heads, tokens, config.attention_head_dim)
         # Zeros: masked keys must be finite.
         return tuple(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2))
@@ -103,18 +140,6 @@ class AIMCache:
         """Of the row that has the most."""
         return int(self._kept_actions.max()) * self.config.actions_per_latent_frame
 
-    @property
-    def actions_start(self) -> int:
-        return self._origin - self.action_tokens
-
-    @property
-    def observations_start(self) -> int:
-        return self._origin
-
-    @property
-    def future_start(self) -> int:
-        return self._origin + self.observation_tokens
-
     def next_frames(self, count: int) -> torch.Tensor:
         """Indices of the `count` latent frames after the last observed one: (B, count), or (1, count) where all rows
         agree."""
@@ -126,29 +151,22 @@ class AIMCache:
         if asked for, and `after` more that all have. None where every row has all of them."""
         if (self.held == self.held[0]).all():
             return None
-        if self._history_mask is None:
-            held = []
-            for kept, tokens, reverse in (
-                (self._kept_actions, self.config.actions_per_latent_frame, True),
-                (self._kept_observations, self.tokens_per_frame, False),
-            ):
-                slots = torch.arange(int(kept.max()), device="cpu")
-                seen = (slots < kept[:, None]).repeat_interleave(tokens, dim=1)
-                held.append(seen.flip(1) if reverse else seen)
-            self._history_mask = torch.cat(held, dim=1)[:, None, None].to(self.device)
-        start = 0 if actions else self.action_tokens
-        stop = None if observations else self.action_tokens
-        return F.pad(self._history_mask[..., start:stop], (before, after), value=True)
+        held = []
+        for kept, tokens, reverse in (
+            (self._kept_actions, self.config.actions_per_latent_frame, True),
+            (self._kept_observations, self.tokens_per_frame, False),
+        ):
+            slots = torch.arange(int(kept.max()), device="cpu")
+            seen = (slots < kept[:, None]).repeat_interleave(tokens, dim=1)
+            held.append(seen.flip(1) if reverse else seen)
+        wanted = [part for part, asked in zip(held, (actions, observations)) if asked]
+        return F.pad(torch.cat(wanted, dim=1)[:, None, None].to(self.device), (before, after), value=True)
 
     # --------------------------------------------------------------------------------------- reading and writing
 
-    def write(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        for buffer, new in zip(self._buffers[layer], (keys, values)):
-            buffer[:, :, start : start + new.shape[2]] = new
-
-    def view(self, layer: int, start: int, stop: int) -> KeysValues:
-        keys, values = self._buffers[layer]
-        return keys[:, :, start:stop], values[:, :, start:stop]
+    def history(self, layer: int) -> KeysValues:
+        """The kept actions, and then the kept observations."""
+        return self._view(layer, self._origin - self.action_tokens, self._origin + self.observation_tokens)
 
     def current_frame(self, layer: int) -> KeysValues:
         """The last observed latent frame of each row."""
@@ -158,7 +176,11 @@ class AIMCache:
         return tuple(buffer[rows, :, places].transpose(1, 2) for buffer in self._buffers[layer])
 
     def action_history(self, layer: int) -> KeysValues:
-        return self.view(layer, self.actions_start, self._origin)
+        return self._view(layer, self._origin - self.action_tokens, self._origin)
+
+    def _view(self, layer: int, start: int, stop: int) -> KeysValues:
+        keys, values = self._buffers[layer]
+        return keys[:, :, start:stop], values[:, :, start:stop]
 
     def reserve(self, latent_frames: int) -> None:
         """Makes room for `latent_frames` more. Only unlimited history ever grows; it doubles, so that the copies cost
@@ -168,7 +190,8 @@ class AIMCache:
             self._grow(max(needed, 2 * self._slots))
 
     def _grow(self, slots: int) -> None:
-        old, origin, start, stop = self._buffers, self._origin, self.actions_start, self.future_start
+        old, origin = self._buffers, self._origin
+        start, stop = origin - self.action_tokens, origin + self.observation_tokens
         self._slots = slots
         self._buffers = [self._new_buffer() for _ in old]
         for old_pair, new_pair in zip(old, self._buffers):
@@ -197,25 +220,16 @@ class AIMCache:
     def advance(self, latent_frames: int) -> None:
         """Counts a chunk that has been kept."""
         self.frames = self.frames + latent_frames
-        self._changed()
-
-    def _changed(self) -> None:
-        self.action_context = None
-        self._history_mask = None
-        self.rotations = {}
-        self.holds_future = False
 
     # --------------------------------------------------------------------------------------------------- rows
 
     def select(self, rows: torch.Tensor) -> "AIMCache":
         """A cache of these rows, in this order; a row may be taken several times. It shares nothing with this one."""
-        other = AIMCache.__new__(AIMCache)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.frames = self.frames[rows]
         rows = rows.to(self.device)
         other._buffers = [(keys[rows], values[rows]) for keys, values in self._buffers]
         other.text = None if self.text is None else [(keys[rows], values[rows]) for keys, values in self.text]
-        other._changed()
         return other
 
     @staticmethod
@@ -225,12 +239,10 @@ class AIMCache:
         for cache in caches:
             if cache._slots < slots:
                 cache._grow(slots)
-        other = AIMCache.__new__(AIMCache)
-        other.__dict__.update(caches[0].__dict__)
+        other = copy.copy(caches[0])
         other.frames = torch.cat([cache.frames for cache in caches])
         other._buffers = _stacked([cache._buffers for cache in caches])
         other.text = _stacked([cache.text for cache in caches])
-        other._changed()
         return other
 
     def assign(self, rows: torch.Tensor, other: "AIMCache") -> None:
@@ -238,13 +250,12 @@ class AIMCache:
         if other._slots > self._slots:
             self._grow(other._slots)
         shift = self._origin - other._origin
-        start, stop = other.actions_start, other.future_start
+        start, stop = other._origin - other.action_tokens, other._origin + other.observation_tokens
         self.frames = self.frames.index_copy(0, rows, other.frames)
         rows = rows.to(self.device)
         for pair, other_pair in zip(self._buffers, other._buffers):
             for buffer, new in zip(pair, other_pair):
                 buffer[rows, :, start + shift : stop + shift] = new[:, :, start:stop]
-        self._changed()
 
     def reset(self, rows: torch.Tensor) -> None:
         """Forgets what `rows` have observed."""
@@ -252,7 +263,6 @@ class AIMCache:
         rows = rows.to(self.device)
         for buffer in (buffer for pair in self._buffers for buffer in pair):
             buffer[rows] = 0  # a mask keeps out old keys, but not NaN among them
-        self._changed()
 
 
 def _stacked(layers: "Sequence[list[KeysValues]]") -> list[KeysValues]:

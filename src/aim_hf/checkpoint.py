@@ -9,6 +9,7 @@ lacks before it has been loaded.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -27,6 +28,20 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 # transformers' Trainer leaves these pickles beside a model; none of them holds weights.
 _OF_TRAINER = ("optimizer.", "rng_state", "scaler.", "scheduler.", "training_args.")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+
+
+# Names in checkpoints of aim-hf 0.1.0, whose action heads held the action experts -> names of today.
+EARLIER_NAMES = {
+    r"^action_head\.blocks\.(\d+)\.": r"blocks.\1.action.",
+    r"^history_head\.blocks\.(\d+)\.": r"blocks.\1.history.",
+}
+
+
+def name_of_today(name: str) -> str:
+    """The parameter that a stored tensor belongs to."""
+    for pattern, today in EARLIER_NAMES.items():
+        name = re.sub(pattern, today, name)
+    return name
 
 
 def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, **download_kwargs) -> Path:
@@ -144,7 +159,7 @@ def check_all_loaded(module: torch.nn.Module, stored: set[str], source: str) -> 
     Raises:
         ValueError: naming the tensors.
     """
-    state = module.state_dict()
+    state, stored = module.state_dict(), {name_of_today(name) for name in stored}
     tied = {state[name].data_ptr() for name in stored & state.keys()}
     missing = sorted(name for name in state.keys() - stored if state[name].data_ptr() not in tied)
     unknown = sorted(stored - state.keys())

@@ -25,6 +25,8 @@ _BASE_KEYS = {
     "auto_map",
     "is_encoder_decoder",
 }
+# Fields of earlier checkpoints, which were False in all that were published.
+_REMOVED = ("value_text_cross_attention", "joint_denoising")
 
 
 @strict
@@ -47,15 +49,11 @@ class AIMConfig(PreTrainedConfig):
             something to execute while the next chunk is computed (real-time chunking). The paper has none, 0.
         history_chunks: how many past chunks (the current observation's included) a query may look back on; `None`
             for all of them.
-        value_text_cross_attention: whether value tokens read the instruction themselves. Eq. (10) gives V_m no
-            text, so `False`; the instruction then reaches the value map through the imagined RGB tokens.
         separate_history_head: whether executed actions are encoded by a copy of the action head that stays as it is
             while the action head is trained further by itself (stage 2). See
             [`AIMForWorldAction.separate_history_head`].
         action_reads_value: `False` cuts the value tokens from V_a. It makes the ablation "observations only" of
             the same network, and nothing else should use it.
-        joint_denoising: whether actions are denoised together with RGB and value maps, from the value tokens as they
-            are at that moment, instead of after them, from the finished ones (eq. 1).
         value_loss_weight, action_loss_weight: lambda_m and lambda_a of eq. (9).
         video_shift, action_shift: shifts of the two flow-matching schedules, t = s*u / (1 + (s-1)*u).
         initializer_range: standard deviation of new weights.
@@ -86,9 +84,7 @@ class AIMConfig(PreTrainedConfig):
     history_chunks: int | None = None
     separate_history_head: bool = False
     # readings of eq. (10)
-    value_text_cross_attention: bool = False
     action_reads_value: bool = True
-    joint_denoising: bool = False
     # objective, eq. (9)
     value_loss_weight: float | int = 1.0
     action_loss_weight: float | int = 1.0
@@ -97,6 +93,9 @@ class AIMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        for name in _REMOVED:
+            if kwargs.pop(name, False):
+                raise ValueError(f"{name} is True; this version of aim-hf has no such model, 0.1.0 had.")
         unknown = sorted(set(kwargs) - _BASE_KEYS)
         if unknown:
             raise ValueError(
@@ -120,10 +119,6 @@ class AIMConfig(PreTrainedConfig):
             raise ValueError(
                 f"attention_head_dim is {self.attention_head_dim}; rotary positions over time, height and width need "
                 "an even number of at least 6."
-            )
-        if self.joint_denoising and not self.action_reads_value:
-            raise ValueError(
-                "joint_denoising is about the value tokens that actions read; action_reads_value is False."
             )
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim is {self.freq_dim}; it must be even.")

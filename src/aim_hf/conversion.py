@@ -168,7 +168,7 @@ def load_video_stream(
     """
     tensors = TensorFolder(folder)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    head = {name for name in shapes if name.startswith("action_head.")}
+    head = {name for name in shapes if name.startswith("action_head.") or ".action." in name}
     made_new = {name for name in shapes if name == "value_noise_token.weight" or name.startswith(NEW_IN_HEAD)}
     _check_fit(tensors, {name: shapes[name] for name in shapes.keys() - head - made_new}, layout)
 
@@ -181,7 +181,7 @@ def load_video_stream(
         tensor = tensor.to(dtype or tensor.dtype).view(shapes[name])
         _set(model, name, tensor)
         report.taken.append(name)
-        target = f"action_head.{name}"
+        target = counterpart(name)
         if target in head - made_new:
             parts = 6 if ".time_proj." in name else 1
             _set(model, target, resample(tensor, shapes[target], parts))
@@ -192,6 +192,14 @@ def load_video_stream(
         report.new.append(name)
     model.initialize_weights()  # of what is not filled
     return report
+
+
+def counterpart(name: str) -> str:
+    """What the action head or expert calls its parameter of the same part as `name` of the video stream."""
+    if name.startswith("blocks."):
+        blocks, number, rest = name.split(".", 2)
+        return f"{blocks}.{number}.action.{rest}"
+    return f"action_head.{name}"
 
 
 def _check_fit(tensors: TensorFolder, expected: dict[str, tuple[int, ...]], layout: Layout) -> None:

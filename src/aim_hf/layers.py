@@ -1,16 +1,15 @@
-"""What the two streams of AIM are made of: positions, norms, attention, a block, embeddings, the action head."""
+"""The layer of AIM, a mixture of transformers, and what stands before and behind its layers."""
 
-from collections.abc import Callable
-from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding, Timesteps
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .cache import KeysValues
+from .attention import KeysValues, Visible, attend, attention, joined
 from .configuration_aim import AIMConfig
 
 ROPE_THETA = 10000.0
@@ -19,7 +18,7 @@ ROPE_THETA = 10000.0
 
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Modulation = tuple[torch.Tensor, ...]
 
 
 def rotary(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
@@ -73,11 +72,6 @@ class AIMLayerNorm(nn.LayerNorm):
         return F.layer_norm(at_least_float32(hidden), self.normalized_shape, weight, bias, self.eps).to(hidden.dtype)
 
 
-def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
-    """The time of a flow-matching schedule: t = s*u / (1 + (s-1)*u)."""
-    return shift * u / (1 + (shift - 1) * u)
-
-
 def modulate(hidden: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """hidden: (B, N * L, d) with N units of L tokens; scale, shift: (B, N, 1, d)."""
     units = hidden.unflatten(1, (scale.shape[1], -1))
@@ -91,61 +85,28 @@ def gate(hidden: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------ layers
 
 
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention of q over k and v, each (B, heads, tokens, head_dim). mask: (B, 1, 1, keys), which keys count."""
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # PyTorch's CPU kernel for the backward pass is several times slower in bfloat16 than in float32.
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+class Tokens(NamedTuple):
+    """What one expert takes and gives.
 
-
-def masked_attention(mask: torch.Tensor, lengths: list[int], device: torch.device) -> Attend:
-    """Attention under a mask over units: exactly the dense masked attention, without the work of what is masked.
-
-    One FlexAttention kernel on a GPU; elsewhere, units that see the same keys are attended together, over just those.
-
-    Args:
-        mask: (U, U) bool, from `visible`, on the CPU.
-        lengths: tokens of each unit.
-
-    Returns:
-        a function of q, k, v, (B, heads, sum of lengths, head_dim) each.
+    hidden_states: (B, N * L, d), N units of L tokens. timestep_proj: (B, N, 6, d), of the unit's time. rotary_emb:
+    cosine and sine of the tokens' positions, (B or 1, 1, N * L, head_dim / 2). text_tokens: the first so many tokens
+    read the instruction.
     """
-    if device.type == "cuda":
-        return partial(_flex_attention(), block_mask=unit_block_mask(mask, lengths, device))
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for unit, row in enumerate(mask.tolist()):
-        groups.setdefault(tuple(index for index, seen in enumerate(row) if seen), []).append(unit)
-    return partial(unit_attention, groups=groups, lengths=lengths)
+
+    hidden_states: torch.Tensor
+    timestep_proj: torch.Tensor
+    rotary_emb: Rotation
+    text_tokens: int = 0
 
 
-@cache
-def _flex_attention() -> Attend:
-    # Compiled when it is first used: torch.compile imports its whole backend, which takes seconds on any machine.
-    return torch.compile(flex_attention)
+class LayerOutput(NamedTuple):
+    """The experts' tokens, None for an absent one, and the keys and values of all of them, (B, heads, tokens,
+    head_dim) each."""
 
-
-def unit_block_mask(mask: torch.Tensor, lengths: list[int], device: torch.device) -> BlockMask:
-    unit = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)
-    seen = mask.to(device)
-    tokens = len(unit)
-    return create_block_mask(lambda b, h, q, k: seen[unit[q], unit[k]], None, None, tokens, tokens, device=device)
-
-
-def unit_attention(q, k, v, groups: dict[tuple[int, ...], list[int]], lengths: list[int]) -> torch.Tensor:
-    """groups: units that are seen -> the units that see just these. lengths: tokens of each unit."""
-    q_units, k_units, v_units = (tensor.split(lengths, dim=2) for tensor in (q, k, v))
-    attended: list[torch.Tensor] = [None] * len(lengths)
-    for keys, queries in groups.items():
-        answer = attention(
-            torch.cat([q_units[i] for i in queries], dim=2),
-            torch.cat([k_units[i] for i in keys], dim=2),
-            torch.cat([v_units[i] for i in keys], dim=2),
-        )
-        for unit, piece in zip(queries, answer.split([lengths[i] for i in queries], dim=2)):
-            attended[unit] = piece
-    return torch.cat(attended, dim=2)
+    video: Tokens | None
+    history: Tokens | None
+    action: Tokens | None
+    keys_values: KeysValues
 
 
 class AIMAttention(nn.Module):
@@ -174,16 +135,13 @@ class AIMAttention(nn.Module):
         return self.to_out[0](attended.transpose(1, 2).flatten(2))
 
 
-class AIMBlock(nn.Module):
-    """One layer of one stream. Its self-attention is shared with the other stream, eq. (11), so the caller runs it."""
+class AIMExpert(nn.Module):
+    """One expert of a layer: Wan's transformer block, without the self-attention itself, which all experts share."""
 
-    # `project` and `update` as `compile_blocks` made them: functions of a block, not its bound methods, so that a copy
-    # of the block runs them on its own weights.
-    parts: tuple[Callable, Callable] | None = None
-
-    def __init__(self, config: AIMConfig, dim: int, ffn_dim: int, reads_text: bool):
+    def __init__(self, config: AIMConfig, dim: int, ffn_dim: int, reads_text: bool = False):
         super().__init__()
         inner_dim, heads, eps = config.hidden_size, config.num_attention_heads, config.eps
+        self.config = config
         self.norm1 = AIMLayerNorm(dim, eps, elementwise_affine=False)
         self.attn1 = AIMAttention(dim, inner_dim, heads, eps)
         if reads_text:
@@ -193,53 +151,73 @@ class AIMBlock(nn.Module):
         self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
         self.scale_shift_table = nn.Parameter(torch.empty(1, 6, dim))
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        time: torch.Tensor,
-        rotation: Rotation,
-        attend: Attend,
-        text: KeysValues | torch.Tensor | None = None,
-        text_tokens: int = 0,
-    ) -> torch.Tensor:
-        """
-        Args:
-            hidden: (B, N * L, d), N units of L tokens.
-            time: (B, N, 6, d).
-            attend: rotated queries and keys, and values, (B, heads, N * L, head_dim) each -> what the queries see.
-            text: keys and values of the instruction, or its features (B, S, d) to compute them from.
-            text_tokens: the first so many tokens read it.
-        """
-        project, update = self.parts or (AIMBlock.project, AIMBlock.update)
-        modulation = self.modulation(time)
-        if torch.is_tensor(text):
-            text = self.attn2.key_value(text)
-        attended = attend(*project(self, hidden, modulation, rotation))
-        return update(self, hidden, modulation, attended, text, text_tokens)
+    def modulation(self, tokens: Tokens) -> Modulation:
+        """Six tensors (B, N, 1, d): shift, scale and gate of the self-attention, and of the FFN."""
+        return (self.scale_shift_table + at_least_float32(tokens.timestep_proj)).split(1, dim=2)
 
-    def modulation(self, time: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """time: (B, N, 6, d) of N units -> six tensors (B, N, 1, d): shift, scale, gate, and again for the FFN."""
-        return (self.scale_shift_table + at_least_float32(time)).split(1, dim=2)
-
-    def project(self, hidden, modulation, rotation: Rotation):
-        shift, scale = modulation[0], modulation[1]
+    def project(self, tokens: Tokens, modulation: Modulation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated queries and keys, and values, of the self-attention: (B, heads, N * L, head_dim) each."""
+        hidden = tokens.hidden_states
+        shift, scale, *_ = modulation
         normed = modulate(self.norm1(hidden), scale, shift).to(hidden.dtype)
-        keys, values = self.attn1.key_value(normed)
-        return apply_rotary(self.attn1.query(normed), rotation), apply_rotary(keys, rotation), values
+        query, (key, value) = self.attn1.query(normed), self.attn1.key_value(normed)
+        return apply_rotary(query, tokens.rotary_emb), apply_rotary(key, tokens.rotary_emb), value
 
-    def update(self, hidden, modulation, attended, text=None, text_tokens: int = 0):
-        """Adds the attended values, the instruction (eq. 8, for the first `text_tokens` tokens) and the FFN."""
+    def absorb(
+        self, tokens: Tokens, modulation: Modulation, attended: torch.Tensor, text: KeysValues | None
+    ) -> Tokens:
+        """Adds what was attended to, (B, heads, N * L, head_dim), the instruction, eq. (8), and the FFN."""
+        hidden, count = tokens.hidden_states, tokens.text_tokens
         _, _, attention_gate, shift, scale, ffn_gate = modulation
         hidden = (hidden + gate(self.attn1.out(attended), attention_gate)).to(hidden.dtype)
-        if text is not None and text_tokens:
-            reading = hidden[:, :text_tokens]
-            answer = attention(self.attn2.query(self.norm2(reading)), *text)
-            reading = reading + self.attn2.out(answer)
-            hidden = (
-                reading if text_tokens == hidden.shape[1] else torch.cat([reading, hidden[:, text_tokens:]], dim=1)
-            )
+        if count:
+            reading, others = hidden[:, :count], hidden[:, count:]
+            reading = reading + self.attn2.out(attention(self, self.attn2.query(self.norm2(reading)), *text))
+            hidden = torch.cat([reading, others], dim=1) if others.shape[1] else reading
         normed = modulate(self.norm3(hidden), scale, shift).to(hidden.dtype)
-        return (hidden + gate(self.ffn(normed), ffn_gate)).to(hidden.dtype)
+        return tokens._replace(hidden_states=(hidden + gate(self.ffn(normed), ffn_gate)).to(hidden.dtype))
+
+
+class AIMLayer(AIMExpert, GradientCheckpointingLayer):
+    """One layer of the mixture of transformers: experts of their own width that meet in one self-attention, eq. (11).
+
+    The layer is the video expert itself, under the names of Wan's block, and owns the other two: `action`, and
+    `history`, which encodes executed actions where the action expert has been trained further by itself.
+    """
+
+    def __init__(self, config: AIMConfig):
+        super().__init__(config, config.hidden_size, config.ffn_dim, reads_text=True)
+        sizes = config.action_hidden_size, config.action_ffn_dim
+        self.action = AIMExpert(config, *sizes)
+        self.history = AIMExpert(config, *sizes) if config.separate_history_head else None
+
+    def forward(
+        self,
+        video: Tokens | None,
+        history: Tokens | None,
+        action: Tokens | None,
+        visible: Visible,
+        past: KeysValues | None = None,
+        text: KeysValues | torch.Tensor | None = None,
+    ) -> LayerOutput:
+        """
+        Args:
+            video, history, action: tokens of each expert, None for an absent one. They are attended to in this order.
+            visible: who sees whom, over the keys of `past` and then those of this pass.
+            past: keys and values from the cache, (B, heads, keys, head_dim) each.
+            text: keys and values of the instruction, or its features (B, S, d), for video tokens that read it.
+        """
+        experts = ((self, video), (self.history, history), (self.action, action))
+        present = [(expert, tokens, expert.modulation(tokens)) for expert, tokens in experts if tokens is not None]
+        projections = [expert.project(tokens, modulation) for expert, tokens, modulation in present]
+        q, k, v = (joined(parts) for parts in zip(*projections))
+        keys, values = (k, v) if past is None else (torch.cat(pair, dim=2) for pair in zip(past, (k, v)))
+        attended = attend(self, q, keys, values, visible)
+        if torch.is_tensor(text):
+            text = self.attn2.key_value(text)
+        shares = attended.split([tokens.hidden_states.shape[1] for _, tokens, _ in present], dim=2)
+        updated = iter([expert.absorb(*rest, share, text) for (expert, *rest), share in zip(present, shares)])
+        return LayerOutput(*(None if tokens is None else next(updated) for _, tokens in experts), (k, v))
 
 
 class AIMTimeEmbedding(nn.Module):
@@ -267,7 +245,7 @@ class AIMConditionEmbedding(AIMTimeEmbedding):
 
 
 class AIMActionHead(nn.Module):
-    """The action stream: as deep as the video stream and narrower. It never reads text or future RGB."""
+    """The way of the action expert in from action vectors, and out to their velocities."""
 
     def __init__(self, config: AIMConfig):
         super().__init__()
@@ -275,13 +253,11 @@ class AIMActionHead(nn.Module):
         # a = MLP(dual-arm action vector), eq. (3)
         self.action_embedder = nn.Sequential(nn.Linear(config.action_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.condition_embedder = AIMTimeEmbedding(dim, config.freq_dim)
-        self.blocks = nn.ModuleList(
-            AIMBlock(config, dim, config.action_ffn_dim, reads_text=False) for _ in range(config.num_layers)
-        )
         self.norm_out = AIMLayerNorm(dim, config.eps, elementwise_affine=False)
         self.proj_out = nn.Linear(dim, config.action_dim)
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, dim))
 
     def velocity(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """(B, N * n, d) of N units, and their time embedding (B, N, d) -> (B, N * n, action_dim)."""
         shift, scale = (self.scale_shift_table + at_least_float32(embedding).unsqueeze(2)).split(1, dim=2)
         return self.proj_out(modulate(self.norm_out(hidden), scale, shift).to(hidden.dtype))

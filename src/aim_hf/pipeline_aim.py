@@ -359,8 +359,6 @@ class AIMPipeline(DiffusionPipeline):
         self.check_schedule(
             num_inference_steps, num_action_inference_steps, stop_after, guidance_scale, action_noise_scale
         )
-        if self.model.config.joint_denoising and value_maps is not None:
-            raise ValueError("the model denoises actions together with the world: it takes no value_maps.")
         if guidance_scale != 1 and session.negative_cache is None:
             raise ValueError(
                 f"guidance_scale is {guidance_scale}, but the session has nothing to lead away from; start it with "
@@ -391,19 +389,14 @@ class AIMPipeline(DiffusionPipeline):
     def check_schedule(
         self,
         num_inference_steps,
-        num_action_inference_steps=None,
+        num_action_inference_steps=NUM_ACTION_INFERENCE_STEPS,
         stop_after=None,
         guidance_scale=1.0,
         action_noise_scale=None,
     ) -> None:
         """Raises ValueError for arguments of a call, by their names, that say how to sample and don't fit."""
         check_whole("num_inference_steps", num_inference_steps)
-        if num_action_inference_steps is not None:
-            check_whole("num_action_inference_steps", num_action_inference_steps)
-            if self.model.config.joint_denoising:
-                raise ValueError(
-                    "the model denoises actions together with the world: it takes no num_action_inference_steps."
-                )
+        check_whole("num_action_inference_steps", num_action_inference_steps)
         if stop_after is not None and check_whole("stop_after", stop_after) > num_inference_steps:
             raise ValueError(f"stop_after is {stop_after}; expected 1 to num_inference_steps={num_inference_steps}.")
         check_number("guidance_scale", guidance_scale, least=0)
@@ -416,7 +409,7 @@ class AIMPipeline(DiffusionPipeline):
         observation=None,
         session: AIMSession | None = None,
         num_inference_steps: int = 5,
-        num_action_inference_steps: int | None = None,
+        num_action_inference_steps: int = NUM_ACTION_INFERENCE_STEPS,
         stop_after: int | None = None,
         guidance_scale: float = 1.0,
         action_noise_scale: float | None = None,
@@ -435,8 +428,7 @@ class AIMPipeline(DiffusionPipeline):
             observation: the first one of the session, a list with one a row (or just it, for one row); None later.
             session: from `start`.
             num_inference_steps: denoising steps of RGB and value maps.
-            num_action_inference_steps: denoising steps of actions; 10 if not given. A model of joint denoising takes
-                each of them together with one of the world's, so it has none of its own.
+            num_action_inference_steps: denoising steps of actions.
             stop_after: end the denoising of RGB and value maps after this many of its steps, at the sample that the
                 last of them predicts; it costs less, and blurs.
             guidance_scale: of RGB and value maps, 1 for none; above, they follow the instruction more closely. Needs a
@@ -479,9 +471,6 @@ class AIMPipeline(DiffusionPipeline):
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
-        joint = self.model.config.joint_denoising
-        if num_action_inference_steps is None:
-            num_action_inference_steps = num_inference_steps if joint else NUM_ACTION_INFERENCE_STEPS
         if action_noise_scale is None:
             action_noise_scale = self.config.action_noise_scale
         true_value_pixels = None if value_maps is None else self._value_pixels(value_maps, session)
@@ -510,7 +499,7 @@ class AIMPipeline(DiffusionPipeline):
             true_value_latents = session.codec.encode_value_maps(true_value_pixels)
 
         # 4. Denoise RGB and value maps, eq. (6), then actions from the finished value map, eq. (10).
-        total = (stop_after or num_inference_steps) + (0 if joint else num_action_inference_steps)
+        total = (stop_after or num_inference_steps) + num_action_inference_steps
         with self.progress_bar(total=total) as progress_bar:
 
             def on_step_end(step, timestep, tensors):
@@ -523,7 +512,11 @@ class AIMPipeline(DiffusionPipeline):
                 return tensors
 
             latents, value_latents, action_latents = sample_chunk(
-                *(self.model, cache, noise, self.scheduler, self.action_scheduler),
+                self.model,
+                cache,
+                noise,
+                self.scheduler,
+                self.action_scheduler,
                 num_inference_steps=num_inference_steps,
                 num_action_inference_steps=num_action_inference_steps,
                 stop_after=stop_after,

@@ -11,8 +11,7 @@ holds the latent frames and the actions that follow the current observation o_{c
     m̄_c   CLEAN_VALUE    for the head   o_0..o_{c-1}, clean x_c (= o_c), m̄_c
     a*_c  FUTURE_ACTION  denoised       last latent frame of o_{c-1}, a_1..a_{c-1}, m̄_c, a*_c
 
-In joint denoising there is no m̄_c: a*_c sees m_c as it is at that moment of the denoising. With a lookahead, a*_c
-goes on beyond its chunk: actions to be executed while the next chunk is computed.
+With a lookahead, a*_c goes on beyond its chunk: actions to be executed while the next chunk is computed.
 Clean x_c has the content, weights, time and visible set of o_c, so a training sequence needs no second copy of it.
 `history_chunks` = H limits the history to chunks c-H..c-1, in whole chunks, which is what `AIMCache` evicts by. A
 training sequence may hold several noise draws of one chunk; denoised units see only their own draw.
@@ -75,7 +74,6 @@ def visible(
     chunk_latent_frames: int,
     history_chunks: int | None = None,
     action_reads_value: bool = True,
-    joint_denoising: bool = False,
 ) -> torch.Tensor:
     """The table above. Returns a bool tensor (queries, keys), `True` where the query may see the key."""
     qk, qc, qd = query.kind[:, None], query.chunk[:, None], query.draw[:, None]
@@ -87,7 +85,6 @@ def visible(
     # Chunk c-1 ends with latent frame (c-1) * F.
     current_o = is_o & (kf == (qc - 1) * chunk_latent_frames)
     same_chunk, same_draw = kc == qc, kd == qd
-    value_read = (kk == Kind.FUTURE_VALUE) & same_draw if joint_denoising else kk == Kind.CLEAN_VALUE
 
     rules = {
         Kind.OBSERVATION: past_o | past_a | (is_o & same_chunk),
@@ -97,7 +94,7 @@ def visible(
         Kind.CLEAN_VALUE: past_o | (is_o & same_chunk) | ((kk == Kind.CLEAN_VALUE) & same_chunk),
         Kind.FUTURE_ACTION: current_o
         | past_a
-        | (value_read & same_chunk & action_reads_value)
+        | ((kk == Kind.CLEAN_VALUE) & same_chunk & action_reads_value)
         | ((kk == Kind.FUTURE_ACTION) & same_chunk & same_draw),
     }
     result = torch.zeros(len(query.kind), len(key.kind), dtype=torch.bool, device=query.kind.device)

@@ -26,6 +26,7 @@ from aim_hf.data.lerobot.importer import imported_row
 from aim_hf.data.lerobot.robot import Columns, Robot
 from aim_hf.data.lerobot.source import LeRobotSource
 from aim_hf.data.shards import ShardWriter, load_episodes
+from aim_hf.training.flow_matching import FlowMatchingLoss
 from aim_hf.training.trainer import AIMTrainer, AIMTrainingArguments
 from aim_hf.training.vae import canvas_episodes
 
@@ -174,7 +175,7 @@ def test_the_loss_of_a_view_that_is_missing_is_not_counted(latents, pipe):
     item.pop("value_mask")
     noise = [torch.randn(1, 1, 4, 2, 3, 2) for _ in range(2)] + [torch.randn(1, 1, 16, 16)]
     with torch.no_grad():
-        out = pipe.model(**item, noise=tuple(noise))
+        out = FlowMatchingLoss(pipe.model.config)(pipe.model, **item, noise=tuple(noise))
     error = (out.rgb_velocity - (noise[0] - item["latents"][:, None, :, 1:])).square().mean(dim=2)
     seen = item["rgb_weights"][:, None].expand_as(error) > 0
     torch.testing.assert_close(out.rgb_loss, error[seen].mean())

@@ -195,9 +195,13 @@ def make_group(model, chunks=3, rows=4, seed=0):
     )
 
 
-def make_policy(model, own_reference=False):
+def acts(name):
+    return name.startswith("action_head.") or ".action." in name
+
+
+def make_policy(model):
     mask = torch.tensor([True] * (model.config.action_dim - 1) + [False])
-    return ActionPolicy(model, TIMES, FlowSDE(0.7), mask, own_reference)
+    return ActionPolicy(model, TIMES, FlowSDE(0.7), mask)
 
 
 @pytest.mark.parametrize("history", [None, 1])
@@ -214,13 +218,14 @@ def test_gradients_reach_the_action_head_alone_and_the_world_stays(history):
     optimizer.step()
     after = model.state_dict()
     for name, tensor in before.items():
-        if name.startswith("action_head."):
-            assert torch.equal(after["history_head." + name.removeprefix("action_head.")], tensor)
+        if acts(name):
+            frozen = name.replace("action_head.", "history_head.").replace(".action.", ".history.")
+            assert torch.equal(after[frozen], tensor)
             assert not torch.equal(after[name], tensor) or "proj_out" not in name, name
         else:
             assert torch.equal(after[name], tensor), name
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {
-        name for name, _ in model.named_parameters() if name.startswith("action_head.")
+        name for name, _ in model.named_parameters() if acts(name)
     }
     ((changed, divergence),), _ = policy([group])
     assert not torch.equal(changed, log_probs) and divergence.sum() > 0
@@ -244,17 +249,22 @@ def test_what_is_imagined_does_not_depend_on_the_trained_head(history):
         outputs = []
         for chunk in range(3):
             time = torch.full((4,), 0.5, dtype=torch.float64)
-            outputs += model.denoise_world(cache, group["rgb"][:, chunk], group["value"][:, chunk], time)
+            outputs += model.denoise_world(
+                model.world_context(cache), group["rgb"][:, chunk], group["value"][:, chunk], time
+            )
             model.append(cache, group["observed"][:, chunk], group["executed"][:, chunk])
         return outputs
 
     before = worlds()
     model.separate_history_head()
-    for parameter in model.action_head.parameters():
-        parameter.add_(torch.randn_like(parameter))
+    for name, parameter in model.named_parameters():
+        if acts(name):
+            parameter.add_(torch.randn_like(parameter))
     for new, old in zip(worlds(), before):  # where a product's result lies in memory may change its last bit
         torch.testing.assert_close(new, old, rtol=0, atol=1e-13)
     model.history_head = None  # as it would be without
+    for layer in model.blocks:
+        layer.history = None
     later = worlds()
     for new, old in zip(later[:2], before[:2]):  # nothing executed yet
         torch.testing.assert_close(new, old, rtol=0, atol=1e-13)
@@ -275,7 +285,7 @@ def test_numbers_that_are_no_part_of_the_action_do_not_count():
 def test_episodes_that_have_ended_are_left_out_and_change_nothing():
     policy = make_policy(make_model(history_chunks=1))
     with torch.no_grad():  # away from its reference
-        for parameter in policy.head.parameters():
+        for parameter in policy.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     group = make_group(policy.model)
     (whole,), _ = policy([group])
@@ -297,18 +307,7 @@ def test_a_compiled_model_is_trained_like_another():
         policy = make_policy(model)
         ((log_probs, _),), _ = policy([make_group(model, chunks=1)])
         log_probs.sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in policy.head.named_parameters()})
+        gradients.append({name: parameter.grad for name, parameter in policy.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-9, msg=name)
         assert gradient.abs().max() > 0 or "to_k.bias" in name, name
-
-
-def test_the_reference_may_be_one_of_its_own():
-    policy = make_policy(make_model(), own_reference=True)
-    assert any(name.startswith("reference.") for name in policy.state_dict())
-    assert all(name.startswith("head.") for name in make_policy(make_model()).state_dict())
-
-
-def test_joint_denoising_is_refused():
-    with pytest.raises(ValueError, match="joint_denoising"):
-        make_policy(make_model(joint_denoising=True))

@@ -18,6 +18,7 @@ from ..evaluation.policies import Prediction, check_fits, interface_of
 from ..evaluation.rollout import new_storyboard
 from ..evaluation.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
 from ..pipeline_aim import AIMPipeline
+from ..sampling import NUM_ACTION_INFERENCE_STEPS
 
 
 class Trouble(Exception):
@@ -47,10 +48,10 @@ def held_out_scene(task: str, split: str, seed: float | None) -> Scene:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to denoise; see `AIMPipeline.__call__`. `num_action_inference_steps` is None with joint denoising."""
+    """How long to denoise; see `AIMPipeline.__call__`."""
 
     num_inference_steps: int = 5
-    num_action_inference_steps: int | None = 10
+    num_action_inference_steps: int = NUM_ACTION_INFERENCE_STEPS
     stop_after: int | None = None
 
     def __post_init__(self):

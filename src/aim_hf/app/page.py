@@ -52,7 +52,6 @@ def build(rollouts: LiveRollouts, tasks: list[str], at_once: int) -> gr.Blocks:
         tasks: to choose from.
         at_once: episodes that run while others wait. `rollouts` needs a simulator more, which shows scenes.
     """
-    joint = rollouts.pipe.model.config.joint_denoising
     seeds = seed_range("evaluation")
     with gr.Blocks(title="AIM: imagine, aim, act", analytics_enabled=False, delete_cache=(600, 600)) as page:
         shown = gr.State()  # the scene that is set up, and its own words
@@ -74,7 +73,7 @@ def build(rollouts: LiveRollouts, tasks: list[str], at_once: int) -> gr.Blocks:
                 with gr.Accordion("Denoising schedule", open=False):
                     world_steps = gr.Slider(1, 20, Schedule.num_inference_steps, step=1, label="Steps of the world")
                     action_steps = gr.Slider(
-                        1, 20, Schedule.num_action_inference_steps, step=1, label="Steps of actions", visible=not joint
+                        1, 20, Schedule.num_action_inference_steps, step=1, label="Steps of actions"
                     )
                     early_end = gr.Slider(0, 20, 0, step=1, label="End the world after step (0: don't)")
                 with gr.Row(elem_id="buttons"):
@@ -115,7 +114,7 @@ def build(rollouts: LiveRollouts, tasks: list[str], at_once: int) -> gr.Blocks:
         def play(task, split, seed, words, last_shown, world_steps, action_steps, early_end):
             try:
                 scene = held_out_scene(task, split, seed)
-                schedule = Schedule(world_steps, None if joint else action_steps, early_end or None)
+                schedule = Schedule(world_steps, action_steps, early_end or None)
                 changed = last_shown is not None and words != last_shown[1]
                 with closing(rollouts.run(scene, words if changed else None, schedule)) as episodes:
                     moments = 0

@@ -139,12 +139,13 @@ def same_world(
 
 
 def _world_tensors(pipe: AIMPipeline) -> dict[str, torch.Tensor]:
-    """What imagination depends on: all but an action head that acts alone, while another encodes what was executed."""
+    """What imagination depends on: all but a head and experts that act alone, while others encode the past."""
     tensors = pipe.model.state_dict(prefix="model.")
     if pipe.model.history_head is not None:
-        acting = [name for name in tensors if name.startswith("model.action_head.")]
+        acting = [name for name in tensors if name.startswith("model.action_head.") or ".action." in name]
         for name in acting:
-            tensors[name] = tensors.pop(name.replace(".action_head.", ".history_head."))
+            encoding = name.replace("model.action_head.", "model.history_head.").replace(".action.", ".history.")
+            tensors[name] = tensors.pop(encoding)
     return pipe.vae.state_dict(prefix="vae.") | pipe.text_encoder.state_dict(prefix="text_encoder.") | tensors
 
 

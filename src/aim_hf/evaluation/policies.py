@@ -110,7 +110,7 @@ class AIMPolicy:
         pipe: AIMPipeline,
         settings: dict[str, Any],
         num_inference_steps: int = 5,
-        num_action_inference_steps: int | None = None,
+        num_action_inference_steps: int = NUM_ACTION_INFERENCE_STEPS,
         stop_after: int | None = None,
         guidance_scale: float = 1.0,
         action_noise_scale: float | None = None,
@@ -128,8 +128,6 @@ class AIMPolicy:
                 f"delay is {delay} control steps; this model looks {ahead} ahead, in chunks of "
                 f"{pipe.actions_per_chunk}, and can't bridge more than the smaller of them."
             )
-        if num_action_inference_steps is None and not pipe.model.config.joint_denoising:
-            num_action_inference_steps = NUM_ACTION_INFERENCE_STEPS
         self.steps = {
             "num_inference_steps": num_inference_steps,
             "num_action_inference_steps": num_action_inference_steps,
@@ -294,7 +292,7 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `SCHEDULE`."""
     parser.add_argument("--dtype", help="of the model and the text encoder, such as bfloat16; default: as stored")
     parser.add_argument("--num_inference_steps", type=int, default=5, help="of RGB and value maps")
-    parser.add_argument("--num_action_inference_steps", type=int, help="default: 10")
+    parser.add_argument("--num_action_inference_steps", type=int, default=NUM_ACTION_INFERENCE_STEPS)
     parser.add_argument("--stop_after", type=int, help="end the denoising of RGB and value maps after so many steps")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="of RGB and value maps")
     parser.add_argument(

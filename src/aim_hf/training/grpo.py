@@ -41,7 +41,7 @@ VALUE_REWARD, SUCCESS = f"rewards/{value_map_reward.__name__}/mean", "eval_succe
 LEVELS, LOSSES, SCALES = ("token", "sequence"), ("grpo", "dapo"), ("group", "batch", "none")
 # Numbers of the configuration, those that may be None too, by what they have to be.
 AT_LEAST_ONE = (
-    *("num_iterations", "num_inference_steps", "num_action_inference_steps", "ref_model_sync_steps", "noise_modes"),
+    *("num_iterations", "num_inference_steps", "num_action_inference_steps", "noise_modes"),
     *("steps_per_generation", "max_completion_length", "num_env_workers", "hacking_patience"),
 )
 ABOVE_ZERO = ("epsilon", "epsilon_high", "env_timeout", "max_kl")
@@ -87,9 +87,6 @@ class AIMGRPOConfig(ResumableArguments):
         default="group", metadata={"help": "by which standard deviation advantages are divided: group, batch or none"}
     )
     reward_weights: list[float] | None = field(default=None, metadata={"help": "one for each reward; 1 if not given"})
-    sync_ref_model: bool = field(default=False, metadata={"help": "let the reference follow the policy"})
-    ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "share of the policy that it takes"})
-    ref_model_sync_steps: int = field(default=512, metadata={"help": "every so many optimizer steps"})
     noise_level: float = field(default=0.7, metadata={"help": "a of the SDE, see training/policy.py"})
     noise_modes: int | None = field(
         default=None,
@@ -150,7 +147,6 @@ class AIMGRPOConfig(ResumableArguments):
             (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
             (ABOVE_ZERO, lambda value: 0 < value < math.inf, "a number above 0"),
             (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "a number of at least 0"),
-            (("ref_model_mixup_alpha",), lambda value: 0 <= value <= 1, "0 to 1"),
         ):
             for name in names:
                 if (value := getattr(self, name)) is not None and not fits(value):
@@ -288,7 +284,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         mask = pipe.processor.moving_dimensions.to(args.device)
         sde = FlowSDE(args.noise_level, args.noise_modes, args.last_step_std)
         sde.basis(pipe.model.config.action_horizon)  # more modes than actions are refused here, before any rollout
-        policy = ActionPolicy(pipe.model, times, sde, mask, args.sync_ref_model)
+        policy = ActionPolicy(pipe.model, times, sde, mask)
         super().__init__(model=policy, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("the action head is small and all else is frozen: GRPO runs on whole models (DDP).")
@@ -298,8 +294,6 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         self._step = 0  # batches so far
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self.add_callback(_Safety(self))
-        if args.sync_ref_model:
-            self.add_callback(_SyncReference(self))
 
     # ------------------------------------------------------------------------------------------------------ data
 
@@ -681,17 +675,6 @@ def _evaluations(log_history: list[dict]) -> list[tuple[float, float, float]]:
             evaluated.append((sum(rewards) / len(rewards), entry[SUCCESS], entry["eval_success_high"]))
             rewards = []
     return evaluated
-
-
-class _SyncReference(TrainerCallback):
-    def __init__(self, trainer: AIMGRPOTrainer):
-        self.policy = trainer.model
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % args.ref_model_sync_steps == 0:
-            with torch.no_grad():
-                for old, new in zip(self.policy.reference.parameters(), self.policy.head.parameters()):
-                    old.lerp_(new, args.ref_model_mixup_alpha)
 
 
 def _name(function: RewardFunction) -> str:

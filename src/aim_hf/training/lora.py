@@ -1,6 +1,7 @@
 """Fine-tuning with LoRA on the video stream, by PEFT.
 
-The action head and the value noise token, which no video model has, are trained in full and saved with the adapter.
+The action head, the action experts and the value noise token, which no video model has, are trained in full and saved
+with the adapter.
 """
 
 from ..extras import extra
@@ -9,9 +10,9 @@ from ..modeling_aim import AIMForWorldAction
 with extra("lora"):
     from peft import LoraConfig, PeftModel, get_peft_model
 
-# Every matrix product of the video stream's layers. PEFT matches whole names, so the action head's layers don't.
+# Every matrix product of the video experts. PEFT matches whole names, so those of the action experts don't.
 VIDEO_LAYERS = r"blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ffn\.net\.(0\.proj|2))"
-TRAINED_IN_FULL = ["action_head", "value_noise_token"]
+TRAINED_IN_FULL = ["action_head", "action", "value_noise_token"]
 
 
 def with_lora(model: AIMForWorldAction, rank: int, alpha: float | None = None) -> PeftModel:

@@ -28,7 +28,6 @@ it, and what practice then teaches is to take it out again, which is worth nothi
 the policy's spread comes after the last step, where no network sees it: `last_step_std`.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,8 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..cache import AIMCache
-from ..layers import AIMActionHead
+from ..cache import ActionContext
 from ..modeling_aim import AIMForWorldAction
 
 # What of a group of rollouts the policy looks at.
@@ -180,43 +178,33 @@ def masked_sum(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (values if mask is None else values * mask).sum(dim=-1)
 
 
-def action_velocity(model: AIMForWorldAction, cache: AIMCache, head: AIMActionHead | None = None) -> Velocity:
-    """The velocity of the actions that follow what `cache` holds, after `condition_actions`; of another `head` than
-    the model's if one is given."""
+def action_velocity(model: AIMForWorldAction, context: ActionContext, reference: bool = False) -> Velocity:
+    """The velocity of actions that see `context`; by the reference, the frozen head, if asked for."""
 
     def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return model.denoise_actions(cache, x.to(model.dtype), t, head).float()
+        return model.denoise_actions(context, x.to(model.dtype), t, reference).float()
 
     return velocity
 
 
 class ActionPolicy(nn.Module):
-    """The action head of a model as the one thing that is trained: all else is frozen, and no part of this module.
+    """The action head and the action experts of a model as what is trained: all else is frozen, and no part of this
+    module.
 
-    Executed actions are encoded by the head as it was before (`AIMForWorldAction.separate_history_head`), so that RGB
-    and value maps stay as they are, to the last bit. That copy is the reference of the divergence too, unless
-    `own_reference` asks for one that may follow the policy.
-
-    Raises:
-        ValueError: for a model that denoises actions jointly with the world, which then depends on them.
+    Executed actions are encoded by head and experts as they were before
+    ([`AIMForWorldAction.separate_history_head`]), so that RGB and value maps stay as they are. These copies are the
+    reference of the divergence too.
     """
 
-    def __init__(
-        self, model: AIMForWorldAction, times: list[float], sde: FlowSDE, mask: torch.Tensor, own_reference: bool
-    ):
+    def __init__(self, model: AIMForWorldAction, times: list[float], sde: FlowSDE, mask: torch.Tensor):
         super().__init__()
-        if model.config.joint_denoising:
-            raise ValueError("the model has joint_denoising; its actions can't be trained apart from its world.")
         model.requires_grad_(False)
         model.separate_history_head()
         self.head = model.action_head.requires_grad_(True)
+        self.experts = nn.ModuleList(layer.action.requires_grad_(True) for layer in model.blocks)
         self.times, self.sde, self.mask = times, sde, mask
         # Set past torch's back: what is frozen shall be neither moved, nor wrapped, nor saved with this module.
         self.__dict__["model"] = model
-        if own_reference:
-            self.reference = copy.deepcopy(model.history_head)
-        else:
-            self.__dict__["reference"] = model.history_head
 
     def forward(
         self, groups: list[dict[str, torch.Tensor]]
@@ -226,7 +214,7 @@ class ActionPolicy(nn.Module):
 
         Also a zero that depends on every parameter: where no group is left, there is still a gradient to share.
         """
-        nothing = 0.0 * sum(parameter.sum() for parameter in self.head.parameters())
+        nothing = 0.0 * sum(parameter.sum() for parameter in self.parameters())
         return [self._evaluate(**group) for group in groups], nothing
 
     def _evaluate(self, prompt_embeds, first, rgb, value, observed, executed, steps, before, after, num_chunks):
@@ -234,11 +222,12 @@ class ActionPolicy(nn.Module):
         Episodes that have ended are left out, as they were in the rollout, so that every number is the same as there;
         theirs are zero."""
         log_probs, divergences = [], []
-        for chunk, rows, cache in self._states(prompt_embeds, first, rgb, value, observed, executed, num_chunks):
-            policy, reference = (action_velocity(self.model, cache, head) for head in (self.head, self.reference))
+        for chunk, rows, context in self._states(prompt_embeds, first, rgb, value, observed, executed, num_chunks):
             # All steps of a chunk at once: (B * S, ...).
             x, taken = before[rows, chunk].flatten(0, 1), after[rows, chunk]
             chosen = steps[chunk].tolist()
+            context = context.repeat_interleave(len(chosen))
+            policy, reference = (action_velocity(self.model, context, reference) for reference in (False, True))
             time = x.new_tensor([self.times[step] for step in chosen]).repeat(len(taken))
             velocity = policy(x, time).view_as(taken)
             with torch.no_grad():
@@ -258,8 +247,8 @@ class ActionPolicy(nn.Module):
     @torch.no_grad()
     def _states(
         self, prompt_embeds, first, rgb, value, observed, executed, num_chunks
-    ) -> Iterator[tuple[int, torch.Tensor, AIMCache]]:
-        """Each chunk, the episodes that still run, and a cache that holds what their actions may see, eq. (10)."""
+    ) -> Iterator[tuple[int, torch.Tensor, ActionContext]]:
+        """Each chunk, the episodes that still run, and what their actions see, eq. (10)."""
         model, chunks = self.model, rgb.shape[1]
         dtype = model.dtype
         cache = model.new_cache(1, *first.shape[-2:])
@@ -274,5 +263,4 @@ class ActionPolicy(nn.Module):
                 if not going_on.all():
                     rows, cache = rows[going_on], cache.select(going_on.nonzero()[:, 0])
                 model.append(cache, observed[rows, chunk - 1].to(dtype), executed[rows, chunk - 1].to(dtype))
-            model.condition_actions(cache, rgb[rows, chunk].to(dtype), value[rows, chunk].to(dtype))
-            yield chunk, rows, cache
+            yield chunk, rows, model.action_context(cache, rgb[rows, chunk].to(dtype), value[rows, chunk].to(dtype))

@@ -203,13 +203,14 @@ class _Rollout:
         collector, config, running = self.collector, self.model.config, len(self.running)
         shape = (1, config.in_channels, config.chunk_latent_frames, *self.session.latent_size)
         world = [self._randn(shape).expand(self.session.batch_size, *shape[1:]) for _ in range(2)]
-        world = sample_world(self.model, self.session.cache, world, self.pipe.scheduler, collector.num_inference_steps)
+        *world, _ = sample_world(
+            self.model, self.session.cache, (*world, None), self.pipe.scheduler, collector.num_inference_steps
+        )
         if not self.parts["rgb"]:
             self.session = self.session.select([0] * running)
             world = [latents.expand(running, *shape[1:]) for latents in world]
         rgb, value = world
-        cache = self.session.cache
-        self.model.condition_actions(cache, rgb.to(self.model.dtype), value.to(self.model.dtype))
+        context = self.model.action_context(self.session.cache, rgb.to(self.model.dtype), value.to(self.model.dtype))
 
         S, shape = collector.num_random_steps, (config.action_horizon, config.action_dim)
         policy = collector.policy
@@ -218,7 +219,7 @@ class _Rollout:
         z_shape = (collector.num_generations, S, policy.sde.num_modes(config.action_horizon), config.action_dim)
         noise, z = self.pipe.config.action_noise_scale * self._randn((1, *shape)), self._randn(z_shape)
         actions, decisions = sample(
-            *(action_velocity(self.model, cache), noise.expand(running, *shape), policy.times, policy.sde),
+            *(action_velocity(self.model, context), noise.expand(running, *shape), policy.times, policy.sde),
             *(chosen, z[self.running]),
             mask=policy.mask,
         )

@@ -30,8 +30,7 @@ def sample_first_chunk(
     """Samples the first chunk of each window from its first latent frame.
 
     Returns:
-        rgb, value (B, C, F, h, w); actions and, but for joint denoising, actions_from_true_map (B, action_horizon,
-        action_dim), normalized.
+        rgb, value (B, C, F, h, w); actions and actions_from_true_map (B, action_horizon, action_dim), normalized.
     """
     config, latents = model.config, batch["latents"]
     B, C, _, height, width = latents.shape
@@ -46,12 +45,9 @@ def sample_first_chunk(
     schedulers = [FlowMatchEulerDiscreteScheduler(shift=shift) for shift in (config.video_shift, config.action_shift)]
 
     rgb, value, actions = sample_chunk(model, cache, noise, *schedulers, num_inference_steps=5)
-    sampled = {"rgb": rgb, "value": value, "actions": actions}
-    if not config.joint_denoising:
-        true_value = batch["value_latents"][:, :, : config.chunk_latent_frames]
-        world = rgb, true_value.to(rgb), noise[2]
-        sampled["actions_from_true_map"] = sample_actions(model, cache, world, schedulers[1])[2]
-    return sampled
+    true_value = batch["value_latents"][:, :, : config.chunk_latent_frames]
+    _, _, from_true_map = sample_actions(model, cache, (rgb, true_value.to(rgb), noise[2]), schedulers[1])
+    return {"rgb": rgb, "value": value, "actions": actions, "actions_from_true_map": from_true_map}
 
 
 def head_peaks(codec: VideoCodec, processor: AIMProcessor, value_latents: torch.Tensor) -> torch.Tensor:
@@ -110,9 +106,8 @@ class SampleCallback(TrainerCallback):
             metrics["sample_peak_error"] = distance.median().item()
             within = distance < 0.1 * self.processor.canvas_size[1]
             metrics["sample_peak_within"] = within.float().mean().item()
-        if "actions_from_true_map" in sampled:
-            error = (sampled["actions_from_true_map"] - true_actions).abs().mean().item()
-            metrics["sample_action_error_true_map"] = error
+        error = (sampled["actions_from_true_map"] - true_actions).abs().mean().item()
+        metrics["sample_action_error_true_map"] = error
         # Not trainer.log: called from within a step it would cancel that step's own log, in this process alone.
         self.trainer.sample_metrics = metrics
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from ..files import reading
 from ..modeling_aim import AIMForWorldAction
 from .checkpoints import MEND, CheckpointedTrainer, ResumableArguments
+from .flow_matching import FlowMatchingLoss
 from .muon import MuonWithAdamW
 
 if TYPE_CHECKING:  # adapters are an extra
@@ -76,6 +77,7 @@ class AIMTrainer(CheckpointedTrainer):
         self.ema: EMAModel | None = None  # once training begins
         self.sample_metrics: dict[str, float] = {}  # of the last sample, until they are logged
         self._terms = {name: [] for name in LOSS_TERMS}
+        self.objective = FlowMatchingLoss(model.config, args.num_draws, args.num_action_draws)
         horizon = model.config.action_horizon
         if args.committed_probability and not 1 <= args.committed_max < horizon:
             raise ValueError(
@@ -133,7 +135,7 @@ class AIMTrainer(CheckpointedTrainer):
             inputs["value_latents"] = torch.where(mask[:, None] > 0, latents, torch.randn_like(latents))
         if model.training:
             inputs |= self._augmentations(inputs)
-        outputs = model(**inputs, num_draws=self.args.num_draws, num_action_draws=self.args.num_action_draws)
+        outputs = self.objective(model, **inputs)
         if not torch.isfinite(outputs.loss):
             terms = {name: outputs[name].item() for name in LOSS_TERMS}
             raise FloatingPointError(f"the loss is {outputs.loss.item()} at step {self.state.global_step}: {terms}.")
