@@ -19,7 +19,7 @@ from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.configuration_aim import PRESETS
 from aim_hf.files import write_text
 from aim_hf.provenance import provenance
-from aim_hf.sampling import sample_chunk
+from aim_hf.sampling import SamplingConfig, sample_chunk
 
 LATENT_SIZE = {"tiny": (6, 6), "wan2.2-ti2v-5b": (24, 20)}  # of the presets' canvases
 TEXT_TOKENS = {"tiny": 32, "wan2.2-ti2v-5b": 512}
@@ -99,8 +99,7 @@ class Rollout:
             self.cache,
             self.noise(),
             *self.schedulers,
-            num_inference_steps=WORLD_STEPS,
-            num_action_inference_steps=ACTION_STEPS,
+            SamplingConfig(WORLD_STEPS, ACTION_STEPS),
         )
 
 

@@ -15,7 +15,7 @@ from alternatives import UncachedRollout
 from common import ACTION_STEPS, LATENT_SIZE, TEXT_TOKENS, finish, in_turn, make_model, parser
 
 from aim_hf import AIMForWorldAction
-from aim_hf.training.policy import ActionPolicy, FlowSDE, kl_divergence, log_density
+from aim_hf.rl.policy import ActionPolicy, FlowSDE, kl_divergence, log_density
 
 TIMES = [1 - step / ACTION_STEPS for step in range(ACTION_STEPS)] + [0.0]
 

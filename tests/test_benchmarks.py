@@ -20,7 +20,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def test_the_uncached_rollout_gives_what_the_cached_one_gives(config, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from alternatives import UncachedRollout
-    from common import sample_chunk
+    from common import SamplingConfig, sample_chunk
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     model = make_model(**config)
@@ -44,7 +44,7 @@ def test_the_uncached_rollout_gives_what_the_cached_one_gives(config, monkeypatc
     noise = tuple(tensor.float() for tensor in (rgb, value, action))
     assert noise[0].shape == (1, C, 2, H, W)
     schedulers = [FlowMatchEulerDiscreteScheduler(shift=shift) for shift in (5.0, 1.0)]
-    ours = sample_chunk(model, episode.cache, noise, *schedulers, num_inference_steps=3, num_action_inference_steps=4)
+    ours = sample_chunk(model, episode.cache, noise, *schedulers, SamplingConfig(3, 4))
     for got, want in zip(uncached.sample(noise, schedulers, 3, 4), ours):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
@@ -121,7 +121,7 @@ def test_the_plain_learner_learns_the_same(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import grpo
 
-    from aim_hf.training.policy import ActionPolicy, FlowSDE
+    from aim_hf.rl.policy import ActionPolicy, FlowSDE
 
     model, plain = make_model(), make_model()
     policy = ActionPolicy(model, grpo.TIMES, FlowSDE(0.7), torch.ones(5, dtype=torch.bool))

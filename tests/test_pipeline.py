@@ -3,6 +3,7 @@
 import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from aim_hf.evaluation.policies import AIMPolicy
 from aim_hf.files import written_folder
 from aim_hf.modeling_aim import AIMForWorldAction
 from aim_hf.pipeline_aim import AIMPipeline, AIMPipelineOutput, AIMSession
+from aim_hf.sampling import SamplingConfig
 
 SIZES = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST}
 INSTRUCTIONS = ["put the red block", "ring bell", "lift pot left"]
@@ -664,24 +666,35 @@ def test_actions_from_less_noise(rng, monkeypatch):
         sample(0, action_noise_scale=1.5)
 
 
-def test_a_pipeline_keeps_how_it_samples_actions(pipe, rng, tmp_path):
+def test_a_pipeline_keeps_how_it_samples(pipe, rng, tmp_path):
+    config = SamplingConfig(num_inference_steps=3, action_noise_scale=0.0)
     pipe.save_pretrained(tmp_path)
-    still = AIMPipeline.from_pretrained(tmp_path, action_noise_scale=0.0)
+    still = AIMPipeline.from_pretrained(tmp_path, sampling_config=config)
     still.save_pretrained(tmp_path)
     loaded, observation = AIMPipeline.from_pretrained(tmp_path), make_observation(rng)
-    assert loaded.config.action_noise_scale == 0 and AIMPolicy(loaded, {}).settings["action_noise_scale"] == 0
-    assert AIMPolicy(loaded, {}, action_noise_scale=0.5).settings["action_noise_scale"] == 0.5
+    assert loaded.sampling_config == config
+    assert AIMPolicy(loaded, {}).settings == asdict(config) | {"delay": 0}
+    policy = AIMPolicy.from_pretrained(tmp_path, action_noise_scale=0.5)
+    assert policy.sampling_config == replace(config, action_noise_scale=0.5)
+    # As a checkpoint of 0.1.0 has it.
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index.pop("sampling_config") == asdict(config) and index["action_noise_scale"] is None
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"action_noise_scale": 0.25}))
+    assert AIMPipeline.from_pretrained(tmp_path).sampling_config == SamplingConfig(action_noise_scale=0.25)
+    with pytest.raises(TypeError, match=r"unexpected arguments \['num_steps'\]; SamplingConfig has num_inference"):
+        loaded(observation, session=loaded.start("bell"), num_steps=3)
 
     def sample(pipe, **arguments):
         return pipe(observation, session=pipe.start("bell"), output_type="latent", generator=seeded(0), **arguments)
 
     for a, b in (
-        (sample(loaded), sample(pipe, action_noise_scale=0.0)),
-        (sample(loaded, action_noise_scale=1.0), sample(pipe)),
+        (sample(loaded), sample(pipe, num_inference_steps=3, action_noise_scale=0.0)),
+        (sample(loaded), sample(pipe, sampling_config=config)),
+        (sample(loaded, num_inference_steps=5, action_noise_scale=1.0), sample(pipe)),
     ):
         torch.testing.assert_close(a.actions, b.actions, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="action_noise_scale is -1; expected 0 to 1"):
-        AIMPipeline(**pipe.components, action_noise_scale=-1)
+        AIMPipeline(**pipe.components, sampling_config={"action_noise_scale": -1})
 
 
 # Bad input

@@ -15,6 +15,7 @@ _MODULES = {
     "AIMPipelineOutput": "pipeline_aim",
     "AIMProcessor": "processing_aim",
     "AIMSession": "pipeline_aim",
+    "SamplingConfig": "sampling",
     "VideoCodec": "codec",
     "t_pose_canvas": "processing_aim",
 }

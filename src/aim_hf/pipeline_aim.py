@@ -14,7 +14,7 @@ chunk. Latents and noise stay in float32 whatever the model's dtype, and nothing
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ from .checkpoint import (
     local_folder,
     stored_tensors,
 )
-from .checks import check_number, check_whole
+from .checks import check_whole
 from .files import written_folder
 from .modeling_aim import AIMForWorldAction
 from .processing_aim import AIMProcessor, robotwin_processor
-from .sampling import NUM_ACTION_INFERENCE_STEPS, sample_chunk
+from .sampling import SamplingConfig, sample_chunk
 from .session import AIMSession, as_actions
 from .versions import PIPELINE_DTYPE
 
@@ -89,9 +89,9 @@ class AIMPipeline(DiffusionPipeline):
         model: the world-action model.
         scheduler: of RGB and value latents, which share one trajectory (eq. 6).
         action_scheduler: of actions.
-        action_noise_scale: of the noise that actions start from where a call isn't told, 0 to 1; kept in the
-            configuration. 1 samples what the model has learned, 0 leaves nothing to chance but what is imagined, and
-            gives actions near the middle of what it would sample.
+        sampling_config: how chunks are sampled where a call isn't told, a [`SamplingConfig`] or its fields; saved with
+            the pipeline.
+        action_noise_scale: in folders of aim-hf 0.1.0, what is a field of `sampling_config` now.
 
     Raises:
         ValueError: if the components don't fit together.
@@ -111,7 +111,8 @@ class AIMPipeline(DiffusionPipeline):
         model: AIMForWorldAction,
         scheduler: FlowMatchEulerDiscreteScheduler,
         action_scheduler: FlowMatchEulerDiscreteScheduler,
-        action_noise_scale: float = 1.0,
+        sampling_config: SamplingConfig | Mapping[str, Any] | None = None,
+        action_noise_scale: float | None = None,
     ):
         super().__init__()
         components = {
@@ -123,9 +124,12 @@ class AIMPipeline(DiffusionPipeline):
             "action_scheduler": action_scheduler,
         }
         check_components(components)
-        check_action_noise_scale(action_noise_scale)
-        self.register_to_config(action_noise_scale=action_noise_scale)
+        if not isinstance(sampling_config, SamplingConfig):
+            sampling_config = SamplingConfig(**(sampling_config or {}))
+        if action_noise_scale is not None:
+            sampling_config = replace(sampling_config, action_noise_scale=action_noise_scale)
         self.register_modules(**components)
+        self.sampling_config = sampling_config
         config, temporal, spatial = model.config, vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
         for field, number, source, other in (
             ("in_channels", config.in_channels, "vae.config.z_dim", vae.config.z_dim),
@@ -269,6 +273,15 @@ class AIMPipeline(DiffusionPipeline):
         return self.model.dtype
 
     @property
+    def sampling_config(self) -> SamplingConfig:
+        """How chunks are sampled where a call isn't told."""
+        return SamplingConfig(**self.config.sampling_config)
+
+    @sampling_config.setter
+    def sampling_config(self, sampling_config: SamplingConfig) -> None:
+        self.register_to_config(sampling_config=asdict(sampling_config), action_noise_scale=None)
+
+    @property
     def fps(self) -> float | None:
         """Control steps a second that actions are to be executed at; None if unknown."""
         return self.processor.fps
@@ -332,19 +345,16 @@ class AIMPipeline(DiffusionPipeline):
 
     def check_inputs(
         self,
-        observation,
-        session,
-        num_inference_steps,
-        num_action_inference_steps,
-        stop_after,
-        guidance_scale,
-        action_noise_scale,
-        value_maps,
-        generator,
-        output_type,
-        callback_on_step_end,
-        callback_on_step_end_tensor_inputs,
+        observation: Any,
+        session: AIMSession | None,
+        sampling: SamplingConfig,
+        value_maps: Mapping[str, np.ndarray] | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
+        """Raises ValueError for arguments of a call, by their names, that don't fit."""
         if not isinstance(session, AIMSession):
             raise ValueError(f"session is {session!r}; start one with pipe.start(instruction) and pass it.")
         if session.pipe is not self:
@@ -356,13 +366,10 @@ class AIMPipeline(DiffusionPipeline):
             raise ValueError(f"rows {waiting} have no observation yet; call session.append(..., rows={waiting}).")
         if observation is not None and len(waiting) < session.batch_size:
             raise ValueError("this session has its first observation; give later ones to session.append.")
-        self.check_schedule(
-            num_inference_steps, num_action_inference_steps, stop_after, guidance_scale, action_noise_scale
-        )
-        if guidance_scale != 1 and session.negative_cache is None:
+        if sampling.guidance_scale != 1 and session.negative_cache is None:
             raise ValueError(
-                f"guidance_scale is {guidance_scale}, but the session has nothing to lead away from; start it with "
-                'negative_prompt="".'
+                f"guidance_scale is {sampling.guidance_scale}, but the session has nothing to lead away from; start "
+                'it with negative_prompt="".'
             )
         if value_maps is not None and not isinstance(value_maps, Mapping):
             raise ValueError(f"value_maps are {type(value_maps).__name__}; expected a dict, camera -> (B, T, H, W).")
@@ -386,33 +393,12 @@ class AIMPipeline(DiffusionPipeline):
                 f"{self._callback_tensor_inputs}."
             )
 
-    def check_schedule(
-        self,
-        num_inference_steps,
-        num_action_inference_steps=NUM_ACTION_INFERENCE_STEPS,
-        stop_after=None,
-        guidance_scale=1.0,
-        action_noise_scale=None,
-    ) -> None:
-        """Raises ValueError for arguments of a call, by their names, that say how to sample and don't fit."""
-        check_whole("num_inference_steps", num_inference_steps)
-        check_whole("num_action_inference_steps", num_action_inference_steps)
-        if stop_after is not None and check_whole("stop_after", stop_after) > num_inference_steps:
-            raise ValueError(f"stop_after is {stop_after}; expected 1 to num_inference_steps={num_inference_steps}.")
-        check_number("guidance_scale", guidance_scale, least=0)
-        if action_noise_scale is not None:
-            check_action_noise_scale(action_noise_scale)
-
     @torch.no_grad()
     def __call__(
         self,
         observation=None,
         session: AIMSession | None = None,
-        num_inference_steps: int = 5,
-        num_action_inference_steps: int = NUM_ACTION_INFERENCE_STEPS,
-        stop_after: int | None = None,
-        guidance_scale: float = 1.0,
-        action_noise_scale: float | None = None,
+        sampling_config: SamplingConfig | None = None,
         value_maps: Mapping[str, np.ndarray] | None = None,
         committed_actions: np.ndarray | torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -421,20 +407,14 @@ class AIMPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[["AIMPipeline", int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
+        **sampling: Any,
     ) -> AIMPipelineOutput | tuple:
         r"""Samples the session's next chunk: RGB, value maps and actions.
 
         Args:
             observation: the first one of the session, a list with one a row (or just it, for one row); None later.
             session: from `start`.
-            num_inference_steps: denoising steps of RGB and value maps.
-            num_action_inference_steps: denoising steps of actions.
-            stop_after: end the denoising of RGB and value maps after this many of its steps, at the sample that the
-                last of them predicts; it costs less, and blurs.
-            guidance_scale: of RGB and value maps, 1 for none; above, they follow the instruction more closely. Needs a
-                session with a `negative_prompt`, and a model trained with dropped instructions. Actions are never
-                guided.
-            action_noise_scale: of the noise that actions start from, 0 to 1; the configuration's if not given.
+            sampling_config: how to sample; the pipeline's own if not given.
             value_maps: camera -> (B, T, H, W) in [0, 1], maps to decode the actions from instead of the predicted
                 ones: the diagnostic that splits errors of the maps from errors of the actions.
             committed_actions: (B, d, action_dim), or without B for one row, in physical units: the actions that the
@@ -448,7 +428,8 @@ class AIMPipeline(DiffusionPipeline):
                 counted on after the world's; it returns a dict, whose tensors are used from there on.
             callback_on_step_end_tensor_inputs: which of `latents`, `value_latents` (B, C, F, h, w) and
                 `action_latents` (B, F * n, action_dim) it gets.
-            return_dict: False for a plain tuple (frames, value_maps, actions).
+            return_dict: False for a plain tuple (frames, value_maps, actions, lookahead_actions).
+            sampling: fields of [`SamplingConfig`] that this call changes, such as `num_inference_steps=3`.
 
         Raises:
             ValueError: for inputs that don't fit; the session is then unchanged. Also for what a callback returns.
@@ -457,22 +438,17 @@ class AIMPipeline(DiffusionPipeline):
         # 1. Check inputs.
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        config = _changed(self.sampling_config if sampling_config is None else sampling_config, sampling)
         self.check_inputs(
             observation,
             session,
-            num_inference_steps,
-            num_action_inference_steps,
-            stop_after,
-            guidance_scale,
-            action_noise_scale,
+            config,
             value_maps,
             generator,
             output_type,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
-        if action_noise_scale is None:
-            action_noise_scale = self.config.action_noise_scale
         true_value_pixels = None if value_maps is None else self._value_pixels(value_maps, session)
         committed = None
         if committed_actions is not None:
@@ -486,20 +462,13 @@ class AIMPipeline(DiffusionPipeline):
             session.append(observation)
 
         # 3. Prepare latents, eq. (5).
-        config, device, cache = self.model.config, self.model.device, session.cache
-        video_shape = (session.batch_size, config.in_channels, config.chunk_latent_frames, *session.latent_size)
-        action_shape = (session.batch_size, config.action_horizon, config.action_dim)
-        *noise, action_noise = (
-            randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-            for shape in (video_shape, video_shape, action_shape)
-        )
-        noise = (*noise, action_noise_scale * action_noise)
+        latents = self.prepare_latents(session, config, generator)
         true_value_latents = None
         if true_value_pixels is not None:
             true_value_latents = session.codec.encode_value_maps(true_value_pixels)
 
         # 4. Denoise RGB and value maps, eq. (6), then actions from the finished value map, eq. (10).
-        total = (stop_after or num_inference_steps) + num_action_inference_steps
+        total = config.world_steps + config.num_action_inference_steps
         with self.progress_bar(total=total) as progress_bar:
 
             def on_step_end(step, timestep, tensors):
@@ -513,14 +482,11 @@ class AIMPipeline(DiffusionPipeline):
 
             latents, value_latents, action_latents = sample_chunk(
                 self.model,
-                cache,
-                noise,
+                session.cache,
+                latents,
                 self.scheduler,
                 self.action_scheduler,
-                num_inference_steps=num_inference_steps,
-                num_action_inference_steps=num_action_inference_steps,
-                stop_after=stop_after,
-                guidance_scale=guidance_scale,
+                config,
                 unguided_cache=session.negative_cache,
                 true_value_latents=true_value_latents,
                 committed_actions=committed,
@@ -548,8 +514,8 @@ class AIMPipeline(DiffusionPipeline):
             value_maps = {name: _to_output_type(value, output_type) for name, value in value_maps.items()}
         if output_type in ("np", "pil"):
             actions = actions.numpy()
-        actions, lookahead_actions = actions[:, : config.actions_per_chunk], actions[:, config.actions_per_chunk :]
-        if not config.action_lookahead_frames:
+        actions, lookahead_actions = actions[:, : self.actions_per_chunk], actions[:, self.actions_per_chunk :]
+        if not self.model.config.action_lookahead_frames:
             lookahead_actions = None
 
         if not return_dict:
@@ -557,6 +523,23 @@ class AIMPipeline(DiffusionPipeline):
         return AIMPipelineOutput(
             frames=frames, value_maps=value_maps, actions=actions, lookahead_actions=lookahead_actions
         )
+
+    def prepare_latents(
+        self,
+        session: AIMSession,
+        sampling_config: SamplingConfig,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noise of a chunk, eq. (5): of RGB and value latents, (B, C, F, h, w) each, and of actions, (B,
+        action_horizon, action_dim), scaled by `action_noise_scale`."""
+        config, device = self.model.config, self.model.device
+        video = (session.batch_size, config.in_channels, config.chunk_latent_frames, *session.latent_size)
+        actions = (session.batch_size, config.action_horizon, config.action_dim)
+        latents, value_latents, action_latents = (
+            randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            for shape in (video, video, actions)
+        )
+        return latents, value_latents, sampling_config.action_noise_scale * action_latents
 
     def _committed(self, actions, observation, session: AIMSession) -> torch.Tensor:
         actions = as_actions("committed_actions", actions)
@@ -586,9 +569,12 @@ class AIMPipeline(DiffusionPipeline):
         return self.processor.unpack_canvas(self.processor.pixels_to_canvas(pixels))
 
 
-def check_action_noise_scale(scale: float) -> None:
-    """Raises ValueError if it isn't from 0 to 1."""
-    check_number("action_noise_scale", scale, 0, 1)
+def _changed(config: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
+    """Raises TypeError for what is no field of it, as for any argument that a call doesn't take."""
+    known = [field.name for field in fields(SamplingConfig)]
+    if unknown := sorted(changes.keys() - set(known)):
+        raise TypeError(f"AIMPipeline got unexpected arguments {unknown}; SamplingConfig has {', '.join(known)}.")
+    return replace(config, **changes)
 
 
 def check_components(components: Mapping[str, Any]) -> None:

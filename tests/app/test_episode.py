@@ -3,20 +3,22 @@
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from aim_hf.app.episode import Scene, Schedule, Trouble, held_out_scene
+from aim_hf.app.episode import Scene, Trouble, held_out_scene
 from aim_hf.evaluation.policies import AIMPolicy
+from aim_hf.sampling import SamplingConfig
 
 SEED = 100_000_000
 BELL, CUBE = Scene("click_bell", "easy", SEED), Scene("place_a2b_left", "easy", SEED + 1)
-QUICK = Schedule(num_inference_steps=2, num_action_inference_steps=2)
+QUICK = SamplingConfig(num_inference_steps=2, num_action_inference_steps=2)
 
 
-def first_chunk(rollouts, scene, instruction=None, schedule=QUICK):
-    episodes = rollouts.run(scene, instruction, schedule)
+def first_chunk(rollouts, scene, instruction=None, sampling=QUICK):
+    episodes = rollouts.run(scene, instruction, sampling)
     next(episodes)
     board = next(episodes).board
     episodes.close()
@@ -25,7 +27,7 @@ def first_chunk(rollouts, scene, instruction=None, schedule=QUICK):
 
 def test_an_episode_is_told_chunk_by_chunk_up_to_its_success(rollouts):
     moments, chunks = [], rollouts.chunks
-    for episode in rollouts.run(BELL, None, Schedule()):
+    for episode in rollouts.run(BELL, None, SamplingConfig()):
         assert not episode.done or episode.board.steps
         moments.append(len(episode.board.steps))
     board = episode.board
@@ -38,19 +40,19 @@ def test_an_episode_is_told_chunk_by_chunk_up_to_its_success(rollouts):
 
 
 def test_acts_as_the_evaluated_policy_does(rollouts):
-    policy = AIMPolicy(rollouts.pipe, {"policy": "tiny"}, **vars(QUICK))
+    policy = AIMPolicy(rollouts.pipe, {"policy": "tiny"}, QUICK)
     start = rollouts.show(CUBE)
     policy.start([start.instruction], [CUBE.seed])
     evaluated = policy.predict([[start.observation]]).actions[0]
     np.testing.assert_allclose(first_chunk(rollouts, CUBE).actions, evaluated, atol=1e-4)
 
 
-def test_words_and_schedule_reach_the_network(rollouts):
+def test_words_and_sampling_reach_the_network(rollouts):
     own = first_chunk(rollouts, CUBE)
     assert np.array_equal(own.actions, first_chunk(rollouts, CUBE, own.instruction).actions)
     told = first_chunk(rollouts, CUBE, "Click the bell.")
     assert told.instruction == "Click the bell." and not np.array_equal(own.actions, told.actions)
-    early = first_chunk(rollouts, CUBE, None, Schedule(2, 2, stop_after=1))
+    early = first_chunk(rollouts, CUBE, None, SamplingConfig(2, 2, stop_after=1))
     assert not np.array_equal(own.value_maps[0]["head_camera"], early.value_maps[0]["head_camera"])
 
 
@@ -119,6 +121,7 @@ def test_words_that_cannot_be_read_are_refused(rollouts, words, told):
         next(rollouts.run(BELL, words, QUICK))
 
 
-def test_an_early_end_lies_within_the_steps():
+def test_an_early_end_lies_within_the_steps(rollouts):
+    assert rollouts.sampling(5, 7, None) == replace(rollouts.pipe.sampling_config, num_action_inference_steps=7)
     with pytest.raises(Trouble, match="after step 7, but there are only 5"):
-        Schedule(num_inference_steps=5, stop_after=7)
+        rollouts.sampling(5, 10, 7)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aim_hf.evaluation.policies import AIMPolicy
 from aim_hf.processing_aim import t_pose_canvas
+from aim_hf.sampling import SamplingConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fixtures_pipeline import make_pipeline, make_processor  # noqa: E402
@@ -17,10 +18,13 @@ STATISTICS = {"q01": [-0.03] * 3 + [0.9] + [-0.1] * 3 + [0], "q99": [0.03] * 3 +
 STATISTICS = {name: numbers * 2 for name, numbers in STATISTICS.items()}
 
 
-def make_policy(seed: int = 0, action_lookahead_frames: int = 0, **kwargs) -> AIMPolicy:
+def make_policy(
+    seed: int = 0, action_lookahead_frames: int = 0, delay: int = 0, real_time_chunking: bool = True, **sampling
+) -> AIMPolicy:
     pipe = make_pipeline(seed=seed, action_lookahead_frames=action_lookahead_frames)
     cameras = t_pose_canvas(CANVAS, HEAD, WRIST)
     processor = make_processor(canvas_size=CANVAS, cameras=cameras, max_text_length=32, action_statistics=STATISTICS)
     pipe.register_modules(processor=processor)
     steps = {"num_inference_steps": 1, "num_action_inference_steps": 1}
-    return AIMPolicy(pipe, {"policy": f"random-{seed}"}, **steps | kwargs)
+    config = SamplingConfig(**steps | sampling)
+    return AIMPolicy(pipe, {"policy": f"random-{seed}"}, config, delay, real_time_chunking)

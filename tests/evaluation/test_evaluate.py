@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_to_the_same_results(whole, policy, tmp_path):
 )
 def test_refuses_to_mix_results(whole, policy, settings, protocol, message):
     before = sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*"))
-    other = AIMPolicy(policy.pipe, settings, num_inference_steps=1, num_action_inference_steps=1)
+    other = AIMPolicy(policy.pipe, settings, policy.sampling_config)
     with pytest.raises(FileExistsError, match=message):
         evaluate(other, protocol, whole, episodes=1)
     assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before

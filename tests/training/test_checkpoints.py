@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from aim_hf.files import claim
+from aim_hf.rl import AIMGRPOConfig
 from aim_hf.training.checkpoints import checkpoint_to_resume, last_checkpoint
-from aim_hf.training.grpo import AIMGRPOConfig
 from aim_hf.training.trainer import EMA_FILE, AIMTrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parent))

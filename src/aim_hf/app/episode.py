@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,7 +18,7 @@ from ..evaluation.policies import Prediction, check_fits, interface_of
 from ..evaluation.rollout import new_storyboard
 from ..evaluation.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
 from ..pipeline_aim import AIMPipeline
-from ..sampling import NUM_ACTION_INFERENCE_STEPS
+from ..sampling import SamplingConfig
 
 
 class Trouble(Exception):
@@ -44,22 +44,6 @@ def held_out_scene(task: str, split: str, seed: float | None) -> Scene:
             "kept from training."
         )
     return Scene(task, split, int(seed))
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long to denoise; see `AIMPipeline.__call__`."""
-
-    num_inference_steps: int = 5
-    num_action_inference_steps: int = NUM_ACTION_INFERENCE_STEPS
-    stop_after: int | None = None
-
-    def __post_init__(self):
-        if self.stop_after is not None and self.stop_after > self.num_inference_steps:
-            raise Trouble(
-                f"The early end comes after step {self.stop_after}, but there are only {self.num_inference_steps} "
-                "steps. Lower it, or set it to 0 for none."
-            )
 
 
 @dataclass
@@ -125,16 +109,32 @@ class LiveRollouts:
         self._network = threading.Lock()
         pipe.set_progress_bar_config(disable=True)
 
+    def sampling(
+        self, num_inference_steps: int, num_action_inference_steps: int, stop_after: int | None
+    ) -> SamplingConfig:
+        """The pipeline's `SamplingConfig` with these fields. Raises Trouble if they don't fit together."""
+        if stop_after is not None and stop_after > num_inference_steps:
+            raise Trouble(
+                f"The early end comes after step {stop_after}, but there are only {num_inference_steps} steps. Lower "
+                "it, or set it to 0 for none."
+            )
+        return replace(
+            self.pipe.sampling_config,
+            num_inference_steps=num_inference_steps,
+            num_action_inference_steps=num_action_inference_steps,
+            stop_after=stop_after,
+        )
+
     def show(self, scene: Scene) -> Start:
         """The scene before any action. Raises Trouble."""
         with self.simulators.lent(scene.split) as environment:
             return self._reset(environment, scene)
 
-    def run(self, scene: Scene, instruction: str | None, schedule: Schedule) -> Iterator[Episode]:
+    def run(self, scene: Scene, instruction: str | None, sampling: SamplingConfig) -> Iterator[Episode]:
         """Runs an episode: yields it before the first chunk, and again, the same one, after each.
 
         Close the iterator to stop; the simulator is then free for others. The noise is the evaluator's, so that an
-        episode differs from the evaluation's only by rounding, unless the words or the schedule do.
+        episode differs from the evaluation's only by rounding, unless the words or the sampling do.
 
         Args:
             instruction: what to tell the robot; None for the scene's own words.
@@ -159,7 +159,7 @@ class LiveRollouts:
                     if executed is not None:
                         session.append(seen, executed)
                         seen = None
-                    out = self.pipe(seen, session=session, generator=generator, **vars(schedule))
+                    out = self.pipe(seen, session=session, generator=generator, sampling_config=sampling)
                     episode.seconds.append(time.perf_counter() - began)
                 with _told_in_words():
                     progress = environment.step({0: out.actions[0]}, self.pipe.processor.action_space)[0]

@@ -15,7 +15,7 @@ from ..envs.base import SPLITS
 from ..envs.seeds import seed_range
 from ..evaluation.pictures import views, write_video
 from ..extras import extra
-from .episode import Episode, LiveRollouts, Schedule, Trouble, held_out_scene
+from .episode import Episode, LiveRollouts, Trouble, held_out_scene
 from .view import hands, pictures, status
 
 with extra("app"):
@@ -52,7 +52,7 @@ def build(rollouts: LiveRollouts, tasks: list[str], at_once: int) -> gr.Blocks:
         tasks: to choose from.
         at_once: episodes that run while others wait. `rollouts` needs a simulator more, which shows scenes.
     """
-    seeds = seed_range("evaluation")
+    seeds, sampling = seed_range("evaluation"), rollouts.pipe.sampling_config
     with gr.Blocks(title="AIM: imagine, aim, act", analytics_enabled=False, delete_cache=(600, 600)) as page:
         shown = gr.State()  # the scene that is set up, and its own words
         gr.Markdown(_TITLE, elem_id="title")
@@ -70,12 +70,14 @@ def build(rollouts: LiveRollouts, tasks: list[str], at_once: int) -> gr.Blocks:
                     label="Instruction", info="From the scene; change it as you like.", lines=2,
                     max_lines=3, elem_id="instruction",
                 )  # fmt: skip
-                with gr.Accordion("Denoising schedule", open=False):
-                    world_steps = gr.Slider(1, 20, Schedule.num_inference_steps, step=1, label="Steps of the world")
+                with gr.Accordion("Sampling", open=False):
+                    world_steps = gr.Slider(1, 20, sampling.num_inference_steps, step=1, label="Steps of the world")
                     action_steps = gr.Slider(
-                        1, 20, Schedule.num_action_inference_steps, step=1, label="Steps of actions"
+                        1, 20, sampling.num_action_inference_steps, step=1, label="Steps of actions"
                     )
-                    early_end = gr.Slider(0, 20, 0, step=1, label="End the world after step (0: don't)")
+                    early_end = gr.Slider(
+                        0, 20, sampling.stop_after or 0, step=1, label="End the world after step (0: don't)"
+                    )
                 with gr.Row(elem_id="buttons"):
                     run = gr.Button("Run", variant="primary", min_width=80, elem_id="run")
                     stop = gr.Button("Stop", interactive=False, min_width=80, elem_id="stop")
@@ -114,9 +116,9 @@ def build(rollouts: LiveRollouts, tasks: list[str], at_once: int) -> gr.Blocks:
         def play(task, split, seed, words, last_shown, world_steps, action_steps, early_end):
             try:
                 scene = held_out_scene(task, split, seed)
-                schedule = Schedule(world_steps, action_steps, early_end or None)
+                chosen = rollouts.sampling(world_steps, action_steps, early_end or None)
                 changed = last_shown is not None and words != last_shown[1]
-                with closing(rollouts.run(scene, words if changed else None, schedule)) as episodes:
+                with closing(rollouts.run(scene, words if changed else None, chosen)) as episodes:
                     moments = 0
                     for episode in episodes:
                         board = episode.board

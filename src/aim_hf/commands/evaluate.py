@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     from ..envs.base import SPLITS
     from ..envs.robotwin import add_robotwin_arguments
     from ..evaluation.evaluate import Protocol, evaluate, format_results
-    from ..evaluation.policies import OPTIONS, AIMPolicy, Policy, add_schedule_arguments
+    from ..evaluation.policies import AIMPolicy, Policy, add_sampling_arguments, sampling_arguments
 
     parser = Parser("evaluate", __doc__)
     parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, repo id, or ws://host:port")
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--start_seed", type=int, default=0, help="offset into the seeds kept for evaluation")
     parser.add_argument("--instructions", choices=("seen", "unseen"), default="seen", help="wordings")
     parser.add_argument("--value_maps", choices=("predicted", "true"), default="predicted", help="what it acts on")
-    add_schedule_arguments(parser)
+    add_sampling_arguments(parser)
     parser.add_argument("--delay", type=int, default=0, help="control steps that a chunk takes to compute")
     parser.add_argument(
         "--no_real_time_chunking",
@@ -72,7 +72,11 @@ def main(argv: list[str]) -> None:
         parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
     else:
         policy = AIMPolicy.from_pretrained(
-            args.policy, state.device, **{name: getattr(args, name) for name in OPTIONS}
+            args.policy,
+            state.device,
+            delay=args.delay,
+            real_time_chunking=args.real_time_chunking,
+            **sampling_arguments(args),
         )
     results = evaluate(
         policy, protocol, args.output_dir, args.episodes, args.tasks, args.batch_size, args.videos, state=state
@@ -84,10 +88,11 @@ def main(argv: list[str]) -> None:
 
 def remote_policy(parser: argparse.ArgumentParser, args: argparse.Namespace):
     from ..evaluation import dialects
-    from ..evaluation.policies import OPTIONS
+    from ..evaluation.policies import sampling_arguments
     from ..evaluation.remote import RemotePolicy
 
-    given = [name for name in OPTIONS if getattr(args, name) != parser.get_default(name)]
+    own = ("delay", "real_time_chunking")
+    given = [*sampling_arguments(args), *(name for name in own if getattr(args, name) != parser.get_default(name))]
     if given:
         parser.error(f"{', '.join(given)}: the server decides that; give it to `aim-hf serve`")
     if (args.dialect == "openpi") != (args.actions_per_chunk is not None):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..evaluation.policies import ROWS, SCHEDULE, AIMPolicy, add_schedule_arguments
+from ..evaluation.policies import ROWS, AIMPolicy, add_sampling_arguments, sampling_arguments
 from ..serving.server import Limits, PolicyServer
 from . import Parser
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 for a free one")
     parser.add_argument("--token_file", type=Path, help="a file with the token that clients must send")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_schedule_arguments(parser)
+    add_sampling_arguments(parser)
     parser.add_argument("--rows", type=int, default=ROWS, help="of every call of the network; 1 for one robot alone")
     parser.add_argument("--max_sessions", type=int, default=Limits.max_sessions, help="clients at a time")
     parser.add_argument("--max_queue", type=int, default=Limits.max_queue, help="requests that may wait")
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     limits = Limits(args.max_sessions, args.max_queue, args.idle_timeout, args.max_chunks)
     token = read_token(args.token_file)
-    policy = AIMPolicy.from_pretrained(args.policy, args.device, **{name: getattr(args, name) for name in SCHEDULE})
+    policy = AIMPolicy.from_pretrained(args.policy, args.device, **sampling_arguments(args))
     if token is None and not is_loopback(args.host):
         logger.warning("everybody who reaches %s may drive this policy: give --token_file", args.host)
     asyncio.run(serve(PolicyServer(policy, args.rows, limits, token), args))

@@ -29,11 +29,9 @@ def main(argv: list[str]) -> None:
     from ..evaluation.policies import check_fits, interface_of
     from ..files import claim, write_text
     from ..provenance import provenance
+    from ..rl import AIMGRPOConfig, AIMGRPOTrainer, Scenes, success_reward, value_map_reward
     from ..training.checkpoints import checkpoint_to_resume
     from ..training.curve import plot_grpo
-    from ..training.grpo import AIMGRPOConfig, AIMGRPOTrainer
-    from ..training.rewards import success_reward, value_map_reward
-    from ..training.rollouts import Scenes
 
     rewards = {"value_map": value_map_reward, "success": success_reward}
 

@@ -1,5 +1,6 @@
 """Two evaluations on the same scenes, episode by episode."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,8 +103,8 @@ def format_comparison(comparison: dict[str, Any], names: tuple[str, str] = ("bef
 def same_world(
     before: AIMPipeline, after: AIMPipeline, instruction: str, observation: dict[str, Any]
 ) -> dict[str, Any]:
-    """Whether both imagine the same RGB and value maps: in the first chunk of an episode, and in the next one, once
-    both have executed the actions of the first.
+    """Whether both imagine the same RGB and value maps, sampled as `before` does without guidance: in the first chunk
+    of an episode, and in the next one, once both have executed the actions of the first.
 
     Args:
         observation: the first one, in RoboTwin's layout; the second chunk takes it for what was seen meanwhile.
@@ -113,7 +114,7 @@ def same_world(
         history head's being the action head's where there is none; `largest_difference` of the imagined latents, in
         their standard deviations; `same_world`: whether the weights are the same and that is no more than `ROUNDING`.
     """
-    imagined, executed = [], None
+    imagined, executed, sampling = [], None, replace(before.sampling_config, guidance_scale=1.0)
     for pipe in (before, after):
         session = pipe.start(instruction)
         latents = []
@@ -122,7 +123,8 @@ def same_world(
                 session.append(observation)
             else:
                 session.append([observation] * pipe.frames_per_chunk, executed)
-            out = pipe(session=session, generator=torch.Generator().manual_seed(chunk), output_type="latent")
+            generator = torch.Generator().manual_seed(chunk)
+            out = pipe(session=session, sampling_config=sampling, generator=generator, output_type="latent")
             executed = out.actions[0] if executed is None else executed
             latents += [out.frames, out.value_maps]
         imagined.append(torch.stack(latents))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..checks import check_whole
 from ..envs import interface
 from ..envs.base import ActionMode, Interface, Observation
 from ..pipeline_aim import AIMPipeline, AIMSession
-from ..sampling import NUM_ACTION_INFERENCE_STEPS
+from ..sampling import SamplingConfig
 
 T = TypeVar("T")
 Pictures = Literal["none", "value_maps", "all"]
@@ -27,16 +27,8 @@ Pictures = Literal["none", "value_maps", "all"]
 # run beside it. 8 is where a row costs the least on a CPU.
 ROWS = 8
 
-# Arguments of AIMPolicy.from_pretrained that are options on the command line.
-SCHEDULE = (
-    "dtype",
-    "num_inference_steps",
-    "num_action_inference_steps",
-    "stop_after",
-    "guidance_scale",
-    "action_noise_scale",
-)
-OPTIONS = (*SCHEDULE, "delay", "real_time_chunking")
+# Settings that tell apart how two evaluations sampled.
+OPTIONS = ("dtype", *(field.name for field in fields(SamplingConfig)), "delay", "real_time_chunking")
 
 # What checkpoints/aim-tiny was trained on; the tabletop suite has more.
 AIM_TINY_TASKS = ["click_bell", "place_a2b_left", "place_a2b_right", "stack_blocks_two", "lift_pot", "handover_block"]
@@ -95,8 +87,7 @@ class AIMPolicy:
 
     Args:
         settings: what tells this checkpoint from others; the arguments below are added.
-        num_inference_steps, num_action_inference_steps, stop_after, guidance_scale, action_noise_scale: as in the
-            pipeline's call. Guidance leads away from no instruction.
+        sampling_config: how to sample; the pipeline's own if not given. Guidance leads away from no instruction.
         delay: control steps that a chunk takes to compute. The robot doesn't wait: it goes on with the lookahead of
             the chunk before, so that of each chunk but the first this many actions were chosen one chunk earlier.
         real_time_chunking: whether the new chunk is told those actions, and follows on from them.
@@ -109,18 +100,12 @@ class AIMPolicy:
         self,
         pipe: AIMPipeline,
         settings: dict[str, Any],
-        num_inference_steps: int = 5,
-        num_action_inference_steps: int = NUM_ACTION_INFERENCE_STEPS,
-        stop_after: int | None = None,
-        guidance_scale: float = 1.0,
-        action_noise_scale: float | None = None,
+        sampling_config: SamplingConfig | None = None,
         delay: int = 0,
         real_time_chunking: bool = True,
     ):
         self.pipe = pipe
-        pipe.check_schedule(
-            num_inference_steps, num_action_inference_steps, stop_after, guidance_scale, action_noise_scale
-        )
+        self.sampling_config = pipe.sampling_config if sampling_config is None else sampling_config
         check_whole("delay", delay, least=0)
         ahead = pipe.model.config.action_horizon - pipe.actions_per_chunk
         if delay > min(ahead, pipe.actions_per_chunk):
@@ -128,15 +113,8 @@ class AIMPolicy:
                 f"delay is {delay} control steps; this model looks {ahead} ahead, in chunks of "
                 f"{pipe.actions_per_chunk}, and can't bridge more than the smaller of them."
             )
-        self.steps = {
-            "num_inference_steps": num_inference_steps,
-            "num_action_inference_steps": num_action_inference_steps,
-            "stop_after": stop_after,
-            "guidance_scale": guidance_scale,
-            "action_noise_scale": pipe.config.action_noise_scale if action_noise_scale is None else action_noise_scale,
-        }
         self.delay, self.real_time_chunking = delay, real_time_chunking
-        self.settings = settings | self.steps | {"delay": delay}
+        self.settings = settings | asdict(self.sampling_config) | {"delay": delay}
         if delay:
             self.settings["real_time_chunking"] = real_time_chunking
         self.interface = interface_of(pipe)
@@ -159,13 +137,16 @@ class AIMPolicy:
         name_or_path: str | os.PathLike,
         device: str | torch.device = "cpu",
         dtype: str | None = None,
-        **kwargs,
+        delay: int = 0,
+        real_time_chunking: bool = True,
+        **sampling,
     ):
         """Loads a pipeline folder or a Hub repository.
 
         Args:
             dtype: as of `AIMPipeline.from_pretrained`, by its name; one of the settings if it is given.
-            kwargs: as in `__init__`.
+            delay, real_time_chunking: as in `__init__`.
+            sampling: fields of the pipeline's [`SamplingConfig`] to change, such as `num_inference_steps=1`.
 
         Raises:
             FileNotFoundError: if there is no such folder, nor repository.
@@ -181,12 +162,13 @@ class AIMPolicy:
             ) from error
         pipe = AIMPipeline.from_pretrained(folder, dtype=dtype).to(device)
         settings = {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}
-        return cls(pipe, settings | ({} if dtype is None else {"dtype": dtype}), **kwargs)
+        settings |= {} if dtype is None else {"dtype": dtype}
+        return cls(pipe, settings, replace(pipe.sampling_config, **sampling), delay, real_time_chunking)
 
     @property
     def negative_prompt(self) -> str | None:
         """What its sessions are started with."""
-        return None if self.steps["guidance_scale"] == 1 else ""
+        return None if self.sampling_config.guidance_scale == 1 else ""
 
     def start(self, instructions: list[str], seeds: list[int]) -> None:
         self._sessions, self._generators = [], []
@@ -222,7 +204,7 @@ class AIMPolicy:
                 generator=generators,
                 output_type="latent" if pictures == "none" else "np",
                 decode_frames=pictures == "all",
-                **self.steps,
+                sampling_config=self.sampling_config,
             )
             actions = np.asarray(out.actions).copy()
             if meanwhile is not None:
@@ -288,13 +270,18 @@ def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, 
     return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
 
 
-def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `SCHEDULE`."""
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dtype` and an option for each field of [`SamplingConfig`]; those not given stay the policy's own."""
     parser.add_argument("--dtype", help="of the model and the text encoder, such as bfloat16; default: as stored")
-    parser.add_argument("--num_inference_steps", type=int, default=5, help="of RGB and value maps")
-    parser.add_argument("--num_action_inference_steps", type=int, default=NUM_ACTION_INFERENCE_STEPS)
-    parser.add_argument("--stop_after", type=int, help="end the denoising of RGB and value maps after so many steps")
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="of RGB and value maps")
-    parser.add_argument(
-        "--action_noise_scale", type=float, help="of what actions start from, 0: none; default: the pipeline's own"
-    )
+    group = parser.add_argument_group("sampling", "where an option isn't given, as the policy was saved with")
+    group.add_argument("--num_inference_steps", type=int, help="denoising steps of RGB and value maps")
+    group.add_argument("--num_action_inference_steps", type=int, help="denoising steps of actions")
+    group.add_argument("--stop_after", type=int, help="end the denoising of RGB and value maps after so many steps")
+    group.add_argument("--guidance_scale", type=float, help="of RGB and value maps; 1: none")
+    group.add_argument("--action_noise_scale", type=float, help="of what actions start from; 0: none")
+
+
+def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of `add_sampling_arguments` that were given."""
+    names = ("dtype", *(field.name for field in fields(SamplingConfig)))
+    return {name: value for name in names if (value := getattr(args, name)) is not None}

@@ -145,7 +145,7 @@ class AIMEpisodes:
             generator=generators,
             output_type="latent" if pictures == "none" else "np",
             decode_frames=pictures == "all",
-            **self.policy.steps,
+            sampling_config=self.policy.sampling_config,
         )
         actions = np.asarray(out.actions)
         replies: list[dict[str, Any] | RuntimeError] = []

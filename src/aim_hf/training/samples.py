@@ -19,7 +19,7 @@ from ..evaluation.value_peak import peak
 from ..extras import extra
 from ..modeling_aim import AIMForWorldAction
 from ..processing_aim import AIMProcessor
-from ..sampling import sample_actions, sample_chunk
+from ..sampling import SamplingConfig, sample_actions, sample_chunk
 from .trainer import AIMTrainer
 
 
@@ -44,9 +44,10 @@ def sample_first_chunk(
     )
     schedulers = [FlowMatchEulerDiscreteScheduler(shift=shift) for shift in (config.video_shift, config.action_shift)]
 
-    rgb, value, actions = sample_chunk(model, cache, noise, *schedulers, num_inference_steps=5)
+    sampling = SamplingConfig()
+    rgb, value, actions = sample_chunk(model, cache, noise, *schedulers, sampling)
     true_value = batch["value_latents"][:, :, : config.chunk_latent_frames]
-    _, _, from_true_map = sample_actions(model, cache, (rgb, true_value.to(rgb), noise[2]), schedulers[1])
+    _, _, from_true_map = sample_actions(model, cache, (rgb, true_value.to(rgb), noise[2]), schedulers[1], sampling)
     return {"rgb": rgb, "value": value, "actions": actions, "actions_from_true_map": from_true_map}
 
 

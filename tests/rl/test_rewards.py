@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from aim_hf.training.rewards import Outcome, bilinear, success_reward, value_hits, value_map_reward
+from aim_hf.rl.rewards import Outcome, bilinear, success_reward, value_hits, value_map_reward
 
 HEIGHT, WIDTH, FOCAL = 8, 12, 6.0
 INTRINSICS = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])

@@ -20,11 +20,12 @@ from aim_hf import AIMPipeline
 from aim_hf.envs import make_environment
 from aim_hf.evaluation.comparison import ROUNDING, same_world
 from aim_hf.evaluation.vector_env import VectorEnvironment
-from aim_hf.sampling import sample_actions, with_steps
-from aim_hf.training.grpo import AIMGRPOConfig, AIMGRPOTrainer, RepeatSampler, _Safety
-from aim_hf.training.policy import POLICY_INPUTS, ActionPolicy, FlowSDE
-from aim_hf.training.rewards import success_reward, value_map_reward
-from aim_hf.training.rollouts import Collector, Scene, Scenes
+from aim_hf.rl import AIMGRPOConfig, AIMGRPOTrainer, Scene, Scenes, success_reward, value_map_reward
+from aim_hf.rl.collector import Collector
+from aim_hf.rl.policy import POLICY_INPUTS, ActionPolicy, FlowSDE
+from aim_hf.rl.safety import Safety
+from aim_hf.rl.scenes import RepeatSampler
+from aim_hf.sampling import SamplingConfig, sample_actions, with_steps
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "evaluation"))
@@ -57,9 +58,9 @@ def make_collector(environments, num_generations=3, num_random_steps=2, max_comp
     pipe = make_pipeline()
     mask = torch.ones(16, dtype=torch.bool)
     policy = ActionPolicy(pipe.model, TIMES, FlowSDE(0.7, noise_modes), mask)
-    options = {"num_inference_steps": 1, "max_completion_length": max_completion_length, "seed": 0}
-    steps = list(range(len(TIMES) - 2))
-    return Collector(pipe, policy, environments, num_generations, steps, num_random_steps, **options)
+    options = {"max_completion_length": max_completion_length, "seed": 0}
+    steps, sampling = list(range(len(TIMES) - 2)), SamplingConfig(num_inference_steps=1)
+    return Collector(pipe, policy, environments, sampling, num_generations, steps, num_random_steps, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def test_practice_may_begin_without_noise_as_use_does(environments):
     collector = make_collector(environments, num_random_steps=1)
     pipe, count = collector.pipe, len(TIMES) - 1
     collector.random_steps = [count - 1]
-    pipe.register_to_config(action_noise_scale=0.0)
+    collector.sampling_config = SamplingConfig(1, count, action_noise_scale=0.0)
     collector.policy.sde = FlowSDE(0.7, noise_modes=1, last_step_std=1e-6)
     scheduler = with_steps(pipe.action_scheduler, count, "cpu")
     collector.policy.times = scheduler.sigmas.double().tolist()
@@ -117,7 +118,7 @@ def test_practice_may_begin_without_noise_as_use_does(environments):
     pipe.model.append(cache, group.first[None])
     noise = torch.zeros(1, *group.before.shape[-2:])
     world = group.rgb[:1, 0], group.value[:1, 0], noise
-    actions = sample_actions(pipe.model, cache, world, pipe.action_scheduler, count)[2]
+    actions = sample_actions(pipe.model, cache, world, pipe.action_scheduler, collector.sampling_config)[2]
     torch.testing.assert_close(group.after[:, 0, 0], actions.expand(3, -1, -1), rtol=0, atol=1e-4)
 
 
@@ -292,7 +293,7 @@ def test_groups_without_spread_are_dropped_and_counted(tmp_path):
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.head.named_parameters())
     (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
     assert entry["frac_reward_zero_std"] == 1 and entry["loss"] == 0 and entry["rollout/success_rate"] == 0
-    assert trainer._buffer == [[]]
+    assert trainer._buffer.groups == [[]]
 
 
 def test_advantages_of_an_episode_and_of_its_chunks(tmp_path):
@@ -359,7 +360,7 @@ def test_evaluation_is_on_validation_scenes(tmp_path):
 
 def test_it_stops_on_divergence_and_on_reward_without_success(tmp_path):
     trainer = make_trainer(tmp_path, max_kl=0.5, hacking_patience=2)
-    safety, control = _Safety(trainer), trainer.control
+    safety, control = Safety(trainer), trainer.control
 
     def evaluated(reward, success):
         trainer.log({"rewards/value_map_reward/mean": reward})
@@ -390,7 +391,7 @@ def test_reward_hacking_is_told_from_where_the_run_began(tmp_path):
     ):
         trainer.log(entry)
         if "eval_success_rate" in entry:
-            _Safety(trainer).on_evaluate(trainer.args, trainer.state, trainer.control)
+            Safety(trainer).on_evaluate(trainer.args, trainer.state, trainer.control)
     assert [e["eval_reward_hacking"] for e in trainer.state.log_history if "eval_reward_hacking" in e] == [1]
 
 
@@ -485,10 +486,11 @@ def die(connection, suite, split):
 def test_a_pipeline_is_used_as_it_has_practised(tmp_path):
     last = {"random_steps": [2], "last_step_std": 0.05}
     trainer = make_trainer(tmp_path, action_noise_scale=0.0, **last)
-    assert trainer.pipe.config.action_noise_scale == 0
+    assert trainer.pipe.sampling_config == SamplingConfig(action_noise_scale=0.0)
+    assert trainer.sampling_config == SamplingConfig(1, 3, action_noise_scale=0.0)
     trainer.pipe.save_pretrained(tmp_path / "pipeline")
-    assert AIMPipeline.from_pretrained(tmp_path / "pipeline").config.action_noise_scale == 0
-    assert make_trainer(tmp_path, **last).pipe.config.action_noise_scale == 1  # the given one's own
+    assert AIMPipeline.from_pretrained(tmp_path / "pipeline").sampling_config.action_noise_scale == 0
+    assert make_trainer(tmp_path, **last).pipe.sampling_config.action_noise_scale == 1  # the given one's own
     with pytest.raises(ValueError, match=r"action_noise_scale is 0.5 and random_steps \[0, 1\].*random_steps=\[2\]"):
         make_trainer(tmp_path, action_noise_scale=0.5)
     with pytest.raises(ValueError, match="action_noise_scale is 2; expected 0 to 1"):

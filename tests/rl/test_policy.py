@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aim_hf.training.policy import ActionPolicy, FlowSDE, kl_divergence, log_density, sample
+from aim_hf.rl.policy import ActionPolicy, FlowSDE, kl_divergence, log_density, sample
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_modeling import C, H, S, W, make_model  # noqa: E402

@@ -13,93 +13,28 @@ import math
 import time
 import zlib
 from collections import Counter
-from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..envs.base import CAMERAS
-from ..envs.seeds import Purpose, episode_seeds
 from ..evaluation.vector_env import Chunks, Progress, Start, VectorEnvironment
 from ..pipeline_aim import AIMPipeline
-from ..sampling import sample_world
+from ..sampling import SamplingConfig, sample_world
+from .buffer import Group
 from .policy import ActionPolicy, action_velocity, sample
 from .rewards import Outcome
-
-
-@dataclass(frozen=True)
-class Scene:
-    task: str
-    seed: int
-
-
-class Scenes(torch.utils.data.Dataset):
-    """Scenes to practise on: every task in turn, each time with the next seed of `purpose`, from the `start`-th on.
-
-    Raises:
-        ValueError: for no task, or no scene.
-    """
-
-    def __init__(self, tasks: list[str], count: int, purpose: Purpose = "rl", start: int = 0):
-        if not tasks or count < 1:
-            raise ValueError(
-                f"tasks are {list(tasks)} and count is {count}; expected at least one task and one scene."
-            )
-        self.tasks = list(tasks)
-        self.purpose = purpose
-        self._seeds = episode_seeds(purpose, start, -(-count // len(self.tasks)))
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Scene:
-        if not 0 <= index < len(self):
-            raise IndexError(f"scene {index} of {len(self)}")
-        return Scene(self.tasks[index % len(self.tasks)], self._seeds[index // len(self.tasks)])
-
-
-@dataclass
-class Group:
-    """What the learner needs of G episodes of one scene, of up to C chunks (`num_chunks`) with S random steps each.
-
-    prompt_embeds (L, text_dim); first (c, 1, h, w), the first observation.
-    rgb, value: (G, C, c, F, h, w), as imagined. observed: the same shape, what was really seen after each chunk.
-    executed (G, C, F * n, D), normalized.
-    steps (C, S): the random denoising steps. before, after (G, C, S, P, D): the samples around them. log_probs
-        (G, C, S, M): log-likelihoods of the steps under the policy that took them.
-    num_chunks (G,); success (G,). What is kept of a chunk is zero for an episode that ended before it.
-    advantages (G, C): set by the trainer.
-    """
-
-    scene: Scene
-    prompt_embeds: torch.Tensor
-    first: torch.Tensor
-    rgb: torch.Tensor
-    value: torch.Tensor
-    observed: torch.Tensor
-    executed: torch.Tensor
-    steps: torch.Tensor
-    before: torch.Tensor
-    after: torch.Tensor
-    log_probs: torch.Tensor
-    num_chunks: torch.Tensor
-    success: torch.Tensor
-    advantages: torch.Tensor | None = None
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All of it but the scene."""
-        return {f.name: value for f in fields(self) if torch.is_tensor(value := getattr(self, f.name))}
+from .scenes import Scene
 
 
 class Collector:
     """Lets the action head of a pipeline act as a policy, on scenes.
 
     Args:
-        pipe: its model is on the device already. policy: of that model. With an `action_noise_scale` below 1, the last
-            step alone may be random: the others renew noise in whole.
-        environments: of the suite and split.
+        pipe: its model is on the device already. policy: of that model. environments: of the suite and split.
+        sampling_config: with an `action_noise_scale` below 1, the last step alone may be random: the others renew
+            noise in whole.
         num_generations: G. random_steps: that the S = num_random_steps of a chunk are drawn from. seed: of all noise.
         max_completion_length: control steps after which an episode ends with the chunk, if it hasn't before; None for
             the task's own limit.
@@ -110,15 +45,15 @@ class Collector:
         pipe: AIMPipeline,
         policy: ActionPolicy,
         environments: VectorEnvironment,
+        sampling_config: SamplingConfig,
         num_generations: int,
         random_steps: list[int],
         num_random_steps: int,
-        num_inference_steps: int,
         max_completion_length: int | None,
         seed: int,
     ):
         self.pipe, self.policy, self.environments, self.seed = pipe, policy, environments, seed
-        self.num_generations, self.num_inference_steps = num_generations, num_inference_steps
+        self.sampling_config, self.num_generations = sampling_config, num_generations
         self.random_steps, self.num_random_steps = random_steps, num_random_steps
         self.max_completion_length = math.inf if max_completion_length is None else max_completion_length
         self.chunks = Chunks(pipe.actions_per_chunk, pipe.actions_per_frame)
@@ -204,7 +139,7 @@ class _Rollout:
         shape = (1, config.in_channels, config.chunk_latent_frames, *self.session.latent_size)
         world = [self._randn(shape).expand(self.session.batch_size, *shape[1:]) for _ in range(2)]
         *world, _ = sample_world(
-            self.model, self.session.cache, (*world, None), self.pipe.scheduler, collector.num_inference_steps
+            self.model, self.session.cache, (*world, None), self.pipe.scheduler, collector.sampling_config
         )
         if not self.parts["rgb"]:
             self.session = self.session.select([0] * running)
@@ -217,7 +152,7 @@ class _Rollout:
         order = torch.randperm(len(collector.random_steps), generator=self.generator)
         chosen = sorted(collector.random_steps[index] for index in order[:S])
         z_shape = (collector.num_generations, S, policy.sde.num_modes(config.action_horizon), config.action_dim)
-        noise, z = self.pipe.config.action_noise_scale * self._randn((1, *shape)), self._randn(z_shape)
+        noise, z = collector.sampling_config.action_noise_scale * self._randn((1, *shape)), self._randn(z_shape)
         actions, decisions = sample(
             *(action_velocity(self.model, context), noise.expand(running, *shape), policy.times, policy.sde),
             *(chosen, z[self.running]),

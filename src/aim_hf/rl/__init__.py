@@ -1,0 +1,17 @@
+"""Stage 2: GRPO on the action head alone."""
+
+from .config import AIMGRPOConfig
+from .rewards import Outcome, RewardFunction, success_reward, value_map_reward
+from .scenes import Scene, Scenes
+from .trainer import AIMGRPOTrainer
+
+__all__ = [
+    "AIMGRPOConfig",
+    "AIMGRPOTrainer",
+    "Outcome",
+    "RewardFunction",
+    "Scene",
+    "Scenes",
+    "success_reward",
+    "value_map_reward",
+]
