@@ -230,6 +230,36 @@ def test_quantiles_map_to_one_and_nothing_is_clipped():
     assert torch.equal(processor.unnormalize_actions(processor.normalize_actions(actions)), actions)
 
 
+def test_whole_numbers_are_scaled_as_others_are():
+    statistics = {"q01": [0.0] * 14, "q99": [1.0] * 14, "min": [0.0] * 14, "max": [1.0] * 14}
+    processor = make_processor("qpos", action_statistics=statistics)
+    ones = np.ones((2, 14), dtype=int)
+    assert (processor.normalize_actions(ones) == 1).all() and (
+        processor.scale_actions(torch.ones(2, 14).int()) == 1
+    ).all()
+    assert (processor.unnormalize_actions(np.zeros((2, 14), dtype=int)) == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"left_endpose": np.ones(6), "left_gripper": np.ones(2)},
+            r"'left_endpose'\] has shape \(6,\); expected \(7,\)",
+        ),
+        ({"right_gripper": np.ones(0)}, r"'right_gripper'\] has shape \(0,\); expected \(1,\)"),
+        ({"left_endpose": "abc"}, r"'left_endpose'\] is no array of numbers"),
+        ({"left_endpose": [[1.0], [2.0, 3.0]]}, r"'left_endpose'\] is no array of numbers"),
+    ],
+)
+def test_each_part_of_a_pose_has_its_size(rng, change, message):
+    observation = make_observation(rng)
+    with pytest.raises(ValueError, match=message):
+        make_processor().initial_pose({"endpose": observation["endpose"] | change})
+    with pytest.raises(ValueError, match="has no left_endpose"):
+        make_processor().initial_pose({"endpose": None})
+
+
 def test_statistics_and_the_minimum_half_range(rng):
     processor = make_processor("qpos", action_statistics=None, minimum_half_range=0.02)
     actions = rng.uniform(-1, 3, (10_001, 14))

@@ -101,7 +101,7 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
         FileExistsError: if the folder holds outputs of other settings, which it names, or outputs without a record.
         UnreadableFile: if the record is damaged.
     """
-    made_from = json.loads(json.dumps(made_from))
+    made_from = json.loads(json.dumps(made_from, allow_nan=False))
     path = folder / record
     go_on = "Give the same settings to go on with it, choose another output folder, or delete this one."
     if path.is_file():

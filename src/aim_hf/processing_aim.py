@@ -343,14 +343,25 @@ class AIMProcessor(ProcessorMixin):
 
     def initial_pose(self, observation: Mapping[str, Any]) -> torch.Tensor:
         """Both arms' measured pose in the layout of an `ee` action, float64 (16,); actions are relative to it."""
-        endpose = observation.get("endpose", {})
+        endpose = observation.get("endpose") or {}
         keys = ("left_endpose", "left_gripper", "right_endpose", "right_gripper")
         missing = [key for key in keys if key not in endpose]
         if missing:
             raise ValueError(
                 f"observation['endpose'] has no {', '.join(missing)}; action space 'ee' needs {', '.join(keys)}."
             )
-        pose = np.concatenate([np.atleast_1d(np.asarray(endpose[key], dtype=np.float64)) for key in keys])
+        parts = []
+        for key in keys:
+            expected = 1 if key.endswith("gripper") else 7
+            try:
+                parts.append(np.atleast_1d(np.asarray(endpose[key], dtype=np.float64)))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"observation['endpose'][{key!r}] is no array of numbers: {error}.") from error
+            if parts[-1].shape != (expected,):
+                raise ValueError(
+                    f"observation['endpose'][{key!r}] has shape {parts[-1].shape}; expected ({expected},)."
+                )
+        pose = np.concatenate(parts)
         pose = self._check_actions(pose, "pose of the first observation")
         check_magnitude("pose of the first observation", pose)
         return pose
@@ -431,6 +442,7 @@ class AIMProcessor(ProcessorMixin):
 
     def scale_actions(self, relative: torch.Tensor) -> torch.Tensor:
         """The second half of `normalize_actions`: what `relative_actions` gave, scaled."""
+        relative = _floating(relative)
         center, half_range = self._scale(relative)
         return (relative - center) / half_range
 
@@ -456,7 +468,7 @@ class AIMProcessor(ProcessorMixin):
         Raises:
             ValueError: for a wrong width, NaN or missing statistics.
         """
-        actions = torch.as_tensor(actions)
+        actions = _floating(actions)
         self._check_numbers(actions, "normalized actions")
         center, half_range = self._scale(actions)
         return self.absolute_actions(actions * half_range + center, initial_pose)
@@ -493,7 +505,7 @@ class AIMProcessor(ProcessorMixin):
             raise ValueError(f"{name} have NaN or infinite numbers; find where they come from.")
 
     def _check_actions(self, actions, name: str) -> torch.Tensor:
-        actions = torch.as_tensor(actions)
+        actions = _floating(actions)
         self._check_numbers(actions, name)
         if self.action_space == "ee":
             for arm, (_, quaternion, _) in zip(("left", "right"), _arms(actions), strict=True):
@@ -515,6 +527,12 @@ class AIMProcessor(ProcessorMixin):
                 "(..., 16) and (..., T, 16) with the same leading shape: one pose an episode."
             )
         return initial.unsqueeze(-2)
+
+
+def _floating(numbers) -> torch.Tensor:
+    """As a tensor; whole numbers in float64, since an integer has no room for what they are scaled to."""
+    tensor = torch.as_tensor(numbers)
+    return tensor if tensor.is_floating_point() else tensor.double()
 
 
 def check_magnitude(name: str, numbers: torch.Tensor, center=0.0, unit=1.0) -> None:

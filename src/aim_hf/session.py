@@ -180,8 +180,10 @@ class AIMSession:
         """The inverse of `select`: a session of the rows of all of these, in order, that goes on by itself.
 
         Raises:
-            ValueError: for sessions of several pipelines, or of which only some have a negative prompt.
+            ValueError: for no session, those of several pipelines, or of which only some have a negative prompt.
         """
+        if not isinstance(sessions, Sequence) or not sessions or not all(isinstance(s, AIMSession) for s in sessions):
+            raise ValueError(f"sessions are {sessions!r}; expected a list of at least one AIMSession.")
         first = sessions[0]
         if any(session.pipe is not first.pipe for session in sessions):
             raise ValueError("the sessions are of several pipelines; stack those of one.")

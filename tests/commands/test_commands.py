@@ -45,6 +45,9 @@ def test_options_are_spelled_in_one_way():
                 assert "-" not in name[2:] and name not in ("--output", "--base", "--pipeline", "--init"), line
 
 
+COLLECT = ["collect", "--tasks", "click_bell", "--episodes", "1", "--output_dir", "out"]
+
+
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
@@ -53,6 +56,21 @@ def test_options_are_spelled_in_one_way():
         (["publish", "nowhere", "org/name"], "publish: nowhere holds neither model_index.json"),
         (["evaluate", "--policy", "no/such", "--episodes", "1", "--output_dir", "out"], "evaluate: policy 'no/such'"),
         (["preview", "nowhere", "--output_file", "sheet.png"], "preview: nowhere holds no data/*.parquet"),
+        (
+            ["preview", "nowhere", "--output_file", "a.png", "--frames", "0"],
+            "preview: --frames is 0; expected a whole",
+        ),
+        (
+            ["preview", "nowhere", "--output_file", "a.png", "--episodes", "-1"],
+            "preview: --episodes is -1; expected a",
+        ),
+        ([*COLLECT, "--noise", "nan"], "collect: --noise is nan; expected 0 to 0.2"),
+        ([*COLLECT, "--noise", "50"], "collect: --noise is 50.0; expected 0 to 0.2"),
+        ([*COLLECT, "--noise", "-1"], "collect: --noise is -1.0; expected 0 to 0.2"),
+        (
+            ["compare", "--before", "a", "--after", "b", "--output_dir", "c", "--videos", "-3"],
+            "compare: --videos is -3",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_and_code_2(argv, told, tmp_path, monkeypatch, capsys):

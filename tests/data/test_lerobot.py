@@ -40,6 +40,7 @@ from aim_hf.data.shards import load_episodes, read_rows, shard_paths
 from aim_hf.data.value_maps import rotation_matrix
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
+from aim_hf.files import UnreadableFile
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -689,6 +690,17 @@ def test_tasks_of_both_layouts_are_read(tmp_path):
     assert before == {0: made.TASKS[0], 1: made.TASKS[1]} and table.column_names == ["task_index", "__index_level_0__"]
     pq.write_table(table.rename_columns(["task_index", "task"]), path)
     assert LeRobotSource(folder).tasks == before
+    pq.write_table(table.rename_columns(["task_index", "words"]), path)
+    with pytest.raises(UnreadableFile, match="it has no __index_level_0__, but task_index, words"):
+        LeRobotSource(folder)
+
+
+def test_a_task_index_has_one_meaning(tmp_path):
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v21", tmp_path / "lerobot_v21"))
+    path = folder / "meta" / "tasks.jsonl"
+    path.write_text(path.read_text().rstrip() + '\n{"task_index": 0, "task": "other words"}\n')
+    with pytest.raises(UnreadableFile, match=r"task_index 0 is both .* and 'other words'"):
+        LeRobotSource(folder)
 
 
 def test_episodes_are_chosen_by_number_and_by_task():

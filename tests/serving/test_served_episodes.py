@@ -186,6 +186,9 @@ def test_stacked_sessions_go_on_as_before(policy):
 
 def test_sessions_that_do_not_fit_are_not_stacked(policy):
     pipe, other = policy.pipe, make_policy().pipe
+    for nothing in ([], None, pipe.start("lift"), ["lift"]):
+        with pytest.raises(ValueError, match="expected a list of at least one AIMSession"):
+            AIMSession.stack(nothing)
     with pytest.raises(ValueError, match="of several pipelines"):
         AIMSession.stack([pipe.start("lift"), other.start("lift")])
     with pytest.raises(ValueError, match="negative prompt"):

@@ -4,6 +4,7 @@ import copy
 import json
 import resource
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from aim_hf import AIMConfig, AIMForWorldAction
+from aim_hf.checkpoint import fingerprint
 from aim_hf.codec import VideoCodec
 from aim_hf.data.episodes import Episode
 from aim_hf.data.latents import (
@@ -75,7 +77,10 @@ def pipe():
 def write_latents(folder: Path, pipe, episodes: list[Episode]) -> Path:
     codec, config, processor = VideoCodec(pipe.vae), pipe.model.config, pipe.processor
     entries = [{"task": e.task, "instruction": e.instruction, "seed": e.seed, "row": str(e.seed)} for e in episodes]
-    settings = made_from(config, processor, codec, "text encoder", text_dim=16, fps=12.5, shard_size=4)
+    with tempfile.TemporaryDirectory() as temporary:
+        pipe.text_encoder.save_pretrained(temporary)
+        text_encoder = fingerprint(Path(temporary))
+    settings = made_from(config, processor, codec, text_encoder, text_dim=16, fps=12.5, shard_size=4)
     shards = plan_shards(folder, entries, settings)
 
     def encoded(episode):

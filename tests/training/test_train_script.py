@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from aim_hf import AIMForWorldAction, AIMPipeline
 from aim_hf.commands.train import initial_model
 from aim_hf.commands.train import main as run_train
+from aim_hf.files import UnreadableFile
 from aim_hf.training.trainer import EMA_FILE
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -144,8 +146,34 @@ def test_one_episode_may_be_overfitted_and_a_run_goes_on_only_as_it_began(pipe, 
         ("not_there/trainer_state.json is missing", {"resume_from_checkpoint": tmp_path / "not_there"}),
         ("held_out is 1; expected 0 to 0, for there are 1 episodes", {"held_out": 1}),
         ("have actions_per_latent_frame=8, and the model actions_per", {"config": '{"actions_per_latent_frame": 4}'}),
+        ("--config is .*expected a JSON object of AIMConfig fields", {"config": '{"foo": 1}'}),
+        ("--config is .*expected a JSON object of AIMConfig fields", {"config": '["ab"]'}),
+        ("--lora_rank is 0; expected a whole number, at least 1", {"lora_rank": 0}),
+        ("--max_steps is 0 and --num_train_epochs 3", {"max_steps": 0}),
+        ("index.json is missing", {"latents": tmp_path / "base"}),
     ):
         with pytest.raises((OSError, ValueError), match=message):
             train(**change)
     train(max_steps=2, logging_steps=1)
     assert (tmp_path / "run" / "checkpoint-2").is_dir()
+
+    # Instructions that another text encoder encoded, and a shard that is shorter than the index says.
+    other = AIMPipeline.from_pretrained(tmp_path / "base")
+    other.text_encoder.shared.weight.data.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="were encoded by another text encoder"):
+        train(policy=tmp_path / "other", output_dir=tmp_path / "new")
+    (shard,) = one.glob("shard-*.safetensors")
+    with safe_open(shard, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    for change, message in (
+        (
+            lambda name, tensor: tensor[:8] if name.endswith(".actions") else tensor,
+            r"\.actions has length 8; the index",
+        ),
+        (lambda name, tensor: None if name.endswith(".value_cells") else tensor, "value_cells"),
+    ):
+        kept = {name: change(name, tensor) for name, tensor in tensors.items()}
+        save_file({name: t.contiguous() for name, t in kept.items() if t is not None}, shard, metadata)
+        with pytest.raises(UnreadableFile, match=message):
+            train(output_dir=tmp_path / "new")

@@ -26,6 +26,7 @@ os.environ.setdefault("LP_NUM_THREADS", "1")
 from accelerate import PartialState  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from ..checks import check_number  # noqa: E402
 from ..data.card import write_card  # noqa: E402
 from ..data.preview import write_preview  # noqa: E402
 from ..data.recorder import Failure, made_from, record_episode  # noqa: E402
@@ -38,6 +39,7 @@ from ..files import claim  # noqa: E402
 from . import Parser
 
 NOISE = {"tabletop": 0.01, "robotwin": 0.0}
+LARGEST_NOISE = 0.2  # m: no arm reaches further from its path than that and comes back
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def main(argv: list[str]) -> None:
             parser.error(f"--{name} is {number}; expected at least 1")
     if unknown := set(args.tasks or ()) - set(TASKS[args.suite]):
         parser.error(f"no task {', '.join(unknown)} in suite {args.suite}; choose from {', '.join(TASKS[args.suite])}")
-    noise = NOISE[args.suite] if args.noise is None else args.noise
+    noise = NOISE[args.suite] if args.noise is None else check_number("--noise", args.noise, 0, LARGEST_NOISE)
 
     # Processes meet only at the start and at the end, which may be days away.
     state = PartialState(cpu=True, timeout=timedelta(days=30))

@@ -21,13 +21,14 @@ def main(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from .. import AIMPipeline
+    from ..checks import check_whole
     from ..envs import make_environment
     from ..evaluation.comparison import compare, format_comparison, same_world, training_summary
     from ..evaluation.pictures import write_video
     from ..evaluation.policies import OPTIONS, AIMPolicy
     from ..evaluation.rollout import run_episodes
     from ..evaluation.vector_env import VectorEnvironment
-    from ..files import write_text
+    from ..files import read_json, reading, write_text
     from ..provenance import command
     from ..training.curve import plot_comparison
 
@@ -38,13 +39,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--training", type=Path, help="training.json of what lies between them, to be quoted")
     parser.add_argument("--videos", type=int, default=0, help="changed episodes to film")
     args = parser.parse_args(argv)
+    check_whole("--videos", args.videos, least=0)
     comparison = compare(args.before, args.after)
     comparison["command"] = command()
     folders = {"before": args.before, "after": args.after}
-    settings_of = {side: json.loads((folder / "settings.json").read_text()) for side, folder in folders.items()}
+    mend = "evaluate into another folder"
+    settings_of = {side: read_json(folder / "settings.json", mend) for side, folder in folders.items()}
     settings = settings_of["before"]  # of the scenes they are the same
     if args.training is not None:
-        comparison["training"] = training_summary(json.loads(args.training.read_text()))
+        expected = "give the training.json that `aim-hf train-grpo` wrote"
+        record = read_json(args.training, expected)
+        with reading(args.training, expected):
+            comparison["training"] = training_summary(record)
         environment = make_environment(settings["suite"], next(iter(comparison["tasks"])), settings["split"])
         observation = environment.reset(comparison["seeds"][0])
         pipelines = [AIMPipeline.from_pretrained(comparison[side]["policy"]) for side in settings_of]

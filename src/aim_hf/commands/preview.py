@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..checks import check_whole
 from ..data.preview import contact_sheet
 from ..data.shards import load_episodes
 from . import Parser
@@ -21,6 +22,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--episodes", type=int, default=1, help="of each task and split")
     parser.add_argument("--frames", type=int, default=10)
     args = parser.parse_args(argv)
+    for name in ("episodes", "frames"):
+        check_whole(f"--{name}", getattr(args, name))
+    if args.output_file.suffix.lower() != ".png":
+        parser.error(f"--output_file is {args.output_file}; expected a name that ends in .png")
 
     dataset = load_episodes(args.source)
     chosen: dict[tuple[str, str], list[int]] = {}

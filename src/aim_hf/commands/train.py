@@ -26,10 +26,11 @@ from transformers import HfArgumentParser, TrainerCallback
 
 from .. import AIMForWorldAction, AIMPipeline, AIMProcessor
 from ..checkpoint import fingerprint, local_folder
+from ..checks import check_whole
 from ..codec import VideoCodec
-from ..configuration_aim import PRESETS
-from ..data.latents import LatentWindows
-from ..files import claim, write_text
+from ..configuration_aim import PRESETS, AIMConfig
+from ..data.latents import INDEX, MEND, LatentWindows
+from ..files import claim, read_json, write_text
 from ..pipeline_aim import load_text_encoder, load_vae
 from ..provenance import provenance
 from ..training.checkpoints import checkpoint_to_resume
@@ -94,13 +95,24 @@ def initial_model(folder: Path, fields: dict, adapters: bool) -> AIMForWorldActi
 def main(argv: list[str]) -> None:
     parser = HfArgumentParser((TrainArguments, AIMTrainingArguments), prog="aim-hf train", description=__doc__)
     own, args = parser.parse_args_into_dataclasses(argv)
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        raise ValueError(
+            f"--max_steps is {args.max_steps} and --num_train_epochs {args.num_train_epochs}; expected some."
+        )
+    for name, least in (("lora_rank", 1), ("export_steps", 0), ("window_chunks", 1)):
+        if getattr(own, name) is not None:
+            check_whole(f"--{name}", getattr(own, name), least)
+    read_json(Path(own.latents) / INDEX, MEND)  # said before anything else is looked for
     set_seed(args.seed)
     policy = local_folder(own.policy)
     fields = {"action_dim": AIMProcessor.from_pretrained(Path(own.latents) / "processor").action_dim}
     try:
-        fields |= json.loads(own.config)
-    except (ValueError, TypeError) as error:
+        changed = json.loads(own.config)
+    except ValueError as error:
         raise ValueError(f"--config is {own.config!r}; expected a JSON object of AIMConfig fields") from error
+    if not isinstance(changed, dict) or changed.keys() - AIMConfig().to_dict().keys():
+        raise ValueError(f"--config is {own.config!r}; expected a JSON object of AIMConfig fields")
+    fields |= changed
     if own.preset is not None:
         if own.preset not in PRESETS:
             raise ValueError(f"--preset is {own.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
@@ -125,6 +137,7 @@ def main(argv: list[str]) -> None:
     vae = load_vae(policy)
     codec = VideoCodec(vae)
     train.check_codec(codec)
+    train.check_text_encoder(fingerprint(policy / "text_encoder"))
     output = Path(args.output_dir)
     settings = {
         "latents": train.fingerprint(),

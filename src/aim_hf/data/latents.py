@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
+from ..checks import check_whole
 from ..codec import VideoCodec
 from ..configuration_aim import AIMConfig
 from ..files import claim, read_json, reading, write_text, written_file
@@ -269,7 +270,7 @@ class LatentShard:
 
 def plan_shards(folder: Path, episodes: list[dict], made_from: dict[str, Any]) -> list[LatentShard]:
     """The files that hold `episodes` of `described`."""
-    size = made_from["shard_size"]
+    size = check_whole("shard_size", made_from["shard_size"])
     return [
         LatentShard(folder / f"shard-{index:05d}.safetensors", episodes[first : first + size], made_from)
         for index, first in enumerate(range(0, len(episodes), size))
@@ -359,6 +360,7 @@ class LatentWindows(Dataset):
         with reading(self.folder / INDEX, MEND):
             geometry = {name: index["made_from"][name] for name in GEOMETRY}
             self.video_encoder: str = index["made_from"]["video_encoder"]
+            self.text_encoder: str = index["made_from"]["text_encoder"]
             episodes, longest = index["episodes"], max(entry["chunks"] for entry in index["episodes"])
         self._check_geometry(geometry)
         self.processor = AIMProcessor.from_pretrained(self.folder / "processor")
@@ -370,13 +372,26 @@ class LatentWindows(Dataset):
         self.entries = [entry for i, entry in enumerate(episodes) if (i in out) == only_held_out]
         self._shards: dict[str, safe_open] = {}
         for entry in self.entries:
-            self._shard(entry["shard"])  # is refused now, and not in the middle of training
+            self._check_entry(entry)  # refused now, and not in the middle of training
         self.num_short = sum(entry["chunks"] < self.window_chunks for entry in self.entries)
         self._incomplete = any({"missing_views", "missing_maps"} & set(entry) for entry in episodes)
         self._places = []
         for index, entry in enumerate(self.entries):
             last = 0 if first_only else max(entry["chunks"] - self.window_chunks, 0)
             self._places += [(index, start) for start in range(last + 1)]
+
+    def _check_entry(self, entry: dict) -> None:
+        """Raises UnreadableFile if an episode's tensors aren't there, or haven't the length that the index says."""
+        path, frames = self.folder / entry["shard"], entry["chunks"] * self.config.chunk_latent_frames
+        actions = frames * self.config.actions_per_latent_frame
+        lengths = {"latents": (1, 1 + frames), "value_latents": (1, frames), "value_cells": (0, frames)}
+        lengths |= {"actions": (0, actions), "executed_actions": (0, actions)}
+        shard = self._shard(entry["shard"])
+        with reading(path, MEND):
+            for name, (axis, length) in lengths.items():
+                found = shard.get_slice(f"{entry['key']}.{name}").get_shape()[axis]
+                if found != length:
+                    raise ValueError(f"{entry['key']}.{name} has length {found}; the index says {length}")
 
     def _check_geometry(self, geometry: dict[str, int]) -> None:
         asked = {name: getattr(self.config, name) for name in geometry}
@@ -395,6 +410,14 @@ class LatentWindows(Dataset):
             raise ValueError(
                 f"the latents of {self.folder} were made by another video codec; train with that one's checkpoint, or "
                 "encode latents by this one in another folder."
+            )
+
+    def check_text_encoder(self, fingerprint: str) -> None:
+        """Raises ValueError if the instructions were encoded by another text encoder than that of a `fingerprint`."""
+        if fingerprint != self.text_encoder:
+            raise ValueError(
+                f"the instructions in {self.folder} were encoded by another text encoder; train with that one's "
+                "checkpoint, or encode latents by this one in another folder."
             )
 
     def summary(self) -> str:

@@ -29,6 +29,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from ..checks import check_whole
 from ..envs import TASKS
 from ..envs.base import SPLITS, SeedRejected
 from ..envs.seeds import episode_seeds
@@ -114,6 +115,7 @@ def evaluate(
     for name, number in (("episodes", episodes), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} is {number}; expected at least 1.")
+    check_whole("videos", videos, least=0)
     episode_seeds("evaluation", protocol.start_seed, episodes)
     check_fits(policy.interface, protocol.suite, protocol.split)
     settings = policy.settings | asdict(protocol)
@@ -252,6 +254,16 @@ def read_results(output: Path) -> dict[str, Any]:
         missing += [f"{name} of {task}" for task, of in tasks.items() for name in RESULT_OF_TASK if name not in of]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
+        if not tasks:
+            raise ValueError("it has no tasks")
+        for task, of_task in tasks.items():
+            recorded = [record["success"] for record in read_records(output, task)]
+            counts = sum(success is True for success in recorded), len(recorded)
+            if recorded and counts != (of_task["successes"], of_task["episodes"]):
+                raise ValueError(
+                    f"it says {of_task['successes']} of {of_task['episodes']} for {task}, and its records "
+                    f"{counts[0]} of {counts[1]}"
+                )
     return results
 
 
