@@ -260,6 +260,40 @@ def test_each_part_of_a_pose_has_its_size(rng, change, message):
         make_processor().initial_pose({"endpose": None})
 
 
+ONE = {"head": {"size": [8, 8], "slot": [0, 0, 8, 8]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cameras": {}}, "cameras are none"),
+        ({"cameras": {"head": {"size": [8, 8]}}}, "camera head has no slot"),
+        ({"cameras": {"head": {"size": [0, 8], "slot": [0, 0, 8, 8]}}}, r"size of head is \[0, 8\]; expected 2 whole"),
+        ({"cameras": {"head": {"size": [8, 8], "slot": [0, 0, 8]}}}, r"slot of head is \[0, 0, 8\]; expected 4 whole"),
+        ({"canvas_size": [16.9, 16]}, r"canvas_size is \[16.9, 16\]; expected 2 whole numbers, each at least 1"),
+        ({"canvas_size": 16}, "canvas_size is 16"),
+        ({"action_space": "qpos", "action_dim": 0}, "action_dim is 0"),
+        ({"action_space": "qpos", "action_dim": "x"}, "action_dim is 'x'"),
+        ({"max_text_length": -1}, "max_text_length is -1"),
+        ({"minimum_half_range": np.inf}, "minimum_half_range is inf"),
+    ],
+)
+def test_fields_of_a_processor_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        AIMProcessor(make_tokenizer(), **{"canvas_size": [16, 16], "cameras": ONE} | changes)
+
+
+def test_pictures_and_words_that_are_none_are_named():
+    processor = AIMProcessor(make_tokenizer(), [16, 16], ONE)
+    with pytest.raises(ValueError, match="picture of head is no array"):
+        processor.pack_canvas({"head": [[1, 2], [3]]})
+    for nothing in (None, "x"):
+        with pytest.raises(ValueError, match="value map has dtype"):
+            processor.value_to_rgb(nothing)
+    with pytest.raises(ValueError, match="half a character is none"):
+        processor.tokenize("press \ud800")
+
+
 def test_statistics_and_the_minimum_half_range(rng):
     processor = make_processor("qpos", action_statistics=None, minimum_half_range=0.02)
     actions = rng.uniform(-1, 3, (10_001, 14))

@@ -15,6 +15,7 @@ import inspect
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from transformers import BatchFeature, ProcessorMixin
 
-from .checks import check_number, quoted
+from .checks import check_number, check_whole, quoted
 
 ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); right likewise.
@@ -102,23 +103,31 @@ class AIMProcessor(ProcessorMixin):
         max_text_length: int = 512,
         fps: float | None = None,
     ):
-        self.canvas_size = [int(n) for n in canvas_size]
+        self.canvas_size = _whole_numbers("canvas_size", canvas_size, 2)
+        if not cameras:
+            raise ValueError("cameras are none; expected at least one, name -> its size and slot.")
         # Sorted as in the saved JSON, so that a loaded processor goes through them in the same order.
-        self.cameras = {
-            name: {key: [int(n) for n in cameras[name][key]] for key in ("size", "slot")} for name in sorted(cameras)
-        }
+        self.cameras = {}
+        for name in sorted(cameras):
+            if missing := [key for key in ("size", "slot") if key not in cameras[name]]:
+                raise ValueError(f"camera {name} has no {', '.join(missing)}; expected size and slot.")
+            size = _whole_numbers(f"size of {name}", cameras[name]["size"], 2)
+            self.cameras[name] = {
+                "size": size,
+                "slot": _whole_numbers(f"slot of {name}", cameras[name]["slot"], 4, -math.inf),
+            }
         self._check_slots()
         if action_space not in ACTION_SPACES:
             raise ValueError(f"action_space is {action_space!r}; expected one of {ACTION_SPACES}.")
         if action_space == "ee" and action_dim != EE_ACTION_DIM:
             raise ValueError(f"action_dim is {action_dim}; actions of space 'ee' have {EE_ACTION_DIM} numbers.")
         self.action_space = action_space
-        self.action_dim = action_dim
-        if not minimum_half_range > 0:
-            raise ValueError(f"minimum_half_range is {minimum_half_range}; it must be positive.")
+        self.action_dim = check_whole("action_dim", action_dim)
+        if not 0 < minimum_half_range < math.inf:
+            raise ValueError(f"minimum_half_range is {minimum_half_range}; it must be positive, and finite.")
         self.minimum_half_range = minimum_half_range
         self.action_statistics = action_statistics
-        self.max_text_length = max_text_length
+        self.max_text_length = check_whole("max_text_length", max_text_length)
         self.fps = fps
         if tokenizer.pad_token is None:
             raise ValueError("the tokenizer has no pad token; set one, or restore its tokenizer_config.json.")
@@ -225,6 +234,8 @@ class AIMProcessor(ProcessorMixin):
         for i, t in enumerate(texts):
             if not isinstance(t, str) or not (t.strip() or allow_empty):
                 raise ValueError(f"instruction {i} is {t!r}; expected words. Say what the robot should do.")
+            if any("\ud800" <= character <= "\udfff" for character in t):
+                raise ValueError(f"instruction {i} is {t!r}; expected Unicode text, and half a character is none.")
         most = self.max_text_length
         with _tokenizer_lock:
             tokens = self.tokenizer(
@@ -254,7 +265,7 @@ class AIMProcessor(ProcessorMixin):
         """
         if set(views) != set(self.cameras):
             raise ValueError(f"cameras are {sorted(views)}; expected {sorted(self.cameras)}. Rename or complete them.")
-        views = {name: np.asarray(views[name]) for name in self.cameras}
+        views = {name: _array(f"picture of {name}", views[name]) for name in self.cameras}
         leading = next(iter(views.values())).shape[:-3]
         canvas = np.zeros((*leading, *self.canvas_size, 3), dtype=np.uint8)
         for name, camera in self.cameras.items():
@@ -308,7 +319,9 @@ class AIMProcessor(ProcessorMixin):
 
     def value_to_rgb(self, value_map: np.ndarray) -> np.ndarray:
         """Scalar map in [0, 1], (..., H, W) -> gray RGB picture, uint8 (..., H, W, 3)."""
-        value_map = np.asarray(value_map)
+        value_map = _array("value map", value_map)
+        if value_map.dtype.kind not in "fiub":
+            raise ValueError(f"value map has dtype {value_map.dtype}; expected numbers in [0, 1].")
         if not ((value_map >= 0) & (value_map <= 1)).all():
             raise ValueError(
                 f"value map spans {value_map.min()} to {value_map.max()}; expected numbers in [0, 1] and no NaN."
@@ -527,6 +540,23 @@ class AIMProcessor(ProcessorMixin):
                 "(..., 16) and (..., T, 16) with the same leading shape: one pose an episode."
             )
         return initial.unsqueeze(-2)
+
+
+def _whole_numbers(name: str, numbers: Sequence[int], count: int, least: float = 1) -> list[int]:
+    """Raises ValueError unless these are `count` whole numbers of at least `least`."""
+    several = isinstance(numbers, Sequence | np.ndarray) and not isinstance(numbers, str) and len(numbers) == count
+    if not several or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= least for n in numbers):
+        above = f", each at least {least}" if math.isfinite(least) else ""
+        raise ValueError(f"{name} is {numbers!r}; expected {count} whole numbers{above}.")
+    return [int(number) for number in numbers]
+
+
+def _array(name: str, values) -> np.ndarray:
+    """Raises ValueError, by name, for lists of unequal length."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array ({error}); expected an array of numbers.") from error
 
 
 def _floating(numbers) -> torch.Tensor:

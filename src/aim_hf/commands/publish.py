@@ -9,6 +9,8 @@ Hidden files (unfinished shards, temporary names) are never sent. The token is t
 
 from pathlib import Path
 
+from huggingface_hub.utils import validate_repo_id
+
 from ..hub import prepare, publish
 from . import Parser
 
@@ -22,6 +24,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--revision", help="branch that gets the commit, made if it isn't there; default: main")
     parser.add_argument("--message", default="Publish with aim-hf", help="of the commit")
     args = parser.parse_args(argv)
+    validate_repo_id(args.repo_id)
 
     publication = prepare(args.folder)
     for path in publication.files:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import AIMProcessor, t_pose_canvas
+from ..checks import check_whole
 from ..data.episodes import Episode
 from ..data.latents import fit_processor
 from ..data.shards import load_episodes
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    for name in ("steps", "max_text_length"):
+        check_whole(f"--{name}", getattr(args, name))
 
     dataset = load_episodes(args.dataset)
     instructions = sorted(set(dataset["instruction"]))
