@@ -714,6 +714,7 @@ ODD = (2.5, 2.0, True, "2", np.nan, 0, -1)
         ({"session": "ring bell"}, "session is 'ring bell'; start one"),
         *(({"num_inference_steps": n}, f"num_inference_steps is {n!r}; expected a whole number") for n in ODD),
         *(({"num_action_inference_steps": n}, f"num_action_inference_steps is {n!r}") for n in ODD),
+        ({"num_action_inference_steps": 10**30}, "num_action_inference_steps is 1000.*; expected at most 1000"),
         *(({"stop_after": n}, f"stop_after is {n!r}") for n in ODD),
         *(
             ({"guidance_scale": n}, f"guidance_scale is {n!r}; expected")

@@ -56,6 +56,8 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
         OSError: if it is neither a folder nor a repo id, or the repo can't be read: it doesn't exist, or needs a
             token, or the Hub is out of reach and the cache lacks it.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ValueError(f"the checkpoint is {name_or_path!r}; expected a folder or a repo id.")
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
     try:

@@ -13,6 +13,7 @@ Notable choices:
 
 import inspect
 import math
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
@@ -132,6 +133,14 @@ class AIMProcessor(ProcessorMixin):
         if tokenizer.pad_token is None:
             raise ValueError("the tokenizer has no pad token; set one, or restore its tokenizer_config.json.")
         super().__init__(tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AIMProcessor":
+        """As `ProcessorMixin.from_pretrained`. Raises OSError for a path that is no folder, without asking the Hub."""
+        folder = pretrained_model_name_or_path
+        if isinstance(folder, os.PathLike) and not os.path.isdir(folder):
+            raise OSError(f"{folder} is no folder; expected the processor/ of a checkpoint.")
+        return super().from_pretrained(folder, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):

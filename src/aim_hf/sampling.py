@@ -12,6 +12,7 @@ from .cache import AIMCache
 from .checks import check_number, check_whole
 from .modeling_aim import AIMForWorldAction
 
+MOST_STEPS = 1000  # diffusers' training steps
 Latents = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 OnStepEnd = Callable[[int, torch.Tensor, Latents], Latents]
 
@@ -40,8 +41,9 @@ class SamplingConfig:
     action_noise_scale: float = 1.0
 
     def __post_init__(self):
-        check_whole("num_inference_steps", self.num_inference_steps)
-        check_whole("num_action_inference_steps", self.num_action_inference_steps)
+        for name in ("num_inference_steps", "num_action_inference_steps"):
+            if check_whole(name, getattr(self, name)) > MOST_STEPS:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at most {MOST_STEPS}.")
         if self.stop_after is not None and check_whole("stop_after", self.stop_after) > self.num_inference_steps:
             raise ValueError(
                 f"stop_after is {self.stop_after}; expected 1 to num_inference_steps={self.num_inference_steps}."

@@ -141,6 +141,7 @@ def older(results: dict) -> dict:
     return {name: of for name, of in results.items() if name not in ("first_chunk_peak_on_table", "simulators")}
 
 
+ODD_RATE = {"episodes": 5, "successes": 3, "rate": "x", "wilson": [0.0, 0.6]}
 RELABELLED = {"tasks": {"click_bell": {"episodes": 5, "successes": 1, "rate": 0.2, "wilson": [0.0, 0.6]}}}
 
 
@@ -151,6 +152,7 @@ RELABELLED = {"tasks": {"click_bell": {"episodes": 5, "successes": 1, "rate": 0.
         ("results.json", "{}", "results.json can't be read .it has no policy, suite, split"),
         ("results.json", {"tasks": {"click_bell": {"episodes": 5}}}, "it has no successes of click_bell, rate of"),
         ("results.json", {"tasks": {}}, "it has no tasks"),
+        ("results.json", {"tasks": {"click_bell": ODD_RATE}}, "rate of click_bell is 'x'; expected a number"),
         ("results.json", RELABELLED, "it says 1 of 5 for click_bell, and its records 3 of 5"),
         ("episodes/click_bell.jsonl", '{"seed": 1}\n{"see', "record of seed|line 2: .*delete that line and evaluate"),
         ("episodes/click_bell.jsonl", "[]\n", "line 1 is .., expected an object with seed"),

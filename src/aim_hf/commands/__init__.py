@@ -78,7 +78,7 @@ def run(argv: list[str] | None = None) -> None:
         fail(f"there is no command {command!r}; choose one of {', '.join(COMMANDS)}")
     try:
         import_module(f".{command.replace('-', '_')}", __name__).main(spelled(options))
-    except (OSError, ValueError, MissingExtra, SimulatorFailed) as error:
+    except (OSError, ValueError, FloatingPointError, MissingExtra, SimulatorFailed) as error:
         if os.environ.get("AIM_HF_TRACEBACK"):
             raise
         fail(f"{command}: {error}")

@@ -257,6 +257,9 @@ def read_results(output: Path) -> dict[str, Any]:
         if not tasks:
             raise ValueError("it has no tasks")
         for task, of_task in tasks.items():
+            for name in ("episodes", "successes", "rate"):
+                if isinstance(of_task[name], bool) or not isinstance(of_task[name], int | float):
+                    raise ValueError(f"{name} of {task} is {of_task[name]!r}; expected a number")
             recorded = [record["success"] for record in read_records(output, task)]
             counts = sum(success is True for success in recorded), len(recorded)
             if recorded and counts != (of_task["successes"], of_task["episodes"]):
@@ -287,6 +290,11 @@ def _read_lines(output: Path, task: str) -> list[dict[str, Any]]:
             raise UnreadableFile(
                 f"{path}: the record of seed {record['seed']} has no {', '.join(missing)}; delete its line and "
                 "evaluate again, which runs what is missing"
+            )
+        if not isinstance(record.get("success", False), bool):
+            raise UnreadableFile(
+                f"{path}: success of seed {record['seed']} is {record['success']!r}, expected true or false; delete "
+                "its line and evaluate again, which runs what is missing"
             )
     return list({record["seed"]: record for record in records}.values())
 
