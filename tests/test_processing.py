@@ -283,6 +283,11 @@ def test_fields_of_a_processor_are_checked(changes, message):
         AIMProcessor(make_tokenizer(), **{"canvas_size": [16, 16], "cameras": ONE} | changes)
 
 
+def test_a_rotation_of_no_length_is_refused(rng):
+    with pytest.raises(ValueError, match="a rotation of length 0"):
+        make_processor().absolute_actions(np.zeros((2, 16)), make_pose(rng))
+
+
 def test_pictures_and_words_that_are_none_are_named():
     processor = AIMProcessor(make_tokenizer(), [16, 16], ONE)
     with pytest.raises(ValueError, match="picture of head is no array"):

@@ -417,7 +417,10 @@ class AIMProcessor(ProcessorMixin):
         initial = self._check_initial_pose(initial_pose, actions)
         parts = []
         for (xyz, rotation, gripper), (xyz0, quaternion0, _) in zip(_arms(actions), _arms(initial), strict=True):
-            rotation = rotation / rotation.norm(dim=-1, keepdim=True)
+            length = rotation.norm(dim=-1, keepdim=True)
+            if (length == 0).any():
+                raise ValueError("relative actions have a rotation of length 0; expected quaternions wxyz.")
+            rotation = rotation / length
             parts += [xyz + xyz0, _quaternion_product(quaternion0, rotation), gripper]
         return torch.cat(parts, dim=-1)
 

@@ -106,7 +106,10 @@ class AIMSession:
                     f"{self.cache.chunks[row]} times something was appended to it so far."
                 )
         canvas = np.stack(
-            [np.stack([processor.pack_canvas(processor.observation_views(o)) for o in moments]) for moments in given]
+            [
+                np.stack([self._canvas(row, number, observation) for number, observation in enumerate(moments)])
+                for row, moments in zip(index.tolist(), given, strict=True)
+            ]
         )
         poses, actions = None, None
         if first:
@@ -231,6 +234,16 @@ class AIMSession:
         if len(rows) != count:
             raise ValueError(f"observations have {len(rows)} rows; expected {count}.")
         return [list(row) for row in rows]
+
+    def _canvas(self, row: int, number: int, observation: Mapping) -> np.ndarray:
+        processor = self.pipe.processor
+        try:
+            canvas = processor.pack_canvas(processor.observation_views(observation))
+            if canvas.ndim != 3:
+                raise ValueError(f"pictures have leading shape {canvas.shape[:-3]}; expected one picture a camera.")
+        except ValueError as error:
+            raise ValueError(f"row {row}, observation {number}: {error}") from error
+        return canvas
 
     def _executed(self, actions, index: torch.Tensor) -> torch.Tensor:
         if actions is None:
