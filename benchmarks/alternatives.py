@@ -24,15 +24,15 @@ class UncachedRollout:
         self.model, self.prompt_embeds, self.latents, self.actions = model, prompt_embeds, latents, actions
 
     @torch.no_grad()
-    def denoise_world(self, rgb: torch.Tensor, value: torch.Tensor, timestep: torch.Tensor):
-        """As `AIMForWorldAction.denoise_world`."""
+    def world_velocity(self, rgb: torch.Tensor, value: torch.Tensor, timestep: torch.Tensor):
+        """As `AIMForWorldAction.world_velocity`."""
         frames, (height, width) = rgb.shape[2], rgb.shape[3:]
         time = timestep[:, None].expand(-1, frames)
         videos, _ = self._pass([(Kind.FUTURE_RGB, rgb, time), (Kind.FUTURE_VALUE, value, time)], [self._executed()])
         return tuple(self.model._video_velocity(*video, frames, height, width) for video in videos[1:])
 
-    def denoise_actions(self, rgb, value, actions, timestep: torch.Tensor):
-        """As `AIMForWorldAction.denoise_actions` in the `action_context` of rgb and value."""
+    def action_velocity(self, rgb, value, actions, timestep: torch.Tensor):
+        """As `AIMForWorldAction.action_velocity` in the `action_context` of rgb and value."""
         config, frames = self.model.config, rgb.shape[2]
         clean = timestep.new_zeros(len(timestep), frames)
         chunk = torch.tensor([(self.latents.shape[2] - 1) // config.chunk_latent_frames + 1])
@@ -66,10 +66,10 @@ class UncachedRollout:
         for scheduler, steps in zip(schedulers, (world_steps, action_steps)):
             scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)], device=rgb.device)
         for t in schedulers[0].timesteps:
-            velocity = torch.stack(self.denoise_world(rgb.to(dtype), value.to(dtype), (t / 1000).expand(rows)))
+            velocity = torch.stack(self.world_velocity(rgb.to(dtype), value.to(dtype), (t / 1000).expand(rows)))
             rgb, value = schedulers[0].step(velocity.float(), t, torch.stack([rgb, value])).prev_sample
         for t in schedulers[1].timesteps:
-            velocity = self.denoise_actions(rgb.to(dtype), value.to(dtype), actions.to(dtype), (t / 1000).expand(rows))
+            velocity = self.action_velocity(rgb.to(dtype), value.to(dtype), actions.to(dtype), (t / 1000).expand(rows))
             actions = schedulers[1].step(velocity.float(), t, actions).prev_sample
         return rgb, value, actions
 

@@ -120,9 +120,9 @@ def rollout(preset: str) -> dict[str, float]:
     stages = {
         "text, once an episode": lambda: model.set_text(cache, meta(1, TEXT_TOKENS[preset], config.text_dim)),
         "first observation": lambda: model.append(cache, chunk[:, :, :1]),
-        "world step": lambda: model.denoise_world(model.world_context(cache), chunk, chunk, time),
+        "world step": lambda: model.world_velocity(model.world_context(cache), chunk, chunk, time),
         "clean pass": lambda: model.action_context(cache, chunk, chunk),
-        "action step": lambda: model.denoise_actions(contexts[0], actions, time),
+        "action step": lambda: model.action_velocity(contexts[0], actions, time),
         "observed chunk": lambda: model.append(cache, chunk, executed),
     }
     counts, contexts = {}, []

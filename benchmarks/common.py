@@ -19,7 +19,7 @@ from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.configuration_aim import PRESETS
 from aim_hf.files import write_text
 from aim_hf.provenance import provenance
-from aim_hf.sampling import SamplingConfig, sample_chunk
+from aim_hf.sampling import SamplingConfig, denoise_actions, denoise_world
 
 LATENT_SIZE = {"tiny": (6, 6), "wan2.2-ti2v-5b": (24, 20)}  # of the presets' canvases
 TEXT_TOKENS = {"tiny": 32, "wan2.2-ti2v-5b": 512}
@@ -94,13 +94,14 @@ class Rollout:
         self.model.append(self.cache, latents, self.randn(config.actions_per_chunk, config.action_dim))
 
     def sample(self) -> None:
-        sample_chunk(
-            self.model,
-            self.cache,
-            self.noise(),
-            *self.schedulers,
-            SamplingConfig(WORLD_STEPS, ACTION_STEPS),
-        )
+        sample_chunk(self.model, self.cache, self.noise(), self.schedulers, SamplingConfig(WORLD_STEPS, ACTION_STEPS))
+
+
+def sample_chunk(model, cache, noise, schedulers, sampling_config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """RGB latents, value latents and actions of the next chunk, as a pipeline samples them."""
+    *world, actions = noise
+    world = denoise_world(model, cache, *world, schedulers[0], sampling_config)
+    return *world, denoise_actions(model, cache, *world, actions, schedulers[1], sampling_config)
 
 
 def in_turn(alternatives: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:

@@ -91,7 +91,7 @@ def learn_plainly(model: AIMForWorldAction, sde: FlowSDE, group: dict) -> None:
             velocities = []
             for grad in (True, False):  # the policy, and its reference, which costs what the policy does
                 with torch.set_grad_enabled(grad):
-                    velocities.append(rollout.denoise_actions(rgb, value, x, x.new_full((rows,), t)))
+                    velocities.append(rollout.action_velocity(rgb, value, x, x.new_full((rows,), t)))
             (mean, std), (old, _) = (sde.step(x, velocity, t, s) for velocity in velocities)
             log_probs = log_density(group["after"][:, chunk, index], mean, std)
             (kl_divergence(mean, old, std) - log_probs).mean().backward()

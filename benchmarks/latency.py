@@ -123,9 +123,9 @@ def world_stages(rollout: Rollout) -> dict:
     stages = {
         "text": lambda: model.set_text(stage_cache, rollout.prompt_embeds),
         "append": append,
-        "world step": lambda: model.denoise_world(world, rgb, value, time),
+        "world step": lambda: model.world_velocity(world, rgb, value, time),
         "clean pass": lambda: model.action_context(cache, rgb, value),
-        "action step": lambda: model.denoise_actions(actions_context, actions, time),
+        "action step": lambda: model.action_velocity(actions_context, actions, time),
     }
     return {name: torch.no_grad()(run) for name, run in stages.items()}
 

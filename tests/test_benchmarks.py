@@ -35,16 +35,16 @@ def test_the_uncached_rollout_gives_what_the_cached_one_gives(config, monkeypatc
     action = episode.randn(1, model.config.action_horizon, 5)
     t = torch.tensor([0.4], dtype=torch.float64)
     for got, want in zip(
-        uncached.denoise_world(rgb, value, t), model.denoise_world(model.world_context(episode.cache), rgb, value, t)
+        uncached.world_velocity(rgb, value, t), model.world_velocity(model.world_context(episode.cache), rgb, value, t)
     ):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
-    want = model.denoise_actions(model.action_context(episode.cache, rgb, value), action, t)
-    torch.testing.assert_close(uncached.denoise_actions(rgb, value, action, t), want, rtol=0, atol=1e-9)
+    want = model.action_velocity(model.action_context(episode.cache, rgb, value), action, t)
+    torch.testing.assert_close(uncached.action_velocity(rgb, value, action, t), want, rtol=0, atol=1e-9)
 
     noise = tuple(tensor.float() for tensor in (rgb, value, action))
     assert noise[0].shape == (1, C, 2, H, W)
     schedulers = [FlowMatchEulerDiscreteScheduler(shift=shift) for shift in (5.0, 1.0)]
-    ours = sample_chunk(model, episode.cache, noise, *schedulers, SamplingConfig(3, 4))
+    ours = sample_chunk(model, episode.cache, noise, schedulers, SamplingConfig(3, 4))
     for got, want in zip(uncached.sample(noise, schedulers, 3, 4), ours):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 

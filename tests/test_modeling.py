@@ -96,7 +96,7 @@ def rollout(model, batch, draw: int = 0):
         a = batch["actions"][:, first : first + horizon]
         t, s = t_video[:, draw, chunk], t_action[:, draw, chunk]
         at = t[:, None, None, None, None]
-        world = model.denoise_world(
+        world = model.world_velocity(
             model.world_context(cache),
             (1 - at) * x + at * eps_x[:, draw, :, frames],
             (1 - at) * m + at * eps_m[:, draw, :, frames],
@@ -107,7 +107,7 @@ def rollout(model, batch, draw: int = 0):
             s = s[:, None] * (torch.arange(horizon) >= committed[:, draw, chunk][:, None])
         noise_level = s.reshape(rows, -1, 1)
         noisy = (1 - noise_level) * a + noise_level * eps_a[:, draw, prediction]
-        outputs.append((*world, model.denoise_actions(context, noisy, s)))
+        outputs.append((*world, model.action_velocity(context, noisy, s)))
         model.append(cache, x, a[:, : F_ * n])
     rgb, value, action = zip(*outputs)
     return torch.cat(rgb, 2), torch.cat(value, 2), torch.cat(action, 1)
@@ -154,9 +154,9 @@ def test_several_draws_of_actions_at_once():
     draws = torch.randn(B, 3, 6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     times = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.4, 0.2]], dtype=torch.float64)
     several = context.repeat_interleave(3)
-    together = model.denoise_actions(several, draws.flatten(0, 1), times.flatten()).unflatten(0, (B, 3))
+    together = model.action_velocity(several, draws.flatten(0, 1), times.flatten()).unflatten(0, (B, 3))
     for draw in range(3):
-        alone = model.denoise_actions(context, draws[:, draw], times[:, draw])
+        alone = model.action_velocity(context, draws[:, draw], times[:, draw])
         torch.testing.assert_close(together[:, draw], alone, rtol=0, atol=1e-12)
 
 
@@ -416,8 +416,8 @@ class Episode:
 
 def predict(model, cache, rgb, value, actions):
     t = torch.full((len(rgb),), 0.6, dtype=torch.float64)
-    world = model.denoise_world(model.world_context(cache), rgb, value, t)
-    return *world, model.denoise_actions(model.action_context(cache, rgb, value), actions, t)
+    world = model.world_velocity(model.world_context(cache), rgb, value, t)
+    return *world, model.action_velocity(model.action_context(cache, rgb, value), actions, t)
 
 
 def batched(parts):

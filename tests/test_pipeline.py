@@ -14,12 +14,12 @@ from diffusers import DiffusionPipeline
 from fixtures_pipeline import HEAD, WRIST, make_observation, make_pipeline, make_pose, randomize
 from safetensors.torch import load_file, save_file
 
-from aim_hf import pipeline_aim
+from aim_hf import sampling
 from aim_hf.codec import VideoCodec
 from aim_hf.evaluation.policies import AIMPolicy
 from aim_hf.files import written_folder
 from aim_hf.modeling_aim import AIMForWorldAction
-from aim_hf.pipeline_aim import AIMPipeline, AIMPipelineOutput, AIMSession
+from aim_hf.pipeline_aim import AIMPipeline, AIMPipelineOutput
 from aim_hf.sampling import SamplingConfig
 
 SIZES = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST}
@@ -55,7 +55,7 @@ def roll_out(pipe: AIMPipeline, instructions, episodes, generator, **kwargs) -> 
     session = pipe.start(instructions)
     outputs = [pipe([first for first, _ in episodes], session=session, generator=generator, **kwargs)]
     for c in range(len(episodes[0][1])):
-        session.append([h[c][0] for _, h in episodes], np.stack([h[c][1] for _, h in episodes]))
+        pipe.append(session, [h[c][0] for _, h in episodes], np.stack([h[c][1] for _, h in episodes]))
         outputs.append(pipe(session=session, generator=generator, **kwargs))
     return outputs
 
@@ -110,11 +110,11 @@ def test_pipeline_equals_the_model_called_by_hand(rng, chunk_latent_frames):
         )
         context = model.world_context(cache)
         for t, s in reference_steps(5.0, 3):
-            v_x, v_m = model.denoise_world(context, x, m, torch.tensor([t], dtype=torch.float32))
+            v_x, v_m = model.world_velocity(context, x, m, torch.tensor([t], dtype=torch.float32))
             x, m = x + (s - t) * v_x, m + (s - t) * v_m
         context = model.action_context(cache, x, m)
         for t, s in reference_steps(1.0, 4):
-            a = a + (s - t) * model.denoise_actions(context, a, torch.tensor([t], dtype=torch.float32))
+            a = a + (s - t) * model.action_velocity(context, a, torch.tensor([t], dtype=torch.float32))
 
         np.testing.assert_allclose(out.actions[0], processor.unnormalize_actions(a[0].double(), initial), atol=2e-5)
         imagined = codec.decode(torch.cat([latents, x], dim=2))[:, :, -pipe.frames_per_chunk :]
@@ -148,7 +148,7 @@ def test_qpos_actions(rng):
     session = pipe.start("ring bell")
     out = pipe(observation, session=session, num_inference_steps=1, num_action_inference_steps=1)
     assert out.actions.shape == (1, 8, 14)
-    session.append([make_observation(rng) for _ in range(4)], out.actions)
+    pipe.append(session, [make_observation(rng) for _ in range(4)], out.actions)
     assert session.chunks == [1]
 
 
@@ -187,11 +187,11 @@ def test_a_call_leaves_its_session_as_it_was(pipe, rng):
     a = pipe(first, session=session, generator=seeded(0))
     pipe(session=session, generator=seeded(1))
     assert_same(pipe(session=session, generator=seeded(0)), a)
-    session.append(*happened[0])
+    pipe.append(session, *happened[0])
     pipe(session=session, generator=seeded(3))
     fresh = pipe.start("ring bell")
     pipe(first, session=fresh, output_type="latent")
-    fresh.append(*happened[0])
+    pipe.append(fresh, *happened[0])
     assert_same(pipe(session=session, generator=seeded(2)), pipe(session=fresh, generator=seeded(2)))
 
 
@@ -216,10 +216,10 @@ def test_a_row_that_is_nan_stays_alone(pipe, rng, ages):
     """In batches of rows of one age, and of several, which a mask keeps apart. Once reset, the row is as new."""
     episodes = [make_episode(pipe, rng, chunks=2) for _ in range(2)]
     session = pipe.start(INSTRUCTIONS[:2])
-    session.append([first for first, _ in episodes])
+    pipe.append(session, [first for first, _ in episodes])
     for row, age in enumerate(ages):
         for chunk in range(age):
-            session.append(*episodes[row][1][chunk], rows=[row])
+            pipe.append(session, *episodes[row][1][chunk], rows=[row])
     generators = lambda: [seeded(0), seeded(1)]  # noqa: E731
     sound = pipe(session=session, generator=generators(), output_type="latent")
     for pair in session.cache._buffers:
@@ -237,8 +237,8 @@ def test_a_row_that_is_nan_stays_alone(pipe, rng, ages):
         pipe(session=session, generator=generators(), **arguments)
     assert all(tensor[0].isfinite().all() and tensor[1].isnan().all() for tensor in seen.values())
     assert torch.equal(seen["latents"][0], sound.frames[0])
-    session.reset(1, "ring bell")
-    session.append(episodes[1][0], rows=[1])
+    pipe.reset(session, 1, "ring bell")
+    pipe.append(session, episodes[1][0], rows=[1])
     again = pipe(session=session, generator=generators(), output_type="latent")
     assert again.actions.isfinite().all() and again.frames.isfinite().all()
 
@@ -288,12 +288,12 @@ def test_frames_are_decoded_only_when_asked_for(rng):
     session, generator = pipe.start("ring bell"), seeded(0)
     out = pipe(first, session=session, generator=generator, output_type="latent")
     assert len(decoded) == 0 and out.frames is not None
-    session.append(*happened[0])
+    pipe.append(session, *happened[0])
     out = pipe(session=session, generator=generator, decode_frames=False)
     assert out.frames is None and len(decoded) == 2  # a black frame once, and this chunk's value maps
     np.testing.assert_array_equal(out.actions, reference[1].actions)
     np.testing.assert_array_equal(out.value_maps["head_camera"], reference[1].value_maps["head_camera"])
-    session.append(*happened[1])
+    pipe.append(session, *happened[1])
     out = pipe(session=session, generator=generator)
     assert len(decoded) == 2 + 3 + 1 + 1  # three real latent frames to catch up with, an imagined one, value maps
     assert_same(out, reference[2])
@@ -369,7 +369,7 @@ def test_half_precision(rng):
     session = pipe.start("ring bell")
     out = pipe(make_observation(rng), session=session, num_inference_steps=2, num_action_inference_steps=2)
     assert out.frames["head_camera"].dtype == np.float32 and np.isfinite(out.actions).all()
-    session.append([make_observation(rng) for _ in range(4)], out.actions)
+    pipe.append(session, [make_observation(rng) for _ in range(4)], out.actions)
     latents = pipe(session=session, output_type="latent").value_maps
     assert latents.dtype == torch.float32 and not torch.equal(latents, latents.bfloat16().float())
 
@@ -592,6 +592,38 @@ def test_what_is_no_folder_is_refused(tmp_path):
         AIMPipeline.from_pretrained(tmp_path / "nothing" / "here")
 
 
+def test_a_session_is_data(pipe, rng):
+    """Reading a session leaves it as it was; a copy of one goes on by itself."""
+    first, happened = make_episode(pipe, rng, chunks=1)
+    session = pipe.start("ring bell")
+    pipe.append(session, first)
+    kept = copy.deepcopy(session)
+    with_frames = pipe(session=session, generator=seeded(0))
+    assert all(field in vars(session) for field in vars(kept))
+    assert_same(pipe(session=kept, generator=seeded(0)), with_frames)
+    for one in (session, kept):
+        pipe.append(one, *happened[0])
+    assert_same(pipe(session=kept, generator=seeded(0)), pipe(session=session, generator=seeded(0)))
+    assert not any(isinstance(value, AIMPipeline | torch.nn.Module) for value in vars(session).values())
+
+
+@torch.no_grad()
+def test_a_call_is_its_public_steps(pipe, rng):
+    """`__call__` equals the list of steps that it names, and a rollout of one's own may be made of them."""
+    session = pipe.start(["ring bell", "lift pot"])
+    pipe.append(session, [make_observation(rng), make_observation(rng)])
+    out = pipe(session=session, generator=seeded(3))
+    latents, value_latents, action_latents = pipe.prepare_latents(2, generator=seeded(3))
+    latents, value_latents = pipe.denoise_world(session, latents, value_latents)
+    action_latents = pipe.denoise_actions(session, latents, value_latents, action_latents)
+    by_hand = AIMPipelineOutput(
+        frames=pipe.decode_frames(session, latents),
+        value_maps=pipe.decode_value_maps(value_latents),
+        actions=pipe.decode_actions(session, action_latents).numpy(),
+    )
+    assert_same(by_hand, out)
+
+
 def test_guidance(rng):
     """v = v_negative + g (v - v_negative), on the world alone; the instruction itself as negative prompt changes
     nothing."""
@@ -601,16 +633,16 @@ def test_guidance(rng):
     def latents(negative_prompt, **arguments):
         session = pipe.start("ring bell", negative_prompt=negative_prompt)
         pipe(first, session=session, output_type="latent", generator=seeded(0))
-        session.append(*happened[0])  # both histories go on
+        pipe.append(session, *happened[0])  # both histories go on
         out = pipe(session=session, output_type="latent", generator=seeded(0), num_inference_steps=1, **arguments)
         return out.frames, out.value_maps
 
     def plain(instruction):
         session = pipe.start("ring bell")
         if not instruction:
-            session = AIMSession(pipe, pipe.encode_prompt("", allow_empty=True))
+            pipe.model.set_text(session.cache, pipe.encode_prompt("", allow_empty=True))
         pipe(first, session=session, output_type="latent", generator=seeded(0))
-        session.append(*happened[0])
+        pipe.append(session, *happened[0])
         out = pipe(session=session, output_type="latent", generator=seeded(0), num_inference_steps=1)
         return out.frames, out.value_maps
 
@@ -653,13 +685,13 @@ def test_actions_from_less_noise(rng, monkeypatch):
     for other in (half, still):
         assert torch.equal(plain.value_maps, other.value_maps) and torch.equal(plain.frames, other.frames)
         assert not torch.equal(plain.actions, other.actions)
-    draw = pipeline_aim.randn_tensor
+    draw = sampling.randn_tensor
 
     def another_for_actions(shape, **kwargs):
         noise = draw(shape, **kwargs)
         return noise if len(shape) == 5 else noise.flip(1)
 
-    monkeypatch.setattr(pipeline_aim, "randn_tensor", another_for_actions)
+    monkeypatch.setattr(sampling, "randn_tensor", another_for_actions)
     assert not torch.equal(sample(0).actions, plain.actions)
     assert torch.equal(sample(0, action_noise_scale=0.0).actions, still.actions)
     with pytest.raises(ValueError, match="action_noise_scale is 1.5; expected 0 to 1"):
@@ -797,14 +829,14 @@ def test_rows_are_reset_on_their_own(pipe, rng, negative_prompt):
     alone = []
     for instruction, (first, happened) in zip(INSTRUCTIONS, episodes):
         session = pipe.start(instruction, negative_prompt=negative_prompt)
-        session.append(first)
+        pipe.append(session, first)
         alone.append([pipe(session=session, generator=seeded(7), **kwargs)])
         for moment in happened:
-            session.append(*moment)
+            pipe.append(session, *moment)
             alone[-1].append(pipe(session=session, generator=seeded(7), **kwargs))
 
     session = pipe.start(INSTRUCTIONS[:2], negative_prompt=negative_prompt)
-    session.append([episodes[0][0], episodes[1][0]])
+    pipe.append(session, [episodes[0][0], episodes[1][0]])
 
     def assert_rows(*expected):
         out = pipe(session=session, generator=[seeded(7), seeded(7)], **kwargs)
@@ -812,18 +844,18 @@ def test_rows_are_reset_on_their_own(pipe, rng, negative_prompt):
             assert_same(out, alone[episode][chunk], slice(row, row + 1), atol=2e-5)
 
     assert_rows((0, 0), (1, 0))
-    session.append(*(list(part) for part in zip(episodes[0][1][0], episodes[1][1][0])))
-    session.reset(1, INSTRUCTIONS[2])
+    pipe.append(session, *(list(part) for part in zip(episodes[0][1][0], episodes[1][1][0])))
+    pipe.reset(session, 1, INSTRUCTIONS[2])
     assert session.chunks == [1, 0] and session.waiting == [1]
     with pytest.raises(ValueError, match=r"rows \[1\] have no observation yet"):
         pipe(session=session)
     with pytest.raises(ValueError, match=r"rows \[1\] wait for their first observation, and rows \[0\]"):
-        session.append([episodes[2][0]] * 2)
-    session.append(episodes[2][0], rows=[1])
+        pipe.append(session, [episodes[2][0]] * 2)
+    pipe.append(session, episodes[2][0], rows=[1])
     assert_rows((0, 1), (2, 0))
-    session.append(*episodes[0][1][1], rows=[0])  # row 1 rests meanwhile
+    pipe.append(session, *episodes[0][1][1], rows=[0])  # row 1 rests meanwhile
     assert_rows((0, 2), (2, 0))
-    session.append(*(list(part) for part in zip(episodes[0][1][2], episodes[2][1][0])))
+    pipe.append(session, *(list(part) for part in zip(episodes[0][1][2], episodes[2][1][0])))
     assert_rows((0, 3), (2, 1))
 
 
@@ -831,14 +863,14 @@ def test_a_session_forks(pipe, rng):
     (first, happened), (other, _) = (make_episode(pipe, rng, chunks=2) for _ in range(2))
     kwargs = {"num_inference_steps": 2, "num_action_inference_steps": 2}
     session = pipe.start(["ring bell", "lift pot"])
-    session.append([first, other])
+    pipe.append(session, [first, other])
     before = pipe(session=session, generator=[seeded(0), seeded(1)], **kwargs)
     forks = session.select([0, 0, 1])
     out = pipe(session=forks, generator=[seeded(0), seeded(5), seeded(1)], **kwargs)
     assert_same(out, before, [0, 2], atol=2e-5)
     assert np.abs(out.actions[0] - out.actions[1]).max() > 1e-3
-    forks.append(*happened[0], rows=[1])
-    session.append(*happened[0], rows=[0])
+    pipe.append(forks, *happened[0], rows=[1])
+    pipe.append(session, *happened[0], rows=[0])
     out = pipe(session=forks, generator=[seeded(0), seeded(2), seeded(1)], **kwargs)
     assert_same(out, before, [0, 2], atol=2e-5)
     assert_same(out, pipe(session=session, generator=[seeded(2), seeded(3)], **kwargs), [1], [0], atol=2e-5)
@@ -851,7 +883,7 @@ def test_committed_actions_come_back_unchanged(rng):
     session = pipe.start(["ring bell", "lift pot"])
     out = pipe([first, other], session=session, num_inference_steps=2)
     assert out.actions.shape == out.lookahead_actions.shape == (2, 8, 16)
-    session.append([happened[0][0]] * 2, out.actions)
+    pipe.append(session, [happened[0][0]] * 2, out.actions)
     committed = out.lookahead_actions[:, :3]
     again = pipe(session=session, committed_actions=committed, num_inference_steps=2, generator=seeded(0))
     assert np.array_equal(again.actions[:, :3], committed)
@@ -877,26 +909,29 @@ def test_wrong_rows_are_refused(pipe, rng):
     session = pipe.start(["ring bell", "lift pot"])
     for wrong in ([2], [0, 0], [], [-1], [0.5], [1.0], ["1"], "1", [True], True, 1.0, [None], torch.tensor([0.0])):
         with pytest.raises(ValueError, match="rows are .*expected some of 0 to 1, each once"):
-            session.append(make_observation(rng), rows=wrong)
+            pipe.append(session, make_observation(rng), rows=wrong)
         with pytest.raises(ValueError, match="expected some of 0 to 1, each once"):
-            session.reset(wrong, "ring bell")
+            pipe.reset(session, wrong, "ring bell")
         if wrong != [0, 0]:
             with pytest.raises(ValueError, match="expected some of 0 to 1"):
                 session.select(wrong)
     assert session.waiting == [0, 1]
     with pytest.raises(ValueError, match="2 instructions for 1 rows"):
-        session.reset([1], ["ring bell", "lift pot"])
+        pipe.reset(session, [1], ["ring bell", "lift pot"])
     with pytest.raises(ValueError, match="instruction 0 is ''"):
-        session.reset(1, "")
+        pipe.reset(session, 1, "")
 
 
 def test_wrong_sessions_are_refused(pipe, rng):
     other = make_pipeline().start("ring bell")
     with pytest.raises(ValueError, match="another pipeline"):
         pipe(make_observation(rng), session=other)
+    for step in (pipe.append, lambda *args: pipe.reset(args[0], 0, "ring bell")):
+        with pytest.raises(ValueError, match="another pipeline"):
+            step(other, make_observation(rng))
     session = pipe.start("ring bell")
     pipe(make_observation(rng), session=session, output_type="latent")
-    with pytest.raises(ValueError, match="session.append"):
+    with pytest.raises(ValueError, match="pipe.append"):
         pipe(make_observation(rng), session=session)
     with pytest.raises(ValueError, match="2 instructions for batch_size 3"):
         pipe.start(["ring bell", "lift pot"], batch_size=3)
@@ -917,8 +952,8 @@ def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):
         ((broken,), "head_camera has shape"),
     ]:
         with pytest.raises(ValueError, match=match):
-            session.append(*wrong)
-    session.append(first)
+            pipe.append(session, *wrong)
+    pipe.append(session, first)
     nan = actions.copy()
     nan[3, 2] = np.nan
     far = actions.copy()
@@ -939,12 +974,12 @@ def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):
         ((observations[:3] + [broken], actions), "head_camera has shape"),
     ]:
         with pytest.raises(ValueError, match=match):
-            session.append(*wrong)
+            pipe.append(session, *wrong)
     # Nothing of this stayed behind.
-    session.append(*happened[0])
+    pipe.append(session, *happened[0])
     fresh = pipe.start("ring bell")
-    fresh.append(first)
-    fresh.append(*happened[0])
+    pipe.append(fresh, first)
+    pipe.append(fresh, *happened[0])
     assert_same(pipe(session=session, generator=seeded(0)), pipe(session=fresh, generator=seeded(0)))
 
 

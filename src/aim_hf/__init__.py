@@ -14,7 +14,7 @@ _MODULES = {
     "AIMPipeline": "pipeline_aim",
     "AIMPipelineOutput": "pipeline_aim",
     "AIMProcessor": "processing_aim",
-    "AIMSession": "pipeline_aim",
+    "AIMSession": "session",
     "SamplingConfig": "sampling",
     "VideoCodec": "codec",
     "t_pose_canvas": "processing_aim",

@@ -56,6 +56,17 @@ class CodecState:
         return self.started, *(f.shape[2] if torch.is_tensor(f) else f for f in self.features)
 
 
+@dataclass(frozen=True)
+class StreamDecoder:
+    """Where the decoder of one row stands.
+
+    unseen: latent frames (C, 1, h, w) of the row's stream that it hasn't decoded, since nobody has asked for pictures.
+    """
+
+    state: CodecState
+    unseen: tuple[torch.Tensor, ...] = ()
+
+
 class VideoCodec:
     """Encodes and decodes with a frozen `AutoencoderKLWan`.
 
@@ -145,6 +156,15 @@ class VideoCodec:
         """`decode` where each row is a stream of its own, with a state of one row; advances all of them. Returns
         (3, T, H, W) for each, T being less for those that begin."""
         return self._by_form(self.decode, latents, states)
+
+    def caught_up(self, decoders: list[StreamDecoder]) -> list[StreamDecoder]:
+        """These decoders once they have seen all of their streams; they themselves stay as they are."""
+        states = [decoder.state.fork() for decoder in decoders]
+        unseen = [list(decoder.unseen) for decoder in decoders]
+        while rows := [row for row, frames in enumerate(unseen) if frames]:
+            frames = torch.stack([unseen[row].pop(0) for row in rows])
+            self.decode_streams(frames, [states[row] for row in rows])
+        return [StreamDecoder(state) for state in states]
 
     @staticmethod
     def _by_form(run, inputs: torch.Tensor, states: list[CodecState]) -> list[torch.Tensor]:

@@ -71,7 +71,7 @@ class AIMForWorldAction(PreTrainedModel):
 
     `forward` gives the velocities of all chunks of a window at once, for training ([`FlowMatchingLoss`]). A rollout
     uses `new_cache`, `set_text` and `append` (a real observation); then for a chunk `world_context` and
-    `denoise_world`, `action_context` and `denoise_actions`; and `append` again once the chunk has been executed.
+    `world_velocity`, `action_context` and `action_velocity`; and `append` again once the chunk has been executed.
     [`AIMPipeline`] does all of it.
     """
 
@@ -488,7 +488,7 @@ class AIMForWorldAction(PreTrainedModel):
             tuple(part.repeat(1, 1, 2, 1) for part in rotation),
         )
 
-    def denoise_world(
+    def world_velocity(
         self, context: WorldContext, rgb: torch.Tensor, value: torch.Tensor, timestep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Velocities of the next chunk's RGB and value latents, (B, C, F, h, w) each, at `timestep` (B,) in [0, 1].
@@ -525,7 +525,7 @@ class AIMForWorldAction(PreTrainedModel):
             self._action_rotary(frames.to(cache.device)),
         )
 
-    def denoise_actions(
+    def action_velocity(
         self, context: ActionContext, actions: torch.Tensor, timestep: torch.Tensor, reference: bool = False
     ) -> torch.Tensor:
         """Velocity of the next normalized actions, (B, config.action_horizon, action_dim), at `timestep` in [0, 1]:

@@ -4,15 +4,18 @@
     out = pipe(observation, session=session)
     while True:
         observations = execute(out.actions)          # one after every `pipe.actions_per_frame` actions
-        session.append(observations, out.actions)    # what really happened replaces what was imagined
+        pipe.append(session, observations, out.actions)    # what really happened replaces what was imagined
         out = pipe(session=session)
 
 A call leaves its session as it was: only `append` moves it on, so calling again gives another sample of the same
-chunk. Latents and noise stay in float32 whatever the model's dtype, and nothing here records gradients.
+chunk. A call is a list of public steps: `check_inputs`, `prepare_latents`, `denoise_world`, `denoise_actions`,
+`decode_frames`, `decode_value_maps`, `decode_actions`. Latents and noise stay in float32 whatever the model's dtype,
+and nothing here records gradients.
 """
 
 import os
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,38 +24,25 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
-from transformers import AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, ProcessorMixin
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedModel
 
-from .checkpoint import (
-    DOWNLOAD_KWARGS,
-    as_dtype,
-    check_all_loaded,
-    component_tensors,
-    local_folder,
-    stored_tensors,
-)
+from . import inputs
+from .cache import AIMCache
+from .checkpoint import DOWNLOAD_KWARGS, as_dtype, check_all_loaded, local_folder, stored_tensors
 from .checks import check_whole
+from .codec import StreamDecoder, VideoCodec
 from .files import written_folder
+from .loading import COMPONENTS, check_components, component_dtypes, load_text_encoder, load_vae
 from .modeling_aim import AIMForWorldAction
 from .processing_aim import AIMProcessor, robotwin_processor
-from .sampling import SamplingConfig, sample_chunk
-from .session import AIMSession, as_actions
-from .versions import PIPELINE_DTYPE
+from .sampling import OnStepEnd, SamplingConfig, denoise_actions, denoise_world, prepare_latents
+from .session import AIMSession
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
-# What each component is at least; a model may be wrapped, by PEFT or torch.compile.
-COMPONENTS = {
-    "vae": torch.nn.Module,
-    "text_encoder": torch.nn.Module,
-    "processor": ProcessorMixin,
-    "model": torch.nn.Module,
-    "scheduler": SchedulerMixin,
-    "action_scheduler": SchedulerMixin,
-}
 # An offloaded text encoder goes to the GPU and back with each call.
 _encoding_lock = threading.Lock()
 
@@ -130,6 +120,8 @@ class AIMPipeline(DiffusionPipeline):
             sampling_config = replace(sampling_config, action_noise_scale=action_noise_scale)
         self.register_modules(**components)
         self.sampling_config = sampling_config
+        self._codec = VideoCodec(vae)
+        self._id = uuid.uuid4().hex  # of the sessions that it starts
         config, temporal, spatial = model.config, vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
         for field, number, source, other in (
             ("in_channels", config.in_channels, "vae.config.z_dim", vae.config.z_dim),
@@ -173,7 +165,7 @@ class AIMPipeline(DiffusionPipeline):
                 unknown dtype.
         """
         check_components({name: kwargs[name] for name in COMPONENTS if name in kwargs})
-        dtypes = _dtypes(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
+        dtypes = component_dtypes(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
         download_kwargs = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(pretrained_model_name_or_path, subfolder, **download_kwargs) / (subfolder or "")
         stored = stored_tensors(folder, given=kwargs)
@@ -282,6 +274,19 @@ class AIMPipeline(DiffusionPipeline):
         self.register_to_config(sampling_config=asdict(sampling_config), action_noise_scale=None)
 
     @property
+    def codec(self) -> VideoCodec:
+        """Of the VAE."""
+        if self._codec.vae is not self.vae:  # another one was set
+            self._codec = VideoCodec(self.vae)
+        return self._codec
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a latent frame."""
+        height, width = (size // self.codec.spatial_factor for size in self.processor.canvas_size)
+        return height, width
+
+    @property
     def fps(self) -> float | None:
         """Control steps a second that actions are to be executed at; None if unknown."""
         return self.processor.fps
@@ -341,38 +346,152 @@ class AIMPipeline(DiffusionPipeline):
         if negative_prompt is not None:
             negative_prompt_embeds = self.encode_prompt(negative_prompt, allow_empty=True)
             negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
-        return AIMSession(self, prompt_embeds, negative_prompt_embeds)
+        rows = len(prompt_embeds)
+        return AIMSession(
+            pipeline_id=self._id,
+            cache=self._new_cache(prompt_embeds),
+            negative_cache=None if negative_prompt_embeds is None else self._new_cache(negative_prompt_embeds),
+            initial_pose=torch.zeros(rows, 16, dtype=torch.float64) if self.processor.action_space == "ee" else None,
+            encoders=[self.codec.encoder_state() for _ in range(rows)],
+            decoders=[StreamDecoder(self.codec.decoder_state()) for _ in range(rows)],
+        )
+
+    def _new_cache(self, prompt_embeds: torch.Tensor) -> AIMCache:
+        cache = self.model.new_cache(len(prompt_embeds), *self.latent_size)
+        self.model.set_text(cache, prompt_embeds.to(self.model.device, self.model.dtype))
+        return cache
+
+    @torch.no_grad()
+    def append(
+        self,
+        session: AIMSession,
+        observations,
+        executed_actions: np.ndarray | torch.Tensor | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Appends what really happened to a session. Bad input is refused before anything changes.
+
+        Args:
+            observations: in RoboTwin's layout, in time order, one list a row; for one row the outer list may be left
+                out. To a row that has none yet a single observation, before any action; then, after each chunk, the
+                `frames_per_chunk` ones taken after every `actions_per_frame` actions.
+            executed_actions: (B, `actions_per_chunk`, action_dim), or without B for one row: the actions that were
+                executed since, in physical units. None with first observations.
+            rows: to which rows; the other arguments are of these alone. All if not given. Rows that wait for their
+                first observation and rows that have one are appended to apart.
+
+        Returns:
+            the observations' latents, (rows, C, f, h, w).
+
+        Raises:
+            ValueError: for another pipeline's session, wrong numbers of rows, observations or actions, and whatever
+                the processor refuses.
+        """
+        self._check_session(session)
+        index = session.row_index(rows)
+        first = session.cache.frames[index] == 0
+        if first.any() != first.all():
+            raise ValueError(
+                f"rows {index[first].tolist()} wait for their first observation, and rows {index[~first].tolist()} "
+                "for what followed an action; append to them apart, by `rows`."
+            )
+        first = bool(first.all())
+        observations = inputs.observation_rows(observations, len(index))
+        expected = 1 if first else self.frames_per_chunk
+        for row, moments in zip(index.tolist(), observations, strict=True):
+            if len(moments) != expected:
+                raise ValueError(
+                    f"row {row} has {len(moments)} observations; expected 1 before any action, and after each chunk "
+                    f"{self.frames_per_chunk}, one after every {self.actions_per_frame} of its actions. "
+                    f"{session.cache.chunks[row]} times something was appended to it so far."
+                )
+        pixels = inputs.observed_pixels(self.processor, index.tolist(), observations)
+        poses, actions = None, None
+        if not first:
+            poses = None if session.initial_pose is None else session.initial_pose[index]
+            actions = inputs.executed_actions(
+                self.processor, executed_actions, poses, len(index), self.actions_per_chunk
+            ).to(self.model.device, self.model.dtype)
+        elif executed_actions is not None:
+            raise ValueError("executed_actions came with the first observation; nothing was executed before it.")
+        elif session.initial_pose is not None:
+            poses = torch.stack([self.processor.initial_pose(moments[0]) for moments in observations])
+
+        encoders = [session.encoders[row].fork() for row in index]
+        latents = torch.stack(self.codec.encode_streams(pixels, encoders))
+        seen = latents.to(self.model.device, self.model.dtype)
+        for cache in session.caches:
+            self.model.append(cache, seen, actions, rows=None if len(index) == session.batch_size else index)
+        if poses is not None:
+            session.initial_pose[index] = poses
+        for row, encoder, frames in zip(index.tolist(), encoders, latents, strict=True):
+            session.encoders[row] = encoder
+            decoder = session.decoders[row]
+            session.decoders[row] = replace(decoder, unseen=decoder.unseen + frames.split(1, dim=1))
+        return latents
+
+    @torch.no_grad()
+    def reset(self, session: AIMSession, rows: int | Sequence[int], instruction: str | Sequence[str]) -> None:
+        """Starts new episodes in `rows` of a session, while the others go on. A first observation is appended to them
+        next.
+
+        Args:
+            rows: one, or some.
+            instruction: one for all of them, or a list of one for each.
+
+        Raises:
+            ValueError: for another pipeline's session, an empty instruction, another number of them, or rows that the
+                session doesn't have.
+        """
+        self._check_session(session)
+        index = session.row_index(rows)
+        prompt_embeds = self.encode_prompt(instruction)
+        if isinstance(instruction, str):
+            prompt_embeds = prompt_embeds.expand(len(index), -1, -1)
+        elif len(instruction) != len(index):
+            raise ValueError(f"{len(instruction)} instructions for {len(index)} rows; give one for each, or one.")
+        for cache in session.caches:
+            cache.reset(index)
+        self.model.set_text(session.cache, prompt_embeds.to(self.model.device, self.model.dtype), rows=index)
+        for row in index.tolist():
+            session.encoders[row] = self.codec.encoder_state()
+            session.decoders[row] = StreamDecoder(self.codec.decoder_state())
+
+    def _check_session(self, session: AIMSession) -> None:
+        if not isinstance(session, AIMSession):
+            raise ValueError(f"session is {session!r}; start one with pipe.start(instruction) and pass it.")
+        if session.pipeline_id != self._id:
+            raise ValueError("session belongs to another pipeline; start one with this one.")
 
     def check_inputs(
         self,
         observation: Any,
         session: AIMSession | None,
         sampling: SamplingConfig,
-        value_maps: Mapping[str, np.ndarray] | None,
+        committed_actions: np.ndarray | torch.Tensor | None,
         generator: torch.Generator | list[torch.Generator] | None,
         output_type: str,
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Raises ValueError for arguments of a call, by their names, that don't fit."""
-        if not isinstance(session, AIMSession):
-            raise ValueError(f"session is {session!r}; start one with pipe.start(instruction) and pass it.")
-        if session.pipe is not self:
-            raise ValueError("session belongs to another pipeline; start one with this one.")
+        self._check_session(session)
         waiting = session.waiting
         if observation is None and len(waiting) == session.batch_size:
             raise ValueError("observation is missing; a session's first call needs the one before any action.")
         if observation is None and waiting:
-            raise ValueError(f"rows {waiting} have no observation yet; call session.append(..., rows={waiting}).")
+            raise ValueError(
+                f"rows {waiting} have no observation yet; call pipe.append(session, ..., rows={waiting})."
+            )
         if observation is not None and len(waiting) < session.batch_size:
-            raise ValueError("this session has its first observation; give later ones to session.append.")
+            raise ValueError("this session has its first observation; give later ones to pipe.append.")
         if sampling.guidance_scale != 1 and session.negative_cache is None:
             raise ValueError(
                 f"guidance_scale is {sampling.guidance_scale}, but the session has nothing to lead away from; start "
                 'it with negative_prompt="".'
             )
-        if value_maps is not None and not isinstance(value_maps, Mapping):
-            raise ValueError(f"value_maps are {type(value_maps).__name__}; expected a dict, camera -> (B, T, H, W).")
+        if committed_actions is not None and observation is not None:
+            raise ValueError("committed_actions came with the first observation; nothing is executed before it.")
         generators = generator if isinstance(generator, list) else [generator] * session.batch_size
         if len(generators) != session.batch_size:
             raise ValueError(f"{len(generators)} generators for {session.batch_size} rows; give one for each row.")
@@ -436,137 +555,163 @@ class AIMPipeline(DiffusionPipeline):
             RuntimeError: if actions come out that are not finite, naming their rows.
         """
         # 1. Check inputs.
+        config = _changed(self.sampling_config if sampling_config is None else sampling_config, sampling)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        config = _changed(self.sampling_config if sampling_config is None else sampling_config, sampling)
-        self.check_inputs(
-            observation,
-            session,
-            config,
-            value_maps,
-            generator,
-            output_type,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-        true_value_pixels = None if value_maps is None else self._value_pixels(value_maps, session)
-        committed = None
+        callback = callback_on_step_end, callback_on_step_end_tensor_inputs
+        self.check_inputs(observation, session, config, committed_actions, generator, output_type, *callback)
+        true_value_pixels = committed = None
+        if value_maps is not None:
+            shape = session.batch_size, self.frames_per_chunk
+            true_value_pixels = inputs.value_map_pixels(self.processor, value_maps, *shape)
         if committed_actions is not None:
-            committed_actions = self._committed(committed_actions, observation, session)
-            committed = self.processor.normalize_executed(
-                "committed_actions", committed_actions, session.initial_pose
-            ).to(self.model.device)
+            shape = session.batch_size, self.model.config.action_horizon
+            committed_actions = inputs.committed_actions(self.processor, committed_actions, *shape)
+            committed = self.processor.normalize_executed("committed_actions", committed_actions, session.initial_pose)
 
         # 2. Append the first observation to the session.
         if observation is not None:
-            session.append(observation)
+            self.append(session, observation)
 
         # 3. Prepare latents, eq. (5).
-        latents = self.prepare_latents(session, config, generator)
-        true_value_latents = None
-        if true_value_pixels is not None:
-            true_value_latents = session.codec.encode_value_maps(true_value_pixels)
+        latents = self.prepare_latents(session.batch_size, config, generator)
+        tensors = dict(zip(self._callback_tensor_inputs, latents, strict=True))
 
         # 4. Denoise RGB and value maps, eq. (6), then actions from the finished value map, eq. (10).
-        total = config.world_steps + config.num_action_inference_steps
-        with self.progress_bar(total=total) as progress_bar:
-
-            def on_step_end(step, timestep, tensors):
-                if callback_on_step_end is not None:
-                    tensors = dict(zip(self._callback_tensor_inputs, tensors, strict=True))
-                    given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= _returned(callback_on_step_end(self, step, timestep, given), tensors)
-                    tensors = tuple(tensors[name] for name in self._callback_tensor_inputs)
-                progress_bar.update()
-                return tensors
-
-            latents, value_latents, action_latents = sample_chunk(
-                self.model,
-                session.cache,
-                latents,
-                self.scheduler,
-                self.action_scheduler,
-                config,
-                unguided_cache=session.negative_cache,
-                true_value_latents=true_value_latents,
-                committed_actions=committed,
-                on_step_end=on_step_end,
+        with self.progress_bar(total=config.world_steps + config.num_action_inference_steps) as progress_bar:
+            on_step_end = _StepCallback(self, *callback, tensors, progress_bar)
+            tensors["latents"], tensors["value_latents"] = self.denoise_world(
+                session, tensors["latents"], tensors["value_latents"], config, on_step_end
+            )
+            if true_value_pixels is not None:
+                tensors["value_latents"] = self.codec.encode_value_maps(true_value_pixels).to(tensors["latents"])
+            self.denoise_actions(
+                session, **tensors, sampling_config=config, committed_actions=committed, on_step_end=on_step_end
             )
 
+        # 5. Decode.
+        actions = self.decode_actions(session, tensors["action_latents"])
+        if committed is not None:
+            actions[:, : committed.shape[1]] = committed_actions  # as they were given, to the last bit
+        frames, value_maps = (tensors["latents"] if decode_frames else None), tensors["value_latents"]
+        if output_type != "latent":
+            frames = _as_output_type(self.decode_frames(session, frames), output_type) if decode_frames else None
+            value_maps = _as_output_type(self.decode_value_maps(value_maps), output_type)
+        actions = actions.numpy() if output_type in ("np", "pil") else actions
+        ahead = self.model.config.action_lookahead_frames
+        lookahead_actions = actions[:, self.actions_per_chunk :] if ahead else None
+        output = AIMPipelineOutput(frames, value_maps, actions[:, : self.actions_per_chunk], lookahead_actions)
+        return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        sampling_config: SamplingConfig | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noise of a chunk, eq. (5): of RGB and value latents, (B, C, F, h, w) each, and of actions, (B,
+        action_horizon, action_dim), scaled by `action_noise_scale`."""
+        config = self.sampling_config if sampling_config is None else sampling_config
+        return prepare_latents(
+            self.model.config, config, batch_size, self.latent_size, generator, device=self.model.device
+        )
+
+    def denoise_world(
+        self,
+        session: AIMSession,
+        latents: torch.Tensor,
+        value_latents: torch.Tensor,
+        sampling_config: SamplingConfig | None = None,
+        on_step_end: OnStepEnd | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """RGB and value latents (B, C, F, h, w) of the session's next chunk, from noise, eq. (6). `on_step_end` gets
+        each step's index, timestep and latents by their names, and returns those to go on with."""
+        return denoise_world(
+            self.model,
+            session.cache,
+            latents,
+            value_latents,
+            self.scheduler,
+            self.sampling_config if sampling_config is None else sampling_config,
+            unguided_cache=session.negative_cache,
+            on_step_end=on_step_end,
+        )
+
+    def denoise_actions(
+        self,
+        session: AIMSession,
+        latents: torch.Tensor,
+        value_latents: torch.Tensor,
+        action_latents: torch.Tensor,
+        sampling_config: SamplingConfig | None = None,
+        committed_actions: torch.Tensor | None = None,
+        on_step_end: OnStepEnd | None = None,
+    ) -> torch.Tensor:
+        """Normalized actions (B, action_horizon, action_dim) from noise and the finished RGB and value latents, eq.
+        (10). They follow on from `committed_actions` (B, d, action_dim), normalized, which they start with."""
+        return denoise_actions(
+            self.model,
+            session.cache,
+            latents,
+            value_latents,
+            action_latents,
+            self.action_scheduler,
+            self.sampling_config if sampling_config is None else sampling_config,
+            committed_actions=committed_actions,
+            on_step_end=on_step_end,
+        )
+
+    def decode_frames(self, session: AIMSession, latents: torch.Tensor) -> dict[str, np.ndarray]:
+        """Camera -> RGB (B, T, H, W, 3) in [0, 1] of imagined latents, as the continuation of the session's frames."""
+        # The decoders catch up with the real frames once; it changes no result, only what the next call costs.
+        session.decoders = self.codec.caught_up(session.decoders)
+        states = [decoder.state.fork() for decoder in session.decoders]
+        return self._cameras(torch.stack(self.codec.decode_streams(latents, states)))
+
+    def decode_value_maps(self, value_latents: torch.Tensor) -> dict[str, np.ndarray]:
+        """Camera -> value maps (B, T, H, W) in [0, 1]."""
+        cameras = self._cameras(self.codec.decode_value_maps(value_latents))
+        return {name: self.processor.rgb_to_value(rgb) for name, rgb in cameras.items()}
+
+    def decode_actions(self, session: AIMSession, action_latents: torch.Tensor) -> torch.Tensor:
+        """Actions in physical units, absolute, float32 on the CPU, in the shape of the normalized ones.
+
+        Raises:
+            RuntimeError: if some are not finite, naming their rows.
+        """
         if lost := (~action_latents.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
             raise RuntimeError(
                 f"the actions of rows {lost} are not finite: the network can't take what they were told and shown, or "
                 f"the weights are damaged, or {self.dtype} is too coarse for them."
             )
-
-        # 5. Decode.
-        actions = self.processor.unnormalize_actions(action_latents.double().cpu(), session.initial_pose).float()
-        if committed is not None:
-            actions[:, : committed.shape[1]] = committed_actions  # as they were given, to the last bit
-        if output_type == "latent":
-            frames, value_maps = (latents if decode_frames else None), value_latents
-        else:
-            frames = self._cameras(session.decode_frames(latents)) if decode_frames else None
-            value_maps = self._cameras(session.codec.decode_value_maps(value_latents))
-            value_maps = {name: self.processor.rgb_to_value(rgb) for name, rgb in value_maps.items()}
-            if frames is not None:
-                frames = {name: _to_output_type(rgb, output_type) for name, rgb in frames.items()}
-            value_maps = {name: _to_output_type(value, output_type) for name, value in value_maps.items()}
-        if output_type in ("np", "pil"):
-            actions = actions.numpy()
-        actions, lookahead_actions = actions[:, : self.actions_per_chunk], actions[:, self.actions_per_chunk :]
-        if not self.model.config.action_lookahead_frames:
-            lookahead_actions = None
-
-        if not return_dict:
-            return frames, value_maps, actions, lookahead_actions
-        return AIMPipelineOutput(
-            frames=frames, value_maps=value_maps, actions=actions, lookahead_actions=lookahead_actions
-        )
-
-    def prepare_latents(
-        self,
-        session: AIMSession,
-        sampling_config: SamplingConfig,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Noise of a chunk, eq. (5): of RGB and value latents, (B, C, F, h, w) each, and of actions, (B,
-        action_horizon, action_dim), scaled by `action_noise_scale`."""
-        config, device = self.model.config, self.model.device
-        video = (session.batch_size, config.in_channels, config.chunk_latent_frames, *session.latent_size)
-        actions = (session.batch_size, config.action_horizon, config.action_dim)
-        latents, value_latents, action_latents = (
-            randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-            for shape in (video, video, actions)
-        )
-        return latents, value_latents, sampling_config.action_noise_scale * action_latents
-
-    def _committed(self, actions, observation, session: AIMSession) -> torch.Tensor:
-        actions = as_actions("committed_actions", actions)
-        actions = actions[None] if session.batch_size == 1 and actions.ndim == 2 else actions
-        horizon = self.model.config.action_horizon
-        if actions.ndim != 3 or actions.shape[::2] != (session.batch_size, self.processor.action_dim):
-            raise ValueError(
-                f"committed_actions have shape {tuple(actions.shape)}; expected ({session.batch_size}, d, "
-                f"{self.processor.action_dim}) (rows, actions, numbers of one action)."
-            )
-        if not 1 <= actions.shape[1] < horizon:
-            raise ValueError(f"{actions.shape[1]} actions are committed; expected 1 to {horizon - 1}.")
-        if observation is not None:
-            raise ValueError("committed_actions came with the first observation; nothing is executed before it.")
-        return actions
-
-    def _value_pixels(self, value_maps: Mapping[str, np.ndarray], session: AIMSession) -> torch.Tensor:
-        canvas = self.processor.pack_canvas({name: self.processor.value_to_rgb(m) for name, m in value_maps.items()})
-        expected = (session.batch_size, self.frames_per_chunk)
-        if canvas.shape[:-3] != expected:
-            raise ValueError(
-                f"value_maps have leading shape {canvas.shape[:-3]}; expected {expected} (rows, frames of one chunk)."
-            )
-        return self.processor.canvas_to_pixels(canvas)
+        return self.processor.unnormalize_actions(action_latents.double().cpu(), session.initial_pose).float()
 
     def _cameras(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
         return self.processor.unpack_canvas(self.processor.pixels_to_canvas(pixels))
+
+
+class _StepCallback:
+    """Keeps the latents of a call step by step in `tensors`, shows progress, and calls a user's function with those
+    that it asked for."""
+
+    def __init__(
+        self,
+        pipe: AIMPipeline,
+        function: Callable | None,
+        tensor_inputs: Sequence[str],
+        tensors: dict[str, torch.Tensor],
+        progress_bar: tqdm,
+    ):
+        self.pipe, self.function, self.tensor_inputs = pipe, function, tensor_inputs
+        self.tensors, self.progress_bar = tensors, progress_bar
+
+    def __call__(self, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.tensors.update(tensors)
+        if self.function is not None:
+            given = {name: self.tensors[name] for name in self.tensor_inputs}
+            self.tensors.update(_returned(self.function(self.pipe, step, timestep, given), self.tensors))
+        self.progress_bar.update()
+        return self.tensors
 
 
 def _changed(config: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
@@ -575,50 +720,6 @@ def _changed(config: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConf
     if unknown := sorted(changes.keys() - set(known)):
         raise TypeError(f"AIMPipeline got unexpected arguments {unknown}; SamplingConfig has {', '.join(known)}.")
     return replace(config, **changes)
-
-
-def check_components(components: Mapping[str, Any]) -> None:
-    """Raises ValueError for one that is None or of another kind, by its name in `COMPONENTS`."""
-    for name, component in components.items():
-        if not isinstance(component, COMPONENTS[name]):
-            raise ValueError(
-                f"{name} is {'None' if component is None else type(component).__name__}; expected a "
-                f"{COMPONENTS[name].__name__}. A pipeline needs all of {', '.join(COMPONENTS)}."
-            )
-
-
-def load_vae(folder: Path) -> AutoencoderKLWan:
-    """The VAE of a pipeline's folder, AIM's or Wan's, in float32.
-
-    Raises:
-        OSError: for a damaged, missing or pickled file, which it names.
-        ValueError: for tensors that are missing or unknown.
-    """
-    return _whole(folder, "vae", AutoencoderKLWan, torch_dtype=torch.float32)
-
-
-def load_text_encoder(folder: Path, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-    """The text encoder of a pipeline's folder, AIM's or Wan's, in `dtype`; as stored if not given or "auto". Raises as
-    `load_vae`."""
-    dtype = "auto" if dtype in (None, "auto") else as_dtype(dtype)
-    return _whole(folder, "text_encoder", AutoModelForTextEncoding, dtype=dtype)
-
-
-def _whole(folder: Path, name: str, kind: type, **kwargs):
-    stored = component_tensors(folder, [name])
-    module = kind.from_pretrained(folder / name, use_safetensors=True, **kwargs)
-    check_all_loaded(module, stored[name], source=str(folder / name))
-    return module
-
-
-def _dtypes(dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None) -> dict[str, dict]:
-    """The argument of diffusers' `from_pretrained` that says each component's dtype; none where all are as stored."""
-    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
-        return {}
-    dtypes = {"vae": torch.float32} | (dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype})
-    if unknown := sorted(dtypes.keys() - {*COMPONENTS, "default"}):
-        raise ValueError(f"dtype has {unknown}; expected some of {', '.join(COMPONENTS)} and default.")
-    return {PIPELINE_DTYPE: {name: as_dtype(of_component) for name, of_component in dtypes.items()}}
 
 
 def _returned(returned: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -634,11 +735,12 @@ def _returned(returned: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torc
     return {name: tensor.to(tensors[name]) for name, tensor in returned.items()}
 
 
-def _to_output_type(clips: np.ndarray, output_type: str):
+def _as_output_type(cameras: dict[str, np.ndarray], output_type: str) -> dict[str, Any]:
     """RGB (B, T, H, W, 3) or scalars (B, T, H, W) in [0, 1] as arrays, tensors or lists of pictures."""
     if output_type == "pt":
-        tensor = torch.from_numpy(np.ascontiguousarray(clips))
-        return tensor.permute(0, 1, 4, 2, 3) if tensor.ndim == 5 else tensor
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(clips)) for name, clips in cameras.items()}
+        return {name: clips.permute(0, 1, 4, 2, 3) if clips.ndim == 5 else clips for name, clips in tensors.items()}
     if output_type == "pil":
-        return [[PIL.Image.fromarray(picture) for picture in clip] for clip in (clips * 255).round().astype(np.uint8)]
-    return clips
+        pixels = {name: (clips * 255).round().astype(np.uint8) for name, clips in cameras.items()}
+        return {name: [[PIL.Image.fromarray(p) for p in clip] for clip in clips] for name, clips in pixels.items()}
+    return cameras

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.utils.torch_utils import randn_tensor
 
 from .cache import AIMCache
 from .checks import check_number, check_whole
+from .configuration_aim import AIMConfig
 from .modeling_aim import AIMForWorldAction
 
 MOST_STEPS = 1000  # diffusers' training steps
-Latents = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-OnStepEnd = Callable[[int, torch.Tensor, Latents], Latents]
+# Called after each step with its index, its timestep and the latents by their names; returns those to go on with.
+OnStepEnd = Callable[[int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -57,112 +59,104 @@ class SamplingConfig:
         return self.num_inference_steps if self.stop_after is None else self.stop_after
 
 
-@torch.no_grad()
-def sample_chunk(
-    model: AIMForWorldAction,
-    cache: AIMCache,
-    noise: Latents,
-    scheduler: FlowMatchEulerDiscreteScheduler,
-    action_scheduler: FlowMatchEulerDiscreteScheduler,
-    config: SamplingConfig,
-    unguided_cache: AIMCache | None = None,
-    true_value_latents: torch.Tensor | None = None,
-    committed_actions: torch.Tensor | None = None,
-    on_step_end: OnStepEnd | None = None,
-) -> Latents:
-    """Denoises the chunk that follows what `cache` holds: `sample_world`, then `sample_actions`.
-
-    Args:
-        noise: of RGB and value latents, (B, C, F, h, w) each, and of normalized actions, (B, action_horizon,
-            action_dim), in float32, whatever the model's dtype.
-        true_value_latents: (B, C, F, h, w), to decode the actions from instead of the predicted ones.
-
-    Returns:
-        RGB latents, value latents (those that the actions were decoded from) and normalized actions.
-    """
-    latents = sample_world(model, cache, noise, scheduler, config, unguided_cache, on_step_end)
-    if true_value_latents is not None:
-        latents = latents[0], true_value_latents.to(latents[0]), latents[2]
-    return sample_actions(model, cache, latents, action_scheduler, config, committed_actions, on_step_end)
+def prepare_latents(
+    config: AIMConfig,
+    sampling_config: SamplingConfig,
+    batch_size: int,
+    latent_size: tuple[int, int],
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    device: torch.device | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise of a chunk, eq. (5), in float32: RGB and value latents, (B, C, F, h, w) each, and normalized actions, (B,
+    action_horizon, action_dim), scaled by `action_noise_scale`."""
+    world = (batch_size, config.in_channels, config.chunk_latent_frames, *latent_size)
+    latents, value_latents, action_latents = (
+        randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        for shape in (world, world, (batch_size, config.action_horizon, config.action_dim))
+    )
+    return latents, value_latents, sampling_config.action_noise_scale * action_latents
 
 
 @torch.no_grad()
-def sample_world(
+def denoise_world(
     model: AIMForWorldAction,
     cache: AIMCache,
-    noise: Latents,
+    latents: torch.Tensor,
+    value_latents: torch.Tensor,
     scheduler: FlowMatchEulerDiscreteScheduler,
     config: SamplingConfig,
     unguided_cache: AIMCache | None = None,
     on_step_end: OnStepEnd | None = None,
-) -> Latents:
-    """RGB and value latents on one trajectory, eq. (6).
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RGB and value latents of the chunk that follows `cache`, from noise, on one trajectory, eq. (6).
 
     Args:
-        noise: as in `sample_chunk`; that of the actions is passed through.
+        latents, value_latents: noise, (B, C, F, h, w), in float32 whatever the model's dtype.
         unguided_cache: the same history under the text that guidance leads away from, v = v_unguided + guidance_scale
             * (v - v_unguided).
-        on_step_end: called after each step with its index, its timestep and the three latents; what it returns is
-            used from there on.
     """
-    latents, value_latents, action_latents = noise
     scheduler = with_steps(scheduler, config.num_inference_steps, model.device)
     context = model.world_context(cache)
     unguided_context = None if config.guidance_scale == 1 else model.world_context(unguided_cache)
     for i, t in enumerate(scheduler.timesteps[: config.world_steps]):
         world = torch.stack([latents, value_latents])
         time = _unit_time(scheduler, t, len(latents))
-        velocity = torch.stack(model.denoise_world(context, *world.to(model.dtype), time)).float()
+        velocity = torch.stack(model.world_velocity(context, *world.to(model.dtype), time)).float()
         if unguided_context is not None:
-            unguided = torch.stack(model.denoise_world(unguided_context, *world.to(model.dtype), time)).float()
+            unguided = torch.stack(model.world_velocity(unguided_context, *world.to(model.dtype), time)).float()
             velocity = unguided + config.guidance_scale * (velocity - unguided)
         if i + 1 == config.stop_after:
             latents, value_latents = world - time[0] * velocity
         else:
             latents, value_latents = scheduler.step(velocity, t, world).prev_sample
         if on_step_end is not None:
-            latents, value_latents, action_latents = on_step_end(i, t, (latents, value_latents, action_latents))
-    return latents, value_latents, action_latents
+            tensors = on_step_end(i, t, {"latents": latents, "value_latents": value_latents})
+            latents, value_latents = tensors["latents"], tensors["value_latents"]
+    return latents, value_latents
 
 
 @torch.no_grad()
-def sample_actions(
+def denoise_actions(
     model: AIMForWorldAction,
     cache: AIMCache,
-    latents: Latents,
-    action_scheduler: FlowMatchEulerDiscreteScheduler,
+    latents: torch.Tensor,
+    value_latents: torch.Tensor,
+    action_latents: torch.Tensor,
+    scheduler: FlowMatchEulerDiscreteScheduler,
     config: SamplingConfig,
     committed_actions: torch.Tensor | None = None,
     on_step_end: OnStepEnd | None = None,
-) -> Latents:
-    """The actions from a finished world, eq. (10).
+) -> torch.Tensor:
+    """Normalized actions, (B, action_horizon, action_dim), from noise and the finished world, eq. (10).
 
     Args:
-        latents: RGB and value latents, and the noise of the actions.
+        latents, value_latents: finished, (B, C, F, h, w).
+        action_latents: noise, in float32 whatever the model's dtype.
         committed_actions: (B, d, action_dim), normalized: the first d actions are certain already, since they are
             executed while this runs; the others are chosen to follow them.
-        on_step_end: as in `sample_world`, whose steps the index goes on from.
+        on_step_end: its index goes on from the world's steps.
     """
-    rgb, value, actions = latents
-    context = model.action_context(cache, rgb.to(model.dtype), value.to(model.dtype))
-    scheduler = with_steps(action_scheduler, config.num_action_inference_steps, model.device)
+    context = model.action_context(cache, latents.to(model.dtype), value_latents.to(model.dtype))
+    scheduler = with_steps(scheduler, config.num_action_inference_steps, model.device)
     certain = 0 if committed_actions is None else committed_actions.shape[1]
     for i, t in enumerate(scheduler.timesteps):
-        time = _unit_time(scheduler, t, len(actions))
+        time = _unit_time(scheduler, t, len(action_latents))
         if certain:
             # What is certain is given as it is, each action with a time of its own.
-            actions = torch.cat([committed_actions.to(actions), actions[:, certain:]], dim=1)
-            time = time[:, None].repeat(1, actions.shape[1])
+            action_latents = torch.cat([committed_actions.to(action_latents), action_latents[:, certain:]], dim=1)
+            time = time[:, None].repeat(1, action_latents.shape[1])
             time[:, :certain] = 0
-        velocity = model.denoise_actions(context, actions.to(model.dtype), time)
-        stepped = scheduler.step(velocity.float(), t, actions).prev_sample
-        actions = torch.cat([actions[:, :certain], stepped[:, certain:]], dim=1) if certain else stepped
+        velocity = model.action_velocity(context, action_latents.to(model.dtype), time)
+        stepped = scheduler.step(velocity.float(), t, action_latents).prev_sample
+        action_latents = torch.cat([action_latents[:, :certain], stepped[:, certain:]], dim=1) if certain else stepped
         if on_step_end is not None:
-            rgb, value, actions = on_step_end(config.world_steps + i, t, (rgb, value, actions))
-    return rgb, value, actions
+            action_latents = on_step_end(config.world_steps + i, t, {"action_latents": action_latents})[
+                "action_latents"
+            ]
+    return action_latents
 
 
-def _unit_time(scheduler, timestep, rows: int) -> torch.Tensor:
+def _unit_time(scheduler: FlowMatchEulerDiscreteScheduler, timestep: torch.Tensor, rows: int) -> torch.Tensor:
     """t in [0, 1] for each row, (B,); diffusers' timesteps run over its training steps."""
     return (timestep / scheduler.config.num_train_timesteps).expand(rows)
 

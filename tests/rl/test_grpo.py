@@ -25,7 +25,7 @@ from aim_hf.rl.collector import Collector
 from aim_hf.rl.policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from aim_hf.rl.safety import Safety
 from aim_hf.rl.scenes import RepeatSampler
-from aim_hf.sampling import SamplingConfig, sample_actions, with_steps
+from aim_hf.sampling import SamplingConfig, denoise_actions, with_steps
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "evaluation"))
@@ -117,8 +117,8 @@ def test_practice_may_begin_without_noise_as_use_does(environments):
     pipe.model.set_text(cache, group.prompt_embeds[None])
     pipe.model.append(cache, group.first[None])
     noise = torch.zeros(1, *group.before.shape[-2:])
-    world = group.rgb[:1, 0], group.value[:1, 0], noise
-    actions = sample_actions(pipe.model, cache, world, pipe.action_scheduler, collector.sampling_config)[2]
+    world = group.rgb[:1, 0], group.value[:1, 0]
+    actions = denoise_actions(pipe.model, cache, *world, noise, pipe.action_scheduler, collector.sampling_config)
     torch.testing.assert_close(group.after[:, 0, 0], actions.expand(3, -1, -1), rtol=0, atol=1e-4)
 
 

@@ -249,7 +249,7 @@ def test_what_is_imagined_does_not_depend_on_the_trained_head(history):
         outputs = []
         for chunk in range(3):
             time = torch.full((4,), 0.5, dtype=torch.float64)
-            outputs += model.denoise_world(
+            outputs += model.world_velocity(
                 model.world_context(cache), group["rgb"][:, chunk], group["value"][:, chunk], time
             )
             model.append(cache, group["observed"][:, chunk], group["executed"][:, chunk])

@@ -114,7 +114,7 @@ def test_an_episode_that_failed_stays_as_it_was(episodes, alone, monkeypatch):
     client = Client(episodes, 0).ask(2)
     request = client.request()
     with monkeypatch.context() as patch:
-        patch.setattr(episodes.pipe.model, "denoise_world", lambda *args: 1 / 0)
+        patch.setattr(episodes.pipe.model, "world_velocity", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             episodes.answer([request])
     np.testing.assert_array_equal(episodes.answer([request])[0]["actions"], alone[0][2])
@@ -164,11 +164,12 @@ def test_stacked_sessions_go_on_as_before(policy):
         message = robot.start()
         observation = read_images(message["images"], SIZES, 1)[0]
         observation["endpose"] = read_endpose(message["endpose"])
-        session.append(observation)
+        pipe.append(session, observation)
         actions = np.tile(message["endpose"], (8, 1))
         for _ in range(chunks):
             images = robot.next()["images"]
-            session.append(
+            pipe.append(
+                session,
                 read_images(images, SIZES, 4),
                 actions,
             )

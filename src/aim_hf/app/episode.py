@@ -157,7 +157,7 @@ class LiveRollouts:
                 with self._network:
                     began = time.perf_counter()
                     if executed is not None:
-                        session.append(seen, executed)
+                        self.pipe.append(session, seen, executed)
                         seen = None
                     out = self.pipe(seen, session=session, generator=generator, sampling_config=sampling)
                     episode.seconds.append(time.perf_counter() - began)

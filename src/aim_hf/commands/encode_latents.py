@@ -30,7 +30,7 @@ from ..data.latents import (
     write_index,
 )
 from ..data.shards import load_episodes
-from ..pipeline_aim import load_text_encoder, load_vae
+from ..loading import load_text_encoder, load_vae
 from ..processing_aim import AIMProcessor
 from . import Parser
 

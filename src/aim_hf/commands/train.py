@@ -31,7 +31,7 @@ from ..codec import VideoCodec
 from ..configuration_aim import PRESETS, AIMConfig
 from ..data.latents import INDEX, MEND, LatentWindows
 from ..files import claim, read_json, write_text
-from ..pipeline_aim import load_text_encoder, load_vae
+from ..loading import load_text_encoder, load_vae
 from ..provenance import provenance
 from ..training.checkpoints import checkpoint_to_resume
 from ..training.curve import plot_training

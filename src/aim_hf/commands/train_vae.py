@@ -19,7 +19,7 @@ from .. import AIMProcessor
 from ..data.latents import held_out_count
 from ..data.shards import load_episodes
 from ..files import written_folder
-from ..pipeline_aim import load_vae
+from ..loading import load_vae
 from ..training.vae import VAETrainer, VAETrainingArguments, canvas_episodes, set_encoder, tiny_vae
 from . import Parser
 

@@ -120,9 +120,9 @@ def same_world(
         latents = []
         for chunk in range(2):
             if chunk == 0:
-                session.append(observation)
+                pipe.append(session, observation)
             else:
-                session.append([observation] * pipe.frames_per_chunk, executed)
+                pipe.append(session, [observation] * pipe.frames_per_chunk, executed)
             generator = torch.Generator().manual_seed(chunk)
             out = pipe(session=session, sampling_config=sampling, generator=generator, output_type="latent")
             executed = out.actions[0] if executed is None else executed

@@ -16,8 +16,9 @@ from ..checkpoint import fingerprint, local_folder
 from ..checks import check_whole
 from ..envs import interface
 from ..envs.base import ActionMode, Interface, Observation
-from ..pipeline_aim import AIMPipeline, AIMSession
+from ..pipeline_aim import AIMPipeline
 from ..sampling import SamplingConfig
+from ..session import AIMSession
 
 T = TypeVar("T")
 Pictures = Literal["none", "value_maps", "all"]
@@ -194,7 +195,7 @@ class AIMPolicy:
             if executed_actions is None:
                 first = [row[0] for row in observed]
             else:
-                session.append(observed, np.stack(filled(executed_actions[rows])))
+                self.pipe.append(session, observed, np.stack(filled(executed_actions[rows])))
             meanwhile = self._meanwhile[index]
             out = self.pipe(
                 first,

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..envs.base import CAMERAS
 from ..evaluation.vector_env import Chunks, Progress, Start, VectorEnvironment
 from ..pipeline_aim import AIMPipeline
-from ..sampling import SamplingConfig, sample_world
+from ..sampling import SamplingConfig
 from .buffer import Group
 from .policy import ActionPolicy, action_velocity, sample
 from .rewards import Outcome
@@ -122,7 +122,7 @@ class _Rollout:
         # One row until the first observation is encoded and its future imagined; then a fork for each episode.
         self.session = self.pipe.start(start.instruction)
         self.prompt_embeds = self.pipe.encode_prompt(start.instruction)[0]
-        self.first = self.session.append(start.observation)[0]
+        self.first = self.pipe.append(self.session, start.observation)[0]
         self.running = [row for row, start in enumerate(starts) if start is not None]
         self.lost = [row for row, start in enumerate(starts) if start is None]
         self.just_ended = len(self.lost)
@@ -136,37 +136,34 @@ class _Rollout:
     def predict(self) -> dict[int, np.ndarray]:
         """The next chunk of each running episode, (T, action_dim) in physical units."""
         collector, config, running = self.collector, self.model.config, len(self.running)
-        shape = (1, config.in_channels, config.chunk_latent_frames, *self.session.latent_size)
-        world = [self._randn(shape).expand(self.session.batch_size, *shape[1:]) for _ in range(2)]
-        *world, _ = sample_world(
-            self.model, self.session.cache, (*world, None), self.pipe.scheduler, collector.sampling_config
-        )
+        # All episodes get the same noise.
+        *world, noise = self.pipe.prepare_latents(1, collector.sampling_config, self.generator)
+        world = [latents.expand(self.session.batch_size, *latents.shape[1:]) for latents in world]
+        rgb, value = self.pipe.denoise_world(self.session, *world, collector.sampling_config)
         if not self.parts["rgb"]:
             self.session = self.session.select([0] * running)
-            world = [latents.expand(running, *shape[1:]) for latents in world]
-        rgb, value = world
+            rgb, value = (latents.expand(running, *latents.shape[1:]) for latents in (rgb, value))
         context = self.model.action_context(self.session.cache, rgb.to(self.model.dtype), value.to(self.model.dtype))
 
-        S, shape = collector.num_random_steps, (config.action_horizon, config.action_dim)
-        policy = collector.policy
+        S, policy = collector.num_random_steps, collector.policy
         order = torch.randperm(len(collector.random_steps), generator=self.generator)
         chosen = sorted(collector.random_steps[index] for index in order[:S])
         z_shape = (collector.num_generations, S, policy.sde.num_modes(config.action_horizon), config.action_dim)
-        noise, z = collector.sampling_config.action_noise_scale * self._randn((1, *shape)), self._randn(z_shape)
+        z = torch.randn(z_shape, generator=self.generator).to(self.model.device)
         actions, decisions = sample(
-            *(action_velocity(self.model, context), noise.expand(running, *shape), policy.times, policy.sde),
-            *(chosen, z[self.running]),
+            action_velocity(self.model, context),
+            noise.expand(running, *noise.shape[1:]),
+            policy.times,
+            policy.sde,
+            chosen,
+            z[self.running],
             mask=policy.mask,
         )
         self.parts["steps"].append(torch.tensor(decisions.steps))
         self._keep(rgb=rgb, value=value)
         self._keep(**{name: getattr(decisions, name) for name in ("before", "after", "log_probs")})
-        maps = self.pipe.processor.unpack_canvas(
-            self.pipe.processor.pixels_to_canvas(self.session.codec.decode_value_maps(value))
-        )
-        maps = {camera: self.pipe.processor.rgb_to_value(rgb) for camera, rgb in maps.items()}
-        actions = self.pipe.processor.unnormalize_actions(actions.double().cpu(), self.session.initial_pose).float()
-        self.actions = actions[:, : config.actions_per_chunk]
+        maps = self.pipe.decode_value_maps(value)
+        self.actions = self.pipe.decode_actions(self.session, actions)[:, : config.actions_per_chunk]
         for index, row in enumerate(self.running):
             self.value_maps[row].append({camera: clips[index] for camera, clips in maps.items()})
         return {row: chunk.numpy() for row, chunk in zip(self.running, self.actions)}
@@ -187,7 +184,7 @@ class _Rollout:
             self.session = self.session.select(going_on)
         if going_on:
             observations = [progress[row].observations for row in self.running]
-            self._keep(observed=self.session.append(observations, self.actions[going_on].numpy()))
+            self._keep(observed=self.pipe.append(self.session, observations, self.actions[going_on].numpy()))
         else:
             self.parts["observed"].append(torch.zeros_like(self.parts["rgb"][-1]))
 
@@ -236,6 +233,3 @@ class _Rollout:
             whole = torch.zeros(len(self.seen), *part.shape[1:], dtype=part.dtype)
             whole[self.running] = part.cpu()
             self.parts[name].append(whole)
-
-    def _randn(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.model.device)

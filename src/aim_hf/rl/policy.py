@@ -182,7 +182,7 @@ def action_velocity(model: AIMForWorldAction, context: ActionContext, reference:
     """The velocity of actions that see `context`; by the reference, the frozen head, if asked for."""
 
     def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return model.denoise_actions(context, x.to(model.dtype), t, reference).float()
+        return model.action_velocity(context, x.to(model.dtype), t, reference).float()
 
     return velocity
 

@@ -133,11 +133,11 @@ class AIMEpisodes:
         observations = [request.observations for request in rows]
         if requests[0].prompt is not None:
             session = pipe.start([request.prompt for request in rows], negative_prompt=self.policy.negative_prompt)
-            session.append(observations)
+            pipe.append(session, observations)
             generators = [torch.Generator().manual_seed(request.seed) for request in rows]
         else:
             session = AIMSession.stack([request.episode.session for request in rows])
-            session.append(observations, np.stack([request.executed_actions for request in rows]))
+            pipe.append(session, observations, np.stack([request.executed_actions for request in rows]))
             generators = [request.episode.generator.clone_state() for request in rows]
         pictures = requests[0].pictures
         out = pipe(

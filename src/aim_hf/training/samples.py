@@ -19,7 +19,7 @@ from ..evaluation.value_peak import peak
 from ..extras import extra
 from ..modeling_aim import AIMForWorldAction
 from ..processing_aim import AIMProcessor
-from ..sampling import SamplingConfig, sample_actions, sample_chunk
+from ..sampling import SamplingConfig, denoise_actions, denoise_world, prepare_latents
 from .trainer import AIMTrainer
 
 
@@ -33,21 +33,19 @@ def sample_first_chunk(
         rgb, value (B, C, F, h, w); actions and actions_from_true_map (B, action_horizon, action_dim), normalized.
     """
     config, latents = model.config, batch["latents"]
-    B, C, _, height, width = latents.shape
+    B, _, _, height, width = latents.shape
     cache = model.new_cache(B, height, width)
     model.set_text(cache, batch["prompt_embeds"])
     model.append(cache, latents[:, :, :1])
-    world_shape = (B, C, config.chunk_latent_frames, height, width)
-    noise = tuple(
-        torch.randn(shape, generator=generator, dtype=latents.dtype).to(latents.device)
-        for shape in (world_shape, world_shape, (B, config.action_horizon, config.action_dim))
-    )
-    schedulers = [FlowMatchEulerDiscreteScheduler(shift=shift) for shift in (config.video_shift, config.action_shift)]
-
     sampling = SamplingConfig()
-    rgb, value, actions = sample_chunk(model, cache, noise, *schedulers, sampling)
-    true_value = batch["value_latents"][:, :, : config.chunk_latent_frames]
-    _, _, from_true_map = sample_actions(model, cache, (rgb, true_value.to(rgb), noise[2]), schedulers[1], sampling)
+    *world, noise = prepare_latents(config, sampling, B, (height, width), generator, latents.device)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=config.video_shift)
+    rgb, value = denoise_world(model, cache, *world, scheduler, sampling)
+    true_value = batch["value_latents"][:, :, : config.chunk_latent_frames].to(rgb)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=config.action_shift)
+    actions, from_true_map = (
+        denoise_actions(model, cache, rgb, used, noise, scheduler, sampling) for used in (value, true_value)
+    )
     return {"rgb": rgb, "value": value, "actions": actions, "actions_from_true_map": from_true_map}
 
 
