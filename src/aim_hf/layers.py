@@ -175,7 +175,9 @@ class AIMExpert(nn.Module):
             reading = reading + self.attn2.out(attention(self, self.attn2.query(self.norm2(reading)), *text))
             hidden = torch.cat([reading, others], dim=1) if others.shape[1] else reading
         normed = modulate(self.norm3(hidden), scale, shift).to(hidden.dtype)
-        return tokens._replace(hidden_states=(hidden + gate(self.ffn(normed), ffn_gate)).to(hidden.dtype))
+        hidden = (hidden + gate(self.ffn(normed), ffn_gate)).to(hidden.dtype)
+        # Not `_replace`, which torch 2.11 compiles to a tuple without fields.
+        return Tokens(hidden, tokens.timestep_proj, tokens.rotary_emb, tokens.text_tokens)
 
 
 class AIMLayer(AIMExpert, GradientCheckpointingLayer):
