@@ -11,10 +11,10 @@ from common import Rollout
 from torch import nn
 
 from aim_hf import AIMForWorldAction
-from aim_hf.attention import KeysValues, VisibleSet
-from aim_hf.layers import Rotation, Tokens
-from aim_hf.modeling_aim import Segment
-from aim_hf.visibility import Kind
+from aim_hf.model.attention import KeysValues, VisibleSet
+from aim_hf.model.layers import Rotation, Tokens
+from aim_hf.model.modeling_aim import Segment
+from aim_hf.model.visibility import Kind
 
 
 class UncachedRollout:

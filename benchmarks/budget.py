@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from common import LATENT_SIZE, TEXT_TOKENS, counted, finish
 
-from aim_hf import AIMForWorldAction
-from aim_hf.configuration_aim import PRESETS
+from aim_hf import AIMConfig, AIMForWorldAction
+from aim_hf.model.presets import PRESETS
 from aim_hf.training.flow_matching import FlowMatchingLoss
 
 GB = 1e9
@@ -35,7 +35,7 @@ def main():
 
 def meta_model(preset: str) -> AIMForWorldAction:
     with torch.device("meta"):
-        return AIMForWorldAction(PRESETS[preset]()).to(torch.bfloat16)
+        return AIMForWorldAction(AIMConfig(**PRESETS[preset])).to(torch.bfloat16)
 
 
 def meta(*shape: int) -> torch.Tensor:

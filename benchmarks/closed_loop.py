@@ -37,10 +37,10 @@ def main():
     from accelerate import PartialState
 
     from aim_hf.evaluation.evaluate import Protocol, evaluate
-    from aim_hf.evaluation.policies import AIMPolicy
     from aim_hf.evaluation.statistics import wilson_interval
-    from aim_hf.files import write_text
-    from aim_hf.provenance import provenance
+    from aim_hf.rollout.policies import AIMPolicy
+    from aim_hf.utils.files import write_text
+    from aim_hf.utils.provenance import provenance
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=sorted(STUDIES), required=True)

@@ -16,10 +16,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from aim_hf import AIMConfig, AIMForWorldAction
-from aim_hf.configuration_aim import PRESETS
-from aim_hf.files import write_text
-from aim_hf.provenance import provenance
-from aim_hf.sampling import SamplingConfig, denoise_actions, denoise_world
+from aim_hf.model.presets import PRESETS
+from aim_hf.pipeline.sampling import denoise_actions, denoise_world
+from aim_hf.pipeline.sampling_config import SamplingConfig
+from aim_hf.utils.files import write_text
+from aim_hf.utils.provenance import provenance
 
 LATENT_SIZE = {"tiny": (6, 6), "wan2.2-ti2v-5b": (24, 20)}  # of the presets' canvases
 TEXT_TOKENS = {"tiny": 32, "wan2.2-ti2v-5b": 512}
@@ -49,7 +50,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def make_config(args: argparse.Namespace, **changes) -> AIMConfig:
-    config = PRESETS[args.preset]()
+    config = AIMConfig(**PRESETS[args.preset])
     wider = ("num_attention_heads", "ffn_dim", "action_hidden_size", "action_ffn_dim")
     sizes = {name: args.width * getattr(config, name) for name in wider}
     return AIMConfig(**{**config.to_diff_dict(), **sizes, "num_layers": args.layers or config.num_layers, **changes})

@@ -32,21 +32,21 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from aim_hf.data import episodes, recorder  # noqa: E402
-from aim_hf.data.contacts import EventDetector  # noqa: E402
 from aim_hf.data.episodes import VIDEO_COLUMNS, Episode  # noqa: E402
 from aim_hf.data.shards import ShardWriter, load_episodes  # noqa: E402
 from aim_hf.data.windows import EpisodeWindows, Window  # noqa: E402
 from aim_hf.envs import TASKS, make_environment  # noqa: E402
 from aim_hf.envs.base import CAMERAS, SPLITS, Environment  # noqa: E402
 from aim_hf.envs.tabletop.cameras import CameraRig  # noqa: E402
-from aim_hf.envs.tabletop.scene import Scene  # noqa: E402
-from aim_hf.files import write_text  # noqa: E402
-from aim_hf.provenance import provenance  # noqa: E402
+from aim_hf.envs.tabletop.scene import TabletopScene  # noqa: E402
+from aim_hf.utils.files import write_text  # noqa: E402
+from aim_hf.utils.provenance import provenance  # noqa: E402
+from aim_hf.value_maps.contacts import EventDetector  # noqa: E402
 
 ROBOTWIN_SIZES = dict.fromkeys(CAMERAS, (320, 240))
 ROBOTWIN_FRAMES = 150
 SHARES = {
-    "physics": [(Scene, "step")],
+    "physics": [(TabletopScene, "step")],
     "rendering": [(CameraRig, "pictures")],
     "labelling": [
         (EventDetector, "__init__"),

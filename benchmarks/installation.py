@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from aim_hf.files import write_text
-from aim_hf.provenance import provenance
+from aim_hf.utils.files import write_text
+from aim_hf.utils.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("", "lora", "plot", "data", "serve", "sim", "app", "all")

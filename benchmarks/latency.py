@@ -34,8 +34,8 @@ from common import (
 )
 from diffusers import AutoencoderKLWan
 
-from aim_hf.codec import VideoCodec
-from aim_hf.training.vae import tiny_vae
+from aim_hf.pipeline.codec import VideoCodec
+from aim_hf.tiny.vae import tiny_vae
 
 LINGBOT_VIDEO_STEPS, LINGBOT_ACTION_STEPS = 25, 50
 

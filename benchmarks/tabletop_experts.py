@@ -17,8 +17,8 @@ import torch
 from aim_hf.envs import TASKS, make_environment
 from aim_hf.envs.base import SPLITS
 from aim_hf.envs.seeds import episode_seeds
-from aim_hf.files import write_text
-from aim_hf.provenance import provenance
+from aim_hf.utils.files import write_text
+from aim_hf.utils.provenance import provenance
 
 
 def measure_experts(task: str, split: str, seeds: list[int]) -> dict:

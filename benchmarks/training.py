@@ -12,7 +12,7 @@ from common import LATENT_SIZE, TEXT_TOKENS, counted, finish, in_turn, make_mode
 from latency import matmul_rate
 
 from aim_hf.training.flow_matching import FlowMatchingLoss
-from aim_hf.versions import ACTIVATION_CHECKPOINTING
+from aim_hf.utils.versions import ACTIVATION_CHECKPOINTING
 
 
 def main():

@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 
-from aim_hf.visibility import Kind, Units, visible  # noqa: E402
+from aim_hf.model.visibility import Kind, Units, visible  # noqa: E402
 
 OUTPUT = Path(__file__).parent / "images" / "visibility.png"
 CHUNKS = 3

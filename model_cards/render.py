@@ -29,7 +29,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from aim_hf.evaluation.comparison import format_comparison, mean_rate
 from aim_hf.evaluation.statistics import format_peaks, format_rate
-from aim_hf.provenance import machine
+from aim_hf.utils.provenance import machine
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "src" / "aim_hf" / "evaluation" / "published"

@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 from string import Template
 
-from aim_hf.files import written_folder
+from aim_hf.utils.files import written_folder
 
 ROOT = Path(__file__).parents[1]
 _UNWANTED = shutil.ignore_patterns("__pycache__", ".*")

@@ -54,8 +54,8 @@ def served(rollouts, tasks: list[str], at_once: int = 1) -> Iterator[str]:
 def main() -> None:
     # Imported here: the environments' worker processes import this file too, and need none of it.
     from aim_hf.app.episode import LiveRollouts, Simulators
-    from aim_hf.evaluation.policies import AIM_TINY_TASKS
-    from aim_hf.pipeline_aim import AIMPipeline
+    from aim_hf.envs.names import AIM_TINY_TASKS
+    from aim_hf.pipeline.pipeline_aim import AIMPipeline
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)

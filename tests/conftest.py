@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hub_server import Hub
+
+from .hub_server import Hub
 
 # Tests that run beside others share the cores with them; torch would take all for each.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):

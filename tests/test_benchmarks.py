@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_modeling import C, Episode, H, W, make_model
 
-from aim_hf.attention import attention
+from aim_hf.model.attention import attention
+
+from .model.test_modeling import C, Episode, H, W, make_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", [{"history_chunks": 3}, {"action_lookahead_frames": 1}], ids=str)
-def test_the_uncached_rollout_gives_what_the_cached_one_gives(config, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_the_uncached_rollout_gives_what_the_cached_one_gives(config):
     from alternatives import UncachedRollout
     from common import SamplingConfig, sample_chunk
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -50,9 +50,8 @@ def test_the_uncached_rollout_gives_what_the_cached_one_gives(config, monkeypatc
 
 
 @pytest.mark.parametrize("mask", [False, True], ids=["", "masked"])
-def test_attention_is_counted_on_a_cpu(mask, monkeypatch):
+def test_attention_is_counted_on_a_cpu(mask):
     """2 * B * heads * queries * keys * head_dim for each product; two forward, five backward, as on a GPU."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     from common import counted
 
     layer = make_model(num_layers=1).blocks[0]
@@ -68,9 +67,8 @@ def test_attention_is_counted_on_a_cpu(mask, monkeypatch):
 
 
 @torch.no_grad()
-def test_operations_of_a_world_step_by_hand(monkeypatch):
+def test_operations_of_a_world_step_by_hand():
     """The same on a CPU, where attention is one kernel, and on the meta device, where it is two products."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     from common import Rollout, counted, make_model
     from latency import observed, world_stages
 
@@ -116,9 +114,8 @@ def test_the_commands_run(command, ratios, tmp_path):
     assert numbers["commit"] and numbers["hardware"] and numbers["command"]
 
 
-def test_the_plain_learner_learns_the_same(monkeypatch):
+def test_the_plain_learner_learns_the_same():
     """Gradients of the likelihood alone: the reference is of another model there."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import grpo
 
     from aim_hf.rl.policy import ActionPolicy, FlowSDE

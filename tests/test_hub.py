@@ -14,21 +14,21 @@ import pytest
 import torch
 from datasets import load_dataset
 from diffusers import DiffusionPipeline
-from fixtures_pipeline import make_pipeline, randomize
-from hub_server import TOKEN, Repo
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 
 from aim_hf import AIMConfig, AIMForWorldAction, AIMPipeline, AIMProcessor
+from aim_hf.data.card import write_card
+from aim_hf.data.shards import load_episodes
 from aim_hf.hub import prepare, publish
 from aim_hf.training.lora import with_lora
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "data"))
-from fixtures_episodes import make_episode, write_shard  # noqa: E402
+from .data.fixtures_episodes import make_episode, write_shard
+from .fixtures_pipeline import make_pipeline, randomize
+from .hub_server import TOKEN, Repo
 
-from aim_hf.data.card import write_card  # noqa: E402
-from aim_hf.data.shards import load_episodes  # noqa: E402
+ROOT = Path(__file__).parents[1]
+
 
 CARD = "---\nlicense: apache-2.0\nlibrary_name: {library}\npipeline_tag: robotics\n{more}---\n# A model\n"
 
@@ -220,7 +220,7 @@ for thing in (config, model, processor):
 
 del sys.modules["aim_hf"]
 import aim_hf
-assert "aim_hf.modeling_aim" not in sys.modules  # nothing heavy yet
+assert "aim_hf.model.modeling_aim" not in sys.modules  # nothing heavy yet
 ours = AutoModel.from_pretrained("org/remote", subfolder="model")
 trusted = AutoModel.from_pretrained("org/remote", subfolder="model", trust_remote_code=True)
 assert type(ours) is type(trusted) is aim_hf.AIMForWorldAction  # the installed package goes first

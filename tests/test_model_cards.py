@@ -3,22 +3,21 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+import render
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from aim_hf.checkpoint import fingerprint
-from aim_hf.configuration_aim import PRESETS
+from aim_hf import AIMConfig
 from aim_hf.hub import check_card
-from aim_hf.modeling_aim import AIMForWorldAction
+from aim_hf.model.checkpoint import fingerprint
+from aim_hf.model.modeling_aim import AIMForWorldAction
+from aim_hf.model.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "model_cards"))
-import render  # noqa: E402
 
 
 def test_cards_and_readme_are_what_the_results_say():
@@ -131,7 +130,7 @@ def test_the_card_of_adapters(run):
 
 def test_the_stated_size_is_that_of_the_preset():
     with torch.device("meta"):
-        model = AIMForWorldAction(PRESETS["wan2.2-ti2v-5b"]())
+        model = AIMForWorldAction(AIMConfig(**PRESETS["wan2.2-ti2v-5b"]))
     size = sum(parameter.numel() for parameter in model.parameters())
     text = ModelCard((ROOT / "model_cards" / "aim-wan2.2-ti2v-5b.md").read_text()).text
     assert f"| {size / 1e9:.1f} B parameters |" in text

@@ -1,17 +1,18 @@
 """The dry run lists what would be sent, and refuses what isn't whole. Sending is tested in test_hub.py."""
 
-import sys
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "data"))
-from fixtures_episodes import make_episode, write_shard  # noqa: E402
+from aim_hf import commands
+from aim_hf.data.card import write_card
+from aim_hf.data.shards import ShardWriter
 
-from aim_hf import commands  # noqa: E402
-from aim_hf.data.card import write_card  # noqa: E402
-from aim_hf.data.shards import ShardWriter  # noqa: E402
+from .data.fixtures_episodes import make_episode, write_shard
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -59,3 +60,32 @@ def test_what_is_not_whole_is_refused(publish, dataset, tmp_path_factory):
     assert status == 2 and "unfinished shard" in errors and output == ""
     empty = tmp_path_factory.mktemp("empty")
     assert "neither model_index.json, adapter_config.json, data/*.parquet nor app.py" in publish(empty)[2]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda manifest: manifest.unlink(), "is missing; expected how .*easy-click_bell-00000.parquet was made"),
+        (lambda manifest: shutil.rmtree(manifest.parent), "is missing; expected how"),
+        (lambda manifest: manifest.write_text("{"), "can't be read .*delete it and its shard"),
+        (lambda manifest: manifest.write_text("[]"), r"can't be read \(it holds a JSON list, expected a dict"),
+        (
+            lambda manifest: manifest.write_text('{"seeds": []}'),
+            r"can't be read \(has no 'simulator'.*delete it and its shard",
+        ),
+        (
+            lambda manifest: manifest.write_text('{"simulator": {}, "seeds": [{"seed": 1, "outcome": "recorded"}]}'),
+            r"calls seeds \[1\] recorded; expected those of .*parquet, \[0\]; delete it and its shard",
+        ),
+        (
+            lambda manifest: shutil.copy(manifest, manifest.with_name("easy-lift_pot-00000.json")),
+            "belongs to no shard; expected data/easy-lift_pot-00000.parquet",
+        ),
+    ],
+    ids=["missing", "no folder", "cut", "a list", "no simulator", "other seeds", "no shard"],
+)
+def test_episodes_without_a_sound_manifest_are_refused(publish, dataset, spoil, told):
+    spoil(dataset / "manifest" / "easy-click_bell-00000.json")
+    status, output, errors = publish(dataset)
+    assert status == 2 and output == "" and errors.count("\n") == 1
+    assert re.match(rf"aim-hf publish: {dataset}/manifest/easy-\w+-00000.json {told}", errors), errors

@@ -5,7 +5,7 @@ Notable choices:
 - What a folder is, is told by what is in it; it is checked as a whole before anything is sent.
 - One commit holds all of it, so a repository is either as it was or complete. `upload_folder` of huggingface_hub makes
   several commits of many files, so it is not used.
-- A pipeline goes with the modules that its model and processor need, copied as they are, so that transformers loads
+- A pipeline goes with the modules that its model and processor need, in one flat folder, so that transformers loads
   those two without this package (`trust_remote_code=True`). The folder on disk gets none of them.
 - Tensors are safetensors. Pickles, hidden files (unfinished shards, temporary names) are never sent.
 """
@@ -27,11 +27,10 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
-from transformers.dynamic_module_utils import get_relative_import_files
 
-from .checkpoint import PICKLES, stored_tensors, tensor_names
-from .data.shards import UNFINISHED, check_folder
-from .files import read_json
+from .data.shards import UNFINISHED, check_folder, check_manifests
+from .model.checkpoint import PICKLES, stored_tensors, tensor_names
+from .utils.files import read_json
 
 PACKAGE = Path(__file__).parent
 # The configuration of a part -> Auto class -> module and class, as transformers' `auto_map` wants them.
@@ -42,6 +41,7 @@ AUTO_MAPS = {
 CARDS = {"pipeline": ModelCard, "adapters": ModelCard, "dataset": DatasetCard, "space": SpaceCard}
 # Links of a card to files of the repository: no address, no anchor.
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
+_RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def prepare(folder: Path) -> Publication:
     Raises:
         OSError: naming the file, if one is damaged, cut short or missing.
         ValueError: if the folder is of no known kind, its card is missing or lacks something, or it holds pickles or
-            an unfinished shard; and what `check_folder` says of a dataset.
+            an unfinished shard; and what `check_folder` and `check_manifests` say of a dataset.
     """
     files = {
         str(path.relative_to(folder)): path
@@ -90,6 +90,7 @@ def prepare(folder: Path) -> Publication:
         check_folder(folder)
         if pieces := sorted(folder.glob(f"{UNFINISHED}/*")):
             raise ValueError(f"{pieces[0]} is an unfinished shard; run the command that makes it again.")
+        check_manifests(folder)
     elif "app.py" in files:
         kind = "space"
     else:
@@ -147,9 +148,13 @@ def check_card(folder: Path, kind: str, files: dict) -> RepoCard:
 def remote_code(folder: Path) -> dict[str, bytes]:
     """What a pipeline's repository holds beside the folder's own files, so that `trust_remote_code=True` works: path
     -> content of this package's modules that model and processor need, and the two configurations that name them."""
-    roots = [PACKAGE / f"{name}.py" for name in ("configuration_aim", "modeling_aim", "processing_aim")]
-    modules = {Path(module) for root in roots for module in (root, *get_relative_import_files(root))}
-    files = {module.name: module.read_bytes() for module in sorted(modules)}
+    files: dict[str, bytes] = {}
+    wanted = ["configuration_aim", "modeling_aim", "processing_aim"]
+    while wanted:
+        module = f"{wanted.pop()}.py"
+        path = next(path for room in ("model", "utils") if (path := PACKAGE / room / module).is_file())
+        files[module] = path.read_bytes().replace(b"from ..utils.", b"from .")  # transformers wants one flat folder
+        wanted += [name for name in _RELATIVE_IMPORT.findall(files[module].decode()) if f"{name}.py" not in files]
     for name, auto_map in AUTO_MAPS.items():
         files[name] = _json(read_json(folder / name, "save the pipeline again") | {"auto_map": auto_map})
     return files

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aim_hf.app.episode import LiveRollouts, Simulators
-from aim_hf.pipeline_aim import AIMPipeline
+from aim_hf.pipeline.pipeline_aim import AIMPipeline
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aim_hf.app.episode import Scene, Trouble, held_out_scene
-from aim_hf.evaluation.policies import AIMPolicy
-from aim_hf.sampling import SamplingConfig
+from aim_hf.app.episode import HeldOutScene, Trouble, held_out_scene
+from aim_hf.pipeline.sampling_config import SamplingConfig
+from aim_hf.rollout.policies import AIMPolicy
 
 SEED = 100_000_000
-BELL, CUBE = Scene("click_bell", "easy", SEED), Scene("place_a2b_left", "easy", SEED + 1)
+BELL, CUBE = HeldOutScene("click_bell", "easy", SEED), HeldOutScene("place_a2b_left", "easy", SEED + 1)
 QUICK = SamplingConfig(num_inference_steps=2, num_action_inference_steps=2)
 
 
@@ -92,7 +92,7 @@ def test_a_lost_simulator_is_told_and_replaced(rollouts):
 
 def test_an_error_of_the_simulator_is_told_without_its_traceback(rollouts):
     with pytest.raises(Trouble) as trouble:
-        rollouts.show(Scene("juggle", "easy", SEED))
+        rollouts.show(HeldOutScene("juggle", "easy", SEED))
     assert str(trouble.value).startswith("The simulator can't go on: task='juggle' is unknown: choose one of")
 
 
@@ -103,7 +103,7 @@ def test_only_whole_numbers_of_held_out_scenes_are_seeds(seed):
 
 
 def test_a_seed_may_be_typed():
-    assert held_out_scene("click_bell", "hard", float(SEED)) == Scene("click_bell", "hard", SEED)
+    assert held_out_scene("click_bell", "hard", float(SEED)) == HeldOutScene("click_bell", "hard", SEED)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,12 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from screenshot_app import CHROMIUM, browser, served
 
 from aim_hf.app.page import LAUNCH, build
 from aim_hf.envs.seeds import seed_range
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from screenshot_app import CHROMIUM, browser, served  # noqa: E402
 
 SEED = seed_range("evaluation").start
 TASKS = ["click_bell", "place_a2b_left"]

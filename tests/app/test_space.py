@@ -8,12 +8,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from make_space import make_space
+
+from aim_hf.hub import prepare
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "scripts"))
-from make_space import make_space  # noqa: E402
-
-from aim_hf.hub import prepare  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """The command `aim-hf`: one spelling of options, one line for what is wrong."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,31 @@ def test_options_are_spelled_in_one_way():
                 assert "-" not in name[2:] and name not in ("--output", "--base", "--pipeline", "--init"), line
 
 
+ANSWERS = """
+import sys
+from aim_hf.commands import run
+for option, code in (("--help", 0), ("--no_such_option", 2)):
+    try:
+        run([sys.argv[1], option])
+    except SystemExit as ended:
+        assert ended.code == code, ended.code
+heavy = {"torch", "transformers", "diffusers", "accelerate", "datasets", "sapien"}
+print("imported:", *heavy.intersection(sys.modules))
+"""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_wrong_arguments_are_answered_before_anything_heavy_is_imported(name):
+    done = subprocess.run([sys.executable, "-c", ANSWERS, name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: aim-hf") and "error:" in done.stderr
+    imported = set(done.stdout.splitlines()[-1].split()[1:])
+    # The options of these two are fields of transformers' TrainingArguments, whose module imports torch.
+    own = {"train": {"torch", "transformers", "accelerate"}}
+    own["train-grpo"] = own["train"] | {"datasets", "diffusers"}
+    assert imported <= own.get(name, set())
+
+
 COLLECT = ["collect", "--tasks", "click_bell", "--episodes", "1", "--output_dir", "out"]
 
 
@@ -84,7 +111,7 @@ def test_what_is_wrong_is_one_line_and_code_2(argv, told, tmp_path, monkeypatch,
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "sapien", None)  # as where it isn't installed
-    from aim_hf.extras import MissingExtra, extra
+    from aim_hf.utils.extras import MissingExtra, extra
 
     with pytest.raises(MissingExtra, match=r"sapien is not installed; .* pip install 'aim-hf\[sim\]'"), extra("sim"):
         import sapien  # noqa: F401

@@ -6,7 +6,7 @@ import numpy as np
 
 from aim_hf.data.episodes import Episode
 from aim_hf.data.shards import ShardWriter
-from aim_hf.data.value_maps import Event
+from aim_hf.value_maps.render import Event
 
 NUM_FRAMES = 7
 PROVENANCE = {"suite": "tabletop", "simulator": {"sapien": "3"}}

@@ -11,8 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import accelerate  # noqa: F401
 import pyarrow.parquet as pq
 
+import aim_hf.data.card  # noqa: F401  as this and the next ones, what a collection imports
+import aim_hf.data.collection  # noqa: F401
+import aim_hf.data.preview  # noqa: F401
+import aim_hf.envs.tabletop  # noqa: F401
 from aim_hf.commands import collect
 from aim_hf.data.shards import read_rows
 

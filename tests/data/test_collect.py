@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from aim_hf.commands import collect
+from aim_hf.data import collection
 from aim_hf.data.episodes import Episode
 from aim_hf.data.recorder import Failure, record_episode
 from aim_hf.data.shards import load_episodes, read_rows
@@ -95,7 +95,7 @@ def test_manifest_accounts_for_every_seed_tried(folder):
 
 def plan(episodes, **options):
     defaults = {"suite": "tabletop", "tasks": ["click_bell"], "splits": ["easy"], "shard_size": 10, "start_seed": 100}
-    return collect.plan(argparse.Namespace(episodes=episodes, seeds_per_episode=2, **defaults | options))
+    return collection.plan(argparse.Namespace(episodes=episodes, seeds_per_episode=2, **defaults | options))
 
 
 def test_shards_never_share_a_seed():
@@ -133,13 +133,13 @@ def test_failures_are_reported_and_never_stored(tmp_path):
     failure = record_episode(env, 1, 0.0, np.random.default_rng(0))
     assert isinstance(failure, Failure) and "not fulfilled" in failure.reason
     assert env.on_physics_step == [], "the detector is gone"
-    with collect.tqdm(disable=True) as progress:
+    with collection.tqdm(disable=True) as progress:
         (shard,) = plan(episodes=2, shard_size=2, start_seed=0)
         writer = shard.writer(tmp_path)
-        collect.collect_shard(env, shard, writer, 0.0, progress)
+        collection.collect_shard(env, shard, writer, 0.0, progress)
         assert [row["seed"] for row in read_rows(writer.path)] == [0, 2]
         assert list(writer.tried) == [0, 1, 2] and "not fulfilled" in writer.tried[1]
-        short = collect.Shard("click_bell", "hard", 0, 2, [0, 1, 3])
-        with pytest.raises(collect.SeedsExhausted, match="only 1 of 2 episodes from the 3 seeds 0..3"):
-            collect.collect_shard(env, short, short.writer(tmp_path), 0.0, progress)
+        short = collection.Shard("click_bell", "hard", 0, 2, [0, 1, 3])
+        with pytest.raises(collection.SeedsExhausted, match="only 1 of 2 episodes from the 3 seeds 0..3"):
+            collection.collect_shard(env, short, short.writer(tmp_path), 0.0, progress)
     env.close()

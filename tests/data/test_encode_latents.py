@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures_episodes import write_shard
 from safetensors.torch import load_file
 
-from aim_hf.codec import VideoCodec
 from aim_hf.commands.encode_latents import main
 from aim_hf.data.latents import LatentWindows, encode_episode
+from aim_hf.pipeline.codec import VideoCodec
+
+from ..fixtures_pipeline import make_pipeline
+from ..training.test_stage1 import make_episode
+from .fixtures_episodes import write_shard
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT / "tests" / "training"))
-from fixtures_pipeline import make_pipeline  # noqa: E402
-from test_stage1 import make_episode  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
-from fixtures_episodes import NUM_FRAMES, PROVENANCE, make_episode, write_shard
-from test_video import psnr
 
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode, episode_features
@@ -21,6 +19,9 @@ from aim_hf.data.shards import ShardWriter, load_episodes, read_rows, shard_path
 from aim_hf.data.validation import validate
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
+
+from .fixtures_episodes import NUM_FRAMES, PROVENANCE, make_episode, write_shard
+from .test_video import psnr
 
 
 @pytest.fixture

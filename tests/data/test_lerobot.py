@@ -7,7 +7,6 @@ whose formulas say what is in them). `scripts/check_lerobot.py` reads an export 
 import json
 import re
 import shutil
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,9 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Array2D, Dataset, Features, load_dataset
-from fixtures_episodes import SIZES, make_episode, write_shard
-from hub_server import Repo
-from test_video import psnr
 from torchcodec.decoders import VideoDecoder
 
 from aim_hf.data.episodes import Episode
@@ -37,15 +33,18 @@ from aim_hf.data.lerobot.importer import (
 from aim_hf.data.lerobot.robot import CONVENTIONS, Contacts, Robot, closings_and_openings
 from aim_hf.data.lerobot.source import LeRobotSource
 from aim_hf.data.shards import load_episodes, read_rows, shard_paths
-from aim_hf.data.value_maps import rotation_matrix
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
-from aim_hf.files import UnreadableFile
+from aim_hf.utils.files import UnreadableFile
+from aim_hf.value_maps.render import rotation_matrix
+
+from ..hub_server import Repo
+from .fixtures import make_lerobot as made
+from .fixtures_episodes import SIZES, make_episode, write_shard
+from .test_video import psnr
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = Path(__file__).parent / "fixtures"
-sys.path.insert(0, str(FIXTURES))
-import make_lerobot as made  # noqa: E402
 
 VERSIONS = ["lerobot_v3", "lerobot_v21"]
 DOWN = [[1, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 0.8], [0, 0, 0, 1]]  # a camera above that looks down

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures_episodes import make_episode
 
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode
 from aim_hf.data.recorder import made_from
 from aim_hf.data.shards import ShardWriter, read_rows, shard_paths
 from aim_hf.data.validation import validate
-from aim_hf.files import claim
+from aim_hf.utils.files import claim
+
+from .fixtures_episodes import make_episode
 
 ROOT = Path(__file__).parents[2]
 

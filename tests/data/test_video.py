@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from fixtures_episodes import make_episode
 
 from aim_hf.data.video import count_frames, decode_video, encode_video
+
+from .fixtures_episodes import make_episode
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
-from fixtures_episodes import NUM_FRAMES, make_episode, write_shard
 from torch.utils.data import DataLoader
 
 from aim_hf.data.card import write_card
@@ -14,6 +13,8 @@ from aim_hf.data.episodes import Episode
 from aim_hf.data.shards import load_episodes
 from aim_hf.data.windows import EpisodeWindows, StreamedWindows, Window
 from aim_hf.envs.base import CAMERAS
+
+from .fixtures_episodes import NUM_FRAMES, make_episode, write_shard
 
 WINDOW = Window(num_frames=3, frame_stride=2)
 

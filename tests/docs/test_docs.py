@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ..envs.fixtures_robotwin import write_checkout
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "envs"))
-from fixtures_robotwin import write_checkout  # noqa: E402
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LAUNCH = re.compile(r"accelerate launch (--(multi_gpu|num_processes \d+|config_file \S+) )*")
@@ -53,7 +53,7 @@ SERVED = (
     ROBOT
     + """
 import subprocess, sys, time, urllib.request
-from aim_hf.serving.observations import write_endpose, write_images
+from aim_hf.protocol.observations import write_endpose, write_images
 command = [sys.executable, "-m", "aim_hf", "serve", "--policy", "checkpoints/aim-tiny", "--port", "PORT"]
 server = subprocess.Popen(command)
 while True:

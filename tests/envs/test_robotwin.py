@@ -11,8 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures_actions import BAD_ACTIONS, holding
-from fixtures_robotwin import (
+
+from aim_hf.data.recorder import Failure, record_episode
+from aim_hf.envs import TASKS, make_environment
+from aim_hf.envs.base import ARMS, CAMERAS, Environment, SeedRejected
+from aim_hf.envs.robotwin import RoboTwinEnvironment, RoboTwinError, RoboTwinMissing, SimulatorLost
+from aim_hf.envs.robotwin.tasks import simulator_seed
+from aim_hf.envs.seeds import SEED_RANGES
+from aim_hf.envs.tabletop import TabletopEnvironment
+from aim_hf.rollout.vector_env import Chunks, VectorEnvironment
+from aim_hf.value_maps.contacts import EventDetector
+from aim_hf.value_maps.oracle import record_expert
+
+from .fixtures_actions import BAD_ACTIONS, holding
+from .fixtures_robotwin import (
     CRASH_COMMAND,
     CRASHES,
     EXITS,
@@ -27,17 +39,6 @@ from fixtures_robotwin import (
     UNSTABLE,
     write_checkout,
 )
-
-from aim_hf.data.contacts import EventDetector
-from aim_hf.data.recorder import Failure, record_episode
-from aim_hf.envs import TASKS, make_environment
-from aim_hf.envs.base import ARMS, CAMERAS, Environment, SeedRejected
-from aim_hf.envs.robotwin import RoboTwinEnvironment, RoboTwinError, RoboTwinMissing, SimulatorLost
-from aim_hf.envs.robotwin.tasks import simulator_seed
-from aim_hf.envs.seeds import SEED_RANGES
-from aim_hf.envs.tabletop import TabletopEnvironment
-from aim_hf.evaluation.oracle import record_expert
-from aim_hf.evaluation.vector_env import Chunks, VectorEnvironment
 
 EVALUATION = SEED_RANGES["evaluation"].start
 RL = SEED_RANGES["rl"].start

@@ -7,10 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from fixtures_actions import BAD_ACTIONS, holding
 
 from aim_hf.envs import TASKS, make_environment
 from aim_hf.envs.base import ARMS, CAMERAS
+from aim_hf.envs.tabletop import TASKS as TABLETOP_TASKS
+
+from .fixtures_actions import BAD_ACTIONS, holding
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +231,7 @@ def test_reset_is_bit_exact_within_a_process(task):
 def test_reset_is_bit_exact_across_processes():
     here = episode_digest("handover_block", "hard", 7, True)
     code = (
-        f"import sys; sys.path.insert(0, {__file__.rpartition('/')[0]!r})\n"
-        "from test_tabletop_environment import episode_digest\n"
+        "from tests.envs.test_tabletop_environment import episode_digest\n"
         "print(episode_digest('handover_block', 'hard', 7, True))"
     )
     result = run_python(code)
@@ -250,6 +251,7 @@ def test_rendering_does_not_touch_the_physics():
 
 
 def test_tasks_are_listed():
+    assert TASKS["tabletop"] == tuple(TABLETOP_TASKS)
     assert set(TASKS["tabletop"]) == {
         "click_bell",
         "place_a2b_left",

@@ -2,13 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 
-from fixtures_policy import make_policy
+from ..rollout.fixtures_policy import make_policy
 
 
 def test_a_study_runs_each_setting_on_the_same_seeds(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import closed_loop
 
     settings = [{}, {"delay": 2, "real_time_chunking": False}]

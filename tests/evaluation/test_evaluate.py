@@ -6,7 +6,7 @@ import pytest
 
 from aim_hf.data.video import count_frames
 from aim_hf.evaluation.evaluate import Protocol, evaluate, format_results
-from aim_hf.evaluation.policies import AIMPolicy
+from aim_hf.rollout.policies import AIMPolicy
 
 TASKS = ["click_bell"]
 

@@ -4,18 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "envs"))
-from fixtures_robotwin import write_checkout  # noqa: E402
-
 from aim_hf.envs.base import ARMS, Interface
 from aim_hf.evaluation import evaluate as module
 from aim_hf.evaluation.evaluate import Protocol, evaluate, read_rejected
-from aim_hf.evaluation.policies import Prediction
+from aim_hf.rollout.policies import Prediction
+
+from ..envs.fixtures_robotwin import write_checkout
 
 PROTOCOL = Protocol("robotwin", "easy", instructions="unseen", start_seed=11)
 TASKS = ["stack_blocks_two"]
@@ -74,7 +72,7 @@ def test_the_first_scenes_that_the_expert_fulfils_count(robotwin, tmp_path):
 def test_two_processes_find_the_same_scenes(checkout, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
-        "from test_protocol import Still, PROTOCOL, TASKS\n"
+        "from tests.evaluation.test_protocol import Still, PROTOCOL, TASKS\n"
         "from pathlib import Path\n"
         "from accelerate import PartialState\n"
         "from aim_hf.evaluation.evaluate import evaluate\n"
@@ -83,7 +81,7 @@ def test_two_processes_find_the_same_scenes(checkout, tmp_path):
         f"    evaluate(Still(), PROTOCOL, Path({str(tmp_path / 'two')!r}), 4, TASKS, 1, 0, 1, state)\n"
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join(sys.path)
     subprocess.run([*launch, str(script)], check=True, env=os.environ | checkout | {"PYTHONPATH": path}, timeout=300)
     task = json.loads((tmp_path / "two" / "results.json").read_text())["tasks"]["stack_blocks_two"]
     assert task["seeds"] == [100_000_000 + offset for offset in (11, 12, 18, 19)] and task["expert_successes"] == 4

@@ -10,7 +10,7 @@ import pytest
 from aim_hf.envs import TASKS
 from aim_hf.evaluation.report import Run, deviations, published_rates, write_report
 from aim_hf.evaluation.statistics import summarize
-from aim_hf.files import UnreadableFile
+from aim_hf.utils.files import UnreadableFile
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "src" / "aim_hf" / "evaluation" / "published"

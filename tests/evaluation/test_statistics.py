@@ -1,7 +1,7 @@
 import pytest
 
 from aim_hf.evaluation.statistics import format_peaks, summarize, wilson_interval
-from aim_hf.provenance import provenance
+from aim_hf.utils.provenance import provenance
 
 
 @pytest.mark.parametrize(

@@ -19,17 +19,18 @@ from safetensors.torch import load_file
 from aim_hf import AIMPipeline
 from aim_hf.envs import make_environment
 from aim_hf.evaluation.comparison import ROUNDING, same_world
-from aim_hf.evaluation.vector_env import VectorEnvironment
-from aim_hf.rl import AIMGRPOConfig, AIMGRPOTrainer, Scene, Scenes, success_reward, value_map_reward
+from aim_hf.pipeline.sampling import denoise_actions, with_steps
+from aim_hf.pipeline.sampling_config import SamplingConfig
+from aim_hf.rl import AIMGRPOConfig, AIMGRPOTrainer, PracticeScene, Scenes, success_reward, value_map_reward
 from aim_hf.rl.collector import Collector
 from aim_hf.rl.policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from aim_hf.rl.safety import Safety
 from aim_hf.rl.scenes import RepeatSampler
-from aim_hf.sampling import SamplingConfig, denoise_actions, with_steps
+from aim_hf.rollout.vector_env import VectorEnvironment
+
+from ..rollout.fixtures_policy import make_policy
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "evaluation"))
-from fixtures_policy import make_policy  # noqa: E402
 
 RL = 1_000_000
 
@@ -80,7 +81,7 @@ def short_episodes(monkeypatch):
 
 def test_a_group_shares_all_but_its_random_steps(environments):
     collector = make_collector(environments)
-    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    group, outcomes = collector.collect([PracticeScene("click_bell", RL)], generation=0)[0]
     assert group.num_chunks.tolist() == [3, 3, 3] and [len(o.targets) for o in outcomes] == [3, 3, 3]
     for row in (1, 2):
         assert torch.equal(group.rgb[row, 0], group.rgb[0, 0]) and torch.equal(group.value[row, 0], group.value[0, 0])
@@ -99,7 +100,7 @@ def test_a_group_shares_all_but_its_random_steps(environments):
 def test_random_steps_are_those_asked_for(environments):
     collector = make_collector(environments, num_random_steps=1)
     collector.random_steps = [1]
-    group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    group, _ = collector.collect([PracticeScene("click_bell", RL)], generation=0)[0]
     assert group.steps.tolist() == [[1], [1], [1]]
 
 
@@ -112,7 +113,7 @@ def test_practice_may_begin_without_noise_as_use_does(environments):
     collector.policy.sde = FlowSDE(0.7, noise_modes=1, last_step_std=1e-6)
     scheduler = with_steps(pipe.action_scheduler, count, "cpu")
     collector.policy.times = scheduler.sigmas.double().tolist()
-    group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    group, _ = collector.collect([PracticeScene("click_bell", RL)], generation=0)[0]
     cache = pipe.model.new_cache(1, *group.first.shape[-2:])
     pipe.model.set_text(cache, group.prompt_embeds[None])
     pipe.model.append(cache, group.first[None])
@@ -124,7 +125,7 @@ def test_practice_may_begin_without_noise_as_use_does(environments):
 
 def test_episodes_may_be_cut_short(environments):
     collector = make_collector(environments, max_completion_length=12)
-    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    group, outcomes = collector.collect([PracticeScene("click_bell", RL)], generation=0)[0]
     assert group.num_chunks.tolist() == [2, 2, 2] and {outcome.steps for outcome in outcomes} == {16}
 
 
@@ -137,7 +138,7 @@ def _initial_pose(seed):
 
 def test_a_group_does_not_depend_on_what_runs_beside_it(environments):
     collector = make_collector(environments)
-    scene, other = Scene("click_bell", RL), Scene("place_a2b_left", RL + 5)
+    scene, other = PracticeScene("click_bell", RL), PracticeScene("place_a2b_left", RL + 5)
     alone, outcomes = collector.collect([scene], generation=3)[0]
     (_, _), (beside, others) = collector.collect([other, scene], generation=3)
     for name, tensor in alone.tensors().items():
@@ -149,7 +150,7 @@ def test_a_group_does_not_depend_on_what_runs_beside_it(environments):
 
 def test_with_one_mode_a_random_step_moves_all_actions_of_a_chunk_together(environments):
     collector = make_collector(environments, num_random_steps=1, noise_modes=1)
-    group, _ = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    group, _ = collector.collect([PracticeScene("click_bell", RL)], generation=0)[0]
     apart = group.after[1:, 0, 0] - group.after[:1, 0, 0]  # (2, P, D) of the first chunk
     torch.testing.assert_close(apart, apart[:, :1].expand_as(apart), rtol=0, atol=1e-5)
     assert apart.abs().max() > 0.01
@@ -167,7 +168,7 @@ def test_the_ratio_is_one_before_anything_is_learned(environments, monkeypatch, 
 
     monkeypatch.setattr(VectorEnvironment, "step", shortened)
     collector = make_collector(environments, noise_modes=noise_modes)
-    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    group, outcomes = collector.collect([PracticeScene("click_bell", RL)], generation=0)[0]
     assert group.num_chunks.tolist() == [3, 1, 2] and [len(o.value_maps["head_camera"]) for o in outcomes] == [3, 1, 2]
     assert group.log_probs.dtype == torch.float32 and group.log_probs[0].std() > 0.1
     inputs = {name: tensor for name, tensor in group.tensors().items() if name in POLICY_INPUTS}
@@ -189,10 +190,10 @@ def test_a_killed_worker_costs_its_episodes_alone(environments, monkeypatch):
         return step(self, actions, mode)
 
     monkeypatch.setattr(VectorEnvironment, "step", killing)
-    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=0)[0]
+    group, outcomes = collector.collect([PracticeScene("click_bell", RL)], generation=0)[0]
     assert len(outcomes) == len(group.num_chunks) == len(group.before) == 2 and collector.lost == 2
     assert sorted(environments.lost) == [1, 3] and "died" in str(environments.lost[1])
-    group, outcomes = collector.collect([Scene("click_bell", RL)], generation=1)[0]
+    group, outcomes = collector.collect([PracticeScene("click_bell", RL)], generation=1)[0]
     assert len(outcomes) == 4 and collector.lost == 2
 
 
@@ -398,9 +399,9 @@ def test_reward_hacking_is_told_from_where_the_run_began(tmp_path):
 def test_scenes_take_turns_and_processes_share_them():
     scenes = Scenes(["click_bell", "lift_pot"], 8)
     assert [scenes[i] for i in (0, 1, 2)] == [
-        Scene("click_bell", RL),
-        Scene("lift_pot", RL),
-        Scene("click_bell", RL + 1),
+        PracticeScene("click_bell", RL),
+        PracticeScene("lift_pot", RL),
+        PracticeScene("click_bell", RL + 1),
     ]
     with pytest.raises(IndexError):
         scenes[8]
@@ -470,7 +471,7 @@ def test_no_scenes_are_refused():
 
 def test_an_iteration_without_any_episode_is_an_error(tmp_path, monkeypatch):
     """Every environment dies as it starts: nothing was learned, and no pipeline comes of it."""
-    monkeypatch.setattr("aim_hf.evaluation.vector_env._serve", die)
+    monkeypatch.setattr("aim_hf.rollout.vector_env._serve", die)
     trainer = make_trainer(tmp_path, steps_per_generation=2)
     with pytest.raises(
         RuntimeError, match="every episode of iteration 0 was lost: the environment worker died in the"

@@ -1,17 +1,14 @@
 """The stochastic policy: marginals, likelihoods, and what its training touches."""
 
 import copy
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
 from aim_hf.rl.policy import ActionPolicy, FlowSDE, kl_divergence, log_density, sample
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_modeling import C, H, S, W, make_model  # noqa: E402
+from ..model.test_modeling import C, H, S, W, make_model
 
 TIMES = torch.linspace(1, 0, 11, dtype=torch.float64).tolist()
 MEAN, STD = 0.7, 0.3

@@ -1,7 +1,8 @@
 """One tiny policy, and one server of it that most tests share."""
 
 import pytest
-from fixtures_serving import make_policy, running
+
+from .fixtures_serving import make_policy, running
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,17 @@
 
 import asyncio
 import contextlib
-import sys
 import threading
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-from aim_hf.serving.server import Limits, PolicyServer
+from aim_hf.protocol.limits import Limits
+from aim_hf.serving.server import PolicyServer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
-from fixtures_policy import HEAD, WRIST, make_policy  # noqa: E402, F401
+from ..rollout.fixtures_policy import HEAD, WRIST, make_policy  # noqa: F401
 
 POSE = np.array([-0.2, 0.1, 0.9, 1, 0, 0, 0, 1, 0.2, 0.1, 0.9, 1, 0, 0, 0, 1])
 SIZES = {"cam_high": HEAD, "cam_left_wrist": WRIST, "cam_right_wrist": WRIST}

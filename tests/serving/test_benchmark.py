@@ -2,13 +2,11 @@
 
 import argparse
 import os
-from pathlib import Path
 
-from fixtures_serving import running
+from .fixtures_serving import running
 
 
-def test_no_good_request_is_lost_under_load(policy, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+def test_no_good_request_is_lost_under_load(policy):
     import serving
 
     args = argparse.Namespace(clients=4, seconds=2.0)

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures_serving import Robot, running
 from openpi_client import msgpack_numpy
 from websockets.sync.server import serve
 
 from aim_hf.commands import run
 from aim_hf.evaluation import dialects
 from aim_hf.evaluation.evaluate import Protocol, evaluate
-from aim_hf.evaluation.remote import RemotePolicy, RemotePolicyError
-from aim_hf.serving.observations import read_endpose, read_images
+from aim_hf.protocol.observations import read_endpose, read_images
+from aim_hf.rollout.remote import RemotePolicy, RemotePolicyError
+
+from .fixtures_serving import Robot, running
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"head_camera": (64, 96), "left_camera": (32, 48), "right_camera": (32, 48)}

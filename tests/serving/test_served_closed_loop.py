@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-from fixtures_serving import running
 
-from aim_hf.evaluation.policies import AIMPolicy, Prediction
-from aim_hf.evaluation.rollout import run_episodes
-from aim_hf.evaluation.vector_env import VectorEnvironment
-from aim_hf.serving.observations import write_endpose, write_images
+from aim_hf.protocol.observations import write_endpose, write_images
+from aim_hf.rollout.policies import AIMPolicy, Prediction
+from aim_hf.rollout.run import run_episodes
+from aim_hf.rollout.vector_env import VectorEnvironment
+
+from .fixtures_serving import running
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "aim-tiny"
 TASK, SEEDS = "click_bell", [100_000_000, 100_000_001]

@@ -3,19 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from fixtures_serving import Robot, make_policy
 
+from aim_hf.pipeline.session import AIMSession
+from aim_hf.protocol.observations import read_endpose, read_images
 from aim_hf.serving.batching import Batcher
-from aim_hf.serving.episodes import AIMEpisodes, Episode
-from aim_hf.serving.observations import read_endpose, read_images
-from aim_hf.session import AIMSession
+from aim_hf.serving.episodes import AIMEpisodes, ServedEpisode
+
+from .fixtures_serving import Robot, make_policy
 
 SIZES = {"head_camera": (64, 96), "left_camera": (32, 48), "right_camera": (32, 48)}
 
 
 class Client:
     def __init__(self, episodes: AIMEpisodes, seed: int):
-        self.episodes, self.robot, self.episode, self.actions = episodes, Robot(seed), Episode(), []
+        self.episodes, self.robot, self.episode, self.actions = episodes, Robot(seed), ServedEpisode(), []
 
     def request(self, **more):
         message = self.robot.next(**more) if self.actions else self.robot.start(**more)

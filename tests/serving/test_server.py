@@ -15,13 +15,14 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from fixtures_serving import POSE, Robot, drive, running
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from aim_hf.serving.episodes import AIMEpisodes, Episode
+from aim_hf.serving.episodes import AIMEpisodes, ServedEpisode
+
+from .fixtures_serving import POSE, Robot, drive, running
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def alone(policy):
     episodes = AIMEpisodes(policy)
 
     def run(seed):
-        robot, episode = Robot(seed), Episode()
+        robot, episode = Robot(seed), ServedEpisode()
         messages = [robot.start(), robot.next(), robot.next()]
         return np.stack([episodes.answer([episodes.read(m, episode)])[0]["actions"] for m in messages])
 

@@ -1,8 +1,5 @@
 """Run by `test_fsdp.py` in each of two processes: a step on half of the batch, with the parameters split by FSDP2."""
 
-import sys
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 from accelerate import FullyShardedDataParallelPlugin
@@ -11,10 +8,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from aim_hf.training.trainer import computing_alone, split_like, whole_tensor
-from aim_hf.versions import ACTIVATION_CHECKPOINTING
+from aim_hf.utils.versions import ACTIVATION_CHECKPOINTING
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_modeling import make_batch, make_model, objective  # noqa: E402
+from ..model.test_modeling import make_batch, make_model, objective
 
 dist.init_process_group("gloo")
 rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))

@@ -2,18 +2,16 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 
-from aim_hf.files import claim
 from aim_hf.rl import AIMGRPOConfig
+from aim_hf.training.arguments import AIMTrainingArguments
 from aim_hf.training.checkpoints import checkpoint_to_resume, last_checkpoint
-from aim_hf.training.trainer import EMA_FILE, AIMTrainingArguments
+from aim_hf.training.trainer import EMA_FILE
+from aim_hf.utils.files import claim
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_stage1 import latents, pipe, train  # noqa: E402, F401
+from .test_stage1 import latents, pipe, train  # noqa: F401
 
 
 @pytest.fixture(scope="module")

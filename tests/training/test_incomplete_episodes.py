@@ -1,7 +1,6 @@
 """Episodes that lack views or value maps, and other robots' actions: from LeRobot's files to a training step."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from aim_hf import AIMForWorldAction, AIMPipeline, AIMProcessor
-from aim_hf.codec import VideoCodec
 from aim_hf.commands import run
 from aim_hf.data.latents import (
     LatentWindows,
@@ -26,14 +24,16 @@ from aim_hf.data.lerobot.importer import imported_row
 from aim_hf.data.lerobot.robot import Columns, Robot
 from aim_hf.data.lerobot.source import LeRobotSource
 from aim_hf.data.shards import ShardWriter, load_episodes
+from aim_hf.pipeline.codec import VideoCodec
+from aim_hf.tiny.vae import canvas_episodes
+from aim_hf.training.arguments import AIMTrainingArguments
 from aim_hf.training.flow_matching import FlowMatchingLoss
-from aim_hf.training.trainer import AIMTrainer, AIMTrainingArguments
-from aim_hf.training.vae import canvas_episodes
+from aim_hf.training.trainer import AIMTrainer
+
+from ..fixtures_pipeline import HEAD, WRIST, make_pipeline
+from .test_stage1 import make_episode
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-from fixtures_pipeline import HEAD, WRIST, make_pipeline  # noqa: E402
-from test_stage1 import make_episode  # noqa: E402
 
 FIXTURE = ROOT / "tests" / "data" / "fixtures" / "lerobot_v3"
 

@@ -3,7 +3,6 @@
 import copy
 import json
 import resource
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from aim_hf import AIMConfig, AIMForWorldAction
-from aim_hf.checkpoint import fingerprint
-from aim_hf.codec import VideoCodec
 from aim_hf.data.episodes import Episode
 from aim_hf.data.latents import (
     LatentWindows,
@@ -28,16 +26,18 @@ from aim_hf.data.latents import (
     plan_shards,
     write_index,
 )
-from aim_hf.data.value_maps import Event
-from aim_hf.files import written_folder
+from aim_hf.model.checkpoint import fingerprint
+from aim_hf.pipeline.codec import VideoCodec
+from aim_hf.training.arguments import AIMTrainingArguments
 from aim_hf.training.checkpoints import last_checkpoint
 from aim_hf.training.flow_matching import FlowMatchingLoss
 from aim_hf.training.lora import with_lora
-from aim_hf.training.trainer import EMA_FILE, AIMTrainer, AIMTrainingArguments
-from aim_hf.versions import ACTIVATION_CHECKPOINTING
+from aim_hf.training.trainer import EMA_FILE, AIMTrainer
+from aim_hf.utils.files import UnreadableFile, written_folder
+from aim_hf.utils.versions import ACTIVATION_CHECKPOINTING
+from aim_hf.value_maps.render import Event
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from fixtures_pipeline import HEAD, WRIST, make_pipeline, make_pose  # noqa: E402
+from ..fixtures_pipeline import HEAD, WRIST, make_pipeline, make_pose
 
 SIZES = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST}
 
@@ -265,6 +265,38 @@ def test_unfinished_old_or_damaged_latents_are_named(pipe, latents, tmp_path):
             LatentWindows(tmp_path, config, window_chunks=2)
     with pytest.raises(ValueError, match="window_chunks is 0"):
         LatentWindows(latents, config, window_chunks=0)
+
+
+@pytest.mark.parametrize("name", ["latents", "value_cells", "actions", "prompt_embeds"])
+def test_values_that_are_not_finite_are_told_with_their_shard(pipe, latents, tmp_path, name):
+    for file in latents.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    shard = tmp_path / "shard-00001.safetensors"
+    with safe_open(shard, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    tensors[f"1.{name}"].view(-1)[-1] = float("nan") if name == "latents" else float("inf")
+    shard.unlink()
+    save_file(tensors, shard, metadata=metadata)
+    message = f"{shard}: 1.{name} of click_bell seed 5 has values that aren't finite; delete it and run `aim-hf encode"
+    windows = LatentWindows(tmp_path, pipe.model.config, window_chunks=2)
+    broken = set()
+    for item in range(len(windows)):
+        try:
+            windows[item]
+        except UnreadableFile as error:
+            assert str(error).startswith(message)
+            broken.add(windows._places[item][0])
+    assert broken == {5}, "only the windows that read it"
+    with pytest.raises(UnreadableFile, match="has values that aren't finite"):
+        train(pipe, tmp_path, tmp_path / "run", 10, window_chunks=4)
+
+
+def test_values_that_are_not_finite_are_not_written(pipe, tmp_path):
+    settings = made_from(pipe.model.config, pipe.processor, VideoCodec(pipe.vae), "text encoder", 16, 12.5, 4)
+    (shard,) = plan_shards(tmp_path, [{"task": "click_bell", "seed": 3}], settings)
+    with pytest.raises(ValueError, match="^latents of .*'click_bell', 'seed': 3.* aren't finite"):
+        shard.write([{"latents": torch.tensor([1e6]).half(), "actions": torch.zeros(1)}])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_latents_has_one_way_of_making(pipe, latents, tmp_path):

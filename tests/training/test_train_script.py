@@ -14,13 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aim_hf import AIMForWorldAction, AIMPipeline
-from aim_hf.commands.train import initial_model
 from aim_hf.commands.train import main as run_train
-from aim_hf.files import UnreadableFile
+from aim_hf.training.initial_model import initial_model
 from aim_hf.training.trainer import EMA_FILE
+from aim_hf.utils.files import UnreadableFile
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_stage1 import latents, make_episode, pipe, write_latents  # noqa: E402, F401
+from .test_stage1 import latents, make_episode, pipe, write_latents  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 

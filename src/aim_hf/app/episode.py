@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..envs.seeds import seed_range
-from ..evaluation.pictures import Storyboard
-from ..evaluation.policies import Prediction, check_fits, interface_of
-from ..evaluation.rollout import new_storyboard
-from ..evaluation.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
-from ..pipeline_aim import AIMPipeline
-from ..sampling import SamplingConfig
+from ..pipeline.pipeline_aim import AIMPipeline
+from ..pipeline.sampling_config import SamplingConfig
+from ..rollout.policies import Prediction, check_fits, interface_of
+from ..rollout.run import new_storyboard
+from ..rollout.storyboard import Storyboard
+from ..rollout.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
 
 
 class Trouble(Exception):
@@ -26,7 +26,7 @@ class Trouble(Exception):
 
 
 @dataclass(frozen=True)
-class Scene:
+class HeldOutScene:
     """A scene of the tabletop suite that training can't draw."""
 
     task: str
@@ -34,7 +34,7 @@ class Scene:
     seed: int
 
 
-def held_out_scene(task: str, split: str, seed: float | None) -> Scene:
+def held_out_scene(task: str, split: str, seed: float | None) -> HeldOutScene:
     """The scene of a seed as it was typed. Raises Trouble where it isn't one of the evaluation's."""
     seeds = seed_range("evaluation")
     if seed is None or seed % 1 != 0 or int(seed) not in seeds:
@@ -43,11 +43,11 @@ def held_out_scene(task: str, split: str, seed: float | None) -> Scene:
             f"The seed is {typed}. Choose a whole number from {seeds.start} to {seeds.stop - 1}: those scenes are "
             "kept from training."
         )
-    return Scene(task, split, int(seed))
+    return HeldOutScene(task, split, int(seed))
 
 
 @dataclass
-class Episode:
+class LiveEpisode:
     """A rollout as far as it has come.
 
     own_instruction: the scene's words, whatever the robot was told. seconds: that the network took for each chunk.
@@ -125,12 +125,12 @@ class LiveRollouts:
             stop_after=stop_after,
         )
 
-    def show(self, scene: Scene) -> Start:
+    def show(self, scene: HeldOutScene) -> Start:
         """The scene before any action. Raises Trouble."""
         with self.simulators.lent(scene.split) as environment:
             return self._reset(environment, scene)
 
-    def run(self, scene: Scene, instruction: str | None, sampling: SamplingConfig) -> Iterator[Episode]:
+    def run(self, scene: HeldOutScene, instruction: str | None, sampling: SamplingConfig) -> Iterator[LiveEpisode]:
         """Runs an episode: yields it before the first chunk, and again, the same one, after each.
 
         Close the iterator to stop; the simulator is then free for others. The noise is the evaluator's, so that an
@@ -148,7 +148,7 @@ class LiveRollouts:
             start = self._reset(environment, scene)
             told = start.instruction if instruction is None else instruction
             board = new_storyboard(scene.task, scene.split, scene.seed, start, told)
-            episode = Episode(board, start.instruction)
+            episode = LiveEpisode(board, start.instruction)
             session = self._start(board.instruction)
             generator = torch.Generator().manual_seed(scene.seed)
             yield episode
@@ -169,7 +169,7 @@ class LiveRollouts:
                 board.success, episode.done = progress.success, progress.done
                 yield episode
 
-    def _reset(self, environment: VectorEnvironment, scene: Scene) -> Start:
+    def _reset(self, environment: VectorEnvironment, scene: HeldOutScene) -> Start:
         with _told_in_words():
             return environment.reset(scene.task, [scene.seed], "seen", self.chunks, expert=False)[0]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ..envs.base import SPLITS
 from ..envs.seeds import seed_range
-from ..evaluation.pictures import views, write_video
-from ..extras import extra
-from .episode import Episode, LiveRollouts, Trouble, held_out_scene
+from ..rollout.storyboard import views, write_video
+from ..utils.extras import extra
+from .episode import LiveEpisode, LiveRollouts, Trouble, held_out_scene
 from .view import hands, pictures, status
 
 with extra("app"):
@@ -145,7 +145,7 @@ def build(rollouts: LiveRollouts, tasks: list[str], at_once: int) -> gr.Blocks:
                 yield {line: status(told, "error")}
             yield usable(False)
 
-        def tell(episode: Episode, first: int):
+        def tell(episode: LiveEpisode, first: int):
             """The moments from the `first` on, in real time, and what comes next."""
             board = episode.board
             detail = f"at most {board.step_limit} steps"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..envs.base import ARMS
-from ..evaluation.pictures import SHEET_PANEL, Storyboard, canvas, hand_plot, png
+from ..rollout.storyboard import SHEET_PANEL, Storyboard, canvas, hand_plot, png
 
 Mood = Literal["calm", "busy", "success", "failure", "error"]
 

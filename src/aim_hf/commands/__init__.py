@@ -7,7 +7,9 @@ Options are spelled as those of transformers, diffusers and LeRobot are: `--outp
 One name stands for one thing in all of them: `--policy` is a checkpoint, the folder of an `AIMPipeline` (or of the
 parts of one that are there yet) or a repo id; `--output_dir` is the folder that a command writes.
 
-Processes of environments import this module too: what is heavy is imported in `main`.
+Each `main` parses first and imports what is heavy afterwards, so that help and wrong arguments are answered at once.
+Processes of environments import this module too, and need none of that. The options of `train` and `train-grpo` are
+fields of transformers' `TrainingArguments`, so these two import transformers and torch to parse.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import re
 import sys
 from importlib import import_module
 
-from ..extras import MissingExtra, SimulatorFailed
+from ..utils.extras import MissingExtra, SimulatorFailed
 
 COMMANDS = {
     "demo": "run a few held-out episodes of a policy, and make pictures of them",

@@ -6,26 +6,24 @@ Runs on a CPU. Scenes are the held-out ones of the tabletop suite. Set GRADIO_SE
 in.
 """
 
+from .. import AIM_TINY
+from ..envs.names import AIM_TINY_TASKS, TABLETOP
 from . import Parser
 
 
 def main(argv: list[str]) -> None:
-    import torch
-
-    from .. import AIM_TINY
-    from ..app.episode import LiveRollouts, Simulators
-    from ..app.page import LAUNCH, build
-    from ..envs import TASKS
-    from ..evaluation.policies import AIM_TINY_TASKS, AIMPolicy
-
     parser = Parser("app", __doc__)
     parser.add_argument("--policy", default=AIM_TINY, help="folder of an AIMPipeline, or repo id; default: aim-tiny")
-    parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS["tabletop"], default=AIM_TINY_TASKS, help="default: aim-tiny's"
-    )
+    parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=AIM_TINY_TASKS, help="default: aim-tiny's")
     parser.add_argument("--episodes", type=int, default=2, help="that run at once; others wait")
     parser.add_argument("--port", type=int, help="default: 7860, or the next one that is free")
     args = parser.parse_args(argv)
+
+    import torch
+
+    from ..app.episode import LiveRollouts, Simulators
+    from ..app.page import LAUNCH, build
+    from ..rollout.policies import AIMPolicy
 
     simulators = Simulators(limit=args.episodes + 1)
     try:

@@ -5,7 +5,7 @@ aim-hf check
 
 import sys
 
-from ..extras import extra
+from ..utils.extras import extra
 from . import Parser
 
 

@@ -14,103 +14,21 @@ RoboTwin 2.0 runs in its own checkout and interpreter:
         --robotwin_python ~/miniconda3/envs/RoboTwin/bin/python --seeds_per_episode 20 --episodes 600 --output_dir DIR
 """
 
-import argparse
 import os
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+
+from ..envs.base import SPLITS
+from ..envs.names import TASKS
+from ..envs.robotwin import add_robotwin_arguments
+from ..utils.checks import check_number
+from . import Parser
 
 # Set before the simulator loads its renderer: a process renders on one core, and processes share the machine.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
-from accelerate import PartialState  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from ..checks import check_number  # noqa: E402
-from ..data.card import write_card  # noqa: E402
-from ..data.preview import write_preview  # noqa: E402
-from ..data.recorder import Failure, made_from, record_episode  # noqa: E402
-from ..data.shards import ShardWriter, remove_leftovers  # noqa: E402
-from ..envs import TASKS, next_environment  # noqa: E402
-from ..envs.base import SPLITS, Environment, SimulatorLost  # noqa: E402
-from ..envs.robotwin import add_robotwin_arguments  # noqa: E402
-from ..envs.seeds import episode_seeds, scene_generator  # noqa: E402
-from ..files import claim  # noqa: E402
-from . import Parser
-
 NOISE = {"tabletop": 0.01, "robotwin": 0.0}
 LARGEST_NOISE = 0.2  # m: no arm reaches further from its path than that and comes back
-
-
-@dataclass(frozen=True)
-class Shard:
-    """`episodes` episodes of a task, from the first of `seeds` on which the expert succeeds."""
-
-    task: str
-    split: str
-    index: int
-    episodes: int
-    seeds: list[int]
-
-    def writer(self, folder: Path) -> ShardWriter:
-        return ShardWriter(folder, self.split, self.task, self.index)
-
-
-class SeedsExhausted(RuntimeError):
-    """The expert fails on too many of a shard's seeds."""
-
-
-def plan(args: argparse.Namespace) -> list[Shard]:
-    """The shards that hold `args.episodes` episodes of each task and split."""
-    shards = []
-    for split in args.splits:
-        for task in args.tasks or TASKS[args.suite]:
-            for index, first in enumerate(range(0, args.episodes, args.shard_size)):
-                start = args.start_seed + first * args.seeds_per_episode
-                seeds = episode_seeds("train", start, args.shard_size * args.seeds_per_episode)
-                shards.append(Shard(task, split, index, min(args.shard_size, args.episodes - first), seeds))
-    return shards
-
-
-def collect_shard(env: Environment, shard: Shard, writer: ShardWriter, noise: float, progress: tqdm) -> None:
-    """Record what a shard lacks, and finish it.
-
-    Raises:
-        SeedsExhausted: if the seeds run out.
-    """
-    for seed in shard.seeds:
-        if writer.num_episodes >= shard.episodes:
-            break
-        if seed in writer.tried:
-            continue
-        rng = scene_generator(shard.task, shard.split, seed, "noise")
-        try:
-            episode = record_episode(env, seed, noise, rng)
-        except SimulatorLost as lost:
-            episode = Failure(seed, str(lost))
-        if isinstance(episode, Failure):
-            writer.reject(seed, episode.reason)
-            progress.write(f"{shard.task} seed {seed} failed: {episode.reason}")
-        else:
-            writer.add(episode.to_row())
-            progress.update()
-    if writer.num_episodes < shard.episodes:
-        reasons = [reason for reason in writer.tried.values() if reason is not None]
-        raise SeedsExhausted(
-            f"{shard.task}: only {writer.num_episodes} of {shard.episodes} episodes from the {len(shard.seeds)} seeds "
-            f"{shard.seeds[0]}..{shard.seeds[-1]}; raise "
-            f"--seeds_per_episode (in another output folder), or look at why the expert fails: {reasons[-1]}"
-        )
-    writer.finish(
-        {
-            "suite": env.suite,
-            "task": shard.task,
-            "split": shard.split,
-            "noise": noise,
-            "seeds_from": shard.seeds[0],
-            "simulator": env.simulator,
-        }
-    )
 
 
 def main(argv: list[str]) -> None:
@@ -138,6 +56,17 @@ def main(argv: list[str]) -> None:
     if unknown := set(args.tasks or ()) - set(TASKS[args.suite]):
         parser.error(f"no task {', '.join(unknown)} in suite {args.suite}; choose from {', '.join(TASKS[args.suite])}")
     noise = NOISE[args.suite] if args.noise is None else check_number("--noise", args.noise, 0, LARGEST_NOISE)
+
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    from ..data.card import write_card
+    from ..data.collection import SeedsExhausted, collect_shard, plan
+    from ..data.preview import write_preview
+    from ..data.recorder import made_from
+    from ..data.shards import remove_leftovers
+    from ..envs import next_environment
+    from ..utils.files import claim
 
     # Processes meet only at the start and at the end, which may be days away.
     state = PartialState(cpu=True, timeout=timedelta(days=30))

@@ -12,26 +12,11 @@ imagine the same RGB and value maps: the same stored weights, and outputs within
 
 from pathlib import Path
 
+from ..utils.checks import check_whole
 from . import Parser
 
 
 def main(argv: list[str]) -> None:
-    import json
-
-    from tqdm import tqdm
-
-    from .. import AIMPipeline
-    from ..checks import check_whole
-    from ..envs import make_environment
-    from ..evaluation.comparison import compare, format_comparison, same_world, training_summary
-    from ..evaluation.pictures import write_video
-    from ..evaluation.policies import OPTIONS, AIMPolicy
-    from ..evaluation.rollout import run_episodes
-    from ..evaluation.vector_env import VectorEnvironment
-    from ..files import read_json, reading, write_text
-    from ..provenance import command
-    from ..training.curve import plot_comparison
-
     parser = Parser("compare", __doc__)
     parser.add_argument("--before", type=Path, required=True, help="output folder of `aim-hf evaluate`")
     parser.add_argument("--after", type=Path, required=True, help="another one, on the same scenes")
@@ -40,6 +25,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--videos", type=int, default=0, help="changed episodes to film")
     args = parser.parse_args(argv)
     check_whole("--videos", args.videos, least=0)
+
+    import json
+
+    from tqdm import tqdm
+
+    from .. import AIMPipeline
+    from ..envs import make_environment
+    from ..evaluation.comparison import compare, format_comparison, same_world, training_summary
+    from ..rollout.policies import OPTIONS, AIMPolicy
+    from ..rollout.run import run_episodes
+    from ..rollout.storyboard import write_video
+    from ..rollout.vector_env import VectorEnvironment
+    from ..training.curve import plot_comparison
+    from ..utils.files import read_json, reading, write_text
+    from ..utils.provenance import command
+
     comparison = compare(args.before, args.after)
     comparison["command"] = command()
     folders = {"before": args.before, "after": args.after}

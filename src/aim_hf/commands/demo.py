@@ -7,26 +7,24 @@ Writes `contact_sheet.png`, a video a task and `results.json`. A minute or two o
 
 from pathlib import Path
 
+from .. import AIM_TINY
+from ..envs.names import AIM_TINY_TASKS, TABLETOP
 from . import Parser
 
 
 def main(argv: list[str]) -> None:
-    import torch
-    from accelerate import PartialState
-
-    from .. import AIM_TINY
-    from ..envs import TASKS
-    from ..evaluation.evaluate import Protocol, evaluate, format_results
-    from ..evaluation.policies import AIM_TINY_TASKS, AIMPolicy
-
     parser = Parser("demo", __doc__)
     parser.add_argument("--policy", default=AIM_TINY, help="folder of an AIMPipeline, or repo id; default: aim-tiny")
-    parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS["tabletop"], default=AIM_TINY_TASKS, help="default: aim-tiny's"
-    )
+    parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=AIM_TINY_TASKS, help="default: aim-tiny's")
     parser.add_argument("--episodes", type=int, default=3, help="of each task")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     args = parser.parse_args(argv)
+
+    import torch
+    from accelerate import PartialState
+
+    from ..evaluation.evaluate import Protocol, evaluate, format_results
+    from ..rollout.policies import AIMPolicy
 
     state = PartialState(cpu=not torch.cuda.is_available())
     policy = AIMPolicy.from_pretrained(args.policy, state.device)

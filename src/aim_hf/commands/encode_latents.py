@@ -12,26 +12,7 @@ shard, and a run that was killed goes on with the shards that are missing.
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
-from tqdm import tqdm
-
-from ..checkpoint import fingerprint, local_folder
-from ..codec import VideoCodec
-from ..configuration_aim import PRESETS, AIMConfig
-from ..data.episodes import Episode
-from ..data.latents import (
-    begin_encoding,
-    described,
-    encode_episode,
-    fit_processor,
-    made_from,
-    plan_shards,
-    write_index,
-)
-from ..data.shards import load_episodes
-from ..loading import load_text_encoder, load_vae
-from ..processing_aim import AIMProcessor
+from ..model.presets import PRESETS
 from . import Parser
 
 
@@ -43,12 +24,34 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), help="of a new model; default: the policy's own")
     parser.add_argument("--shard_size", type=int, default=128, help="episodes of a file")
     args = parser.parse_args(argv)
+
+    import torch
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    from ..data.episodes import Episode
+    from ..data.latents import (
+        begin_encoding,
+        described,
+        encode_episode,
+        fit_processor,
+        made_from,
+        plan_shards,
+        write_index,
+    )
+    from ..data.shards import load_episodes
+    from ..model.checkpoint import fingerprint, local_folder
+    from ..model.configuration_aim import AIMConfig
+    from ..model.processing_aim import AIMProcessor
+    from ..pipeline.codec import VideoCodec
+    from ..pipeline.loading import load_text_encoder, load_vae
+
     # Processes meet only at the end, which may be hours away.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
     policy = local_folder(args.policy)
     if args.preset is not None:
-        config = PRESETS[args.preset]()
+        config = AIMConfig(**PRESETS[args.preset])
     elif (policy / "model").is_dir():
         config = AIMConfig.from_pretrained(policy / "model")
     else:

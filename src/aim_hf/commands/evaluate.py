@@ -14,23 +14,18 @@ Any policy behind openpi's websocket protocol is evaluated the same way (docs/se
 """
 
 import argparse
+from datetime import timedelta
 from pathlib import Path
 
+from ..envs.base import SPLITS
+from ..envs.names import TASKS
+from ..envs.robotwin import add_robotwin_arguments
+from ..rollout import dialects
 from . import Parser
+from .sampling import add_sampling_arguments, sampling_arguments
 
 
 def main(argv: list[str]) -> None:
-    from datetime import timedelta
-
-    import torch
-    from accelerate import PartialState
-
-    from ..envs import TASKS
-    from ..envs.base import SPLITS
-    from ..envs.robotwin import add_robotwin_arguments
-    from ..evaluation.evaluate import Protocol, evaluate, format_results
-    from ..evaluation.policies import AIMPolicy, Policy, add_sampling_arguments, sampling_arguments
-
     parser = Parser("evaluate", __doc__)
     parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, repo id, or ws://host:port")
     parser.add_argument("--suite", choices=sorted(TASKS), default="tabletop")
@@ -62,14 +57,27 @@ def main(argv: list[str]) -> None:
     if unknown:
         parser.error(f"no task {', '.join(unknown)} in suite {args.suite}; choose from {', '.join(TASKS[args.suite])}")
 
+    server = args.policy.startswith(("ws://", "wss://"))
+    if server:
+        dialect = remote_dialect(parser, args)
+    elif args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:
+        parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
+
+    import torch
+    from accelerate import PartialState
+
+    from ..evaluation.evaluate import Protocol, evaluate, format_results
+    from ..rollout.policies import AIMPolicy, Policy
+
     # Processes wait for each other at the end, for as long as the slowest of them takes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     protocol = Protocol(args.suite, args.split, args.instructions, args.value_maps, args.start_seed)
     policy: Policy
-    if args.policy.startswith(("ws://", "wss://")):
-        policy = remote_policy(parser, args)
-    elif args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:
-        parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
+    if server:
+        from ..rollout.remote import RemotePolicy  # an extra
+
+        token = args.token_file.read_text().strip() if args.token_file else None
+        policy = RemotePolicy(args.policy, dialect, args.policy_name, token)
     else:
         policy = AIMPolicy.from_pretrained(
             args.policy,
@@ -86,11 +94,8 @@ def main(argv: list[str]) -> None:
         print(f"All in {args.output_dir / 'results.json'}")
 
 
-def remote_policy(parser: argparse.ArgumentParser, args: argparse.Namespace):
-    from ..evaluation import dialects
-    from ..evaluation.policies import sampling_arguments
-    from ..evaluation.remote import RemotePolicy
-
+def remote_dialect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dialects.Dialect | None:
+    """How the server at `--policy` is spoken to; None for AIM's own. Options that don't fit a server are refused."""
     own = ("delay", "real_time_chunking")
     given = [*sampling_arguments(args), *(name for name in own if getattr(args, name) != parser.get_default(name))]
     if given:
@@ -104,5 +109,4 @@ def remote_policy(parser: argparse.ArgumentParser, args: argparse.Namespace):
         parser.error("--value_maps true needs the policy in this process, not behind a server")
     if dialect is not None and dialect.one_at_a_time and args.batch_size > 1:
         parser.error(f"the server of --dialect {args.dialect} holds one episode at a time: give --batch_size 1")
-    token = args.token_file.read_text().strip() if args.token_file else None
-    return RemotePolicy(args.policy, dialect, args.policy_name, token)
+    return dialect

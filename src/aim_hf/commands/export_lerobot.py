@@ -7,10 +7,6 @@ LeRobot's policies take every video of a dataset for an input; `--no_value_maps`
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from tqdm import tqdm
-
-from ..data.lerobot.export import export_lerobot, rows_of
 from . import Parser
 
 
@@ -22,6 +18,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--repo_id", help="where you mean to publish it, for its card; default: the folder's name")
     parser.add_argument("--no_value_maps", action="store_true")
     args = parser.parse_args(argv)
+
+    from huggingface_hub import snapshot_download
+    from tqdm import tqdm
+
+    from ..data.lerobot.export import export_lerobot, rows_of
 
     source = Path(args.source)
     if not source.exists() and args.source.count("/") == 1:

@@ -14,9 +14,6 @@ from . import Parser
 
 
 def main(argv: list[str]) -> None:
-    from ..data.lerobot.importer import import_episodes
-    from ..data.lerobot.source import LeRobotSource
-
     parser = Parser("import-lerobot", __doc__)
     parser.add_argument("source", help="folder or repo id of a LeRobot dataset")
     parser.add_argument("--config", type=Path, help="JSON: which columns and cameras are what; see docs/own_robot.md")
@@ -30,6 +27,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--shard_size", type=int, default=50, help="episodes of a Parquet file")
     parser.add_argument("--license", default="unknown", help="of the source, by the Hub's name of it")
     args = parser.parse_args(argv)
+
+    from ..data.lerobot.importer import import_episodes
+    from ..data.lerobot.source import LeRobotSource
 
     source = LeRobotSource.open(args.source, args.revision)
     imported, broken = import_episodes(

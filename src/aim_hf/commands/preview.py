@@ -5,12 +5,7 @@ aim-hf preview DIR --output_file sheet.png [--tasks click_bell] [--episodes 1] [
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from ..checks import check_whole
-from ..data.preview import contact_sheet
-from ..data.shards import load_episodes
+from ..utils.checks import check_whole
 from . import Parser
 
 
@@ -26,6 +21,12 @@ def main(argv: list[str]) -> None:
         check_whole(f"--{name}", getattr(args, name))
     if args.output_file.suffix.lower() != ".png":
         parser.error(f"--output_file is {args.output_file}; expected a name that ends in .png")
+
+    import numpy as np
+    from PIL import Image
+
+    from ..data.preview import contact_sheet
+    from ..data.shards import load_episodes
 
     dataset = load_episodes(args.source)
     chosen: dict[tuple[str, str], list[int]] = {}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
 
-from ..hub import prepare, publish
 from . import Parser
 
 
@@ -25,6 +24,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--message", default="Publish with aim-hf", help="of the commit")
     args = parser.parse_args(argv)
     validate_repo_id(args.repo_id)
+
+    from ..hub import prepare, publish
 
     publication = prepare(args.folder)
     for path in publication.files:

@@ -14,11 +14,12 @@ PUBLISHED = Path(__file__).parents[1] / "evaluation" / "published"
 
 
 def main(argv: list[str]) -> None:
-    from ..evaluation.report import write_report
-
     parser = Parser("report", __doc__)
     parser.add_argument("--results", nargs="+", type=Path, required=True, help="output folders of `aim-hf evaluate`")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args(argv)
+
+    from ..evaluation.report import write_report
+
     write_report(args.results, PUBLISHED, args.output_dir)
     print(f"{args.output_dir / 'report.md'}\n{args.output_dir / 'report.html'}")

@@ -6,18 +6,23 @@ Ctrl-C or SIGTERM ends it once every request that had come is answered; a second
 docs/serving.md for the messages, limits and metrics.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import ipaddress
 import logging
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from ..evaluation.policies import ROWS, AIMPolicy, add_sampling_arguments, sampling_arguments
-from ..serving.server import Limits, PolicyServer
+from ..protocol.limits import Limits
+from ..rollout.rows import ROWS
 from . import Parser
+from .sampling import add_sampling_arguments, sampling_arguments
+
+if TYPE_CHECKING:
+    from ..serving.server import PolicyServer
 
 logger = logging.getLogger("serve")
 
@@ -28,7 +33,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine's")
     parser.add_argument("--port", type=int, default=8000, help="0 for a free one")
     parser.add_argument("--token_file", type=Path, help="a file with the token that clients must send")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda where there is one, or cpu")
     add_sampling_arguments(parser)
     parser.add_argument("--rows", type=int, default=ROWS, help="of every call of the network; 1 for one robot alone")
     parser.add_argument("--max_sessions", type=int, default=Limits.max_sessions, help="clients at a time")
@@ -38,10 +43,17 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.rows < 1:
         parser.error(f"--rows is {args.rows}; expected at least 1")
+
+    import torch
+
+    from ..rollout.policies import AIMPolicy
+    from ..serving.server import PolicyServer
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     limits = Limits(args.max_sessions, args.max_queue, args.idle_timeout, args.max_chunks)
     token = read_token(args.token_file)
-    policy = AIMPolicy.from_pretrained(args.policy, args.device, **sampling_arguments(args))
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    policy = AIMPolicy.from_pretrained(args.policy, device, **sampling_arguments(args))
     if token is None and not is_loopback(args.host):
         logger.warning("everybody who reaches %s may drive this policy: give --token_file", args.host)
     asyncio.run(serve(PolicyServer(policy, args.rows, limits, token), args))

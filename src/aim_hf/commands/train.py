@@ -19,24 +19,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-from accelerate.utils import set_seed
-from diffusers import FlowMatchEulerDiscreteScheduler
-from transformers import HfArgumentParser, TrainerCallback
-
-from .. import AIMForWorldAction, AIMPipeline, AIMProcessor
-from ..checkpoint import fingerprint, local_folder
-from ..checks import check_whole
-from ..codec import VideoCodec
-from ..configuration_aim import PRESETS, AIMConfig
-from ..data.latents import INDEX, MEND, LatentWindows
-from ..files import claim, read_json, write_text
-from ..loading import load_text_encoder, load_vae
-from ..provenance import provenance
-from ..training.checkpoints import checkpoint_to_resume
-from ..training.curve import plot_training
-from ..training.samples import SampleCallback
-from ..training.trainer import AIMTrainer, AIMTrainingArguments
+from ..model.presets import PRESETS
+from ..utils.checks import check_whole
+from ..utils.files import claim, read_json, write_text
 
 
 @dataclass
@@ -68,31 +53,11 @@ class TrainArguments:
     export_steps: int = field(default=0, metadata={"help": "steps between two exports of the pipeline"})
 
 
-def initial_model(folder: Path, fields: dict, adapters: bool) -> AIMForWorldAction:
-    """The model in `folder`, in float32 (updates vanish in less), with other `fields` of its config. For a robot with
-    another number of joints, the layers at both ends of the action head are new. Of a model after stage 2, stage 1
-    goes on with the head that it left; with `adapters`, which have to fit the folder's model, both heads stay.
-
-    Raises:
-        ValueError: if other tensors don't fit.
-    """
-    model, report = AIMForWorldAction.from_pretrained(
-        folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **fields
-    )
-    new = sorted(key for key, *_ in report["mismatched_keys"])
-    trained = ("action_head",) if adapters else ("action_head", "history_head")
-    ends = tuple(f"{head}.{layer}." for head in trained for layer in ("action_embedder", "proj_out"))
-    wrong = [key for key in new if not key.startswith(ends)]
-    if wrong:
-        raise ValueError(f"{folder} does not fit --config {fields}: {', '.join(wrong)} have other sizes")
-    if new:
-        print(f"{folder} was trained on other actions; new: {', '.join(new)}")
-    if not adapters:
-        model.join_history_head()
-    return model
-
-
 def main(argv: list[str]) -> None:
+    from transformers import HfArgumentParser
+
+    from ..training.arguments import AIMTrainingArguments
+
     parser = HfArgumentParser((TrainArguments, AIMTrainingArguments), prog="aim-hf train", description=__doc__)
     own, args = parser.parse_args_into_dataclasses(argv)
     if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
@@ -102,22 +67,38 @@ def main(argv: list[str]) -> None:
     for name, least in (("lora_rank", 1), ("export_steps", 0), ("window_chunks", 1)):
         if getattr(own, name) is not None:
             check_whole(f"--{name}", getattr(own, name), least)
-    read_json(Path(own.latents) / INDEX, MEND)  # said before anything else is looked for
-    set_seed(args.seed)
-    policy = local_folder(own.policy)
-    fields = {"action_dim": AIMProcessor.from_pretrained(Path(own.latents) / "processor").action_dim}
+    if own.preset is not None and own.preset not in PRESETS:
+        raise ValueError(f"--preset is {own.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
     try:
         changed = json.loads(own.config)
     except ValueError as error:
         raise ValueError(f"--config is {own.config!r}; expected a JSON object of AIMConfig fields") from error
+
+    from accelerate.utils import set_seed
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers import TrainerCallback
+
+    from .. import AIMConfig, AIMForWorldAction, AIMPipeline, AIMProcessor
+    from ..data.latents import INDEX, MEND, LatentWindows
+    from ..model.checkpoint import fingerprint, local_folder
+    from ..pipeline.codec import VideoCodec
+    from ..pipeline.loading import load_text_encoder, load_vae
+    from ..training.checkpoints import checkpoint_to_resume
+    from ..training.curve import plot_training
+    from ..training.initial_model import initial_model
+    from ..training.samples import SampleCallback
+    from ..training.trainer import AIMTrainer
+    from ..utils.provenance import provenance
+
+    read_json(Path(own.latents) / INDEX, MEND)  # said before anything else is looked for
+    set_seed(args.seed)
+    policy = local_folder(own.policy)
+    fields = {"action_dim": AIMProcessor.from_pretrained(Path(own.latents) / "processor").action_dim}
     if not isinstance(changed, dict) or changed.keys() - AIMConfig().to_dict().keys():
         raise ValueError(f"--config is {own.config!r}; expected a JSON object of AIMConfig fields")
     fields |= changed
     if own.preset is not None:
-        if own.preset not in PRESETS:
-            raise ValueError(f"--preset is {own.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
-        config = PRESETS[own.preset]()
-        model = AIMForWorldAction(type(config)(**{**config.to_diff_dict(), **fields}))
+        model = AIMForWorldAction(AIMConfig(**PRESETS[own.preset] | fields))
     elif (policy / "model").is_dir():
         model = initial_model(policy / "model", fields, adapters=bool(own.lora_rank))
     else:

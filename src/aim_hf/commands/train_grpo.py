@@ -10,28 +10,22 @@ the whole pipeline with the new action head, `output_dir/training.json` holds th
 the hardware, and `output_dir/training.png` shows them.
 """
 
+import json
 import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..envs.names import TASKS
+from ..utils.files import claim, write_text
 
 # Set before the simulator loads its renderer: a process renders on one core, and processes share the machine.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
 
 def main(argv: list[str]) -> None:
-    import json
-    from dataclasses import dataclass, field
-    from pathlib import Path
-
     from transformers import HfArgumentParser
 
-    from .. import AIMPipeline
-    from ..checkpoint import fingerprint, local_folder
-    from ..envs import TASKS
-    from ..evaluation.policies import check_fits, interface_of
-    from ..files import claim, write_text
-    from ..provenance import provenance
-    from ..rl import AIMGRPOConfig, AIMGRPOTrainer, Scenes, success_reward, value_map_reward
-    from ..training.checkpoints import checkpoint_to_resume
-    from ..training.curve import plot_grpo
+    from ..rl import AIMGRPOConfig, success_reward, value_map_reward
 
     rewards = {"value_map": value_map_reward, "success": success_reward}
 
@@ -46,11 +40,22 @@ def main(argv: list[str]) -> None:
 
     parser = HfArgumentParser((ScriptArguments, AIMGRPOConfig), prog="aim-hf train-grpo", description=__doc__)
     own, args = parser.parse_args_into_dataclasses(argv)
+    if args.suite not in TASKS:
+        raise ValueError(f"--suite is {args.suite!r}; choose from {', '.join(TASKS)}")
     for name, given, known in (("tasks", own.tasks, TASKS[args.suite]), ("reward_funcs", own.reward_funcs, rewards)):
         if unknown := set(given) - set(known):
             raise ValueError(f"--{name} has {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if args.max_steps < 1:
         raise ValueError("--max_steps is missing: how many optimizer steps to take")
+
+    from .. import AIMPipeline
+    from ..model.checkpoint import fingerprint, local_folder
+    from ..rl import AIMGRPOTrainer, Scenes
+    from ..rollout.policies import check_fits, interface_of
+    from ..training.checkpoints import checkpoint_to_resume
+    from ..training.curve import plot_grpo
+    from ..utils.provenance import provenance
+
     policy, output = local_folder(own.policy), Path(args.output_dir)
     tasks = own.tasks or list(TASKS[args.suite])
     pipe = AIMPipeline.from_pretrained(policy)

@@ -3,20 +3,15 @@
     aim-hf train-text-encoder --dataset runs/episodes --policy runs/base
 
 Writes `text_encoder/` and `processor/` of the checkpoint: the processor holds the tokenizer and the T-pose canvas that
-fits the dataset's cameras. `aim-hf train-vae` comes next.
+fits the dataset's cameras. `text_encoder.made_from.json` says what they were made from: the same command makes them
+again, another one is refused. `aim-hf train-vae` comes next.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
-import torch
-
-from .. import AIMProcessor, t_pose_canvas
-from ..checks import check_whole
-from ..data.episodes import Episode
-from ..data.latents import fit_processor
-from ..data.shards import load_episodes
-from ..files import written_folder
-from ..training.text_encoder import tiny_text_encoder, train_text_encoder, train_tokenizer
+from ..utils.checks import check_whole
 from . import Parser
 
 
@@ -40,13 +35,18 @@ def main(argv: list[str]) -> None:
     for name in ("steps", "max_text_length"):
         check_whole(f"--{name}", getattr(args, name))
 
+    import torch
+
+    from .. import AIMProcessor, t_pose_canvas
+    from ..data.episodes import Episode
+    from ..data.latents import fit_processor
+    from ..data.shards import load_episodes
+    from ..tiny.text_encoder import tiny_text_encoder, train_text_encoder, train_tokenizer
+    from ..utils.files import claim, written_folder
+
     dataset = load_episodes(args.dataset)
     instructions = sorted(set(dataset["instruction"]))
     tokenizer = train_tokenizer(instructions, max_length=args.max_text_length)
-    torch.manual_seed(args.seed)
-    encoder = tiny_text_encoder(len(tokenizer))
-    accuracy = train_text_encoder(encoder, tokenizer, instructions, steps=args.steps, seed=args.seed)
-
     sizes = {camera: rgb.shape[1:3] for camera, rgb in Episode.from_row(dataset[0]).rgb.items()}
     if args.canvas:
         canvas = tuple(args.canvas)
@@ -56,6 +56,18 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"the first episode has only {', '.join(sizes)}; say with --canvas how large the canvas is")
     slots = t_pose_canvas(canvas, canvas, canvas)  # their sizes are the dataset's
     processor = fit_processor(AIMProcessor(tokenizer, canvas, slots, max_text_length=args.max_text_length), dataset)
+    fitted = ("canvas_size", "cameras", "action_space", "action_dim", "max_text_length", "fps")
+    settings = {
+        "instructions": hashlib.sha256(json.dumps(instructions).encode()).hexdigest(),
+        **{name: getattr(processor, name) for name in fitted},
+        **{name: getattr(args, name) for name in ("steps", "seed")},
+    }
+    # Beside the parts and not in them: a part's fingerprint covers all that it holds.
+    claim(args.policy, settings, outputs="text_encoder", record="text_encoder.made_from.json")
+
+    torch.manual_seed(args.seed)
+    encoder = tiny_text_encoder(len(tokenizer))
+    accuracy = train_text_encoder(encoder, tokenizer, instructions, steps=args.steps, seed=args.seed)
     with written_folder(args.policy / "text_encoder") as folder:
         encoder.save_pretrained(folder)
     with written_folder(args.policy / "processor") as folder:

@@ -8,20 +8,18 @@ A run that finds a checkpoint in its output folder continues from it; there it a
 held-out canvases and value maps over their reconstructions.
 """
 
+from __future__ import annotations
+
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import PartialState
-from diffusers import AutoencoderKLWan
-
-from .. import AIMProcessor
-from ..data.latents import held_out_count
-from ..data.shards import load_episodes
-from ..files import written_folder
-from ..loading import load_vae
-from ..training.vae import VAETrainer, VAETrainingArguments, canvas_episodes, set_encoder, tiny_vae
+from ..tiny.vae_arguments import VAETrainingArguments
+from ..utils.files import written_folder
 from . import Parser
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +34,16 @@ def main(argv: list[str]) -> None:
     for field in fields(VAETrainingArguments):
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
     args = parser.parse_args(argv)
+
+    import torch
+    from accelerate import PartialState
+
+    from .. import AIMProcessor
+    from ..data.latents import held_out_count
+    from ..data.shards import load_episodes
+    from ..pipeline.loading import load_vae
+    from ..tiny.vae import VAETrainer, canvas_episodes, set_encoder, tiny_vae
+
     state = PartialState(cpu=not torch.cuda.is_available())
 
     dataset = load_episodes(args.dataset)

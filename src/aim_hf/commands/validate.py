@@ -11,12 +11,10 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-os.environ.setdefault("LP_NUM_THREADS", "1")  # before the simulator loads its renderer
-
-from ..data.validation import validate  # noqa: E402
-from ..envs.robotwin import add_robotwin_arguments  # noqa: E402
-from ..files import write_text  # noqa: E402
+from ..envs.robotwin import add_robotwin_arguments
 from . import Parser
+
+os.environ.setdefault("LP_NUM_THREADS", "1")  # before the simulator loads its renderer
 
 
 def main(argv: list[str]) -> None:
@@ -27,6 +25,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output_file", type=Path, help="also write the report as JSON")
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
+
+    from ..data.validation import validate
+    from ..utils.files import write_text
 
     report = validate(args.folder, args.render, args.simulate)
     if args.output_file is not None:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..extras import extra
-from ..files import reading, write_text
+from ..utils.extras import extra
+from ..utils.files import reading, write_text
 from .shards import MEND, read_manifest, shard_paths
 
 with extra("data"):

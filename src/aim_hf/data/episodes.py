@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from ..envs.base import CAMERAS
-from ..extras import extra
-from ..processing_aim import ACTION_SPACES, AIMProcessor
-from .value_maps import Event, render_value_maps
+from ..model.processing_aim import ACTION_SPACES, AIMProcessor
+from ..utils.extras import extra
+from ..value_maps.render import Event, render_value_maps
 from .video import count_frames, decode_video, encode_video
 
 with extra("data"):

@@ -28,11 +28,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
-from ..checks import check_whole
-from ..codec import VideoCodec
-from ..configuration_aim import AIMConfig
-from ..files import claim, read_json, reading, write_text, written_file
-from ..processing_aim import AIMProcessor
+from ..model.configuration_aim import AIMConfig
+from ..model.processing_aim import AIMProcessor
+from ..pipeline.codec import VideoCodec
+from ..utils.checks import check_whole
+from ..utils.files import UnreadableFile, claim, read_json, reading, write_text, written_file
 
 if TYPE_CHECKING:  # training from latents needs neither
     from datasets import Dataset as HubDataset
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # training from latents needs neither
 
 INDEX, NO_PROMPT = "index.json", "no_prompt.safetensors"
 MEND = "run `aim-hf encode-latents`: there are no latents, or not all of them, or those of an older version"
+NOT_FINITE = "delete it and run `aim-hf encode-latents` again, which makes what is missing"
 STORED_DTYPE = torch.float16  # of latents and text features; they are of order one
 # Fields of the model's config that the latents must have been made for.
 GEOMETRY = ("chunk_latent_frames", "actions_per_latent_frame", "in_channels", "text_dim", "action_dim")
@@ -243,9 +244,20 @@ class LatentShard:
             return "damaged"
 
     def write(self, encoded: Iterable[dict[str, torch.Tensor]]) -> None:
-        """Writes the episodes' tensors, whole or not at all. Raises OSError if the file can't be written."""
+        """Writes the episodes' tensors, whole or not at all.
+
+        Raises:
+            OSError: if the file can't be written.
+            ValueError: for values that aren't finite; names their episode.
+        """
         tensors = {}
         for index, episode in enumerate(encoded):
+            if broken := [name for name, tensor in episode.items() if not tensor.isfinite().all()]:
+                raise ValueError(
+                    f"{', '.join(broken)} of {self.episodes[index]} have values that aren't finite in "
+                    f"{STORED_DTYPE}; expected none. Look at the checkpoint's codec and text encoder, or leave this "
+                    "episode out."
+                )
             tensors |= {f"{index}.{name}": tensor.contiguous() for name, tensor in episode.items()}
         with written_file(self.path) as temporary:
             save_file(tensors, temporary, metadata=self._metadata())
@@ -342,7 +354,8 @@ class LatentWindows(Dataset):
     count: then both are there, and `action_mask`, 0 for these chunks.
 
     Raises:
-        UnreadableFile: if the folder holds no index or one of an older version, or a file is damaged.
+        UnreadableFile: if the folder holds no index or one of an older version, or a file is damaged; from
+            `__getitem__`, if what it reads is, or isn't finite.
         ValueError: if the latents have another geometry than `config`, or an argument is out of range.
     """
 
@@ -447,7 +460,10 @@ class LatentWindows(Dataset):
     def no_prompt_embeds(self) -> torch.Tensor:
         """The text features of no instruction, (max_text_length, text_dim)."""
         with reading(self.folder / NO_PROMPT, MEND):
-            return self._padded(load_file(self.folder / NO_PROMPT)["prompt_embeds"].float())
+            embeds = load_file(self.folder / NO_PROMPT)["prompt_embeds"].float()
+            if not embeds.isfinite().all():
+                raise ValueError("prompt_embeds has values that aren't finite")
+            return self._padded(embeds)
 
     def _padded(self, text: torch.Tensor) -> torch.Tensor:
         # Stored without its padding; zeros up to the full length are part of what Wan's cross-attention reads.
@@ -470,11 +486,20 @@ class LatentWindows(Dataset):
         frames = self.window_chunks * per_chunk
         inside = min(frames, entry["chunks"] * per_chunk - first)  # the episode may end before the window does
 
+        def finite(name, values):
+            values = values.float()
+            if not np.isfinite(values.numpy()).all():  # a tenth of torch's own time, and less than reading takes
+                raise UnreadableFile(
+                    f"{self.folder / entry['shard']}: {key}.{name} of {entry.get('task')} seed {entry.get('seed')} "
+                    f"has values that aren't finite; {NOT_FINITE}."
+                )
+            return values
+
         def read(name, axis, begin, count):
             """`count` from `begin` on, along an axis; beyond the episode's end it stands still."""
             stored = shard.get_slice(f"{key}.{name}")
             end = begin + count
-            values = (stored[begin:end] if axis == 0 else stored[:, begin:end]).float()
+            values = finite(name, stored[begin:end] if axis == 0 else stored[:, begin:end])
             last = values.narrow(axis, values.shape[axis] - 1, 1)
             return torch.cat([values, *[last] * (count - values.shape[axis])], dim=axis)
 
@@ -489,7 +514,7 @@ class LatentWindows(Dataset):
             "value_weights": read("value_cells", 0, first, frames),
             "actions": scaled("actions", lookahead),
             "executed_actions": scaled("executed_actions"),
-            "prompt_embeds": self._padded(shard.get_tensor(f"{key}.prompt_embeds").float()),
+            "prompt_embeds": self._padded(finite("prompt_embeds", shard.get_tensor(f"{key}.prompt_embeds"))),
         }
 
         def known(missing):

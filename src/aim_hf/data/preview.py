@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..envs.base import CAMERAS
-from ..files import written_file
+from ..utils.files import written_file
+from ..value_maps.render import overlay
 from .episodes import decode_column
 from .shards import read_rows, shard_paths
-from .value_maps import overlay
 
 LABEL_HEIGHT = 14
 CELL_WIDTH = 192

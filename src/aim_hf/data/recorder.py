@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from ..envs.base import ARMS, CAMERAS, Environment, Observation, SeedRejected
-from .contacts import EventDetector
+from ..value_maps.contacts import EventDetector
+from ..value_maps.render import visible_shares
 from .episodes import Episode
-from .value_maps import visible_shares
 
 
 @dataclass(frozen=True)

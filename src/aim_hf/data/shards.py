@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..extras import extra
-from ..files import read_json, reading, write_text, written_file
+from ..utils.extras import extra
+from ..utils.files import UnreadableFile, read_json, reading, write_text, written_file
 from .episodes import EE_ACTION_DIM, check_row, check_videos, episode_features
 
 with extra("data"):
@@ -31,6 +31,7 @@ KEY = ("suite", "task", "split", "seed")  # what tells episodes apart
 UNFINISHED = ".unfinished"
 RATES = "control rates of {:g} frames a second"
 MEND = "delete it and run the command that made it again, which makes what is missing"
+MANIFEST_MEND = "delete it and its shard, and run the command that made them again"
 
 
 # Writing
@@ -212,14 +213,43 @@ def read_manifest(folder: Path, shard: Path) -> dict | None:
     path = folder / "manifest" / f"{shard.stem}.json"
     if not path.exists():
         return None
-    mend = "delete it and its shard, and run the command that made them again"
-    manifest = read_json(path, mend)
-    with reading(path, mend):
+    manifest = read_json(path, MANIFEST_MEND)
+    with reading(path, MANIFEST_MEND):
         if not all({"seed", "outcome"} <= set(seed) for seed in manifest["seeds"]) or not isinstance(
             manifest["simulator"], dict
         ):
             raise ValueError("expected a seed and an outcome of each of its seeds, and the simulator's versions")
     return manifest
+
+
+def check_manifests(folder: Path) -> None:
+    """Refuses a folder unless each shard has a manifest that records just its seeds, and each manifest a shard.
+
+    Raises:
+        UnreadableFile: naming the manifest, what was expected, and the mend.
+    """
+    stems = set()
+    for shard in shard_paths(folder):
+        stems.add(shard.stem)
+        path = folder / "manifest" / f"{shard.stem}.json"
+        manifest = read_manifest(folder, shard)
+        if manifest is None:
+            raise UnreadableFile(
+                f"{path} is missing; expected how {shard} was made, and what became of each seed. Delete the shard "
+                "and run the command that made it again, which makes both."
+            )
+        with reading(shard, MEND):
+            seeds = pq.read_table(shard, columns=["seed"])["seed"].to_pylist()
+        recorded = [seed["seed"] for seed in manifest["seeds"] if seed["outcome"] == "recorded"]
+        if recorded != seeds:
+            raise UnreadableFile(
+                f"{path} calls seeds {recorded} recorded; expected those of {shard}, {seeds}; {MANIFEST_MEND}."
+            )
+    if odd := [path for path in sorted((folder / "manifest").glob("[!.]*")) if path.stem not in stems]:
+        raise UnreadableFile(
+            f"{odd[0]} belongs to no shard; expected data/{odd[0].stem}.parquet beside it. Delete it, or run the "
+            "command that made the folder again."
+        )
 
 
 def load_episodes(source: str | Path) -> Dataset:

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from ..envs import TASKS, next_environment
 from ..envs.base import CAMERAS
 from ..envs.seeds import episode_seeds, scene_generator
-from ..extras import extra
-from ..files import MADE_FROM, read_json, reading
+from ..utils.extras import extra
+from ..utils.files import MADE_FROM, read_json, reading
 from .episodes import Episode, decode_column
 from .recorder import Failure, record_episode
 from .shards import UNFINISHED, check_folder, read_manifest, read_rows, shard_paths

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..extras import extra
+from ..utils.extras import extra
 
 with extra("data"):
     import av

@@ -17,10 +17,10 @@ from datasets import IterableDataset as StreamedDataset
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..envs.base import CAMERAS
-from ..extras import extra
+from ..utils.extras import extra
+from ..value_maps.render import render_value_maps
 from .episodes import event_from_row
 from .shards import check_folder, shard_paths
-from .value_maps import render_value_maps
 from .video import decode_video
 
 with extra("data"):

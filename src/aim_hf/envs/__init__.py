@@ -6,17 +6,9 @@ from __future__ import annotations
 from importlib import import_module
 
 from .base import Environment, Interface
-
-TASKS: dict[str, tuple[str, ...]]  # suite -> its tasks
+from .names import TASKS as TASKS
 
 _ENVIRONMENTS = {"tabletop": "TabletopEnvironment", "robotwin": "RoboTwinEnvironment"}
-
-
-def __getattr__(name: str):
-    if name != "TASKS":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = {suite: tuple(import_module(f".{suite}", __name__).TASKS) for suite in _ENVIRONMENTS}
-    return globals()[name]
 
 
 def make_environment(suite: str, task: str, split: str = "easy", **options) -> Environment:

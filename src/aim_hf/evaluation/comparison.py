@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from ..pipeline_aim import AIMPipeline
+from ..pipeline.pipeline_aim import AIMPipeline
+from ..rollout.policies import OPTIONS
 from .evaluate import read_records, read_results
-from .policies import OPTIONS
 from .statistics import mcnemar_p, wilson_interval
 
 # Standard deviations by which what two models imagine may differ for the rounding of float32 alone, which is another

@@ -29,17 +29,17 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from ..checks import check_whole
 from ..envs import TASKS
 from ..envs.base import SPLITS, SeedRejected
 from ..envs.seeds import episode_seeds
-from ..files import UnreadableFile, claim, read_json, read_json_lines, reading, write_text
-from ..provenance import provenance
-from .pictures import write_contact_sheet, write_strip, write_video
-from .policies import Policy, check_fits
-from .rollout import EpisodeResult, ValueMaps, run_episodes
+from ..rollout.policies import Policy, check_fits
+from ..rollout.run import EpisodeResult, ValueMaps, run_episodes
+from ..rollout.storyboard import write_contact_sheet, write_strip, write_video
+from ..rollout.vector_env import VectorEnvironment, cores_of_this_process
+from ..utils.checks import check_whole
+from ..utils.files import UnreadableFile, claim, read_json, read_json_lines, reading, write_text
+from ..utils.provenance import provenance
 from .statistics import PEAKS, format_peaks, summarize
-from .vector_env import VectorEnvironment, cores_of_this_process
 
 # What `results.json`, each task in it, and an episode's record have, whichever version wrote them.
 RESULT = ("policy", "suite", "split", "instructions", "value_maps", "start_seed", "tasks", "mean_rate", "command")

@@ -21,8 +21,8 @@ import matplotlib
 from ..envs import TASKS
 from ..envs.base import SPLITS
 from ..envs.robotwin import DEVIATIONS
-from ..files import reading, write_text, written_file
-from ..provenance import machine
+from ..utils.files import reading, write_text, written_file
+from ..utils.provenance import machine
 from .comparison import compare
 from .evaluate import read_records, read_results
 from .statistics import PEAKS, format_peaks, format_rate

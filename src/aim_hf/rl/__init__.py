@@ -2,7 +2,7 @@
 
 from .config import AIMGRPOConfig
 from .rewards import Outcome, RewardFunction, success_reward, value_map_reward
-from .scenes import Scene, Scenes
+from .scenes import PracticeScene, Scenes
 from .trainer import AIMGRPOTrainer
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "AIMGRPOTrainer",
     "Outcome",
     "RewardFunction",
-    "Scene",
+    "PracticeScene",
     "Scenes",
     "success_reward",
     "value_map_reward",

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..files import reading
 from ..training.checkpoints import MEND
-from .scenes import Scene
+from ..utils.files import reading
+from .scenes import PracticeScene
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Group:
     advantages (G, C): set by the trainer.
     """
 
-    scene: Scene
+    scene: PracticeScene
     prompt_embeds: torch.Tensor
     first: torch.Tensor
     rgb: torch.Tensor
@@ -76,7 +76,7 @@ class Buffer:
                 step, number, name = key.split(".", 2)
                 names[int(step), int(number)][name] = file.get_tensor(key)
             groups = [
-                [Group(Scene(*scene), **names[step, number]) for number, scene in enumerate(scenes)]
+                [Group(PracticeScene(*scene), **names[step, number]) for number, scene in enumerate(scenes)]
                 for step, scenes in enumerate(json.loads(described["scenes"]))
             ]
             return cls(groups, float(described["tokens"]))

@@ -19,13 +19,13 @@ import torch
 from tqdm import tqdm
 
 from ..envs.base import CAMERAS
-from ..evaluation.vector_env import Chunks, Progress, Start, VectorEnvironment
-from ..pipeline_aim import AIMPipeline
-from ..sampling import SamplingConfig
+from ..pipeline.pipeline_aim import AIMPipeline
+from ..pipeline.sampling_config import SamplingConfig
+from ..rollout.vector_env import Chunks, Progress, Start, VectorEnvironment
 from .buffer import Group
 from .policy import ActionPolicy, action_velocity, sample
 from .rewards import Outcome
-from .scenes import Scene
+from .scenes import PracticeScene
 
 
 class Collector:
@@ -64,7 +64,7 @@ class Collector:
 
     @torch.no_grad()
     def collect(
-        self, scenes: list[Scene], generation: int, progress: tqdm | None = None
+        self, scenes: list[PracticeScene], generation: int, progress: tqdm | None = None
     ) -> list[tuple[Group, list[Outcome]] | None]:
         """A group for each scene, and what rewards see of its episodes; None where fewer than two are left."""
         G = self.num_generations
@@ -112,7 +112,7 @@ class _Rollout:
     """One group while it runs. Episodes that have ended cost nothing more: the session holds those that `running`
     names, and whatever is kept of a chunk is zero for the others."""
 
-    def __init__(self, collector: Collector, scene: Scene, generation: int, starts: list[Start | None]):
+    def __init__(self, collector: Collector, scene: PracticeScene, generation: int, starts: list[Start | None]):
         self.collector, self.scene = collector, scene
         self.pipe, self.model = collector.pipe, collector.pipe.model
         start = next(start for start in starts if start is not None)

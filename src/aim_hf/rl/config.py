@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..training.checkpoints import ResumableArguments
+from ..training.arguments import ResumableArguments
 from .policy import FlowSDE
 
 LEVELS, LOSSES, SCALES = ("token", "sequence"), ("grpo", "dapo"), ("group", "batch", "none")

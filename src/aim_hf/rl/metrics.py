@@ -8,11 +8,11 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..envs.base import SeedRejected
-from ..evaluation.policies import AIMPolicy
-from ..evaluation.rollout import run_episodes
 from ..evaluation.statistics import wilson_interval
-from ..evaluation.vector_env import VectorEnvironment
-from ..extras import SimulatorFailed
+from ..rollout.policies import AIMPolicy
+from ..rollout.run import run_episodes
+from ..rollout.vector_env import VectorEnvironment
+from ..utils.extras import SimulatorFailed
 from .scenes import Scenes
 
 

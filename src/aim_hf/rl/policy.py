@@ -35,8 +35,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..cache import ActionContext
-from ..modeling_aim import AIMForWorldAction
+from ..model.cache import ActionContext
+from ..model.modeling_aim import AIMForWorldAction
 
 # What of a group of rollouts the policy looks at.
 POLICY_INPUTS = (

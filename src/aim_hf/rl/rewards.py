@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.value_maps import project
 from ..envs.base import CAMERAS
+from ..value_maps.render import project
 
 HIGH = 0.5  # of a map's peak: what counts as its high region
 

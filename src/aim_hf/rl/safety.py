@@ -1,16 +1,11 @@
 """What ends a run that drifts from its reference, or that earns reward and loses success."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from .rewards import value_map_reward
-
-if TYPE_CHECKING:
-    from .trainer import AIMGRPOTrainer
 
 VALUE_REWARD, SUCCESS = f"rewards/{value_map_reward.__name__}/mean", "eval_success_rate"
 
@@ -18,13 +13,14 @@ logger = logging.get_logger(__name__)
 
 
 class Safety(TrainerCallback):
-    """Stops a run that drifts from its reference, or that earns reward and loses success."""
+    """Stops a run that drifts from its reference, or that earns reward and loses success.
 
-    def __init__(self, trainer: AIMGRPOTrainer):
-        self.trainer = trainer
+    Args:
+        log: of the trainer.
+    """
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.resume_buffer()
+    def __init__(self, log: Callable[[dict[str, float]], None]):
+        self.log = log
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if args.max_kl is not None and (logs or {}).get("kl", 0.0) > args.max_kl:
@@ -40,7 +36,7 @@ class Safety(TrainerCallback):
         first_success = next(entry[SUCCESS] for entry in state.log_history if SUCCESS in entry)
         reward, success, _ = evaluated[-1]
         hacked = [r > first_reward and success_high < first_success for r, _, success_high in evaluated]
-        self.trainer.log({"eval_reward_hacking": float(hacked[-1])})
+        self.log({"eval_reward_hacking": float(hacked[-1])})
         patience = args.hacking_patience
         if patience is not None and len(hacked) >= patience and all(hacked[-patience:]):
             logger.warning(

@@ -11,7 +11,7 @@ from .config import AIMGRPOConfig
 
 
 @dataclass(frozen=True)
-class Scene:
+class PracticeScene:
     task: str
     seed: int
 
@@ -36,10 +36,10 @@ class Scenes(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Scene:
+    def __getitem__(self, index: int) -> PracticeScene:
         if not 0 <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
-        return Scene(self.tasks[index % len(self.tasks)], self._seeds[index // len(self.tasks)])
+        return PracticeScene(self.tasks[index % len(self.tasks)], self._seeds[index // len(self.tasks)])
 
 
 class RepeatSampler(Sampler[list[int]]):

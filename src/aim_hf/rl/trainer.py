@@ -18,12 +18,13 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..evaluation.policies import AIMPolicy
-from ..evaluation.vector_env import VectorEnvironment, cores_of_this_process
-from ..extras import SimulatorFailed
-from ..pipeline_aim import AIMPipeline
-from ..sampling import SamplingConfig, with_steps
+from ..pipeline.pipeline_aim import AIMPipeline
+from ..pipeline.sampling import with_steps
+from ..pipeline.sampling_config import SamplingConfig
+from ..rollout.policies import AIMPolicy
+from ..rollout.vector_env import VectorEnvironment, cores_of_this_process
 from ..training.checkpoints import CheckpointedTrainer
+from ..utils.extras import SimulatorFailed
 from .advantages import Rewards, group_advantages, group_returns, mean_rewards
 from .buffer import Buffer, Group
 from .collector import Collector
@@ -33,7 +34,7 @@ from .metrics import gathered, merged_metrics, scene_successes, success_metrics
 from .policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from .rewards import Outcome, RewardFunction, success_reward, value_hits, value_map_reward
 from .safety import Safety
-from .scenes import RepeatSampler, Scene, Scenes
+from .scenes import PracticeScene, RepeatSampler, Scenes
 
 
 class AIMGRPOTrainer(CheckpointedTrainer):
@@ -96,9 +97,9 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             raise ValueError("the action head is small and all else is frozen: GRPO runs on whole models (DDP).")
         self._collector: Collector | None = None
         self._buffer = Buffer()  # of this iteration
-        self._step = 0  # batches so far
+        self._step: int | None = None  # batches so far; known once the run has begun, or gone on
         self._metrics: dict[str, list[float]] = defaultdict(list)
-        self.add_callback(Safety(self))
+        self.add_callback(Safety(self.log))
 
     # ------------------------------------------------------------------------------------------------------ data
 
@@ -114,8 +115,10 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         )
         return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=list)
 
-    def training_step(self, model, inputs: list[Scene], num_items_in_batch=None):
+    def training_step(self, model, inputs: list[PracticeScene], num_items_in_batch=None):
         args = self.args
+        if self._step is None:
+            self._go_on()
         position = self._step % (args.steps_per_generation * args.num_iterations)
         if position == 0:
             self._generate(inputs, generation=self._step // (args.steps_per_generation * args.num_iterations))
@@ -153,7 +156,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
     def _workers(self) -> int:
         return self.args.num_env_workers or cores_of_this_process()
 
-    def _generate(self, scenes: list[Scene], generation: int) -> None:
+    def _generate(self, scenes: list[PracticeScene], generation: int) -> None:
         """Rolls out the groups of one iteration and scores them."""
         args, collector = self.args, self.collector
         before, lost, control_steps = collector.seconds.copy(), collector.lost, collector.control_steps
@@ -324,10 +327,10 @@ class AIMGRPOTrainer(CheckpointedTrainer):
     def save_to_checkpoint(self, folder: Path) -> None:
         self._buffer.save(self._buffer_file(folder))
 
-    def resume_buffer(self) -> None:
-        """Goes on in the middle of an iteration: with the episodes that it was learning from."""
+    def _go_on(self) -> None:
+        """A resumed run goes on in the middle of an iteration, with the episodes that it was learning from."""
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if self.resumed_from is not None:
-            self._step = self.state.global_step * self.args.gradient_accumulation_steps
             self._buffer = Buffer.load(self._buffer_file(self.resumed_from))
 
     def _buffer_file(self, folder: Path) -> Path:

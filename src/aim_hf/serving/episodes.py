@@ -10,10 +10,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from ..evaluation.policies import ROWS, AIMPolicy, Pictures, filled
-from ..processing_aim import check_magnitude
-from ..session import AIMSession
-from .observations import CAMERA_KEYS, read_endpose, read_images, read_numbers
+from ..model.processing_aim import check_magnitude
+from ..pipeline.session import AIMSession
+from ..protocol.observations import CAMERA_KEYS, read_endpose, read_images, read_numbers
+from ..rollout.policies import AIMPolicy, Pictures
+from ..rollout.rows import ROWS, filled
 
 START_KEYS = ("prompt", "images", "state", "endpose", "seed", "pictures")
 CHUNK_KEYS = ("images", "state", "endpose", "executed_actions", "pictures")
@@ -21,7 +22,7 @@ MAX_PROMPT = 4096  # characters: the tokenizer reads all of them before it finds
 
 
 @dataclass
-class Episode:
+class ServedEpisode:
     """What is kept of a client between its requests. Empty until its first one has been answered."""
 
     session: AIMSession | None = None
@@ -33,7 +34,7 @@ class Episode:
 class Request:
     """One chunk that a client asks for. With a `prompt` it is the first of a new episode."""
 
-    episode: Episode
+    episode: ServedEpisode
     prompt: str | None
     seed: int
     observations: list[dict[str, Any]]
@@ -80,7 +81,7 @@ class AIMEpisodes:
         pictures = sum(3 * height * width for height, width in self.sizes.values())
         return self.pipe.frames_per_chunk * pictures + 8 * self.pipe.actions_per_chunk * self.pipe.processor.action_dim
 
-    def read(self, message: Any, episode: Episode) -> Request:
+    def read(self, message: Any, episode: ServedEpisode) -> Request:
         """A request, checked. The episode stays as it is.
 
         Raises:
@@ -164,7 +165,7 @@ class AIMEpisodes:
             replies.append(reply)
         return replies
 
-    def _executed(self, actions: Any, episode: Episode) -> np.ndarray:
+    def _executed(self, actions: Any, episode: ServedEpisode) -> np.ndarray:
         actions = read_numbers("executed_actions", actions)
         expected = (self.pipe.actions_per_chunk, self.pipe.processor.action_dim)
         if actions.shape != expected:

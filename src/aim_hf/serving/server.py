@@ -12,14 +12,15 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 
-from ..evaluation.policies import ROWS, AIMPolicy
-from ..extras import extra
+from ..protocol.limits import Limits
+from ..protocol.messages import pack, unpack
+from ..rollout.policies import AIMPolicy
+from ..rollout.rows import ROWS
+from ..utils.extras import extra
 from .batching import Batcher, QueueFull
-from .episodes import AIMEpisodes, Episode
-from .messages import pack, unpack
+from .episodes import AIMEpisodes, ServedEpisode
 from .metrics import CONTENT_TYPE, Metrics
 
 with extra("serve"):
@@ -33,30 +34,6 @@ logger = logging.getLogger(__name__)
 MAX_ERROR = 1000  # characters of an error, which may quote what was sent
 _CLOSE_SECONDS = 5  # for a client to say goodbye
 _GRACE_SECONDS = 0.5  # for a message that is on its way when the server is told to stop
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one client, and all of them together, may take.
-
-    max_sessions: clients that are connected.
-    max_queue: requests that wait for the network.
-    idle_timeout: seconds without a message after which a client is disconnected.
-    max_chunks: of one episode.
-
-    Raises:
-        ValueError: for a limit that lets nothing through.
-    """
-
-    max_sessions: int = 64
-    max_queue: int = 64
-    idle_timeout: float = 300.0
-    max_chunks: int = 1000
-
-    def __post_init__(self):
-        for name, number in vars(self).items():
-            if not number > 0:
-                raise ValueError(f"{name} is {number}; expected more than 0.")
 
 
 class PolicyServer:
@@ -178,7 +155,7 @@ class PolicyServer:
 
     async def _converse(self, websocket: ServerConnection, stopping: asyncio.Task, gone: asyncio.Task) -> None:
         """Raises TimeoutError for a client that neither sends nor reads, ConnectionClosed for one that is gone."""
-        episode = Episode()
+        episode = ServedEpisode()
         await self._send(websocket, self._metadata)
         while not self._stopping.is_set():
             receive = asyncio.create_task(websocket.recv())
@@ -197,7 +174,7 @@ class PolicyServer:
             await self._send(websocket, await self._reply(receive.result(), episode, gone))
         await websocket.close(CloseCode.GOING_AWAY, "the server stops")
 
-    async def _reply(self, data: bytes | str, episode: Episode, gone: asyncio.Task) -> bytes | str:
+    async def _reply(self, data: bytes | str, episode: ServedEpisode, gone: asyncio.Task) -> bytes | str:
         """A packed reply, or what is wrong."""
         start = time.perf_counter()
         try:

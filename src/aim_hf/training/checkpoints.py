@@ -2,42 +2,15 @@
 
 import re
 import zipfile
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
 
-import torch
 from safetensors import SafetensorError, safe_open
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
-from ..files import UnreadableFile, read_json, reading
+from ..utils.files import UnreadableFile, read_json, reading
 
 STATE = "trainer_state.json"
 MEND = "delete this checkpoint, and the run goes on from the one before it"
-# Of `TrainingArguments`, what changes what is learned. The others say where, how long, and what is told meanwhile.
-LEARNING = (
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
-    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "bf16", "fp16"),
-)
-
-
-class ResumableArguments(TrainingArguments):
-    """`TrainingArguments` of a run that may be continued. MAY_CHANGE: fields of our own that may change then."""
-
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def device(self) -> torch.device:
-        # One of several processes on a CPU is told "cpu:0", which torch.load doesn't know as a place.
-        device = super().device
-        return torch.device("cpu") if device.type == "cpu" else device
-
-    def made_from(self) -> dict[str, Any]:
-        """What of the arguments changes what is learned, for `files.claim`."""
-        others = {field.name for field in fields(TrainingArguments)} | set(self.MAY_CHANGE)
-        names = (*LEARNING, *(field.name for field in fields(self) if field.name not in others))
-        step = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
-        return {name: getattr(self, name) for name in names} | {"batch_size": step}
 
 
 class CheckpointedTrainer(Trainer):

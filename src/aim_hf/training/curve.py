@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..extras import extra
+from ..utils.extras import extra
 
 GRPO_PANELS = {
     "rewards, eq. (12)": ("reward", "rewards/value_map_reward/mean", "rewards/success_reward/mean"),

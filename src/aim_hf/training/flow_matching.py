@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
-from ..configuration_aim import AIMConfig
-from ..layers import at_least_float32
+from ..model.configuration_aim import AIMConfig
+from ..model.layers import at_least_float32
 
 
 @dataclass

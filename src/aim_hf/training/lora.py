@@ -4,8 +4,8 @@ The action head, the action experts and the value noise token, which no video mo
 with the adapter.
 """
 
-from ..extras import extra
-from ..modeling_aim import AIMForWorldAction
+from ..model.modeling_aim import AIMForWorldAction
+from ..utils.extras import extra
 
 with extra("lora"):
     from peft import LoraConfig, PeftModel, get_peft_model

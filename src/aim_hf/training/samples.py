@@ -12,14 +12,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils.data import default_collate
 from transformers import TrainerCallback
 
-from ..codec import VideoCodec
 from ..data.latents import LatentWindows
 from ..envs.base import CAMERAS
-from ..evaluation.value_peak import peak
-from ..extras import extra
-from ..modeling_aim import AIMForWorldAction
-from ..processing_aim import AIMProcessor
-from ..sampling import SamplingConfig, denoise_actions, denoise_world, prepare_latents
+from ..model.modeling_aim import AIMForWorldAction
+from ..model.processing_aim import AIMProcessor
+from ..pipeline.codec import VideoCodec
+from ..pipeline.sampling import denoise_actions, denoise_world, prepare_latents
+from ..pipeline.sampling_config import SamplingConfig
+from ..utils.extras import extra
+from ..value_maps.peak import peak
 from .trainer import AIMTrainer
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -13,9 +13,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
-from ..files import reading
-from ..modeling_aim import AIMForWorldAction
-from .checkpoints import MEND, CheckpointedTrainer, ResumableArguments
+from ..model.modeling_aim import AIMForWorldAction
+from ..utils.files import reading
+from .arguments import AIMTrainingArguments
+from .checkpoints import MEND, CheckpointedTrainer
 from .flow_matching import FlowMatchingLoss
 from .muon import MuonWithAdamW
 
@@ -24,41 +25,6 @@ if TYPE_CHECKING:  # adapters are an extra
 
 EMA_FILE = "ema.safetensors"
 LOSS_TERMS = ("rgb_loss", "value_loss", "action_loss")
-
-
-@dataclass
-class AIMTrainingArguments(ResumableArguments):
-    """`TrainingArguments` and what AIM adds to them."""
-
-    MAY_CHANGE: ClassVar = ("sample_steps", "remove_unused_columns")
-
-    num_draws: int = field(default=1, metadata={"help": "noise draws per chunk of RGB and value"})
-    num_action_draws: int = field(default=1, metadata={"help": "noise draws per chunk of actions; cheap"})
-    history_noise_probability: float = field(
-        default=0.0, metadata={"help": "share of the windows whose real observations are noised, and say so"}
-    )
-    history_noise_max: float = field(default=0.5, metadata={"help": "their largest noise level t; it is uniform"})
-    committed_probability: float = field(
-        default=0.0,
-        metadata={"help": "share of the predictions that start from committed actions (real-time chunking)"},
-    )
-    committed_max: int = field(default=8, metadata={"help": "the largest number of them; it is uniform from 1"})
-    prompt_dropout: float = field(
-        default=0.0, metadata={"help": "share of the windows without their instruction, for guidance"}
-    )
-    value_foreground_weight: float = field(
-        default=10.0,
-        metadata={"help": "extra weight of the value loss where the map is bright: most of a map is black"},
-    )
-    muon_learning_rate: float = field(
-        default=0.0,
-        metadata={"help": "Muon's, for the layers' matrices; AdamW with learning_rate for the rest. 0: AdamW for all"},
-    )
-    ema_decay: float = field(default=0.999, metadata={"help": "decay of the averaged weights that are evaluated"})
-    sample_steps: int = field(default=1000, metadata={"help": "optimizer steps between two samples; 0 for none"})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "of a batch, what forward does not take; the trainer itself uses value_mask"}
-    )
 
 
 class AIMTrainer(CheckpointedTrainer):

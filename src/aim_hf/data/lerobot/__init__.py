@@ -4,7 +4,7 @@
 reads one, `robot` describes a robot's columns and cameras, `importer` makes our episodes of them.
 """
 
-from ...extras import extra
+from ...utils.extras import extra
 
 with extra("data"):
     import av  # noqa: F401

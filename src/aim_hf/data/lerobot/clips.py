@@ -13,7 +13,7 @@ from pathlib import Path
 
 import av
 
-from ...files import reading
+from ...utils.files import reading
 
 LEAD = 16  # frames; decoding never runs further ahead of showing
 

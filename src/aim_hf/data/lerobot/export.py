@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, List, Value
 
-from ...files import reading, written_folder
+from ...utils.files import reading, written_folder
 from ..shards import MEND, read_rows, shard_paths
 from ..video import KEY_FRAME_EVERY, decode_video
 from . import format

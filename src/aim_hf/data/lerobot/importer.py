@@ -20,12 +20,12 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from ...envs.base import CAMERAS
-from ...files import claim, read_json
+from ...utils.files import claim, read_json
+from ...value_maps.render import render_value_maps
 from ..card import write_card
 from ..episodes import Episode, check_row, check_videos
 from ..preview import write_preview
 from ..shards import ShardWriter, remove_leftovers
-from ..value_maps import render_value_maps
 from ..video import decode_video, encode_video
 from . import format
 from .robot import Robot

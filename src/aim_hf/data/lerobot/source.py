@@ -26,7 +26,7 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image
 from torchcodec.decoders import VideoDecoder
 
-from ...files import UnreadableFile, read_json, read_json_lines, reading
+from ...utils.files import UnreadableFile, read_json, read_json_lines, reading
 from ..video import decode_video, encode_video
 from . import format
 from .clips import check_clip, cut_clip, frame_rate

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...extras import SimulatorFailed
+from ...utils.extras import SimulatorFailed
 from ..base import SimulatorLost
 from . import worker
 

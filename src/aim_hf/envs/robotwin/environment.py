@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ...files import reading
-from ...provenance import source_commit
+from ...utils.files import reading
+from ...utils.provenance import source_commit
 from ..actions import checked_action
 from ..base import (
     ARMS,

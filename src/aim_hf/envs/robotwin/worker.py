@@ -147,7 +147,7 @@ def versions():
 # The scene
 
 
-class Scene:
+class RoboTwinScene:
     """What can be measured in the scene that is set up: every body, by `per_scene_id`, in a fixed order."""
 
     def __init__(self, env, target):
@@ -382,7 +382,7 @@ class Simulator:
         cameras.static_camera_list = [cameras.static_camera_list[index] for index in shown]
         cameras.static_camera_name = ["head_camera"]
         self._set_expected_attributes()
-        self.scene = Scene(env, self.target)
+        self.scene = RoboTwinScene(env, self.target)
         self.steps, self.samples = 0, None
         step = env.scene.step
 

@@ -1,6 +1,6 @@
 """A bimanual robot of primitives at a table, in miniature: SAPIEN 3 alone, nothing to download."""
 
-from ...extras import extra
+from ...utils.extras import extra
 
 with extra("sim"):
     import sapien  # noqa: F401

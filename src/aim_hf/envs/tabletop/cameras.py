@@ -10,9 +10,9 @@ import itertools
 import numpy as np
 import sapien
 
-from ...extras import SimulatorFailed
+from ...utils.extras import SimulatorFailed
 from ..base import CAMERAS, Camera
-from .scene import Scene
+from .scene import TabletopScene
 
 SUPERSAMPLING = 2  # pictures are rendered this much larger and averaged over areas
 
@@ -60,7 +60,9 @@ class CameraRig:
     (width, height) of its pictures.
     """
 
-    def __init__(self, scene: Scene, head_jitter: np.ndarray | None = None, sizes: dict[str, tuple[int, int]] = SIZES):
+    def __init__(
+        self, scene: TabletopScene, head_jitter: np.ndarray | None = None, sizes: dict[str, tuple[int, int]] = SIZES
+    ):
         jitter = np.zeros(6) if head_jitter is None else head_jitter
         head = look_at(HEAD_POSITION, HEAD_TARGET, np.array([0.0, 0.0, 1.0]))
         turn = sapien.Pose()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 import sapien
 
-from ...provenance import package_version, source_commit
+from ...utils.provenance import package_version, source_commit
 from ..actions import checked_action
 from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertFrame, ExpertPath, Interface, Observation, StepResult
 from ..demonstration import play_path
@@ -17,7 +17,7 @@ from .cameras import SIZES, CameraRig, RendererMissing
 from .kinematics import ArmKinematics
 from .motion import OPEN, home_poses
 from .randomization import add_clutter, sample_look
-from .scene import PHYSICS_DT, ArmBuilders, Scene
+from .scene import PHYSICS_DT, ArmBuilders, TabletopScene
 from .tasks import TASKS
 
 PHYSICS_STEPS = 20  # a control step
@@ -61,11 +61,11 @@ class TabletopEnvironment:
         if render:
             _use_fast_shader()
         self._arm_builders = ArmBuilders(visual=render)
-        scene = Scene(self._arm_builders, visual=render)
+        scene = TabletopScene(self._arm_builders, visual=render)
         self._kinematics = {arm: ArmKinematics(scene.arms[arm]) for arm in ARMS}
         neutral = np.zeros(6)
         self._home = {arm: self._kinematics[arm].inverse(pose, neutral)[0] for arm, pose in home_poses().items()}
-        self._scene: Scene | None = None
+        self._scene: TabletopScene | None = None
 
     @classmethod
     def interface(cls, split: str) -> Interface:
@@ -78,7 +78,7 @@ class TabletopEnvironment:
         """Sets up the scene of (task, split, seed). Raises ValueError for a seed outside `envs.seeds.SEED_RANGES`."""
         self._seed = check_seed(seed)
         # A new scene for every episode: a used one keeps caches that change the last bits of what follows.
-        scene = Scene(self._arm_builders, visual=self._render)
+        scene = TabletopScene(self._arm_builders, visual=self._render)
         look = sample_look(self.split, self._generator("look"))
         scene.add_table(look.table_color, look.table_offset, look.table_texture)
         self._task = TASKS[self.task]()
@@ -206,7 +206,7 @@ class TabletopEnvironment:
 
     # Inside
 
-    def _active_scene(self) -> Scene:
+    def _active_scene(self) -> TabletopScene:
         if self._scene is None:
             raise RuntimeError("the environment has no scene: call reset(seed) first.")
         return self._scene

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .scene import Part, Scene
+from .scene import Part, TabletopScene
 
 _TABLE_COLOR = (0.86, 0.84, 0.80)
 _FLOOR_COLOR = (0.24, 0.27, 0.33)
@@ -55,7 +55,9 @@ def sample_look(split: str, rng: np.random.Generator) -> Look:
     )
 
 
-def add_clutter(scene: Scene, split: str, keep_clear: list[tuple[float, float]], rng: np.random.Generator) -> None:
+def add_clutter(
+    scene: TabletopScene, split: str, keep_clear: list[tuple[float, float]], rng: np.random.Generator
+) -> None:
     """Puts two to five distractors on the table of a Hard scene, away from the points (x, y) in `keep_clear`."""
     if split == "easy":
         return

@@ -97,7 +97,7 @@ class ArmBuilders:
         return articulation
 
 
-class Scene:
+class TabletopScene:
     """One scene: built part by part, then stepped."""
 
     def __init__(self, builders: ArmBuilders, visual: bool):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...base import ExpertPath
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 
 # Saturated and far apart; distractors are never like them.
 COLORS = {
@@ -40,7 +40,7 @@ class Task(ABC):
     unseen: ClassVar[tuple[str, ...]]
 
     @abstractmethod
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         """Adds the task's objects to a scene that has its table."""
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         """Whether the scene's physical state fulfils the task."""
 
     @abstractmethod

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...base import ExpertPath
 from ..motion import Motion, above, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, LARGEST_YAW, Task, arm_beside, cube
 
 _NAMES = ("red", "green", "blue")
@@ -36,7 +36,7 @@ class BlocksRankingRGB(Task):
         "Rank the blocks by color: red leftmost, blue rightmost.",
     )
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.24, 0.10) if split == "easy" else (0.26, 0.12)
         while True:  # until the cubes leave room for a gripper between them
             places = [rng.uniform((0.04, 0.01), (width, depth)) * [rng.choice([-1, 1]), 1] for _ in _NAMES]
@@ -53,7 +53,7 @@ class BlocksRankingRGB(Task):
     def keep_clear(self) -> list[tuple[float, float]]:
         return [point[:2] for point in (*self._cubes, *self._goals)]
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         names = [f"{name}_cube" for name in _NAMES]
         cubes = np.array([scene.pose(name)[:3] for name in names])
         return bool(

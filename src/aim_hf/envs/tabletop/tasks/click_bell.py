@@ -7,7 +7,7 @@ import numpy as np
 from ...base import ExpertPath
 from .. import robot
 from ..motion import CLOSED, Motion, above, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, Task, arm_beside
 
 _BASE = Part("cylinder", (0.045, 0.014), (0.22, 0.20, 0.30), (0, 0, 0.007))
@@ -33,7 +33,7 @@ class ClickBell(Task):
         "Use a gripper to click the bell once.",
     )
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         farthest = (0.22, 0.10) if split == "easy" else (0.235, 0.12)
         x = rng.choice([-1, 1]) * rng.uniform(0.03, farthest[0])
         y = rng.uniform(-farthest[1], farthest[1])
@@ -43,7 +43,7 @@ class ClickBell(Task):
     def keep_clear(self) -> list[tuple[float, float]]:
         return [tuple(self._top[:2])]
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         bell = scene.pose("bell")[:3]
         for arm, fingers in scene.fingers.items():
             if scene.gripper(arm) < 0.3:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...base import ExpertPath
 from ..motion import CLOSED, OPEN, Motion, above, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, TARGET_COLORS, Task
 
 _SIZE = (0.045, 0.15, 0.045)  # the block lies along y, away from the robot
@@ -36,7 +36,7 @@ class HandoverBlock(Task):
         "Transfer the {a} block between the grippers, then leave it on the {b} pad.",
     )
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         reach = 0.05 if split == "easy" else 0.07
         side = rng.choice([-1, 1])
         block_at = np.array([side * rng.uniform(0.13, 0.23), rng.uniform(-reach, reach)])
@@ -65,7 +65,7 @@ class HandoverBlock(Task):
     def words(self) -> dict[str, str]:
         return {"a": self._a, "b": self._b}
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         block, pad = scene.pose("block")[:3], scene.pose("pad")[:3]
         return bool(
             np.all(np.abs(block[:2] - pad[:2]) < _TOLERANCE)

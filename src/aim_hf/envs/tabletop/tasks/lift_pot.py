@@ -6,7 +6,7 @@ import numpy as np
 
 from ...base import ARMS, ExpertPath
 from ..motion import CLOSED, Motion, above, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, Task
 
 _RADIUS, _HEIGHT = 0.075, 0.06
@@ -38,7 +38,7 @@ class LiftPot(Task):
         "With two hands, bring the pot up from the table.",
     )
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         largest = (0.07, 0.08) if split == "easy" else (0.09, 0.10)
         x, y = rng.uniform(-1, 1, 2) * largest
         yaw = rng.uniform(-1, 1) * _LARGEST_YAW[split]
@@ -51,7 +51,7 @@ class LiftPot(Task):
     def keep_clear(self) -> list[tuple[float, float]]:
         return [self._at, *(handle[:2] for handle in self._handles.values())]
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         return bool(
             scene.pose("pot")[2] - scene.table_top > _LEAST_LIFT
             and scene.tilt("pot") < _LARGEST_TILT

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...base import ExpertPath
 from ..motion import Motion, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, TARGET_COLORS, Task, arm_beside
 
 _RADIUS, _HEIGHT = 0.027, 0.055
@@ -32,7 +32,7 @@ class MovePillbottlePad(Task):
         "Bring the {a} bottle over to the {b} pad.",
     )
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.24, 0.09) if split == "easy" else (0.25, 0.11)
         side = rng.choice([-1, 1])
         while True:  # until the bottle stands beside the pad; both on one side, so that one arm reaches them
@@ -55,7 +55,7 @@ class MovePillbottlePad(Task):
     def words(self) -> dict[str, str]:
         return {"a": self._a, "b": self._b}
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         bottle, pad = scene.pose("bottle")[:3], scene.pose("pad")[:3]
         return bool(
             np.all(np.abs(bottle[:2] - pad[:2]) < _TOLERANCE)

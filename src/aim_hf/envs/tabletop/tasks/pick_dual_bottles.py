@@ -6,7 +6,7 @@ import numpy as np
 
 from ...base import ARMS, ExpertPath
 from ..motion import CLOSED, Motion, above, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, Task
 
 _RADIUS, _HEIGHT = 0.027, 0.095
@@ -32,7 +32,7 @@ class PickDualBottles(Task):
         "Both bottles should be held above the table, each by an arm.",
     )
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.22, 0.09) if split == "easy" else (0.25, 0.11)
         self._colors = dict(zip(ARMS, map(str, rng.choice(list(COLORS), 2, replace=False)), strict=True))
         self._grasps = {}
@@ -48,7 +48,7 @@ class PickDualBottles(Task):
     def words(self) -> dict[str, str]:
         return self._colors
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         return all(
             scene.pose(f"{arm}_bottle")[2] - scene.table_top > _LEAST_LIFT
             and scene.tilt(f"{arm}_bottle") < _LARGEST_TILT

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...base import ExpertPath
 from ..motion import Motion, above, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, LARGEST_YAW, TARGET_COLORS, Task, arm_beside, cube
 
 _DISC_RADIUS, _DISC_HEIGHT = 0.045, 0.012  # low enough for an open finger to pass above it
@@ -34,7 +34,7 @@ class _PlaceA2B(Task):
         "Bring the {a} cube to the {side} side of the {b} plate.",
     )
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         half_width, half_depth = (0.24, 0.09) if split == "easy" else (0.25, 0.11)
         arm_side = rng.choice([-1, 1])
         while True:  # until the cube is beside neither side of the disc, nor on it
@@ -61,7 +61,7 @@ class _PlaceA2B(Task):
     def words(self) -> dict[str, str]:
         return {"a": self._a, "b": self._b, "side": "left" if self.side < 0 else "right"}
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         cube_at, disc_at = scene.pose("cube")[:3], scene.pose("disc")[:3]
         error = cube_at[:2] - disc_at[:2] - [self.side * _DISTANCE, 0]
         return bool(

@@ -7,7 +7,7 @@ import numpy as np
 from ...base import ExpertPath
 from .. import robot
 from ..motion import CLOSED, Motion, above, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, Task, arm_beside
 
 _LENGTH, _HEIGHT = 0.15, 0.044
@@ -32,7 +32,7 @@ class PressStapler(Task):
         "Hit the head of the {a} stapler with a closed gripper.",
     )
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.20, 0.09) if split == "easy" else (0.22, 0.11)
         at = np.array([rng.choice([-1, 1]) * rng.uniform(0.03, width), rng.uniform(-depth, depth)])
         yaw = rng.uniform(-np.pi, np.pi)
@@ -53,7 +53,7 @@ class PressStapler(Task):
     def words(self) -> dict[str, str]:
         return {"a": self._a}
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         for arm, fingers in scene.fingers.items():
             if scene.gripper(arm) < 0.3:
                 for contact in scene.touching("stapler", fingers):

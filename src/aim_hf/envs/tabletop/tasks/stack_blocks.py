@@ -9,7 +9,7 @@ import numpy as np
 
 from ...base import ExpertPath
 from ..motion import Motion, above, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, LARGEST_YAW, Task, arm_beside, cube
 
 _SIZE = 0.055
@@ -23,7 +23,7 @@ _STACK_TOLERANCE = 0.022
 class _StackBlocks(Task):
     colors: ClassVar[tuple[str, ...]]  # from the bottom up
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         farthest = (0.24, 0.09) if split == "easy" else (0.26, 0.11)
         while True:  # until the cubes leave room for a gripper between them
             places = [rng.uniform((0.12, -farthest[1]), farthest) * [rng.choice([-1, 1]), 1] for _ in self.colors]
@@ -40,7 +40,7 @@ class _StackBlocks(Task):
     def keep_clear(self) -> list[tuple[float, float]]:
         return [point[:2] for point in (*self._cubes, self._goal)]
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         names = [f"{color}_cube" for color in self.colors]
         cubes = [scene.pose(name)[:3] for name in names]
         return bool(

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...base import ExpertPath
 from ..motion import CLOSED, Motion, above, home_poses
-from ..scene import Part, Scene
+from ..scene import Part, TabletopScene
 from .base import COLORS, LARGEST_YAW, TARGET_COLORS, Task, arm_beside
 
 # The knob's foot slides on the table between rails, from one end stop to the other.
@@ -36,7 +36,7 @@ class TurnSwitch(Task):
         "With closed fingers, push the {a} slider over to the {side}.",
     )
 
-    def build(self, scene: Scene, split: str, rng: np.random.Generator) -> None:
+    def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.17, 0.09) if split == "easy" else (0.19, 0.11)
         at = np.array([rng.choice([-1, 1]) * rng.uniform(0.03, width), rng.uniform(-depth, depth)])
         yaw = rng.uniform(-1, 1) * LARGEST_YAW[split]
@@ -56,7 +56,7 @@ class TurnSwitch(Task):
     def words(self) -> dict[str, str]:
         return {"a": self._a, "side": "left" if self._side < 0 else "right"}
 
-    def success(self, scene: Scene) -> bool:
+    def success(self, scene: TabletopScene) -> bool:
         knob = scene.pose("knob")[:3]
         moved = knob[:2] - self._knob_at
         return bool(

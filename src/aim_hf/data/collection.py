@@ -1,0 +1,84 @@
+"""Which episodes a collection is made of, and how a shard of them is recorded."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..envs.base import Environment, SimulatorLost
+from ..envs.names import TASKS
+from ..envs.seeds import episode_seeds, scene_generator
+from .recorder import Failure, record_episode
+from .shards import ShardWriter
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`episodes` episodes of a task, from the first of `seeds` on which the expert succeeds."""
+
+    task: str
+    split: str
+    index: int
+    episodes: int
+    seeds: list[int]
+
+    def writer(self, folder: Path) -> ShardWriter:
+        return ShardWriter(folder, self.split, self.task, self.index)
+
+
+class SeedsExhausted(RuntimeError):
+    """The expert fails on too many of a shard's seeds."""
+
+
+def plan(args: argparse.Namespace) -> list[Shard]:
+    """The shards that hold `args.episodes` episodes of each task and split."""
+    shards = []
+    for split in args.splits:
+        for task in args.tasks or TASKS[args.suite]:
+            for index, first in enumerate(range(0, args.episodes, args.shard_size)):
+                start = args.start_seed + first * args.seeds_per_episode
+                seeds = episode_seeds("train", start, args.shard_size * args.seeds_per_episode)
+                shards.append(Shard(task, split, index, min(args.shard_size, args.episodes - first), seeds))
+    return shards
+
+
+def collect_shard(env: Environment, shard: Shard, writer: ShardWriter, noise: float, progress: tqdm) -> None:
+    """Record what a shard lacks, and finish it.
+
+    Raises:
+        SeedsExhausted: if the seeds run out.
+    """
+    for seed in shard.seeds:
+        if writer.num_episodes >= shard.episodes:
+            break
+        if seed in writer.tried:
+            continue
+        rng = scene_generator(shard.task, shard.split, seed, "noise")
+        try:
+            episode = record_episode(env, seed, noise, rng)
+        except SimulatorLost as lost:
+            episode = Failure(seed, str(lost))
+        if isinstance(episode, Failure):
+            writer.reject(seed, episode.reason)
+            progress.write(f"{shard.task} seed {seed} failed: {episode.reason}")
+        else:
+            writer.add(episode.to_row())
+            progress.update()
+    if writer.num_episodes < shard.episodes:
+        reasons = [reason for reason in writer.tried.values() if reason is not None]
+        raise SeedsExhausted(
+            f"{shard.task}: only {writer.num_episodes} of {shard.episodes} episodes from the {len(shard.seeds)} seeds "
+            f"{shard.seeds[0]}..{shard.seeds[-1]}; raise "
+            f"--seeds_per_episode (in another output folder), or look at why the expert fails: {reasons[-1]}"
+        )
+    writer.finish(
+        {
+            "suite": env.suite,
+            "task": shard.task,
+            "split": shard.split,
+            "noise": noise,
+            "seeds_from": shard.seeds[0],
+            "simulator": env.simulator,
+        }
+    )

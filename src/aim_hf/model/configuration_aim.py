@@ -1,0 +1,150 @@
+"""The configuration of AIM.
+
+Every size and every reading of the paper that a user may want to change is a field here; nothing in the model is
+decided anywhere else. Field names of the video stream are those of diffusers' `WanTransformer3DModel`.
+"""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Keys that `PreTrainedConfig` itself accepts beside the declared fields.
+_BASE_KEYS = {
+    "model_type",
+    "name_or_path",
+    "_name_or_path",
+    "_commit_hash",
+    "torch_dtype",
+    "attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation_internal",
+    "output_attentions",
+    "num_labels",
+    "auto_map",
+    "is_encoder_decoder",
+}
+# Fields of earlier checkpoints, which were False in all that were published.
+_REMOVED = ("value_text_cross_attention", "joint_denoising")
+
+
+@strict
+class AIMConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`AIMForWorldAction`].
+
+    Args:
+        patch_size: (time, height, width) of a video token in latent cells; the time patch must be 1.
+        num_attention_heads, attention_head_dim: the shared attention; their product is the width of the video stream.
+        in_channels, out_channels: channels of the VAE's latents.
+        text_dim: width of the text encoder's features.
+        freq_dim: width of the sinusoidal time embedding.
+        ffn_dim, num_layers, cross_attn_norm, eps: as in `WanTransformer3DModel`.
+        action_dim: numbers in one dual-arm action (16 for `ee`, 14 for `qpos`).
+        action_hidden_size, action_ffn_dim: width of the action head; it has `num_layers` layers too.
+        chunk_latent_frames: F, latent frames that one chunk predicts.
+        actions_per_latent_frame: n, actions in one latent frame; a chunk holds F * n actions.
+        action_lookahead_frames: latent frames beyond its chunk that a prediction's actions go on for, so that there is
+            something to execute while the next chunk is computed (real-time chunking). The paper has none, 0.
+        history_chunks: how many past chunks (the current observation's included) a query may look back on; `None`
+            for all of them.
+        separate_history_head: whether executed actions are encoded by a copy of the action head that stays as it is
+            while the action head is trained further by itself (stage 2). See
+            [`AIMForWorldAction.separate_history_head`].
+        action_reads_value: `False` cuts the value tokens from V_a. It makes the ablation "observations only" of
+            the same network, and nothing else should use it.
+        value_loss_weight, action_loss_weight: lambda_m and lambda_a of eq. (9).
+        video_shift, action_shift: shifts of the two flow-matching schedules, t = s*u / (1 + (s-1)*u).
+        initializer_range: standard deviation of new weights.
+    """
+
+    model_type = "aim"
+
+    # video stream
+    patch_size: list[int] | tuple[int, ...] = (1, 2, 2)
+    num_attention_heads: int = 24
+    attention_head_dim: int = 128
+    in_channels: int = 48
+    out_channels: int = 48
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 14336
+    num_layers: int = 30
+    cross_attn_norm: bool = True
+    eps: float = 1e-6
+    # action head
+    action_dim: int = 16
+    action_hidden_size: int = 1024
+    action_ffn_dim: int = 4096
+    # time
+    chunk_latent_frames: int = 2
+    actions_per_latent_frame: int = 16
+    action_lookahead_frames: int = 0
+    history_chunks: int | None = None
+    separate_history_head: bool = False
+    # readings of eq. (10)
+    action_reads_value: bool = True
+    # objective, eq. (9)
+    value_loss_weight: float | int = 1.0
+    action_loss_weight: float | int = 1.0
+    video_shift: float | int = 5.0
+    action_shift: float | int = 1.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        for name in _REMOVED:
+            if kwargs.pop(name, False):
+                raise ValueError(f"{name} is True; this version of aim-hf has no such model, 0.1.0 had.")
+        unknown = sorted(set(kwargs) - _BASE_KEYS)
+        if unknown:
+            raise ValueError(
+                f"AIMConfig has no field {', '.join(map(repr, unknown))}; see the fields in its docstring."
+            )
+        self.patch_size = tuple(self.patch_size)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict`'s validation: refuses sizes that no AIM model can have."""
+        positive = (
+            *("num_attention_heads", "in_channels", "out_channels", "text_dim", "ffn_dim", "num_layers", "action_dim"),
+            *("action_hidden_size", "action_ffn_dim", "chunk_latent_frames", "actions_per_latent_frame"),
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
+            raise ValueError(f"patch_size is {self.patch_size}; it must be (1, height, width).")
+        if self.attention_head_dim % 2 or self.attention_head_dim < 6:
+            raise ValueError(
+                f"attention_head_dim is {self.attention_head_dim}; rotary positions over time, height and width need "
+                "an even number of at least 6."
+            )
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim is {self.freq_dim}; it must be even.")
+        if self.action_lookahead_frames < 0:
+            raise ValueError(f"action_lookahead_frames is {self.action_lookahead_frames}; it must be at least 0.")
+        if self.history_chunks is not None and self.history_chunks < 1:
+            raise ValueError(
+                f"history_chunks is {self.history_chunks}; it must be at least 1, or None for all history."
+            )
+        for name in ("video_shift", "action_shift"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number.")
+        for name in ("value_loss_weight", "action_loss_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number >= 0.")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the video stream, which is also the common attention width of eq. (7)."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def actions_per_chunk(self) -> int:
+        return self.chunk_latent_frames * self.actions_per_latent_frame
+
+    @property
+    def action_horizon(self) -> int:
+        """Actions in one prediction: the chunk's and the lookahead's."""
+        return (self.chunk_latent_frames + self.action_lookahead_frames) * self.actions_per_latent_frame

@@ -1,0 +1,249 @@
+"""The weights of a video model as AIM's video stream, and an action head that starts from them.
+
+Notable choices:
+- AIM's video stream has the parameter names of diffusers' `WanTransformer3DModel`, so hardly anything is renamed.
+- The model is made on the meta device and filled tensor by tensor from the files: memory holds the weights once.
+- Every tensor of the files must be used, and every parameter of the model must come from somewhere: taken as it is,
+  resampled from a video weight, or made new because no video model has it. [`LoadingReport`] lists all of them, and
+  anything else is an error. What another model has and AIM doesn't need is named here, by [`Layout`].
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+
+from ..utils.files import read_json, reading
+from .checkpoint import refuse_pickles
+from .configuration_aim import AIMConfig
+
+MEND = "download the checkpoint again"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+# Fields of WanTransformer3DModel's config that AIM has under the same name ...
+SHARED_FIELDS = (
+    *("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim"),
+    *("freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps"),
+)
+# ... and those that must have the value of the text-to-video models, the only ones that AIM's video stream is.
+FIXED_FIELDS = {
+    "qk_norm": "rms_norm_across_heads",
+    "image_dim": None,
+    "added_kv_proj_dim": None,
+    "pos_embed_seq_len": None,
+}
+
+# What only the action head has: the way in from action vectors and the way out to them.
+NEW_IN_HEAD = ("action_head.action_embedder.", "action_head.proj_out.")
+SILENT = ("action_head.proj_out.weight", "action_head.proj_out.bias")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model's files name what becomes the video stream.
+
+    left_over: beginnings of the names of tensors that AIM has no use for. renamed: name in the files -> AIM's; such a
+    tensor may have its numbers in another shape.
+    """
+
+    left_over: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    def parameter(self, name: str) -> str | None:
+        """The parameter that the tensor `name` belongs to; None for one that is left over."""
+        return None if name.startswith(self.left_over) else self.renamed.get(name, name)
+
+
+WAN = Layout()
+# One backbone for video and actions, with an entrance and an exit of its own for each. The video's entrance is a
+# linear layer, whose inputs lie in the order of the convolution's; the released files still hold a `patch_embedding`
+# of an earlier version under Wan's own name, which that model doesn't read.
+LINGBOT_VA = Layout(
+    left_over=("patch_embedding.", "action_embedder.", "action_proj_out.", "condition_embedder_action."),
+    renamed={f"patch_embedding_mlp.{name}": f"patch_embedding.{name}" for name in ("weight", "bias")},
+)
+
+
+@dataclass
+class LoadingReport:
+    """Where each parameter came from, and what became of each tensor of the files.
+
+    taken: parameters whose numbers the files hold. resampled: parameter of the action head -> the video weight that it
+    was resampled from. new: parameters that no video model has. left_over: tensors of the files that AIM doesn't use.
+    """
+
+    source: str
+    taken: list[str] = field(default_factory=list)
+    resampled: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        kinds = ("taken", "resampled", "new", "left_over")
+        lines = [f"{self.source}: " + ", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds)]
+        for kind in kinds:
+            names = getattr(self, kind)
+            origins = names if isinstance(names, dict) else {}
+            lines += [f"  {kind:<9}  {name}" + (f" <- {origins[name]}" if origins else "") for name in names]
+        return "\n".join(lines)
+
+
+class TensorFolder:
+    """The tensors of a diffusers component folder: one safetensors file, or several with an index.
+
+    Raises:
+        OSError: if a file is missing, damaged, a pickle, or doesn't hold what the index says; it is named.
+    """
+
+    def __init__(self, folder: Path):
+        if folder.is_dir():
+            refuse_pickles(folder)
+        index, single = folder / f"{WEIGHTS}.index.json", folder / WEIGHTS
+        if index.is_file():
+            with reading(index, MEND):
+                listed = {str(name): str(file) for name, file in dict(read_json(index, MEND)["weight_map"]).items()}
+        elif single.is_file():
+            listed = None
+        else:
+            raise OSError(f"{folder} has neither {WEIGHTS} nor {index.name}; {MEND}.")
+        self.folder, self.shapes, self._files = folder, {}, {}
+        for file in sorted({folder / name for name in listed.values()} if listed else [single]):
+            with reading(file, MEND), safe_open(file, framework="pt") as tensors:
+                found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+            expected = {name for name, place in listed.items() if folder / place == file} if listed else set(found)
+            if expected != set(found):
+                raise OSError(
+                    f"{file} doesn't hold what {index.name} says: it lacks {sorted(expected - set(found))} and has "
+                    f"also {sorted(set(found) - expected)}; {MEND}."
+                )
+            self.shapes |= found
+            self._files[file] = sorted(found)
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and tensor, file by file."""
+        for file, names in self._files.items():
+            with safe_open(file, framework="pt") as tensors:
+                for name in names:
+                    yield name, tensors.get_tensor(name)
+
+
+def wan_config(folder: Path, **fields: Any) -> AIMConfig:
+    """The AIMConfig of a `WanTransformer3DModel` folder; `fields` are those of the action head, of time and so on.
+
+    Raises:
+        OSError: if the folder has no config.json.
+        ValueError: if the model is of another kind than AIM's video stream, or `fields` contradict it.
+    """
+    stored = read_json(folder / "config.json", "give the folder of a WanTransformer3DModel")
+    for name, value in FIXED_FIELDS.items():
+        if stored.get(name, value) != value:
+            raise ValueError(f"{folder}: {name} is {stored[name]!r}; AIM's video stream needs {value!r}.")
+    contradicted = sorted(name for name in fields if name in SHARED_FIELDS and fields[name] != stored.get(name))
+    if contradicted:
+        raise ValueError(f"{', '.join(contradicted)} can't be chosen: the weights in {folder} decide.")
+    missing = [name for name in SHARED_FIELDS if name not in stored]
+    if missing:
+        raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}; it is no WanTransformer3DModel's.")
+    return AIMConfig(**{name: stored[name] for name in SHARED_FIELDS} | fields)
+
+
+def load_video_stream(
+    model: torch.nn.Module, folder: Path, layout: Layout = WAN, dtype: torch.dtype | None = None
+) -> LoadingReport:
+    """Fills an [`AIMForWorldAction`] on the meta device: the video stream from `folder`, the action head from it.
+
+    Args:
+        model: all of its parameters on the meta device.
+        folder: of a transformer in diffusers' layout.
+        layout: how its files name things.
+        dtype: of the model; as stored if not given.
+
+    Raises:
+        OSError: for a missing or damaged file.
+        ValueError: for tensors that are missing, unknown or of another shape; all of them are named.
+    """
+    tensors = TensorFolder(folder)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    head = {name for name in shapes if name.startswith("action_head.") or ".action." in name}
+    made_new = {name for name in shapes if name == "value_noise_token.weight" or name.startswith(NEW_IN_HEAD)}
+    _check_fit(tensors, {name: shapes[name] for name in shapes.keys() - head - made_new}, layout)
+
+    report = LoadingReport(str(folder))
+    for stored_name, tensor in tensors:
+        name = layout.parameter(stored_name)
+        if name is None:
+            report.left_over.append(stored_name)
+            continue
+        tensor = tensor.to(dtype or tensor.dtype).view(shapes[name])
+        _set(model, name, tensor)
+        report.taken.append(name)
+        target = counterpart(name)
+        if target in head - made_new:
+            parts = 6 if ".time_proj." in name else 1
+            _set(model, target, resample(tensor, shapes[target], parts))
+            report.resampled[target] = name
+    for name in sorted(made_new):
+        # A new head starts silent; the rest is left to the model's own initialization.
+        _set(model, name, torch.zeros(shapes[name], dtype=dtype or model.dtype), is_filled=name in SILENT)
+        report.new.append(name)
+    model.initialize_weights()  # of what is not filled
+    return report
+
+
+def counterpart(name: str) -> str:
+    """What the action head or expert calls its parameter of the same part as `name` of the video stream."""
+    if name.startswith("blocks."):
+        blocks, number, rest = name.split(".", 2)
+        return f"{blocks}.{number}.action.{rest}"
+    return f"action_head.{name}"
+
+
+def _check_fit(tensors: TensorFolder, expected: dict[str, tuple[int, ...]], layout: Layout) -> None:
+    given = {name: layout.parameter(name) for name in tensors.shapes}
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - set(given.values()))]
+    for name, parameter in sorted(given.items()):
+        shape = tensors.shapes[name]
+        if parameter is None:
+            continue
+        if parameter not in expected:
+            problems.append(f"{name} is unknown")
+        elif shape != expected[parameter] and (
+            parameter == name or math.prod(shape) != math.prod(expected[parameter])
+        ):
+            problems.append(f"{name} has shape {shape}, expected {expected[parameter]}")
+    if problems:
+        raise ValueError(f"{tensors.folder} doesn't fit AIM's video stream: {'; '.join(problems)}.")
+
+
+def resample(weight: torch.Tensor, shape: tuple[int, ...], parts: int = 1) -> torch.Tensor:
+    """A video weight at the size of the action head: each axis interpolated linearly.
+
+    A matrix whose inputs change in number from n to m is multiplied by sqrt(n / m), so that its outputs keep their
+    size.
+
+    Args:
+        parts: the first axis is this many blocks, one after the other, each to be resampled by itself.
+    """
+    if parts > 1:
+        pieces = [resample(piece, (shape[0] // parts, *shape[1:])) for piece in weight.chunk(parts)]
+        return torch.cat(pieces)
+    result = weight.float()
+    for axis, length in enumerate(shape):
+        if length != result.shape[axis]:
+            rows = result.movedim(axis, -1)
+            flat = F.interpolate(rows.reshape(1, -1, rows.shape[-1]), size=length, mode="linear")
+            result = flat.reshape(*rows.shape[:-1], length).movedim(-1, axis)
+    if weight.ndim == 2:
+        result = result * math.sqrt(weight.shape[1] / shape[1])
+    return result.to(weight.dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _set(model: torch.nn.Module, name: str, tensor: torch.Tensor, is_filled: bool = True) -> None:
+    module, _, leaf = name.rpartition(".")
+    parameter = torch.nn.Parameter(tensor)
+    parameter._is_hf_initialized = is_filled  # transformers' mark; `initialize_weights` passes over what has it
+    setattr(model.get_submodule(module), leaf, parameter)

@@ -1,0 +1,632 @@
+"""Between the robot's world and AIM's: camera pictures, value maps, actions and words, there and back.
+
+Notable choices:
+- Pictures are numpy arrays, (..., height, width, 3), as simulators and datasets hold them. What a network eats, and
+  actions, are torch tensors.
+- Cameras are packed into one T-pose canvas. Each has the size that it delivers and the slot that it fills; where the
+  two differ the picture is resized (antialiased bilinear, which averages over the area when it shrinks).
+- Public methods take and give actions in physical units. The network sees them relative to the episode's first pose
+  (action space `ee`) and scaled by quantiles, or by their whole range where quantiles would cut off what a number
+  seldom does; both steps are undone exactly.
+- Quaternions are wxyz everywhere.
+"""
+
+import inspect
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import BatchFeature, ProcessorMixin
+
+from ..utils.checks import check_number, check_whole, quoted
+
+ACTION_SPACES = ("ee", "qpos")
+# `ee`: left xyz (3), quaternion wxyz (4), gripper (1); right likewise.
+EE_ACTION_DIM = 16
+QUANTILES, RANGE = ("q01", "q99"), ("min", "max")  # of action statistics
+FURTHEST = 5.0  # where the quantiles would scale a number of the training set beyond this, its range scales it
+# Whatever a robot says of itself lies within this: metres of a pose, and half-ranges of an action. Far beyond what any
+# of them does, and near enough for the network's numbers to stay finite in every dtype but float16.
+LARGEST = 1000.0
+
+# The first call sets how a tokenizer pads, which fails while another one runs.
+_tokenizer_lock = threading.Lock()
+
+
+def t_pose_canvas(
+    canvas_size: tuple[int, int], head_size: tuple[int, int], wrist_size: tuple[int, int]
+) -> dict[str, dict[str, list[int]]]:
+    """The T-pose layout: the head camera on the upper two thirds, left and right wrist side by side below.
+
+    Args:
+        canvas_size, head_size, wrist_size: (height, width) in pixels of the canvas, and of what the cameras deliver.
+
+    Returns:
+        The `cameras` of [`AIMProcessor`].
+
+    Raises:
+        ValueError: if the canvas can't be cut into thirds of its height and halves of its width.
+    """
+    height, width = canvas_size
+    if height % 3 or width % 2:
+        raise ValueError(f"canvas_size is {tuple(canvas_size)}; a T-pose needs height % 3 == 0 and width % 2 == 0.")
+    third, half = height // 3, width // 2
+    return {
+        "head_camera": {"size": list(head_size), "slot": [0, 0, 2 * third, width]},
+        "left_camera": {"size": list(wrist_size), "slot": [2 * third, 0, third, half]},
+        "right_camera": {"size": list(wrist_size), "slot": [2 * third, half, third, half]},
+    }
+
+
+class AIMProcessor(ProcessorMixin):
+    r"""
+    Packs and unpacks what goes into and comes out of [`AIMForWorldAction`]; all its fields are saved in
+    `processor_config.json`.
+
+    Args:
+        tokenizer: the tokenizer of the text encoder.
+        canvas_size: (height, width) of the canvas in pixels.
+        cameras: camera name -> `{"size": [height, width], "slot": [top, left, height, width]}`: the size that the
+            camera delivers, and its place on the canvas. See [`t_pose_canvas`].
+        action_space: `"ee"` or `"qpos"`.
+            `ee`: 16 numbers, per arm (left, right) xyz in metres, unit quaternion wxyz, gripper 0 closed .. 1 open.
+            The network sees them relative to the episode's first pose (p0, q0) of that arm: `xyz - p0` along the
+            world's axes, `q0^-1 * q` with w >= 0 (the two signs name one rotation), gripper as it is.
+            `qpos`: joint angles in radians and grippers, absolute.
+        action_dim: numbers in one action; 16 for `ee`, the robot's own for `qpos` (14 for 6 joints + gripper an arm).
+        action_statistics: `{"q01": [...], "q99": [...], "min": [...], "max": [...]}` of what the network sees before
+            scaling, from `compute_action_statistics`. May be set later; (un)normalizing needs it. Older checkpoints
+            know the quantiles alone.
+        minimum_half_range: least half-range of a dimension in its own unit, so that one which hardly moves in the
+            data (an idle arm) is not blown up to noise.
+        max_text_length: tokens that every instruction is padded to.
+        fps: control steps a second that the actions were recorded at, and are to be executed at; None if unknown.
+
+    Raises:
+        ValueError: if slots overlap or leave the canvas, or action fields don't fit together.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        canvas_size: Sequence[int],
+        cameras: Mapping[str, Mapping[str, Sequence[int]]],
+        action_space: str = "ee",
+        action_dim: int = EE_ACTION_DIM,
+        action_statistics: Mapping[str, Sequence[float]] | None = None,
+        minimum_half_range: float = 0.01,
+        max_text_length: int = 512,
+        fps: float | None = None,
+    ):
+        self.canvas_size = _whole_numbers("canvas_size", canvas_size, 2)
+        if not cameras:
+            raise ValueError("cameras are none; expected at least one, name -> its size and slot.")
+        # Sorted as in the saved JSON, so that a loaded processor goes through them in the same order.
+        self.cameras = {}
+        for name in sorted(cameras):
+            if missing := [key for key in ("size", "slot") if key not in cameras[name]]:
+                raise ValueError(f"camera {name} has no {', '.join(missing)}; expected size and slot.")
+            size = _whole_numbers(f"size of {name}", cameras[name]["size"], 2)
+            self.cameras[name] = {
+                "size": size,
+                "slot": _whole_numbers(f"slot of {name}", cameras[name]["slot"], 4, -math.inf),
+            }
+        self._check_slots()
+        if action_space not in ACTION_SPACES:
+            raise ValueError(f"action_space is {action_space!r}; expected one of {ACTION_SPACES}.")
+        if action_space == "ee" and action_dim != EE_ACTION_DIM:
+            raise ValueError(f"action_dim is {action_dim}; actions of space 'ee' have {EE_ACTION_DIM} numbers.")
+        self.action_space = action_space
+        self.action_dim = check_whole("action_dim", action_dim)
+        if not 0 < minimum_half_range < math.inf:
+            raise ValueError(f"minimum_half_range is {minimum_half_range}; it must be positive, and finite.")
+        self.minimum_half_range = minimum_half_range
+        self.action_statistics = action_statistics
+        self.max_text_length = check_whole("max_text_length", max_text_length)
+        self.fps = fps
+        if tokenizer.pad_token is None:
+            raise ValueError("the tokenizer has no pad token; set one, or restore its tokenizer_config.json.")
+        super().__init__(tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AIMProcessor":
+        """As `ProcessorMixin.from_pretrained`. Raises OSError for a path that is no folder, without asking the Hub."""
+        folder = pretrained_model_name_or_path
+        if isinstance(folder, os.PathLike) and not os.path.isdir(folder):
+            raise OSError(f"{folder} is no folder; expected the processor/ of a checkpoint.")
+        return super().from_pretrained(folder, **kwargs)
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
+        # The base class fills in what a damaged processor_config.json lacks, and drops what it doesn't know.
+        fields = set(inspect.signature(cls.__init__).parameters) - {"self", "tokenizer"}
+        # Processors of before there was a rate don't know theirs.
+        found = set(processor_dict) - {"processor_class", "auto_map"} | {"fps"}
+        if found != fields:
+            raise ValueError(
+                f"processor_config.json lacks {sorted(fields - found)} and has unknown {sorted(found - fields)}; it "
+                "is missing, damaged or of another version. Save the processor again."
+            )
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    def _check_slots(self):
+        height, width = self.canvas_size
+        taken = np.zeros((height, width), dtype=bool)
+        for name, camera in self.cameras.items():
+            top, left, h, w = camera["slot"]
+            if top < 0 or left < 0 or h < 1 or w < 1 or top + h > height or left + w > width:
+                raise ValueError(
+                    f"slot of {name} is {camera['slot']} (top, left, height, width); it must lie within the canvas of "
+                    f"{height} x {width}."
+                )
+            if taken[top : top + h, left : left + w].any():
+                raise ValueError(f"slot of {name}, {camera['slot']}, overlaps another one; move it.")
+            taken[top : top + h, left : left + w] = True
+
+    @property
+    def action_statistics(self) -> dict[str, list[float]] | None:
+        return self.__dict__["action_statistics"]
+
+    @action_statistics.setter
+    def action_statistics(self, statistics: Mapping[str, Sequence[float]] | None):
+        if statistics is not None:
+            if set(statistics) not in ({*QUANTILES}, {*QUANTILES, *RANGE}):
+                raise ValueError(
+                    f"action_statistics have {', '.join(sorted(statistics))}; expected q01, q99, min, max, "
+                    "as compute_action_statistics returns them."
+                )
+            statistics = {name: [float(x) for x in values] for name, values in statistics.items()}
+            for name, values in statistics.items():
+                if len(values) != self.action_dim or not all(map(math.isfinite, values)):
+                    raise ValueError(
+                        f"action_statistics[{name!r}] is {values}; expected {self.action_dim} finite numbers, as "
+                        "compute_action_statistics returns them."
+                    )
+            rising = [name for name in ("min", "q01", "q99", "max") if name in statistics]
+            for low, high in zip(rising, rising[1:]):
+                if any(a > b for a, b in zip(statistics[low], statistics[high], strict=True)):
+                    raise ValueError(f"action_statistics have a {low} above its {high}; recompute them.")
+        self.__dict__["action_statistics"] = statistics
+
+    @property
+    def fps(self) -> float | None:
+        return self.__dict__["fps"]
+
+    @fps.setter
+    def fps(self, fps: float | None):
+        self.__dict__["fps"] = None if fps is None else check_number("fps", fps, least=1e-3)
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        views: Mapping[str, np.ndarray] | None = None,
+        actions=None,
+        initial_pose=None,
+    ) -> BatchFeature:
+        """What a network eats, for whatever is given.
+
+        Args:
+            text: instruction(s); gives `input_ids` and `attention_mask` (B, max_text_length).
+            views: camera -> uint8 (B, T, H, W, 3); gives `pixel_values` (B, 3, T, canvas height, canvas width).
+            actions, initial_pose: as in `normalize_actions`; gives `actions` (..., T, action_dim).
+        """
+        data = {}
+        if text is not None:
+            data.update(self.tokenize(text))
+        if views is not None:
+            data["pixel_values"] = self.canvas_to_pixels(self.pack_canvas(views))
+        if actions is not None:
+            data["actions"] = self.normalize_actions(actions, initial_pose)
+        return BatchFeature(data)
+
+    # Words
+
+    def tokenize(self, text: str | Sequence[str], allow_empty: bool = False) -> BatchFeature:
+        """`input_ids` and `attention_mask`, long (B, max_text_length), padded at the end.
+
+        Args:
+            allow_empty: take "" too: the absence of an instruction, which guidance compares with.
+
+        Raises:
+            ValueError: for an instruction that is empty, no words or too long (nothing is cut off silently).
+        """
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, Sequence) or not len(texts):
+            raise ValueError(f"instruction is {text!r}; expected words, or a list with those of each row.")
+        texts = list(texts)
+        for i, t in enumerate(texts):
+            if not isinstance(t, str) or not (t.strip() or allow_empty):
+                raise ValueError(f"instruction {i} is {t!r}; expected words. Say what the robot should do.")
+            if any("\ud800" <= character <= "\udfff" for character in t):
+                raise ValueError(f"instruction {i} is {t!r}; expected Unicode text, and half a character is none.")
+        most = self.max_text_length
+        with _tokenizer_lock:
+            tokens = self.tokenizer(
+                list(texts), padding="max_length", max_length=most, return_tensors=None, verbose=False
+            )
+        for t, ids in zip(texts, tokens["input_ids"], strict=True):
+            if len(ids) > most:
+                raise ValueError(
+                    f"instructions have at most {most} tokens (about {most * len(t) // len(ids)} characters); this "
+                    f"one has {len(ids)}: {quoted(t)}. Shorten it."
+                )
+        return BatchFeature({name: torch.tensor(tokens[name]) for name in ("input_ids", "attention_mask")})
+
+    # Pictures
+
+    def pack_canvas(self, views: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Packs one picture, or clip, or batch of clips, a camera into canvases.
+
+        Args:
+            views: camera -> uint8 (..., H, W, 3), H and W the camera's size; the same leading shape for all.
+
+        Returns:
+            uint8 (..., canvas height, canvas width, 3); black where no camera has its slot.
+
+        Raises:
+            ValueError: for wrong camera names, sizes or dtypes.
+        """
+        if set(views) != set(self.cameras):
+            raise ValueError(f"cameras are {sorted(views)}; expected {sorted(self.cameras)}. Rename or complete them.")
+        views = {name: _array(f"picture of {name}", views[name]) for name in self.cameras}
+        leading = next(iter(views.values())).shape[:-3]
+        canvas = np.zeros((*leading, *self.canvas_size, 3), dtype=np.uint8)
+        for name, camera in self.cameras.items():
+            view, expected = views[name], (*leading, *camera["size"], 3)
+            if view.dtype != np.uint8:
+                raise ValueError(f"picture of {name} has dtype {view.dtype}; expected uint8 RGB. Convert it.")
+            if view.shape != expected:
+                raise ValueError(
+                    f"picture of {name} has shape {view.shape}; expected {expected} (height, width and RGB last). "
+                    "Render at this size, or load a processor made for that camera."
+                )
+            top, left, h, w = camera["slot"]
+            canvas[..., top : top + h, left : left + w, :] = _resize(view, (h, w))
+        return canvas
+
+    def unpack_canvas(self, canvas: np.ndarray) -> dict[str, np.ndarray]:
+        """Cuts canvases into the cameras' pictures, at the cameras' sizes: the inverse of `pack_canvas`, exact where
+        slot and size agree.
+
+        Args:
+            canvas: (..., canvas height, canvas width, channels), uint8 or floating point.
+
+        Returns:
+            camera -> (..., H, W, channels), same dtype.
+
+        Raises:
+            ValueError: for a canvas of another size.
+        """
+        canvas = np.asarray(canvas)
+        if canvas.ndim < 3 or list(canvas.shape[-3:-1]) != self.canvas_size:
+            raise ValueError(
+                f"canvas has shape {canvas.shape}; expected (..., height, width, channels) with height and width "
+                f"{self.canvas_size}."
+            )
+        views = {}
+        for name, camera in self.cameras.items():
+            top, left, h, w = camera["slot"]
+            views[name] = _resize(canvas[..., top : top + h, left : left + w, :], camera["size"])
+        return views
+
+    def canvas_to_pixels(self, canvas: np.ndarray) -> torch.Tensor:
+        """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) in [-1, 1], the VAE's input."""
+        canvas = np.asarray(canvas)
+        if canvas.dtype != np.uint8 or canvas.ndim != 5 or canvas.shape[-1] != 3:
+            raise ValueError(f"canvas is {canvas.dtype} {canvas.shape}; expected uint8 (B, T, H, W, 3).")
+        return torch.from_numpy(canvas).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+    def pixels_to_canvas(self, pixels: torch.Tensor) -> np.ndarray:
+        """(B, 3, T, H, W) in [-1, 1] -> float32 (B, T, H, W, 3) in [0, 1]."""
+        return (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+    def value_to_rgb(self, value_map: np.ndarray) -> np.ndarray:
+        """Scalar map in [0, 1], (..., H, W) -> gray RGB picture, uint8 (..., H, W, 3)."""
+        value_map = _array("value map", value_map)
+        if value_map.dtype.kind not in "fiub":
+            raise ValueError(f"value map has dtype {value_map.dtype}; expected numbers in [0, 1].")
+        if not ((value_map >= 0) & (value_map <= 1)).all():
+            raise ValueError(
+                f"value map spans {value_map.min()} to {value_map.max()}; expected numbers in [0, 1] and no NaN."
+            )
+        gray = np.round(value_map * 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=-1)
+
+    def rgb_to_value(self, rgb: np.ndarray) -> np.ndarray:
+        """The scalar of a value picture: its channel mean, clamped. (..., H, W, 3), uint8 or floating point in
+        [0, 1] -> float32 (..., H, W) in [0, 1]."""
+        rgb = np.asarray(rgb)
+        scale = 255 if rgb.dtype == np.uint8 else 1
+        return np.clip(rgb.mean(axis=-1, dtype=np.float32) / scale, 0, 1)
+
+    # Observations, in RoboTwin's layout
+
+    def observation_views(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """camera -> uint8 (H, W, 3) of one observation; cameras without a slot are left out."""
+        pictures = observation.get("observation") if isinstance(observation, Mapping) else None
+        if not isinstance(pictures, Mapping):
+            raise ValueError(
+                f'observation is {type(observation).__name__} without "observation"; expected a dict in RoboTwin\'s '
+                'layout, with observation["observation"][camera]["rgb"] for each of ' + f"{sorted(self.cameras)}."
+            )
+        taken = {name for name, camera in pictures.items() if isinstance(camera, Mapping) and "rgb" in camera}
+        if missing := [name for name in self.cameras if name not in taken]:
+            raise ValueError(
+                f"observation has no camera {', '.join(missing)} (it has {sorted(taken)}); expected "
+                'observation["observation"][camera]["rgb"] for each of ' + f"{sorted(self.cameras)}."
+            )
+        return {name: pictures[name]["rgb"] for name in self.cameras}
+
+    def initial_pose(self, observation: Mapping[str, Any]) -> torch.Tensor:
+        """Both arms' measured pose in the layout of an `ee` action, float64 (16,); actions are relative to it."""
+        endpose = observation.get("endpose") or {}
+        keys = ("left_endpose", "left_gripper", "right_endpose", "right_gripper")
+        missing = [key for key in keys if key not in endpose]
+        if missing:
+            raise ValueError(
+                f"observation['endpose'] has no {', '.join(missing)}; action space 'ee' needs {', '.join(keys)}."
+            )
+        parts = []
+        for key in keys:
+            expected = 1 if key.endswith("gripper") else 7
+            try:
+                parts.append(np.atleast_1d(np.asarray(endpose[key], dtype=np.float64)))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"observation['endpose'][{key!r}] is no array of numbers: {error}.") from error
+            if parts[-1].shape != (expected,):
+                raise ValueError(
+                    f"observation['endpose'][{key!r}] has shape {parts[-1].shape}; expected ({expected},)."
+                )
+        pose = np.concatenate(parts)
+        pose = self._check_actions(pose, "pose of the first observation")
+        check_magnitude("pose of the first observation", pose)
+        return pose
+
+    # Actions
+
+    def relative_actions(self, actions, initial_pose=None) -> torch.Tensor:
+        """Physical actions as the network sees them before scaling.
+
+        Args:
+            actions: (..., T, action_dim).
+            initial_pose: (..., 16), the episode's first pose; needed by `ee`, ignored by `qpos`.
+        """
+        actions = self._check_actions(actions, "actions")
+        if self.action_space == "qpos":
+            return actions
+        initial = self._check_initial_pose(initial_pose, actions)
+        parts = []
+        for (xyz, quaternion, gripper), (xyz0, quaternion0, _) in zip(_arms(actions), _arms(initial), strict=True):
+            rotation = _quaternion_product(_quaternion_inverse(quaternion0), quaternion)
+            rotation = torch.where(rotation[..., :1] < 0, -rotation, rotation)
+            parts += [xyz - xyz0, rotation, gripper]
+        return torch.cat(parts, dim=-1)
+
+    def absolute_actions(self, actions, initial_pose=None) -> torch.Tensor:
+        """The inverse of `relative_actions`. Quaternions are brought to unit length (a network's output is not), and
+        come back in the hemisphere of the first pose's."""
+        actions = torch.as_tensor(actions)
+        if self.action_space == "qpos":
+            return actions
+        initial = self._check_initial_pose(initial_pose, actions)
+        parts = []
+        for (xyz, rotation, gripper), (xyz0, quaternion0, _) in zip(_arms(actions), _arms(initial), strict=True):
+            length = rotation.norm(dim=-1, keepdim=True)
+            if (length == 0).any():
+                raise ValueError("relative actions have a rotation of length 0; expected quaternions wxyz.")
+            rotation = rotation / length
+            parts += [xyz + xyz0, _quaternion_product(quaternion0, rotation), gripper]
+        return torch.cat(parts, dim=-1)
+
+    def compute_action_statistics(self, actions) -> dict[str, list[float]]:
+        """1 % and 99 % quantiles, least and largest of each dimension. Assign them to `action_statistics`.
+
+        Args:
+            actions: (N, action_dim), results of `relative_actions` over the whole training set.
+        """
+        actions = torch.as_tensor(actions).double().numpy()
+        if actions.ndim != 2 or actions.shape[1] != self.action_dim or not len(actions):
+            raise ValueError(f"actions have shape {actions.shape}; expected (N, {self.action_dim}) with N >= 1.")
+        if not np.isfinite(actions).all():
+            raise ValueError("actions have NaN or infinite numbers; drop or repair those steps.")
+        low, high = np.quantile(actions, [0.01, 0.99], axis=0)
+        statistics = {"q01": low, "q99": high, "min": actions.min(axis=0), "max": actions.max(axis=0)}
+        return {name: values.tolist() for name, values in statistics.items()}
+
+    @property
+    def moving_dimensions(self) -> torch.Tensor:
+        """(action_dim,), False for numbers that never change in the training set: an arm that this robot lacks."""
+        self._check_statistics()
+        low, high = self._statistics(RANGE if "min" in self.action_statistics else QUANTILES)
+        return high > low
+
+    def normalize_actions(self, actions, initial_pose=None) -> torch.Tensor:
+        """Physical actions -> what the network sees: relative, with q01 at -1 and q99 at 1.
+
+        Nothing is clipped: the 2 % of actions outside the quantiles lie outside [-1, 1], so that the inverse is exact.
+        A number that would come to lie beyond 5 there, such as a gripper that closes in 0.6 % of the frames, is scaled
+        by its whole range: least at -1, largest at 1.
+
+        Args:
+            actions: (..., T, action_dim) in physical units.
+            initial_pose: (..., 16), the episode's first pose; needed by `ee`, ignored by `qpos`.
+
+        Returns:
+            (..., T, action_dim), the dtype of `actions`.
+
+        Raises:
+            ValueError: for a wrong width, NaN, quaternions that aren't unit, or missing statistics.
+        """
+        return self.scale_actions(self.relative_actions(actions, initial_pose))
+
+    def scale_actions(self, relative: torch.Tensor) -> torch.Tensor:
+        """The second half of `normalize_actions`: what `relative_actions` gave, scaled."""
+        relative = _floating(relative)
+        center, half_range = self._scale(relative)
+        return (relative - center) / half_range
+
+    def normalize_executed(self, name: str, actions: torch.Tensor, initial_pose=None) -> torch.Tensor:
+        """`normalize_actions` of what a robot says that it executes: numbers that none can have executed are refused,
+        before a network sees them.
+
+        Args:
+            name: of the actions in messages.
+
+        Raises:
+            ValueError: for numbers further than `LARGEST` half-ranges from the middle of the training set's, too.
+        """
+        relative = self.relative_actions(actions, initial_pose)
+        center, half_range = self._scale(relative)
+        name += ", relative to the first pose" if self.action_space == "ee" else ""
+        check_magnitude(name, relative, center, half_range)
+        return (relative - center) / half_range
+
+    def unnormalize_actions(self, actions, initial_pose=None) -> torch.Tensor:
+        """The inverse of `normalize_actions`: the network's (..., T, action_dim) -> physical units, absolute.
+
+        Raises:
+            ValueError: for a wrong width, NaN or missing statistics.
+        """
+        actions = _floating(actions)
+        self._check_numbers(actions, "normalized actions")
+        center, half_range = self._scale(actions)
+        return self.absolute_actions(actions * half_range + center, initial_pose)
+
+    def _scale(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._check_statistics()
+
+        def scale(low, high):
+            return (low + high) / 2, ((high - low) / 2).clamp(min=self.minimum_half_range)
+
+        center, half_range = scale(*self._statistics(QUANTILES))
+        if "min" in self.action_statistics:
+            low, high = self._statistics(RANGE)
+            beyond = torch.maximum(center - low, high - center) > FURTHEST * half_range
+            center, half_range = (torch.where(beyond, *pair) for pair in zip(scale(low, high), (center, half_range)))
+        return center.to(actions), half_range.to(actions)
+
+    def _statistics(self, names: tuple[str, str]) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in names)
+
+    def _check_statistics(self):
+        if self.action_statistics is None:
+            raise ValueError(
+                "action_statistics are not set; assign what compute_action_statistics(...) gives for the training set."
+            )
+
+    def _check_numbers(self, actions: torch.Tensor, name: str):
+        if actions.ndim < 1 or actions.shape[-1] != self.action_dim:
+            raise ValueError(
+                f"{name} have shape {tuple(actions.shape)}; expected (..., {self.action_dim}) for action space "
+                f"{self.action_space!r}."
+            )
+        if not torch.isfinite(actions).all():
+            raise ValueError(f"{name} have NaN or infinite numbers; find where they come from.")
+
+    def _check_actions(self, actions, name: str) -> torch.Tensor:
+        actions = _floating(actions)
+        self._check_numbers(actions, name)
+        if self.action_space == "ee":
+            for arm, (_, quaternion, _) in zip(("left", "right"), _arms(actions), strict=True):
+                norm = quaternion.norm(dim=-1)
+                if ((norm - 1).abs() > 0.01).any():
+                    raise ValueError(
+                        f"{name} have a {arm} quaternion of length {norm.flatten()[(norm - 1).abs().argmax()]:.3g}; "
+                        "expected unit quaternions wxyz at numbers 3..6 of an arm. Check the order of the numbers."
+                    )
+        return actions
+
+    def _check_initial_pose(self, initial_pose, actions: torch.Tensor) -> torch.Tensor:
+        if initial_pose is None:
+            raise ValueError("initial_pose is missing; actions of space 'ee' are relative to the first pose.")
+        initial = self._check_actions(initial_pose, "initial_pose").to(actions)
+        if initial.shape[:-1] != actions.shape[:-2]:
+            raise ValueError(
+                f"initial_pose has shape {tuple(initial.shape)} and actions {tuple(actions.shape)}; expected "
+                "(..., 16) and (..., T, 16) with the same leading shape: one pose an episode."
+            )
+        return initial.unsqueeze(-2)
+
+
+def _whole_numbers(name: str, numbers: Sequence[int], count: int, least: float = 1) -> list[int]:
+    """Raises ValueError unless these are `count` whole numbers of at least `least`."""
+    several = isinstance(numbers, Sequence | np.ndarray) and not isinstance(numbers, str) and len(numbers) == count
+    if not several or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= least for n in numbers):
+        above = f", each at least {least}" if math.isfinite(least) else ""
+        raise ValueError(f"{name} is {numbers!r}; expected {count} whole numbers{above}.")
+    return [int(number) for number in numbers]
+
+
+def _array(name: str, values) -> np.ndarray:
+    """Raises ValueError, by name, for lists of unequal length."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array ({error}); expected an array of numbers.") from error
+
+
+def _floating(numbers) -> torch.Tensor:
+    """As a tensor; whole numbers in float64, since an integer has no room for what they are scaled to."""
+    tensor = torch.as_tensor(numbers)
+    return tensor if tensor.is_floating_point() else tensor.double()
+
+
+def check_magnitude(name: str, numbers: torch.Tensor, center=0.0, unit=1.0) -> None:
+    """Raises ValueError for a number that is further than `LARGEST` units from the center, naming its place."""
+    far = (numbers - center).abs() > LARGEST * unit
+    if far.any():
+        place = far.nonzero()[0].tolist()
+        ends = (torch.as_tensor(center + side * LARGEST * unit).expand_as(numbers) for side in (-1, 1))
+        low, high = (end[tuple(place)].item() for end in ends)
+        raise ValueError(
+            f"{name}: number {place} is {numbers[tuple(place)].item():.3g}; expected {low:.3g} to {high:.3g}, and "
+            "usually far less. Look at its unit, and at what made it."
+        )
+
+
+def _resize(pictures: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """(..., H, W, C) -> (..., *size, C), same dtype; the very same pictures where the size is right already."""
+    *leading, height, width, channels = pictures.shape
+    if (height, width) == tuple(size):
+        return pictures
+    flat = torch.from_numpy(np.ascontiguousarray(pictures).reshape(-1, height, width, channels)).permute(0, 3, 1, 2)
+    resized = F.interpolate(flat.float(), size=tuple(size), mode="bilinear", antialias=True)
+    resized = resized.permute(0, 2, 3, 1).numpy()
+    if pictures.dtype == np.uint8:
+        resized = resized.round().clip(0, 255)
+    return resized.astype(pictures.dtype).reshape(*leading, *size, channels)
+
+
+def _arms(actions: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """xyz, quaternion and gripper of the left, then of the right arm."""
+    for arm in actions.split(8, dim=-1):
+        yield arm[..., :3], arm[..., 3:7], arm[..., 7:]
+
+
+def _quaternion_inverse(q: torch.Tensor) -> torch.Tensor:
+    return torch.cat([q[..., :1], -q[..., 1:]], dim=-1) / q.square().sum(-1, keepdim=True)
+
+
+def _quaternion_product(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    p, q = torch.broadcast_tensors(p, q)
+    pw, pv, qw, qv = p[..., :1], p[..., 1:], q[..., :1], q[..., 1:]
+    scalar = pw * qw - (pv * qv).sum(-1, keepdim=True)
+    return torch.cat([scalar, pw * qv + qw * pv + torch.linalg.cross(pv, qv)], dim=-1)
+
+
+def robotwin_processor(tokenizer, action_space: str = "ee", **kwargs) -> AIMProcessor:
+    """The processor for RoboTwin 2.0: three cameras of 240 x 320 on a T-pose canvas of 384 x 320.
+
+    Args:
+        tokenizer: of the text encoder.
+        kwargs: other fields of [`AIMProcessor`]; `action_statistics` come with the data.
+    """
+    canvas = (384, 320)
+    cameras = t_pose_canvas(canvas, (240, 320), (240, 320))
+    return AIMProcessor(tokenizer, canvas_size=canvas, cameras=cameras, action_space=action_space, **kwargs)

@@ -1,0 +1,98 @@
+"""Reads what a caller hands to an [`AIMPipeline`]: observations, actions and value maps, checked and told by name."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from ..model.processing_aim import AIMProcessor
+
+
+def as_actions(name: str, actions) -> torch.Tensor:
+    """Actions in float64. Raises ValueError, naming them, for anything but numbers."""
+    try:
+        return torch.tensor(np.asarray(actions), dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} are {type(actions).__name__}; expected an array of numbers.") from None
+
+
+def observation_rows(observations, count: int) -> list[list[Mapping]]:
+    """Observations as one list a row, whose outer list one row may leave out. Raises ValueError for another number of
+    rows than `count`, or anything but dicts."""
+    rows = [observations] if isinstance(observations, Mapping) else observations
+    if isinstance(rows, Sequence) and count == 1 and all(isinstance(moment, Mapping) for moment in rows):
+        rows = [rows]
+    rows = [[row] if isinstance(row, Mapping) else row for row in rows] if isinstance(rows, Sequence) else [rows]
+    if wrong := [type(row).__name__ for row in rows if not isinstance(row, Sequence) or isinstance(row, str)]:
+        raise ValueError(f"observations hold {wrong[0]}; expected dicts in RoboTwin's layout, one list a row.")
+    if len(rows) != count:
+        raise ValueError(f"observations have {len(rows)} rows; expected {count}.")
+    return [list(row) for row in rows]
+
+
+def observed_pixels(processor: AIMProcessor, rows: list[int], observations: list[list[Mapping]]) -> torch.Tensor:
+    """Canvases (B, 3, T, H, W) in [-1, 1] of T observations of each row. Raises ValueError, naming row and
+    observation, for pictures that the processor refuses."""
+
+    def canvas(row: int, number: int, observation: Mapping) -> np.ndarray:
+        try:
+            canvas = processor.pack_canvas(processor.observation_views(observation))
+            if canvas.ndim != 3:
+                raise ValueError(f"pictures have leading shape {canvas.shape[:-3]}; expected one picture a camera.")
+        except ValueError as error:
+            raise ValueError(f"row {row}, observation {number}: {error}") from error
+        return canvas
+
+    clips = [
+        np.stack([canvas(row, number, observation) for number, observation in enumerate(moments)])
+        for row, moments in zip(rows, observations, strict=True)
+    ]
+    return processor.canvas_to_pixels(np.stack(clips))
+
+
+def executed_actions(
+    processor: AIMProcessor, actions, initial_pose: torch.Tensor | None, rows: int, count: int
+) -> torch.Tensor:
+    """Normalized actions (rows, count, action_dim) of a chunk that was executed, whose outer axis one row may leave
+    out. Raises ValueError for another shape, or numbers that the processor refuses."""
+    if actions is None:
+        raise ValueError("executed_actions are missing; give the actions that led to these observations.")
+    actions = as_actions("executed_actions", actions)
+    if rows == 1 and actions.ndim == 2:
+        actions = actions[None]
+    expected = (rows, count, processor.action_dim)
+    if actions.shape != expected:
+        raise ValueError(
+            f"executed_actions have shape {tuple(actions.shape)}; expected {expected} (rows, actions of one chunk, "
+            "numbers of one action)."
+        )
+    return processor.normalize_executed("executed_actions", actions, initial_pose)
+
+
+def committed_actions(processor: AIMProcessor, actions, rows: int, horizon: int) -> torch.Tensor:
+    """Actions (rows, d, action_dim), d of 1 to horizon - 1, in physical units, whose outer axis one row may leave out.
+    Raises ValueError for another shape."""
+    actions = as_actions("committed_actions", actions)
+    actions = actions[None] if rows == 1 and actions.ndim == 2 else actions
+    if actions.ndim != 3 or actions.shape[::2] != (rows, processor.action_dim):
+        raise ValueError(
+            f"committed_actions have shape {tuple(actions.shape)}; expected ({rows}, d, {processor.action_dim}) "
+            "(rows, actions, numbers of one action)."
+        )
+    if not 1 <= actions.shape[1] < horizon:
+        raise ValueError(f"{actions.shape[1]} actions are committed; expected 1 to {horizon - 1}.")
+    return actions
+
+
+def value_map_pixels(processor: AIMProcessor, value_maps: Mapping[str, np.ndarray], rows: int, frames: int):
+    """Canvases (rows, 3, frames, H, W) in [-1, 1] of maps (rows, frames, H, W) of each camera. Raises ValueError for
+    another shape, or maps that the processor refuses."""
+    if not isinstance(value_maps, Mapping):
+        raise ValueError(f"value_maps are {type(value_maps).__name__}; expected a dict, camera -> (B, T, H, W).")
+    canvas = processor.pack_canvas({name: processor.value_to_rgb(value_map) for name, value_map in value_maps.items()})
+    if canvas.shape[:-3] != (rows, frames):
+        raise ValueError(
+            f"value_maps have leading shape {canvas.shape[:-3]}; expected {(rows, frames)} (rows, frames of one "
+            "chunk)."
+        )
+    return processor.canvas_to_pixels(canvas)

@@ -1,0 +1,747 @@
+"""AIM as a diffusers pipeline: one call imagines a chunk, predicts where to act on it, and returns the actions.
+
+    session = pipe.start("put the red block on the blue one")
+    out = pipe(observation, session=session)
+    while True:
+        observations = execute(out.actions)          # one after every `pipe.actions_per_frame` actions
+        pipe.append(session, observations, out.actions)    # what really happened replaces what was imagined
+        out = pipe(session=session)
+
+A call leaves its session as it was: only `append` moves it on, so calling again gives another sample of the same
+chunk. A call is a list of public steps: `check_inputs`, `prepare_latents`, `denoise_world`, `denoise_actions`,
+`decode_frames`, `decode_value_maps`, `decode_actions`. Latents and noise stay in float32 whatever the model's dtype,
+and nothing here records gradients.
+"""
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import BaseOutput
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedModel
+
+from ..model.cache import AIMCache
+from ..model.checkpoint import DOWNLOAD_KWARGS, as_dtype, check_all_loaded, local_folder, stored_tensors
+from ..model.modeling_aim import AIMForWorldAction
+from ..model.processing_aim import AIMProcessor, robotwin_processor
+from ..utils.checks import check_whole
+from ..utils.files import written_folder
+from . import inputs
+from .codec import StreamDecoder, VideoCodec
+from .loading import COMPONENTS, check_components, component_dtypes, load_text_encoder, load_vae
+from .sampling import OnStepEnd, denoise_actions, denoise_world, prepare_latents
+from .sampling_config import SamplingConfig
+from .session import AIMSession
+
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+# An offloaded text encoder goes to the GPU and back with each call.
+_encoding_lock = threading.Lock()
+
+
+@dataclass
+class AIMPipelineOutput(BaseOutput):
+    """
+    What AIM imagines and does in one chunk, for B rows, T = `pipe.frames_per_chunk` frames. Moment k lies after action
+    (k + 1) * `pipe.actions_per_frame` of the chunk.
+
+    frames: camera -> imagined RGB in [0, 1]: `np` (B, T, H, W, 3), `pt` (B, T, 3, H, W), `pil` a list of T pictures a
+        row; `latent`: one tensor, the normalized latents (B, C, F, h, w); None with `decode_frames=False`.
+    value_maps: camera -> scalars in [0, 1]: (B, T, H, W), `pil` a list of T gray pictures a row; `latent`: the
+        normalized latents. It is the map that the actions were decoded from.
+    actions: (B, `pipe.actions_per_chunk`, action_dim) in physical units, absolute; an array with `np` and `pil`.
+    lookahead_actions: (B, action_lookahead_frames * actions_per_latent_frame, action_dim), what is likely to follow;
+        None for a model without lookahead. For real-time chunking: to be executed while the next chunk is computed.
+    """
+
+    frames: dict[str, Any] | torch.Tensor | None
+    value_maps: dict[str, Any] | torch.Tensor
+    actions: np.ndarray | torch.Tensor
+    lookahead_actions: np.ndarray | torch.Tensor | None = None
+
+
+class AIMPipeline(DiffusionPipeline):
+    r"""
+    Imagines RGB, predicts value maps, and decodes actions from them.
+
+    Args:
+        vae: the frozen codec of RGB and value maps.
+        text_encoder: the encoder of a T5-family model.
+        processor: packs pictures, actions and words.
+        model: the world-action model.
+        scheduler: of RGB and value latents, which share one trajectory (eq. 6).
+        action_scheduler: of actions.
+        sampling_config: how chunks are sampled where a call isn't told, a [`SamplingConfig`] or its fields; saved with
+            the pipeline.
+        action_noise_scale: in folders of aim-hf 0.1.0, what is a field of `sampling_config` now.
+
+    Raises:
+        ValueError: if the components don't fit together.
+    """
+
+    # `enable_model_cpu_offload` keeps the text encoder, needed once an episode, off the GPU. Each component may also
+    # be placed by itself, with `pipe.text_encoder.to(...)`.
+    model_cpu_offload_seq = "text_encoder"
+    _exclude_from_cpu_offload = ["vae", "model"]
+    _callback_tensor_inputs = ["latents", "value_latents", "action_latents"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        text_encoder: PreTrainedModel,
+        processor: AIMProcessor,
+        model: AIMForWorldAction,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        action_scheduler: FlowMatchEulerDiscreteScheduler,
+        sampling_config: SamplingConfig | Mapping[str, Any] | None = None,
+        action_noise_scale: float | None = None,
+    ):
+        super().__init__()
+        components = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "processor": processor,
+            "model": model,
+            "scheduler": scheduler,
+            "action_scheduler": action_scheduler,
+        }
+        check_components(components)
+        if not isinstance(sampling_config, SamplingConfig):
+            sampling_config = SamplingConfig(**(sampling_config or {}))
+        if action_noise_scale is not None:
+            sampling_config = replace(sampling_config, action_noise_scale=action_noise_scale)
+        self.register_modules(**components)
+        self.sampling_config = sampling_config
+        self._codec = VideoCodec(vae)
+        self._id = uuid.uuid4().hex  # of the sessions that it starts
+        config, temporal, spatial = model.config, vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+        for field, number, source, other in (
+            ("in_channels", config.in_channels, "vae.config.z_dim", vae.config.z_dim),
+            ("text_dim", config.text_dim, "text_encoder.config.d_model", text_encoder.config.d_model),
+            ("action_dim", config.action_dim, "processor.action_dim", processor.action_dim),
+        ):
+            if number != other:
+                raise ValueError(f"model.config.{field} is {number} and {source} {other}; they must agree.")
+        if config.actions_per_latent_frame % temporal:
+            raise ValueError(
+                f"model.config.actions_per_latent_frame is {config.actions_per_latent_frame}; it must be a multiple "
+                f"of the {temporal} RGB frames of a latent frame, so that each of them follows a whole action."
+            )
+        cell = [spatial * patch for patch in config.patch_size[1:]]
+        if any(size % n for size, n in zip(processor.canvas_size, cell, strict=True)):
+            raise ValueError(
+                f"canvas_size is {processor.canvas_size}; it must be divisible by {cell}, the pixels of one token."
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None = None,
+        **kwargs,
+    ) -> "AIMPipeline":
+        """Loads a pipeline folder or a Hub repository, whole or not at all.
+
+        Args:
+            pretrained_model_name_or_path: folder or repo id.
+            subfolder: where in it the pipeline lies, if it holds several.
+            dtype: of the model and the text encoder, as it is or by its name; as stored if not given or "auto". The
+                VAE stays in float32, as in Wan, unless a dict names it: `{"vae": torch.bfloat16, "default": ...}`.
+            kwargs: as in `DiffusionPipeline.from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`,
+                components to use instead of the stored ones ...
+
+        Raises:
+            OSError: for a damaged, half-written or pickled file, which it names, or a repository that can't be read.
+            ValueError: for tensors that are missing or unknown, which it names, components that don't fit, or an
+                unknown dtype.
+        """
+        check_components({name: kwargs[name] for name in COMPONENTS if name in kwargs})
+        dtypes = component_dtypes(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
+        download_kwargs = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, subfolder, **download_kwargs) / (subfolder or "")
+        stored = stored_tensors(folder, given=kwargs)
+        pipe = super().from_pretrained(str(folder), **(kwargs | dtypes | {"use_safetensors": True}))
+        for name, tensors in stored.items():
+            check_all_loaded(getattr(pipe, name), tensors, source=str(folder / name))
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipe
+
+    @classmethod
+    def from_wan(cls, name_or_path: str | os.PathLike, **kwargs) -> "AIMPipeline":
+        """A new AIM on the weights of a Wan2.2 pipeline: its VAE and text encoder as they are, its transformer as the
+        video stream (see [`AIMForWorldAction.from_wan`]). To be trained: its action head and value maps are new.
+
+        Args:
+            name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
+            dtype: of the model and the text encoder, as it is or by its name; as stored if not given or "auto". The
+                VAE stays in float32, as in Wan.
+            processor: the [`AIMProcessor`], with the text encoder's tokenizer; for RoboTwin's robots if not given.
+            kwargs: fields of [`AIMConfig`] that the video model doesn't decide, and the arguments that say what to
+                download (`revision`, `token` ...).
+
+        Raises:
+            OSError: for a damaged or missing file, which it names.
+            ValueError: for tensors that are missing, unknown or of another shape, or components that don't fit.
+        """
+        return cls._from_video_model(AIMForWorldAction.from_wan, name_or_path, **kwargs)
+
+    @classmethod
+    def from_lingbot_va(cls, name_or_path: str | os.PathLike, **kwargs) -> "AIMPipeline":
+        """As `from_wan`, from the folders of LingBot-VA; see [`AIMForWorldAction.from_lingbot_va`]."""
+        return cls._from_video_model(AIMForWorldAction.from_lingbot_va, name_or_path, **kwargs)
+
+    @classmethod
+    def _from_video_model(cls, load_model, name_or_path, dtype=None, processor=None, **kwargs):
+        download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
+        folder = local_folder(name_or_path, **download)
+        if processor is None:
+            processor = robotwin_processor(AutoTokenizer.from_pretrained(folder / "tokenizer"))
+        kwargs.setdefault("action_dim", processor.action_dim)
+        vae, text_encoder = load_vae(folder), load_text_encoder(folder, dtype)
+        model = load_model(folder, dtype=dtype, **kwargs)
+        return cls(
+            vae=vae,
+            text_encoder=text_encoder,
+            processor=processor,
+            model=model,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.video_shift),
+            action_scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.action_shift),
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """As `DiffusionPipeline.save_pretrained`, but the folder is there only once it is whole, and files of weights
+        have at most 5 GB (`max_shard_size`). Adds a `pipeline.py`, by which plain
+        `DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)` finds this
+        class.
+
+        Raises:
+            ValueError: for `safe_serialization=False`: nothing here reads pickles.
+            OSError: if the folder can't be written.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization is False; expected True: AIM is saved as safetensors alone.")
+        kwargs.setdefault("max_shard_size", "5GB")
+        if push_to_hub:
+            kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
+        with written_folder(save_directory) as folder:
+            (folder / "pipeline.py").write_text("from aim_hf import AIMPipeline  # noqa: F401\n")
+            super().save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
+
+    def to(self, *args, dtype: torch.dtype | str | None = None, **kwargs) -> "AIMPipeline":
+        """As `DiffusionPipeline.to`, but the VAE keeps its dtype, which only `pipe.vae.to(dtype)` changes.
+
+        Raises:
+            ValueError: for an unknown dtype.
+        """
+        *device, last = args or (None,)
+        if device or isinstance(last, torch.dtype):
+            if dtype is not None:
+                raise ValueError(f"dtype is given twice, as {last} and {dtype}; give it once.")
+            args, dtype = device, last
+        if dtype is not None:
+            dtype = as_dtype(dtype)
+            for component in (self.text_encoder, self.model):
+                component.to(dtype)
+        return super().to(*args, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's."""
+        return self.model.dtype
+
+    @property
+    def sampling_config(self) -> SamplingConfig:
+        """How chunks are sampled where a call isn't told."""
+        return SamplingConfig(**self.config.sampling_config)
+
+    @sampling_config.setter
+    def sampling_config(self, sampling_config: SamplingConfig) -> None:
+        self.register_to_config(sampling_config=asdict(sampling_config), action_noise_scale=None)
+
+    @property
+    def codec(self) -> VideoCodec:
+        """Of the VAE."""
+        if self._codec.vae is not self.vae:  # another one was set
+            self._codec = VideoCodec(self.vae)
+        return self._codec
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a latent frame."""
+        height, width = (size // self.codec.spatial_factor for size in self.processor.canvas_size)
+        return height, width
+
+    @property
+    def fps(self) -> float | None:
+        """Control steps a second that actions are to be executed at; None if unknown."""
+        return self.processor.fps
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """RGB frames that one chunk imagines, and that are appended after it."""
+        return self.model.config.chunk_latent_frames * self.vae.config.scale_factor_temporal
+
+    @property
+    def actions_per_chunk(self) -> int:
+        return self.model.config.actions_per_chunk
+
+    @property
+    def actions_per_frame(self) -> int:
+        """Control steps between two RGB frames."""
+        return self.model.config.actions_per_latent_frame // self.vae.config.scale_factor_temporal
+
+    @torch.no_grad()
+    def encode_prompt(self, instruction: str | Sequence[str], allow_empty: bool = False) -> torch.Tensor:
+        """Text features (B, max_text_length, text_dim), zero beyond each prompt, as Wan was trained with."""
+        tokens = self.processor.tokenize(instruction, allow_empty)
+        with _encoding_lock:
+            mask = tokens.attention_mask.to(self.text_encoder.device)
+            features = self.text_encoder(tokens.input_ids.to(mask.device), attention_mask=mask).last_hidden_state
+            self.maybe_free_model_hooks()
+        return features.masked_fill(mask[..., None].to(features.device) == 0, 0)
+
+    @torch.no_grad()
+    def start(
+        self,
+        instruction: str | Sequence[str],
+        batch_size: int | None = None,
+        negative_prompt: str | None = None,
+    ) -> AIMSession:
+        """Starts a batch of episodes; the instruction is encoded here, once.
+
+        Args:
+            instruction: one for all rows, or a list of one for each.
+            batch_size: number of rows; taken from `instruction` if not given.
+            negative_prompt: what `guidance_scale` leads away from, usually "", no instruction. A session with one
+                keeps a second history, and its calls with guidance cost twice as much for the world.
+
+        Raises:
+            ValueError: for an empty instruction or what is none, or a list of another length than `batch_size`.
+        """
+        if batch_size is not None:
+            check_whole("batch_size", batch_size)
+        if not isinstance(negative_prompt, str | None):
+            raise ValueError(f'negative_prompt is {negative_prompt!r}; expected words, "" for none of them, or None.')
+        prompt_embeds = self.encode_prompt(instruction)
+        if isinstance(instruction, str):
+            prompt_embeds = prompt_embeds.expand(batch_size or 1, -1, -1)
+        elif batch_size not in (None, len(instruction)):
+            raise ValueError(f"{len(instruction)} instructions for batch_size {batch_size}; give one for each row.")
+        negative_prompt_embeds = None
+        if negative_prompt is not None:
+            negative_prompt_embeds = self.encode_prompt(negative_prompt, allow_empty=True)
+            negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
+        rows = len(prompt_embeds)
+        return AIMSession(
+            pipeline_id=self._id,
+            cache=self._new_cache(prompt_embeds),
+            negative_cache=None if negative_prompt_embeds is None else self._new_cache(negative_prompt_embeds),
+            initial_pose=torch.zeros(rows, 16, dtype=torch.float64) if self.processor.action_space == "ee" else None,
+            encoders=[self.codec.encoder_state() for _ in range(rows)],
+            decoders=[StreamDecoder(self.codec.decoder_state()) for _ in range(rows)],
+        )
+
+    def _new_cache(self, prompt_embeds: torch.Tensor) -> AIMCache:
+        cache = self.model.new_cache(len(prompt_embeds), *self.latent_size)
+        self.model.set_text(cache, prompt_embeds.to(self.model.device, self.model.dtype))
+        return cache
+
+    @torch.no_grad()
+    def append(
+        self,
+        session: AIMSession,
+        observations,
+        executed_actions: np.ndarray | torch.Tensor | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Appends what really happened to a session. Bad input is refused before anything changes.
+
+        Args:
+            observations: in RoboTwin's layout, in time order, one list a row; for one row the outer list may be left
+                out. To a row that has none yet a single observation, before any action; then, after each chunk, the
+                `frames_per_chunk` ones taken after every `actions_per_frame` actions.
+            executed_actions: (B, `actions_per_chunk`, action_dim), or without B for one row: the actions that were
+                executed since, in physical units. None with first observations.
+            rows: to which rows; the other arguments are of these alone. All if not given. Rows that wait for their
+                first observation and rows that have one are appended to apart.
+
+        Returns:
+            the observations' latents, (rows, C, f, h, w).
+
+        Raises:
+            ValueError: for another pipeline's session, wrong numbers of rows, observations or actions, and whatever
+                the processor refuses.
+        """
+        self._check_session(session)
+        index = session.row_index(rows)
+        first = session.cache.frames[index] == 0
+        if first.any() != first.all():
+            raise ValueError(
+                f"rows {index[first].tolist()} wait for their first observation, and rows {index[~first].tolist()} "
+                "for what followed an action; append to them apart, by `rows`."
+            )
+        first = bool(first.all())
+        observations = inputs.observation_rows(observations, len(index))
+        expected = 1 if first else self.frames_per_chunk
+        for row, moments in zip(index.tolist(), observations, strict=True):
+            if len(moments) != expected:
+                raise ValueError(
+                    f"row {row} has {len(moments)} observations; expected 1 before any action, and after each chunk "
+                    f"{self.frames_per_chunk}, one after every {self.actions_per_frame} of its actions. "
+                    f"{session.cache.chunks[row]} times something was appended to it so far."
+                )
+        pixels = inputs.observed_pixels(self.processor, index.tolist(), observations)
+        poses, actions = None, None
+        if not first:
+            poses = None if session.initial_pose is None else session.initial_pose[index]
+            actions = inputs.executed_actions(
+                self.processor, executed_actions, poses, len(index), self.actions_per_chunk
+            ).to(self.model.device, self.model.dtype)
+        elif executed_actions is not None:
+            raise ValueError("executed_actions came with the first observation; nothing was executed before it.")
+        elif session.initial_pose is not None:
+            poses = torch.stack([self.processor.initial_pose(moments[0]) for moments in observations])
+
+        encoders = [session.encoders[row].fork() for row in index]
+        latents = torch.stack(self.codec.encode_streams(pixels, encoders))
+        seen = latents.to(self.model.device, self.model.dtype)
+        for cache in session.caches:
+            self.model.append(cache, seen, actions, rows=None if len(index) == session.batch_size else index)
+        if poses is not None:
+            session.initial_pose[index] = poses
+        for row, encoder, frames in zip(index.tolist(), encoders, latents, strict=True):
+            session.encoders[row] = encoder
+            decoder = session.decoders[row]
+            session.decoders[row] = replace(decoder, unseen=decoder.unseen + frames.split(1, dim=1))
+        return latents
+
+    @torch.no_grad()
+    def reset(self, session: AIMSession, rows: int | Sequence[int], instruction: str | Sequence[str]) -> None:
+        """Starts new episodes in `rows` of a session, while the others go on. A first observation is appended to them
+        next.
+
+        Args:
+            rows: one, or some.
+            instruction: one for all of them, or a list of one for each.
+
+        Raises:
+            ValueError: for another pipeline's session, an empty instruction, another number of them, or rows that the
+                session doesn't have.
+        """
+        self._check_session(session)
+        index = session.row_index(rows)
+        prompt_embeds = self.encode_prompt(instruction)
+        if isinstance(instruction, str):
+            prompt_embeds = prompt_embeds.expand(len(index), -1, -1)
+        elif len(instruction) != len(index):
+            raise ValueError(f"{len(instruction)} instructions for {len(index)} rows; give one for each, or one.")
+        for cache in session.caches:
+            cache.reset(index)
+        self.model.set_text(session.cache, prompt_embeds.to(self.model.device, self.model.dtype), rows=index)
+        for row in index.tolist():
+            session.encoders[row] = self.codec.encoder_state()
+            session.decoders[row] = StreamDecoder(self.codec.decoder_state())
+
+    def _check_session(self, session: AIMSession) -> None:
+        if not isinstance(session, AIMSession):
+            raise ValueError(f"session is {session!r}; start one with pipe.start(instruction) and pass it.")
+        if session.pipeline_id != self._id:
+            raise ValueError("session belongs to another pipeline; start one with this one.")
+
+    def check_inputs(
+        self,
+        observation: Any,
+        session: AIMSession | None,
+        sampling: SamplingConfig,
+        committed_actions: np.ndarray | torch.Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Raises ValueError for arguments of a call, by their names, that don't fit."""
+        self._check_session(session)
+        waiting = session.waiting
+        if observation is None and len(waiting) == session.batch_size:
+            raise ValueError("observation is missing; a session's first call needs the one before any action.")
+        if observation is None and waiting:
+            raise ValueError(
+                f"rows {waiting} have no observation yet; call pipe.append(session, ..., rows={waiting})."
+            )
+        if observation is not None and len(waiting) < session.batch_size:
+            raise ValueError("this session has its first observation; give later ones to pipe.append.")
+        if sampling.guidance_scale != 1 and session.negative_cache is None:
+            raise ValueError(
+                f"guidance_scale is {sampling.guidance_scale}, but the session has nothing to lead away from; start "
+                'it with negative_prompt="".'
+            )
+        if committed_actions is not None and observation is not None:
+            raise ValueError("committed_actions came with the first observation; nothing is executed before it.")
+        generators = generator if isinstance(generator, list) else [generator] * session.batch_size
+        if len(generators) != session.batch_size:
+            raise ValueError(f"{len(generators)} generators for {session.batch_size} rows; give one for each row.")
+        for one in generators if generator is not None else []:
+            if not isinstance(one, torch.Generator) or one.device.type not in ("cpu", self.model.device.type):
+                raise ValueError(
+                    f"generator is {one!r}; expected a torch.Generator of the CPU or of {self.model.device}, or a "
+                    "list of one for each row."
+                )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; expected one of {OUTPUT_TYPES}.")
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"callback_on_step_end is {callback_on_step_end!r}; expected a function.")
+        wanted = callback_on_step_end_tensor_inputs
+        if not isinstance(wanted, list | tuple) or not all(name in self._callback_tensor_inputs for name in wanted):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs are {wanted!r}; expected a list of some of "
+                f"{self._callback_tensor_inputs}."
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        observation=None,
+        session: AIMSession | None = None,
+        sampling_config: SamplingConfig | None = None,
+        value_maps: Mapping[str, np.ndarray] | None = None,
+        committed_actions: np.ndarray | torch.Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "np",
+        decode_frames: bool = True,
+        callback_on_step_end: Callable[["AIMPipeline", int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_dict: bool = True,
+        **sampling: Any,
+    ) -> AIMPipelineOutput | tuple:
+        r"""Samples the session's next chunk: RGB, value maps and actions.
+
+        Args:
+            observation: the first one of the session, a list with one a row (or just it, for one row); None later.
+            session: from `start`.
+            sampling_config: how to sample; the pipeline's own if not given.
+            value_maps: camera -> (B, T, H, W) in [0, 1], maps to decode the actions from instead of the predicted
+                ones: the diagnostic that splits errors of the maps from errors of the actions.
+            committed_actions: (B, d, action_dim), or without B for one row, in physical units: the actions that the
+                robot executes while this call computes, so that what it returns starts with them and follows on from
+                them. See `lookahead_actions` of the output; needs a model that was trained for it.
+            generator: noise; with a list of one a row, a row's result doesn't depend on the rows beside it.
+            output_type: `"np"`, `"pt"`, `"pil"` or `"latent"`; see [`AIMPipelineOutput`]. `"latent"` decodes no
+                pictures at all.
+            decode_frames: whether to decode the imagined RGB, which acting doesn't need.
+            callback_on_step_end: called after each step as `callback(pipe, step, timestep, tensors)`, the action steps
+                counted on after the world's; it returns a dict, whose tensors are used from there on.
+            callback_on_step_end_tensor_inputs: which of `latents`, `value_latents` (B, C, F, h, w) and
+                `action_latents` (B, F * n, action_dim) it gets.
+            return_dict: False for a plain tuple (frames, value_maps, actions, lookahead_actions).
+            sampling: fields of [`SamplingConfig`] that this call changes, such as `num_inference_steps=3`.
+
+        Raises:
+            ValueError: for inputs that don't fit; the session is then unchanged. Also for what a callback returns.
+            RuntimeError: if actions come out that are not finite, naming their rows.
+        """
+        # 1. Check inputs.
+        config = _changed(self.sampling_config if sampling_config is None else sampling_config, sampling)
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        callback = callback_on_step_end, callback_on_step_end_tensor_inputs
+        self.check_inputs(observation, session, config, committed_actions, generator, output_type, *callback)
+        true_value_pixels = committed = None
+        if value_maps is not None:
+            shape = session.batch_size, self.frames_per_chunk
+            true_value_pixels = inputs.value_map_pixels(self.processor, value_maps, *shape)
+        if committed_actions is not None:
+            shape = session.batch_size, self.model.config.action_horizon
+            committed_actions = inputs.committed_actions(self.processor, committed_actions, *shape)
+            committed = self.processor.normalize_executed("committed_actions", committed_actions, session.initial_pose)
+
+        # 2. Append the first observation to the session.
+        if observation is not None:
+            self.append(session, observation)
+
+        # 3. Prepare latents, eq. (5).
+        latents = self.prepare_latents(session.batch_size, config, generator)
+        tensors = dict(zip(self._callback_tensor_inputs, latents, strict=True))
+
+        # 4. Denoise RGB and value maps, eq. (6), then actions from the finished value map, eq. (10).
+        with self.progress_bar(total=config.world_steps + config.num_action_inference_steps) as progress_bar:
+            on_step_end = _StepCallback(self, *callback, tensors, progress_bar)
+            tensors["latents"], tensors["value_latents"] = self.denoise_world(
+                session, tensors["latents"], tensors["value_latents"], config, on_step_end
+            )
+            if true_value_pixels is not None:
+                tensors["value_latents"] = self.codec.encode_value_maps(true_value_pixels).to(tensors["latents"])
+            self.denoise_actions(
+                session, **tensors, sampling_config=config, committed_actions=committed, on_step_end=on_step_end
+            )
+
+        # 5. Decode.
+        actions = self.decode_actions(session, tensors["action_latents"])
+        if committed is not None:
+            actions[:, : committed.shape[1]] = committed_actions  # as they were given, to the last bit
+        frames, value_maps = (tensors["latents"] if decode_frames else None), tensors["value_latents"]
+        if output_type != "latent":
+            frames = _as_output_type(self.decode_frames(session, frames), output_type) if decode_frames else None
+            value_maps = _as_output_type(self.decode_value_maps(value_maps), output_type)
+        actions = actions.numpy() if output_type in ("np", "pil") else actions
+        ahead = self.model.config.action_lookahead_frames
+        lookahead_actions = actions[:, self.actions_per_chunk :] if ahead else None
+        output = AIMPipelineOutput(frames, value_maps, actions[:, : self.actions_per_chunk], lookahead_actions)
+        return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        sampling_config: SamplingConfig | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noise of a chunk, eq. (5): of RGB and value latents, (B, C, F, h, w) each, and of actions, (B,
+        action_horizon, action_dim), scaled by `action_noise_scale`."""
+        config = self.sampling_config if sampling_config is None else sampling_config
+        return prepare_latents(
+            self.model.config, config, batch_size, self.latent_size, generator, device=self.model.device
+        )
+
+    def denoise_world(
+        self,
+        session: AIMSession,
+        latents: torch.Tensor,
+        value_latents: torch.Tensor,
+        sampling_config: SamplingConfig | None = None,
+        on_step_end: OnStepEnd | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """RGB and value latents (B, C, F, h, w) of the session's next chunk, from noise, eq. (6). `on_step_end` gets
+        each step's index, timestep and latents by their names, and returns those to go on with."""
+        return denoise_world(
+            self.model,
+            session.cache,
+            latents,
+            value_latents,
+            self.scheduler,
+            self.sampling_config if sampling_config is None else sampling_config,
+            unguided_cache=session.negative_cache,
+            on_step_end=on_step_end,
+        )
+
+    def denoise_actions(
+        self,
+        session: AIMSession,
+        latents: torch.Tensor,
+        value_latents: torch.Tensor,
+        action_latents: torch.Tensor,
+        sampling_config: SamplingConfig | None = None,
+        committed_actions: torch.Tensor | None = None,
+        on_step_end: OnStepEnd | None = None,
+    ) -> torch.Tensor:
+        """Normalized actions (B, action_horizon, action_dim) from noise and the finished RGB and value latents, eq.
+        (10). They follow on from `committed_actions` (B, d, action_dim), normalized, which they start with."""
+        return denoise_actions(
+            self.model,
+            session.cache,
+            latents,
+            value_latents,
+            action_latents,
+            self.action_scheduler,
+            self.sampling_config if sampling_config is None else sampling_config,
+            committed_actions=committed_actions,
+            on_step_end=on_step_end,
+        )
+
+    def decode_frames(self, session: AIMSession, latents: torch.Tensor) -> dict[str, np.ndarray]:
+        """Camera -> RGB (B, T, H, W, 3) in [0, 1] of imagined latents, as the continuation of the session's frames."""
+        # The decoders catch up with the real frames once; it changes no result, only what the next call costs.
+        session.decoders = self.codec.caught_up(session.decoders)
+        states = [decoder.state.fork() for decoder in session.decoders]
+        return self._cameras(torch.stack(self.codec.decode_streams(latents, states)))
+
+    def decode_value_maps(self, value_latents: torch.Tensor) -> dict[str, np.ndarray]:
+        """Camera -> value maps (B, T, H, W) in [0, 1]."""
+        cameras = self._cameras(self.codec.decode_value_maps(value_latents))
+        return {name: self.processor.rgb_to_value(rgb) for name, rgb in cameras.items()}
+
+    def decode_actions(self, session: AIMSession, action_latents: torch.Tensor) -> torch.Tensor:
+        """Actions in physical units, absolute, float32 on the CPU, in the shape of the normalized ones.
+
+        Raises:
+            RuntimeError: if some are not finite, naming their rows.
+        """
+        if lost := (~action_latents.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
+            raise RuntimeError(
+                f"the actions of rows {lost} are not finite: the network can't take what they were told and shown, or "
+                f"the weights are damaged, or {self.dtype} is too coarse for them."
+            )
+        return self.processor.unnormalize_actions(action_latents.double().cpu(), session.initial_pose).float()
+
+    def _cameras(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
+        return self.processor.unpack_canvas(self.processor.pixels_to_canvas(pixels))
+
+
+class _StepCallback:
+    """Keeps the latents of a call step by step in `tensors`, shows progress, and calls a user's function with those
+    that it asked for."""
+
+    def __init__(
+        self,
+        pipe: AIMPipeline,
+        function: Callable | None,
+        tensor_inputs: Sequence[str],
+        tensors: dict[str, torch.Tensor],
+        progress_bar: tqdm,
+    ):
+        self.pipe, self.function, self.tensor_inputs = pipe, function, tensor_inputs
+        self.tensors, self.progress_bar = tensors, progress_bar
+
+    def __call__(self, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.tensors.update(tensors)
+        if self.function is not None:
+            given = {name: self.tensors[name] for name in self.tensor_inputs}
+            self.tensors.update(_returned(self.function(self.pipe, step, timestep, given), self.tensors))
+        self.progress_bar.update()
+        return self.tensors
+
+
+def _changed(config: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
+    """Raises TypeError for what is no field of it, as for any argument that a call doesn't take."""
+    known = [field.name for field in fields(SamplingConfig)]
+    if unknown := sorted(changes.keys() - set(known)):
+        raise TypeError(f"AIMPipeline got unexpected arguments {unknown}; SamplingConfig has {', '.join(known)}.")
+    return replace(config, **changes)
+
+
+def _returned(returned: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a callback returned, checked against what there was."""
+    if not isinstance(returned, Mapping):
+        raise ValueError(f"callback_on_step_end returned {returned!r}; expected a dict of tensors, {{}} for none.")
+    for name, tensor in returned.items():
+        if name not in tensors:
+            raise ValueError(f"callback_on_step_end returned {name!r}; expected some of {', '.join(tensors)}.")
+        if not torch.is_tensor(tensor) or tensor.shape != tensors[name].shape:
+            got = tuple(tensor.shape) if torch.is_tensor(tensor) else type(tensor).__name__
+            raise ValueError(f"callback_on_step_end returned {name} of {got}; expected {tuple(tensors[name].shape)}.")
+    return {name: tensor.to(tensors[name]) for name, tensor in returned.items()}
+
+
+def _as_output_type(cameras: dict[str, np.ndarray], output_type: str) -> dict[str, Any]:
+    """RGB (B, T, H, W, 3) or scalars (B, T, H, W) in [0, 1] as arrays, tensors or lists of pictures."""
+    if output_type == "pt":
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(clips)) for name, clips in cameras.items()}
+        return {name: clips.permute(0, 1, 4, 2, 3) if clips.ndim == 5 else clips for name, clips in tensors.items()}
+    if output_type == "pil":
+        pixels = {name: (clips * 255).round().astype(np.uint8) for name, clips in cameras.items()}
+        return {name: [[PIL.Image.fromarray(p) for p in clip] for clip in clips] for name, clips in pixels.items()}
+    return cameras

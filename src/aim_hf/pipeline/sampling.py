@@ -1,0 +1,133 @@
+"""How a chunk is sampled from noise: first the world, then the actions."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..model.cache import AIMCache
+from ..model.configuration_aim import AIMConfig
+from ..model.modeling_aim import AIMForWorldAction
+from .sampling_config import SamplingConfig
+
+# Called after each step with its index, its timestep and the latents by their names; returns those to go on with.
+OnStepEnd = Callable[[int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+def prepare_latents(
+    config: AIMConfig,
+    sampling_config: SamplingConfig,
+    batch_size: int,
+    latent_size: tuple[int, int],
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    device: torch.device | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise of a chunk, eq. (5), in float32: RGB and value latents, (B, C, F, h, w) each, and normalized actions, (B,
+    action_horizon, action_dim), scaled by `action_noise_scale`."""
+    world = (batch_size, config.in_channels, config.chunk_latent_frames, *latent_size)
+    latents, value_latents, action_latents = (
+        randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        for shape in (world, world, (batch_size, config.action_horizon, config.action_dim))
+    )
+    return latents, value_latents, sampling_config.action_noise_scale * action_latents
+
+
+@torch.no_grad()
+def denoise_world(
+    model: AIMForWorldAction,
+    cache: AIMCache,
+    latents: torch.Tensor,
+    value_latents: torch.Tensor,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    config: SamplingConfig,
+    unguided_cache: AIMCache | None = None,
+    on_step_end: OnStepEnd | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RGB and value latents of the chunk that follows `cache`, from noise, on one trajectory, eq. (6).
+
+    Args:
+        latents, value_latents: noise, (B, C, F, h, w), in float32 whatever the model's dtype.
+        unguided_cache: the same history under the text that guidance leads away from, v = v_unguided + guidance_scale
+            * (v - v_unguided).
+    """
+    scheduler = with_steps(scheduler, config.num_inference_steps, model.device)
+    context = model.world_context(cache)
+    unguided_context = None if config.guidance_scale == 1 else model.world_context(unguided_cache)
+    for i, t in enumerate(scheduler.timesteps[: config.world_steps]):
+        world = torch.stack([latents, value_latents])
+        time = _unit_time(scheduler, t, len(latents))
+        velocity = torch.stack(model.world_velocity(context, *world.to(model.dtype), time)).float()
+        if unguided_context is not None:
+            unguided = torch.stack(model.world_velocity(unguided_context, *world.to(model.dtype), time)).float()
+            velocity = unguided + config.guidance_scale * (velocity - unguided)
+        if i + 1 == config.stop_after:
+            latents, value_latents = world - time[0] * velocity
+        else:
+            latents, value_latents = scheduler.step(velocity, t, world).prev_sample
+        if on_step_end is not None:
+            tensors = on_step_end(i, t, {"latents": latents, "value_latents": value_latents})
+            latents, value_latents = tensors["latents"], tensors["value_latents"]
+    return latents, value_latents
+
+
+@torch.no_grad()
+def denoise_actions(
+    model: AIMForWorldAction,
+    cache: AIMCache,
+    latents: torch.Tensor,
+    value_latents: torch.Tensor,
+    action_latents: torch.Tensor,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    config: SamplingConfig,
+    committed_actions: torch.Tensor | None = None,
+    on_step_end: OnStepEnd | None = None,
+) -> torch.Tensor:
+    """Normalized actions, (B, action_horizon, action_dim), from noise and the finished world, eq. (10).
+
+    Args:
+        latents, value_latents: finished, (B, C, F, h, w).
+        action_latents: noise, in float32 whatever the model's dtype.
+        committed_actions: (B, d, action_dim), normalized: the first d actions are certain already, since they are
+            executed while this runs; the others are chosen to follow them.
+        on_step_end: its index goes on from the world's steps.
+    """
+    context = model.action_context(cache, latents.to(model.dtype), value_latents.to(model.dtype))
+    scheduler = with_steps(scheduler, config.num_action_inference_steps, model.device)
+    certain = 0 if committed_actions is None else committed_actions.shape[1]
+    for i, t in enumerate(scheduler.timesteps):
+        time = _unit_time(scheduler, t, len(action_latents))
+        if certain:
+            # What is certain is given as it is, each action with a time of its own.
+            action_latents = torch.cat([committed_actions.to(action_latents), action_latents[:, certain:]], dim=1)
+            time = time[:, None].repeat(1, action_latents.shape[1])
+            time[:, :certain] = 0
+        velocity = model.action_velocity(context, action_latents.to(model.dtype), time)
+        stepped = scheduler.step(velocity.float(), t, action_latents).prev_sample
+        action_latents = torch.cat([action_latents[:, :certain], stepped[:, certain:]], dim=1) if certain else stepped
+        if on_step_end is not None:
+            action_latents = on_step_end(config.world_steps + i, t, {"action_latents": action_latents})[
+                "action_latents"
+            ]
+    return action_latents
+
+
+def _unit_time(scheduler: FlowMatchEulerDiscreteScheduler, timestep: torch.Tensor, rows: int) -> torch.Tensor:
+    """t in [0, 1] for each row, (B,); diffusers' timesteps run over its training steps."""
+    return (timestep / scheduler.config.num_train_timesteps).expand(rows)
+
+
+def with_steps(
+    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device: torch.device
+) -> FlowMatchEulerDiscreteScheduler:
+    """A copy of the scheduler that is set to `steps` steps: a scheduler counts the steps that it has taken, so calls
+    that run at the same time need one each.
+
+    Its times are given explicitly: the scheduler's own default shifts its last sigma twice, so that the last of few
+    steps is next to none.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
+    return scheduler

@@ -1,0 +1,116 @@
+"""A batch of episodes in progress: what an [`AIMPipeline`] has been told and shown so far, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+
+from ..model.cache import AIMCache
+from .codec import CodecState, StreamDecoder
+
+
+@dataclass
+class AIMSession:
+    """Instruction and real history of each row. [`AIMPipeline.start`] makes it, [`AIMPipeline.append`] moves it on.
+
+    A session is data: it computes nothing. Rows don't influence each other, and may differ in age. `select` drops
+    rows, or forks them; `stack` joins sessions.
+
+    pipeline_id: tells the pipeline that made it from others, whose keys and values mean something else.
+    cache: keys and values of the history under the instruction.
+    negative_cache: those of the same history under the negative prompt, None without one. Text reaches every video
+        token, so nothing of it can be shared.
+    initial_pose: (B, 16), what actions of space `ee` are relative to; a row's first observation sets it. None for
+        other spaces.
+    encoders, decoders: of each row, where the video codec stands.
+    """
+
+    pipeline_id: str
+    cache: AIMCache
+    negative_cache: AIMCache | None
+    initial_pose: torch.Tensor | None
+    encoders: list[CodecState]
+    decoders: list[StreamDecoder]
+
+    @property
+    def batch_size(self) -> int:
+        return self.cache.batch_size
+
+    @property
+    def caches(self) -> list[AIMCache]:
+        """The cache, and the negative one where there is one."""
+        return [self.cache] if self.negative_cache is None else [self.cache, self.negative_cache]
+
+    @property
+    def chunks(self) -> list[int]:
+        """Chunks that each row has executed so far."""
+        return (self.cache.chunks - 1).clamp(min=0).tolist()
+
+    @property
+    def forms(self) -> list[tuple]:
+        """Of each row, the form of its past in memory. Rows of one form run together as one batch; a call on rows of
+        several forms masks what some of them lack, and encodes them apart."""
+        return [(held, *encoder.form) for held, encoder in zip(self.cache.held.tolist(), self.encoders, strict=True)]
+
+    @property
+    def waiting(self) -> list[int]:
+        """The rows that have no observation yet."""
+        return (self.cache.frames == 0).nonzero().flatten().tolist()
+
+    def select(self, rows: Sequence[int]) -> AIMSession:
+        """A session of these rows, in this order, that goes on by itself. A row may be taken several times, which
+        forks its episode: nothing of the common past is computed again.
+
+        Raises:
+            ValueError: for rows that the session doesn't have.
+        """
+        index = self.row_index(rows, several=True)
+        return AIMSession(
+            self.pipeline_id,
+            cache=self.cache.select(index),
+            negative_cache=None if self.negative_cache is None else self.negative_cache.select(index),
+            initial_pose=None if self.initial_pose is None else self.initial_pose[index],
+            encoders=[self.encoders[row].fork() for row in index],
+            decoders=[self.decoders[row] for row in index],
+        )
+
+    @staticmethod
+    def stack(sessions: Sequence[AIMSession]) -> AIMSession:
+        """The inverse of `select`: a session of the rows of all of these, in order, that goes on by itself.
+
+        Raises:
+            ValueError: for no session, those of several pipelines, or of which only some have a negative prompt.
+        """
+        if not isinstance(sessions, Sequence) or not sessions or not all(isinstance(s, AIMSession) for s in sessions):
+            raise ValueError(f"sessions are {sessions!r}; expected a list of at least one AIMSession.")
+        first = sessions[0]
+        if any(session.pipeline_id != first.pipeline_id for session in sessions):
+            raise ValueError("the sessions are of several pipelines; stack those of one.")
+        negative = [session.negative_cache for session in sessions if session.negative_cache is not None]
+        if len(negative) not in (0, len(sessions)):
+            raise ValueError("some of the sessions have a negative prompt, and others none; stack them apart.")
+        relative = first.initial_pose is not None
+        return AIMSession(
+            first.pipeline_id,
+            cache=AIMCache.stack([session.cache for session in sessions]),
+            negative_cache=AIMCache.stack(negative) if negative else None,
+            initial_pose=torch.cat([session.initial_pose for session in sessions]) if relative else None,
+            encoders=[state.fork() for session in sessions for state in session.encoders],
+            decoders=[decoder for session in sessions for decoder in session.decoders],
+        )
+
+    def row_index(self, rows: int | Iterable[int] | None, several: bool = False) -> torch.Tensor:
+        """`rows` as an index, all of them for None. Raises ValueError for rows that the session doesn't have, and,
+        unless `several`, for one that is given twice."""
+        rows = range(self.batch_size) if rows is None else rows.tolist() if torch.is_tensor(rows) else rows
+        rows = list(rows) if isinstance(rows, Iterable) else [rows]
+        known = [row for row in rows if isinstance(row, Integral) and not isinstance(row, bool)]
+        known = [row for row in known if 0 <= row < self.batch_size]
+        if not rows or len(known) < len(rows) or (len(set(rows)) < len(rows) and not several):
+            raise ValueError(
+                f"rows are {rows}; expected some of 0 to {self.batch_size - 1}" + ("." if several else ", each once.")
+            )
+        return torch.tensor(rows, dtype=torch.long)

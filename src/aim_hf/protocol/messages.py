@@ -1,0 +1,97 @@
+"""Bytes of the policy protocol: msgpack with numpy arrays, as openpi's client and server write them.
+
+An array is a map of `__ndarray__`, `data` (its bytes, in C order), `dtype` and `shape`, with keys of type bytes; a
+numpy scalar one of `__npgeneric__`, `data` and `dtype`. What comes over a network is not to be trusted: only plain
+numbers are read, the bytes must be as many as dtype and shape say, and whatever else is wrong is a `MessageError`.
+Reading a message takes memory in proportion to its length, at worst about a hundred times as much: a list of empty
+lists.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..utils.extras import extra
+
+with extra("serve"):
+    import msgpack
+
+# Strings that name a dtype; none but these ever reaches `np.dtype`, which would also read structures and objects.
+_DTYPES = {np.dtype(code).str: np.dtype(code) for code in "?bBhHiIqQefd"}
+_MAX_DIMENSIONS = 32
+# Lists are allocated at the length that they claim to have, each of those that are nested in each other.
+_MAX_ITEMS = 4096
+
+
+class MessageError(ValueError):
+    """Bytes that are no message."""
+
+
+def pack(message: Any) -> bytes:
+    """Bytes of a message made of dicts, lists, strings, numbers and numpy arrays.
+
+    Raises:
+        TypeError: for anything else, and for arrays that don't hold plain numbers.
+    """
+    return msgpack.packb(message, default=_pack_array)
+
+
+def unpack(data: bytes) -> Any:
+    """The message that some bytes hold. Its arrays can't be written to.
+
+    Raises:
+        MessageError: for bytes that are no message, or not whole; for arrays of objects, structures, strings or
+            complex numbers; for arrays whose bytes don't fit their dtype and shape; for extension types.
+    """
+    try:
+        return msgpack.unpackb(
+            data,
+            object_hook=_unpack_array,
+            ext_hook=_refuse_extension,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_ITEMS,
+        )
+    except MessageError:
+        raise
+    except (ValueError, TypeError, RecursionError, OverflowError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise MessageError(f"the message is not msgpack, or not whole ({reason}).") from error
+
+
+def _pack_array(value: Any) -> dict[bytes, Any]:
+    if not isinstance(value, np.ndarray | np.generic) or value.dtype.str not in _DTYPES:
+        raise TypeError(f"a message can't hold {getattr(value, 'dtype', type(value).__name__)}; give plain numbers.")
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+
+
+def _unpack_array(value: dict) -> Any:
+    if b"__ndarray__" in value:
+        data, dtype, shape = value.get(b"data"), _dtype(value.get(b"dtype")), value.get(b"shape")
+        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+            raise MessageError(f"an array has shape {shape!r}; expected a list of sizes.")
+        if len(shape) > _MAX_DIMENSIONS:
+            raise MessageError(f"an array has {len(shape)} dimensions; expected {_MAX_DIMENSIONS} at most.")
+        expected = math.prod(shape) * dtype.itemsize
+        if not isinstance(data, bytes) or len(data) != expected:
+            size = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
+            raise MessageError(f"an array of {dtype} and shape {shape} holds {size}; expected {expected} bytes.")
+        return np.frombuffer(data, dtype).reshape(shape)
+    if b"__npgeneric__" in value:
+        number, dtype = value.get(b"data"), _dtype(value.get(b"dtype"))
+        if not isinstance(number, bool | int | float):
+            raise MessageError(f"a numpy scalar holds {type(number).__name__}; expected a number.")
+        return dtype.type(number)
+    return value
+
+
+def _dtype(name: Any) -> np.dtype:
+    if not isinstance(name, str) or name not in _DTYPES:
+        raise MessageError(f"an array has dtype {name!r}; expected one of {', '.join(sorted(_DTYPES))}.")
+    return _DTYPES[name]
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise MessageError(f"the message has an extension of type {code}; expected maps, lists, strings and numbers.")

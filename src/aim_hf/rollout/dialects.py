@@ -1,0 +1,175 @@
+"""What is said to servers of other people's policies: one short class for each family of them.
+
+All of them speak openpi's websocket protocol (a map is sent, a map comes back), and differ in the keys of these maps.
+A server with other keys needs a class like `OpenPIEpisode` and a `Dialect` that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..envs.base import ActionMode, Interface, Observation
+from ..envs.robotwin.environment import FRAME_BEHIND_TCP, along_tools
+from ..protocol.observations import CAMERA_KEYS, write_endpose, write_images, write_state
+
+if TYPE_CHECKING:  # which imports torch
+    from .policies import Pictures
+
+Ask = Callable[[dict[str, Any]], dict[str, Any]]  # sends a message, returns the reply
+
+
+class RemoteEpisode(Protocol):
+    """One episode with a server.
+
+    ask: sends a message over this episode's connection. seed: decides the randomness, where a server takes one.
+    """
+
+    def __init__(self, ask: Ask, instruction: str, seed: int): ...
+
+    def next_chunk(
+        self, observations: list[Observation], executed: np.ndarray | None, pictures: Pictures
+    ) -> dict[str, Any]:
+        """`actions`, (T, action_dim) in physical units, T at least the dialect's; `value_maps` and `frames`, camera ->
+        clip, where there are some.
+
+        Args:
+            observations: the first one; later those after every `actions_per_frame` actions of the chunk before.
+            executed: (T, action_dim), that chunk; None at first.
+        """
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a server is spoken to. The fields are those of a [`Policy`].
+
+    one_at_a_time: the server has the state of one episode, whoever asks.
+    interface: what it needs of environments, if that is known.
+    """
+
+    episode: type[RemoteEpisode]
+    settings: dict[str, Any]
+    action_mode: ActionMode
+    actions_per_chunk: int
+    actions_per_frame: int
+    pixel_size: dict[str, tuple[float, float]] = field(default_factory=dict)
+    one_at_a_time: bool = False
+    interface: Interface | None = None
+
+
+def aim(metadata: dict[str, Any]) -> Dialect:
+    """Ours: the server says itself what it serves, so its results are those of that checkpoint, wherever it runs."""
+    cameras = {key: camera for camera, key in CAMERA_KEYS.items()}
+    sizes = {cameras.get(key, key): tuple(shape[1:]) for key, shape in metadata["images"].items()}
+    # Servers of before there was a rate don't tell theirs.
+    interface = Interface({metadata["action_space"]: metadata["action_dim"]}, sizes, metadata.get("fps"))
+    return Dialect(
+        AIMEpisode,
+        metadata["settings"],
+        metadata["action_space"],
+        metadata["actions_per_chunk"],
+        metadata["actions_per_frame"],
+        {name: tuple(size) for name, size in metadata["pixel_size"].items()},
+        interface=interface,
+    )
+
+
+def openpi(actions_per_chunk: int) -> Dialect:
+    """pi0 and pi0.5 on ALOHA's and RoboTwin's keys: joint positions, `actions_per_chunk` of each reply executed."""
+    settings = {"dialect": "openpi", "actions_per_chunk": actions_per_chunk}
+    return Dialect(OpenPIEpisode, settings, "qpos", actions_per_chunk, actions_per_chunk)
+
+
+def lingbot_va() -> Dialect:
+    """LingBot-VA for RoboTwin: tool poses, a chunk here is one of its latent frames."""
+    settings = {"dialect": "lingbot-va"}
+    return Dialect(LingBotVAEpisode, settings, "ee", 16, 4, one_at_a_time=True)
+
+
+class AIMEpisode:
+    def __init__(self, ask: Ask, instruction: str, seed: int):
+        self.ask, self.first = ask, {"prompt": instruction, "seed": seed}
+
+    def next_chunk(self, observations, executed, pictures):
+        message = {"images": write_images(observations), "pictures": pictures}
+        if executed is None:
+            message |= self.first | {"endpose": write_endpose(observations[0])}
+        else:
+            message["executed_actions"] = executed
+        reply = self.ask(message)
+        cameras = {key: camera for camera, key in CAMERA_KEYS.items()}
+        clips = {
+            name: {cameras.get(key, key): clip for key, clip in reply[name].items()}
+            for name in ("value_maps", "frames")
+            if name in reply
+        }
+        return {"actions": reply["actions"]} | clips
+
+
+class OpenPIEpisode:
+    """Each chunk follows from the latest observation alone."""
+
+    def __init__(self, ask: Ask, instruction: str, seed: int):
+        self.ask, self.instruction = ask, instruction
+
+    def next_chunk(self, observations, executed, pictures):
+        latest = observations[-1]
+        reply = self.ask({"state": write_state(latest), "images": write_images([latest]), "prompt": self.instruction})
+        return {"actions": reply["actions"]}
+
+
+class LingBotVAEpisode:
+    """Asked for a chunk, the server imagines two latent frames and gives the 16 actions of each, but in its first
+    chunk the first frame is what was observed. Then it wants to see what happened: four pictures a latent frame.
+
+    Its actions are relative to the first pose, of the frame behind the tool center point that RoboTwin itself uses. It
+    was trained on poses whose quaternions RoboTwin gives as wxyz and its own code composes as xyzw; a pose is found
+    again only by the same algebra.
+    """
+
+    KEYS = {camera: f"observation.images.{key}" for camera, key in CAMERA_KEYS.items()}
+
+    def __init__(self, ask: Ask, instruction: str, seed: int):
+        self.ask, self.instruction = ask, instruction
+        ask({"reset": True, "prompt": instruction, "save_visualization": False})
+        self.chunk: np.ndarray | None = None  # (16, 2, 16): numbers, latent frames, actions
+        self.left: list[np.ndarray] = []  # actions of its latent frames that are still to be executed
+        self.seen: list[dict[str, Any]] = []
+
+    def next_chunk(self, observations, executed, pictures):
+        if executed is None:
+            self.first = self._observation(observations[0])
+            self.pose = along_tools(write_endpose(observations[0]), -FRAME_BEHIND_TCP)
+        else:
+            self.seen += [self._observation(observation) for observation in observations]
+        if not self.left:
+            first = self.chunk is None
+            if not first:
+                message = {"obs": self.seen, "compute_kv_cache": True, "imagine": False, "state": self.chunk}
+                self.ask(message | {"save_visualization": False})
+                self.seen = []
+            reply = self.ask({"obs": self.first, "prompt": self.instruction, "save_visualization": False})
+            self.chunk = np.asarray(reply["action"])
+            if self.chunk.shape != (16, 2, 16):
+                raise ValueError(f"action has shape {self.chunk.shape}; expected (16, 2, 16), as for RoboTwin")
+            self.left = list(np.moveaxis(self.chunk, 0, -1)[1 if first else 0 :])
+        return {"actions": np.stack([self._absolute(action) for action in self.left.pop(0)])}
+
+    def _observation(self, observation: Observation) -> dict[str, Any]:
+        pictures = {key: observation["observation"][camera]["rgb"] for camera, key in self.KEYS.items()}
+        return pictures | {"observation.state": write_state(observation), "task": self.instruction}
+
+    def _absolute(self, action: np.ndarray) -> np.ndarray:
+        arms = []
+        for pose, relative in zip(np.split(self.pose, 2), np.split(action.astype(np.float64), 2), strict=True):
+            rotation = _xyzw_product(pose[3:7], relative[3:7])
+            arms += [pose[:3] + relative[:3], rotation / np.linalg.norm(rotation), relative[7:]]
+        return along_tools(np.concatenate(arms), FRAME_BEHIND_TCP)
+
+
+def _xyzw_product(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    vector = p[3] * q[:3] + q[3] * p[:3] + np.cross(p[:3], q[:3])
+    return np.append(vector, p[3] * q[3] - p[:3] @ q[:3])

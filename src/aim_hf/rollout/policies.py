@@ -1,0 +1,257 @@
+"""What the evaluator drives: a small policy protocol, and AIM behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from ..envs import interface
+from ..envs.base import ActionMode, Interface, Observation
+from ..model.checkpoint import fingerprint, local_folder
+from ..pipeline.pipeline_aim import AIMPipeline
+from ..pipeline.sampling_config import SamplingConfig
+from ..pipeline.session import AIMSession
+from ..utils.checks import check_whole
+from .rows import ROWS, filled
+
+Pictures = Literal["none", "value_maps", "all"]
+
+# Settings that tell apart how two evaluations sampled.
+OPTIONS = ("dtype", *(field.name for field in fields(SamplingConfig)), "delay", "real_time_chunking")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One chunk of B rows with T actions and F frames.
+
+    actions: (B, T, action_dim) in physical units. value_maps: camera -> (B, F, H, W) in [0, 1]; frames: camera ->
+    (B, F, H, W, 3) in [0, 1]; each None where it wasn't asked for, or the policy has none.
+    """
+
+    actions: np.ndarray
+    value_maps: dict[str, np.ndarray] | None = None
+    frames: dict[str, np.ndarray] | None = None
+
+
+class Policy(Protocol):
+    """Acts on a batch of episodes that advance together, chunk by chunk. Rows don't influence each other.
+
+    settings: JSON-able; tells this policy from any other. It has "policy", its name, at least.
+    interface: what it needs of environments.
+    pixel_size: camera -> width and height of one of its pixels as shares of the canvas's width.
+    """
+
+    settings: dict[str, Any]
+    interface: Interface
+    action_mode: ActionMode
+    actions_per_chunk: int
+    actions_per_frame: int  # control steps between two observations
+    pixel_size: dict[str, tuple[float, float]]
+
+    def start(self, instructions: list[str], seeds: list[int]) -> None:
+        """Starts a batch; a row's seed decides its randomness."""
+
+    def predict(
+        self,
+        observations: list[list[Observation]],
+        executed_actions: np.ndarray | None = None,
+        value_maps: Mapping[str, np.ndarray] | None = None,
+        pictures: Pictures = "none",
+    ) -> Prediction:
+        """The next chunk.
+
+        Args:
+            observations: of each row: at first one, then those after every `actions_per_frame` actions of the chunk.
+            executed_actions: (B, T, action_dim) of the chunk before; None at first.
+            value_maps: camera -> (B, F, H, W) in [0, 1]: act on these instead of the predicted maps.
+            pictures: what to decode besides the actions; "all" is value maps and frames.
+        """
+
+
+class AIMPolicy:
+    """An [`AIMPipeline`] as a [`Policy`].
+
+    Args:
+        settings: what tells this checkpoint from others; the arguments below are added.
+        sampling_config: how to sample; the pipeline's own if not given. Guidance leads away from no instruction.
+        delay: control steps that a chunk takes to compute. The robot doesn't wait: it goes on with the lookahead of
+            the chunk before, so that of each chunk but the first this many actions were chosen one chunk earlier.
+        real_time_chunking: whether the new chunk is told those actions, and follows on from them.
+
+    Raises:
+        ValueError: for a delay that the model's lookahead doesn't cover, or other numbers that don't fit.
+    """
+
+    def __init__(
+        self,
+        pipe: AIMPipeline,
+        settings: dict[str, Any],
+        sampling_config: SamplingConfig | None = None,
+        delay: int = 0,
+        real_time_chunking: bool = True,
+    ):
+        self.pipe = pipe
+        self.sampling_config = pipe.sampling_config if sampling_config is None else sampling_config
+        check_whole("delay", delay, least=0)
+        ahead = pipe.model.config.action_horizon - pipe.actions_per_chunk
+        if delay > min(ahead, pipe.actions_per_chunk):
+            raise ValueError(
+                f"delay is {delay} control steps; this model looks {ahead} ahead, in chunks of "
+                f"{pipe.actions_per_chunk}, and can't bridge more than the smaller of them."
+            )
+        self.delay, self.real_time_chunking = delay, real_time_chunking
+        self.settings = settings | asdict(self.sampling_config) | {"delay": delay}
+        if delay:
+            self.settings["real_time_chunking"] = real_time_chunking
+        self.interface = interface_of(pipe)
+        self.action_mode: ActionMode = pipe.processor.action_space
+        self.actions_per_chunk = pipe.actions_per_chunk
+        self.actions_per_frame = pipe.actions_per_frame
+        self.pixel_size = {}
+        for name, camera in pipe.processor.cameras.items():
+            (height, width), (_, _, slot_height, slot_width) = camera["size"], camera["slot"]
+            canvas_width = pipe.processor.canvas_size[1]
+            self.pixel_size[name] = (slot_width / width / canvas_width, slot_height / height / canvas_width)
+        self._sessions: list[AIMSession] = []
+        self._generators: list[list[torch.Generator]] = []
+        self._meanwhile: list[np.ndarray | None] = []  # what each session's rows execute while the next chunk is made
+        pipe.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        dtype: str | None = None,
+        delay: int = 0,
+        real_time_chunking: bool = True,
+        **sampling,
+    ):
+        """Loads a pipeline folder or a Hub repository.
+
+        Args:
+            dtype: as of `AIMPipeline.from_pretrained`, by its name; one of the settings if it is given.
+            delay, real_time_chunking: as in `__init__`.
+            sampling: fields of the pipeline's [`SamplingConfig`] to change, such as `num_inference_steps=1`.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, nor repository.
+            OSError, ValueError: for a damaged checkpoint, as `AIMPipeline.from_pretrained`.
+        """
+        try:
+            folder = local_folder(name_or_path)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise FileNotFoundError(
+                f"policy {str(name_or_path)!r} is no folder on this machine, nor could it be loaded from the Hub "
+                f"({type(error).__name__}). Give the folder of an AIMPipeline, or the id of a repository that you may "
+                "read."
+            ) from error
+        pipe = AIMPipeline.from_pretrained(folder, dtype=dtype).to(device)
+        settings = {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}
+        settings |= {} if dtype is None else {"dtype": dtype}
+        return cls(pipe, settings, replace(pipe.sampling_config, **sampling), delay, real_time_chunking)
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """What its sessions are started with."""
+        return None if self.sampling_config.guidance_scale == 1 else ""
+
+    def start(self, instructions: list[str], seeds: list[int]) -> None:
+        self._sessions, self._generators = [], []
+        for first in range(0, len(seeds), ROWS):
+            rows = filled(instructions[first : first + ROWS])
+            self._sessions.append(self.pipe.start(rows, negative_prompt=self.negative_prompt))
+            self._generators.append(
+                [torch.Generator().manual_seed(seed) for seed in filled(seeds[first : first + ROWS])]
+            )
+        self._meanwhile = [None] * len(self._sessions)
+
+    def predict(
+        self,
+        observations: list[list[Observation]],
+        executed_actions: np.ndarray | None = None,
+        value_maps: Mapping[str, np.ndarray] | None = None,
+        pictures: Pictures = "none",
+    ) -> Prediction:
+        parts = []
+        for index, (session, generators) in enumerate(zip(self._sessions, self._generators, strict=True)):
+            rows = slice(index * ROWS, (index + 1) * ROWS)
+            observed, first = filled(observations[rows]), None
+            if executed_actions is None:
+                first = [row[0] for row in observed]
+            else:
+                self.pipe.append(session, observed, np.stack(filled(executed_actions[rows])))
+            meanwhile = self._meanwhile[index]
+            out = self.pipe(
+                first,
+                session=session,
+                value_maps=value_maps and {name: np.stack(filled(m[rows])) for name, m in value_maps.items()},
+                committed_actions=meanwhile if self.real_time_chunking else None,
+                generator=generators,
+                output_type="latent" if pictures == "none" else "np",
+                decode_frames=pictures == "all",
+                sampling_config=self.sampling_config,
+            )
+            actions = np.asarray(out.actions).copy()
+            if meanwhile is not None:
+                actions[:, : self.delay] = meanwhile
+            if self.delay:
+                self._meanwhile[index] = np.asarray(out.lookahead_actions)[:, : self.delay]
+            parts.append(
+                Prediction(
+                    actions=actions,
+                    value_maps=None if pictures == "none" else out.value_maps,
+                    frames=out.frames,
+                )
+            )
+        count = len(observations)
+        return Prediction(
+            actions=np.concatenate([part.actions for part in parts])[:count],
+            value_maps=_joined([part.value_maps for part in parts], count),
+            frames=_joined([part.frames for part in parts], count),
+        )
+
+
+def interface_of(pipe: AIMPipeline) -> Interface:
+    """What a pipeline needs of environments."""
+    processor = pipe.processor
+    sizes = {name: tuple(camera["size"]) for name, camera in processor.cameras.items()}
+    return Interface({processor.action_space: processor.action_dim}, sizes, pipe.fps)
+
+
+def check_fits(needed: Interface, suite: str, split: str) -> None:
+    """Checks that a policy can see and act in a suite's environments, of which none is opened.
+
+    Raises:
+        ValueError: naming what they don't agree on, as the policy has it and as the suite has.
+    """
+    there, differing = interface(suite, split), []
+    for camera, size in needed.picture_sizes.items():
+        if camera not in there.picture_sizes:
+            differing.append(f"it looks at {camera}, and there are {', '.join(there.picture_sizes)}")
+        elif size != there.picture_sizes[camera]:
+            sizes = (f"{height} x {width}" for height, width in (size, there.picture_sizes[camera]))
+            differing.append(f"{camera} is {' and there '.join(sizes)} (height x width)")
+    for mode, dim in needed.action_dims.items():
+        has = there.action_dims.get(mode)
+        if None not in (dim, has) and dim != has:
+            differing.append(f"an action {mode!r} has {dim} numbers, and there {has}")
+    if None not in (needed.fps, there.fps) and abs(needed.fps / there.fps - 1) > 0.01:
+        differing.append(f"it acts {needed.fps:g} times a second, and there are {there.fps:g} control steps")
+    if differing:
+        raise ValueError(
+            f"the policy doesn't fit suite {suite!r}: {'; '.join(differing)}. Choose the suite whose episodes it was "
+            "trained on, or train it on this one's."
+        )
+
+
+def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, np.ndarray] | None:
+    if parts[0] is None:
+        return None
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}

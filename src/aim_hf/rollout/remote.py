@@ -1,0 +1,207 @@
+"""A policy behind a websocket, as the evaluator drives one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ..envs.base import ActionMode, Interface, Observation
+from ..protocol.messages import MessageError, pack, unpack
+from ..utils.extras import extra
+from .dialects import Dialect, aim
+from .policies import Pictures, Prediction
+
+with extra("serve"):
+    from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
+    from websockets.sync.client import ClientConnection, connect
+
+REPLY_SECONDS = 600  # a server may compile at its first request
+MAX_REPLY = 2**28  # bytes
+
+
+class RemotePolicyError(OSError):
+    """A policy server can't be reached, went away, or refused what it was asked."""
+
+
+class Connection:
+    """Speaks openpi's protocol with the server at `address`.
+
+    Raises:
+        RemotePolicyError: here and in `ask`, naming the address.
+    """
+
+    def __init__(self, address: str, token: str | None = None):
+        self.address = address
+        headers = {"Authorization": f"Api-Key {token}"} if token else None
+        try:
+            self._websocket: ClientConnection = connect(
+                address,
+                additional_headers=headers,
+                compression=None,
+                max_size=MAX_REPLY,
+                ping_interval=None,  # many servers answer nothing while they compute
+                proxy=None,
+            )
+        except InvalidStatus as error:
+            status = error.response.status_code
+            mend = "give --token_file" if status in (401, 403) else "look at the server's log"
+            raise RemotePolicyError(f"the policy server at {address} refused: HTTP status {status}; {mend}") from error
+        except (InvalidURI, InvalidHandshake, OSError, EOFError) as error:
+            raise RemotePolicyError(
+                f"no policy server answers at {address} ({error}); start it, or look at the address and the port"
+            ) from error
+        self.metadata = self._receive()
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._websocket.send(pack(message))
+        except WebSocketException as error:
+            raise self._lost(error) from error
+        return self._receive()
+
+    def close(self) -> None:
+        self._websocket.close()
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            data = self._websocket.recv(timeout=REPLY_SECONDS)
+        except (WebSocketException, TimeoutError) as error:
+            raise self._lost(error) from error
+        if isinstance(data, str):
+            raise RemotePolicyError(f"the policy server at {self.address} answered with an error: {data}")
+        try:
+            message = unpack(data)
+        except MessageError as error:
+            raise RemotePolicyError(f"the policy server at {self.address} sent what can't be read: {error}") from error
+        if not isinstance(message, dict):
+            raise RemotePolicyError(f"the policy server at {self.address} sent {type(message).__name__}, not a map")
+        return message
+
+    def _lost(self, error: Exception) -> RemotePolicyError:
+        reason = str(error) or f"no reply within {REPLY_SECONDS} s"
+        return RemotePolicyError(
+            f"the policy server at {self.address} went away ({reason}). Episodes that had ended are kept: start the "
+            "server again, then run the same command again"
+        )
+
+
+class RemotePolicy:
+    """The server at `address` as a [`Policy`]. Each episode has a connection of its own, and the episodes of a batch
+    are asked for at once.
+
+    Args:
+        address: such as "ws://127.0.0.1:8000".
+        dialect: made of the server's metadata; AIM's server needs none.
+        name: what the results call the policy; the address if neither this nor the server says it.
+        token: sent as `Authorization: Api-Key TOKEN`.
+
+    Raises:
+        RemotePolicyError: if there is no server, or it goes away later.
+        ValueError: if a dialect is needed, or for a batch where the server holds one episode at a time.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        dialect: Dialect | None = None,
+        name: str | None = None,
+        token: str | None = None,
+    ):
+        self.address, self.token = address, token
+        connection = Connection(address, token)
+        metadata = connection.metadata
+        connection.close()
+        if metadata.get("server") == "aim_hf":
+            self.dialect, self.settings = aim(metadata), aim(metadata).settings
+        elif dialect is None:
+            raise ValueError(f"the server at {address} is not AIM's; say by --dialect what its messages are like.")
+        else:
+            self.dialect = dialect
+            self.settings = {"policy": name or address} | dialect.settings | {"server_metadata": _plain(metadata)}
+        self.action_mode: ActionMode = self.dialect.action_mode
+        self.interface = self.dialect.interface or Interface({self.action_mode: {"ee": 16}.get(self.action_mode)})
+        self.actions_per_chunk = self.dialect.actions_per_chunk
+        self.actions_per_frame = self.dialect.actions_per_frame
+        self.pixel_size = self.dialect.pixel_size
+        self._connections: list[Connection] = []
+        self._episodes: list[Any] = []
+
+    def start(self, instructions: list[str], seeds: list[int]) -> None:
+        if self.dialect.one_at_a_time and len(seeds) > 1:
+            raise ValueError(
+                f"{len(seeds)} episodes at once, but the server at {self.address} holds one: give --batch_size 1, and "
+                "a server to each process."
+            )
+        self.close()
+
+        def begin(instruction: str, seed: int):
+            connection = Connection(self.address, self.token)
+            self._connections.append(connection)
+            return self.dialect.episode(connection.ask, instruction, seed)
+
+        self._episodes = _at_once(begin, instructions, seeds)
+
+    def predict(
+        self,
+        observations: list[list[Observation]],
+        executed_actions: np.ndarray | None = None,
+        value_maps: Mapping[str, np.ndarray] | None = None,
+        pictures: Pictures = "none",
+    ) -> Prediction:
+        if value_maps is not None:
+            raise ValueError("a remote policy acts on its own value maps; true ones need the policy in this process.")
+        executed = [None] * len(observations) if executed_actions is None else list(executed_actions)
+
+        def ask(episode, seen, chunk):
+            try:
+                reply = episode.next_chunk(seen, chunk, pictures)
+                return reply | {"actions": self._actions(reply["actions"])}
+            except (KeyError, ValueError) as error:
+                raise RemotePolicyError(
+                    f"the policy server at {self.address} sent a reply that doesn't fit ({error!r}); see "
+                    "docs/serving.md for what is expected"
+                ) from error
+
+        replies = _at_once(ask, self._episodes, observations, executed)
+        clips = {
+            name: {camera: np.stack([reply[name][camera] for reply in replies]) for camera in replies[0][name]}
+            for name in ("value_maps", "frames")
+            if name in replies[0]
+        }
+        return Prediction(actions=np.stack([reply["actions"] for reply in replies]), **clips)
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self._connections, self._episodes = [], []
+
+    def _actions(self, actions: Any) -> np.ndarray:
+        actions = np.asarray(actions)
+        dim = self.interface.action_dims[self.action_mode]
+        if actions.ndim != 2 or len(actions) < self.actions_per_chunk or dim not in (None, actions.shape[1]):
+            raise ValueError(
+                f"actions have shape {actions.shape}; expected at least {self.actions_per_chunk} actions of "
+                f"{dim or 'as many numbers as the robot has joints and grippers'}"
+            )
+        if not np.isfinite(actions).all():
+            raise ValueError("actions have NaN or infinite numbers")
+        return actions[: self.actions_per_chunk]
+
+
+def _at_once(function: Callable, *columns: list) -> list[Any]:
+    """`function` of each row, in a thread of its own. The first error is raised when all have ended."""
+    with ThreadPoolExecutor(len(columns[0])) as pool:
+        futures = [pool.submit(function, *row) for row in zip(*columns, strict=True)]
+    return [future.result() for future in futures]
+
+
+def _plain(value: Any) -> Any:
+    """With lists in place of arrays, for JSON."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

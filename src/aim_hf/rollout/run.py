@@ -1,0 +1,154 @@
+"""Closed loop: a batch of episodes of one task, from the reset to the end of the last of them.
+
+Rows start together and share every call of the network. In each chunk the policy predicts, each row's environment
+executes, and what was really seen goes back to the policy. A row that has ended idles: its last observation repeats.
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..envs.base import SeedRejected
+from ..value_maps.peak import value_peak_error
+from .policies import Policy
+from .storyboard import Storyboard
+from .vector_env import Chunks, Start, VectorEnvironment, WorkerLost
+
+MAX_TRIES = 2
+ValueMaps = Literal["predicted", "true"]
+
+
+@dataclass
+class EpisodeResult:
+    """
+    simulator: versions and commits of what simulated. expert_success: whether the scripted expert fulfils this scene.
+    steps: control steps until success or the end.
+    peak_error: camera -> distance between the peak of the first chunk's last value map and the true contact, as a
+        share of the canvas's width; None where that camera doesn't see it, or the policy predicts no maps. If it acts
+        on true maps, these are they, and the error is what the codec makes of them.
+    peak_error_cm: the same, in centimetres on the horizontal plane through the contact.
+    storyboard: the pictures of a filmed episode.
+    """
+
+    task: str
+    seed: int
+    instruction: str
+    simulator: dict[str, str]
+    expert_success: bool
+    success: bool = False
+    steps: int = 0
+    peak_error: dict[str, float | None] | None = None
+    peak_error_cm: dict[str, float | None] | None = None
+    storyboard: Storyboard | None = None
+
+
+def run_episodes(
+    policy: Policy,
+    environments: VectorEnvironment,
+    task: str,
+    seeds: list[int],
+    instructions: str = "seen",
+    value_maps: ValueMaps = "predicted",
+    filmed: Collection[int] = (),
+) -> list[EpisodeResult | SeedRejected]:
+    """Runs the episodes of `seeds` together; of a seed that the suite rejects there is none.
+
+    Args:
+        instructions: "seen" or "unseen", the templates that the words come from.
+        value_maps: "true" lets the policy act on the oracle's maps instead of its own.
+        filmed: seeds whose pictures to keep.
+
+    Raises:
+        RuntimeError: if a worker was lost twice in the same episode, which it names, or an environment failed.
+    """
+    lost: Counter[int] = Counter()
+    while True:
+        try:
+            return _run(policy, environments, task, seeds, instructions, value_maps, filmed)
+        except WorkerLost as error:
+            lost[error.seed] += 1
+            if lost[error.seed] == MAX_TRIES:
+                raise RuntimeError(
+                    f"{error} of {task} ({environments.suite}, {environments.split}), {MAX_TRIES} times: look at that "
+                    "scene by itself, or at the memory that is left."
+                ) from error
+
+
+def _run(policy, environments, task, seeds, instructions, value_maps, filmed) -> list[EpisodeResult | SeedRejected]:
+    chunks = Chunks(policy.actions_per_chunk, policy.actions_per_frame)
+    every = environments.reset(task, seeds, instructions, chunks, true_value_maps=value_maps == "true")
+    # Rows are those that run; `places`, where they are among the environments.
+    places = [place for place, start in enumerate(every) if start is not None]
+    results: list[EpisodeResult | SeedRejected] = [environments.lost.get(place) for place in range(len(seeds))]
+    if not places:
+        return results
+    starts = [every[place] for place in places]
+    policy.start([start.instruction for start in starts], [seeds[place] for place in places])
+    rows = [
+        _new_result(environments, task, seeds[place], start, seeds[place] in filmed)
+        for place, start in zip(places, starts)
+    ]
+    observations = [[start.observation] for start in starts]
+    maps = [start.value_maps for start in starts]
+    running, executed = list(range(len(rows))), None
+    while running:
+        is_filmed = any(rows[row].storyboard for row in running)
+        prediction = policy.predict(
+            observations,
+            executed,
+            _stacked(maps) if value_maps == "true" else None,
+            "all" if is_filmed else "value_maps" if executed is None else "none",
+        )
+        if executed is None and prediction.value_maps is not None:
+            for row, (result, start) in enumerate(zip(rows, starts, strict=True)):
+                _measure_peaks(result, policy, prediction.value_maps, row, start)
+        executed = prediction.actions
+        progress = environments.step({places[row]: executed[row] for row in running}, policy.action_mode)
+        for row in running:
+            result, latest = rows[row], progress[places[row]]
+            if result.storyboard:
+                result.storyboard.add_chunk(prediction, row, latest.observations, latest.steps - result.steps)
+                result.storyboard.success = latest.success
+            result.success, result.steps = latest.success, latest.steps
+            observations[row], maps[row] = latest.observations, latest.value_maps
+        for row in set(range(len(rows))) - set(running):
+            observations[row] = [observations[row][-1]] * len(chunks.moments)
+        running = [row for row in running if not progress[places[row]].done]
+    for place, result in zip(places, rows):
+        results[place] = result
+    return results
+
+
+def _new_result(environments: VectorEnvironment, task: str, seed: int, start: Start, filmed: bool) -> EpisodeResult:
+    result = EpisodeResult(task, seed, start.instruction, start.simulator, start.expert_success)
+    if filmed:
+        result.storyboard = new_storyboard(task, environments.split, seed, start, start.instruction)
+    return result
+
+
+def new_storyboard(task: str, split: str, seed: int, start: Start, instruction: str) -> Storyboard:
+    """Of an episode that has just been reset, and is told `instruction`."""
+    return Storyboard(
+        title=f"{task} ({split}, seed {seed})",
+        instruction=instruction,
+        start=start.observation,
+        control_dt=start.control_dt,
+        step_limit=start.step_limit,
+    )
+
+
+def _measure_peaks(result: EpisodeResult, policy: Policy, maps: dict[str, np.ndarray], row: int, start: Start) -> None:
+    errors = {
+        camera: value_peak_error(clips[row, -1], start.contacts[camera], policy.pixel_size[camera])
+        for camera, clips in maps.items()
+    }
+    result.peak_error = {camera: error and error[0] for camera, error in errors.items()}
+    result.peak_error_cm = {camera: error and error[1] for camera, error in errors.items()}
+
+
+def _stacked(maps: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Each row's maps, camera -> (F, H, W) uint8, as camera -> (B, F, H, W) in [0, 1]."""
+    return {camera: np.stack([row[camera] for row in maps]) / 255 for camera in maps[0]}

@@ -1,0 +1,313 @@
+"""Environments in worker processes: physics and rendering of many episodes at once, chunk by chunk.
+
+A worker is a process on one core that hosts several environments and steps them one after another; more processes
+than cores only cost memory and seconds of start-up. Each command is for one row and its answer is awaited before the
+worker gets the next one: so it is known which row a worker died in.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+
+from ..envs import next_environment
+from ..envs.base import ARMS, ActionMode, Environment, Observation, SeedRejected, SimulatorLost
+from ..envs.seeds import Purpose, check_seed
+from ..value_maps.oracle import ValueMapOracle, record_expert
+from ..value_maps.peak import SeenContact
+
+
+def cores_of_this_process() -> int:
+    """How many environment processes it may keep busy: its share of the cores that the processes here have."""
+    return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+
+
+class WorkerLost(RuntimeError):
+    """A worker died or hung while it served the scene of `seed`."""
+
+    def __init__(self, seed: int, reason: str):
+        super().__init__(f"the environment worker {reason} in the episode of seed {seed}")
+        self.seed = seed
+
+
+@dataclass(frozen=True)
+class Start:
+    """An episode that has been reset.
+
+    simulator: versions and commits of what simulates.
+    expert_success: whether the scripted expert fulfils the task on this scene; None where it wasn't asked.
+    contacts: camera -> the contacts that the last frame of the first chunk is to show.
+    value_maps: the true maps of the coming chunk, camera -> (F, H, W) uint8; None unless asked for.
+    """
+
+    observation: Observation
+    instruction: str
+    control_dt: float
+    step_limit: int
+    simulator: dict[str, str]
+    expert_success: bool | None
+    contacts: dict[str, list[SeenContact]]
+    value_maps: dict[str, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A chunk that has been executed, up to the episode's end.
+
+    observations: F of them; from the episode's end on the last one, repeated.
+    targets: (F, 2, 3), where the actions wanted the left and the right tool at these moments, in the world.
+    steps: control steps executed since the reset. success: whether the task was fulfilled after any of them.
+    """
+
+    observations: list[Observation]
+    targets: np.ndarray
+    steps: int
+    success: bool
+    done: bool
+    value_maps: dict[str, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How an episode is cut: a chunk has `actions`, and is observed after every `actions_per_frame` of them."""
+
+    actions: int
+    actions_per_frame: int
+
+    @property
+    def moments(self) -> list[int]:
+        return list(range(self.actions_per_frame, self.actions + 1, self.actions_per_frame))
+
+
+class HostedEnvironment:
+    """One row of a [`VectorEnvironment`], in its worker: an environment, and the oracle that follows it."""
+
+    def __init__(self, suite: str, split: str):
+        self.suite, self.split = suite, split
+        self.env: Environment | None = None
+        self.oracle: ValueMapOracle | None = None
+
+    def reset(
+        self, task: str, seed: int, instructions: str, chunks: Chunks, expert: bool, true_value_maps: bool
+    ) -> Start:
+        if self.oracle is not None:
+            self.oracle.close()
+            self.oracle = None
+        env = self.env = next_environment(self.env, self.suite, task, self.split)
+        self.chunks = chunks
+        run = record_expert(env, seed) if expert else None
+        self.observation = env.reset(seed)
+        if true_value_maps:
+            self.oracle = ValueMapOracle(env, run)
+        return Start(
+            observation=self.observation,
+            instruction=env.instruction(instructions),
+            control_dt=env.control_dt,
+            step_limit=env.step_limit,
+            simulator=env.simulator,
+            expert_success=run and run.success,
+            contacts=run.contacts(chunks.actions) if run else {},
+            value_maps=self._value_maps(),
+        )
+
+    def step(self, actions: np.ndarray, mode: ActionMode) -> Progress:
+        observations, targets, success, done = [], [], False, False
+        arm = actions.shape[1] // 2  # numbers of one arm, its gripper last
+        for index, action in enumerate(actions, start=1):
+            is_moment = index % self.chunks.actions_per_frame == 0
+            if not done:
+                if self.oracle is not None:
+                    self.oracle.before_step((action[arm - 1], action[-1]))
+                result = self.env.step(action, mode, observe=False)
+                success, done = result.success, result.info["done"]
+                if is_moment or done:
+                    self.observation = self.env.observe()
+            if is_moment:
+                observations.append(self.observation)
+                targets.append(self._targets(action, mode))
+        return Progress(observations, np.stack(targets), result.info["step"], success, done, self._value_maps())
+
+    def _targets(self, action: np.ndarray, mode: ActionMode) -> np.ndarray:
+        if mode == "ee":
+            return np.stack([action[:3], action[8:11]])
+        tools = self.env.fk(action)
+        return np.stack([tools[arm][:3] for arm in ARMS])
+
+    def _value_maps(self) -> dict[str, np.ndarray] | None:
+        return None if self.oracle is None else self.oracle.value_maps(self.chunks.moments)
+
+
+class VectorEnvironment:
+    """The environments of a batch of episodes, which start together. Use it in a `with` statement.
+
+    Args:
+        suite, split: of every row; the task may differ from batch to batch, and from row to row.
+        num_workers: processes.
+        timeout: seconds after which a worker that hasn't answered counts as hung.
+        purpose: what the seeds must be for.
+        discard_lost: go on without rows whose worker is lost.
+
+    A row is lost when the suite rejects its seed, when its worker died or hung, which is then replaced, or when its
+    simulator did. Answers lack it, and `lost` says why. Lost workers raise WorkerLost unless they are discarded,
+    naming the seed, and the batch must be reset. Any other error raises RuntimeError with the worker's traceback.
+    """
+
+    def __init__(
+        self,
+        suite: str,
+        split: str,
+        num_workers: int,
+        timeout: float = 300,
+        purpose: Purpose = "evaluation",
+        discard_lost: bool = False,
+    ):
+        self.suite, self.split, self.timeout = suite, split, timeout
+        self.purpose, self.discard_lost = purpose, discard_lost
+        self.seeds: list[int] = []
+        self.lost: dict[int, WorkerLost | SeedRejected] = {}  # rows of this batch, and what became of them
+        self.workers = [_Worker(suite, split) for _ in range(num_workers)]
+
+    def __enter__(self) -> VectorEnvironment:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def reset(
+        self,
+        tasks: str | list[str],
+        seeds: list[int],
+        instructions: str,
+        chunks: Chunks,
+        true_value_maps: bool = False,
+        expert: bool = True,
+    ) -> list[Start | None]:
+        """Starts an episode for each seed, of the one task or of a task each.
+
+        `expert`: also let the scripted expert try each scene, which tells the contacts. None for a row that is lost.
+        Raises ValueError for a seed that isn't for this purpose.
+        """
+        self.seeds, self.lost = [check_seed(seed, self.purpose) for seed in seeds], {}
+        tasks = [tasks] * len(seeds) if isinstance(tasks, str) else tasks
+        options = {
+            "instructions": instructions,
+            "chunks": chunks,
+            "expert": expert or true_value_maps,
+            "true_value_maps": true_value_maps,
+        }
+        scenes = enumerate(zip(tasks, seeds, strict=True))
+        answers = self._ask({row: ("reset", {"task": task, "seed": seed} | options) for row, (task, seed) in scenes})
+        return [answers.get(row) for row in range(len(seeds))]
+
+    def step(self, actions: dict[int, np.ndarray], mode: ActionMode) -> dict[int, Progress]:
+        """Executes a chunk of actions (T, action_dim) in each of the given rows."""
+        return self._ask({row: ("step", {"actions": chunk, "mode": mode}) for row, chunk in actions.items()})
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+
+    def _ask(self, commands: dict[int, tuple[str, dict[str, Any]]]) -> dict[int, Any]:
+        """Sends each row's command to its worker. All workers are idle again when this returns or raises. A lost row
+        isn't asked again."""
+        commands = {row: command for row, command in commands.items() if row not in self.lost}
+        queues: list[deque[int]] = [deque() for _ in self.workers]
+        for row in commands:
+            queues[row % len(self.workers)].append(row)
+        busy: dict[Connection, tuple[int, int]] = {}  # worker and row whose answer is awaited
+        answers, failed = {}, None
+
+        def send_next(index: int) -> None:
+            if queues[index] and failed is None and self._worker_lost() is None:
+                row = queues[index].popleft()
+                connection = self.workers[index].connection
+                busy[connection] = index, row
+                try:
+                    connection.send((row, *commands[row]))
+                except OSError:
+                    pass  # the worker is dead; the end of its connection says so below
+
+        for index in range(len(self.workers)):
+            send_next(index)
+        while busy:
+            ready = wait(list(busy), self.timeout)
+            for connection in ready or list(busy):
+                index, row = busy.pop(connection)
+                try:
+                    if not ready:
+                        raise TimeoutError
+                    outcome, answer = connection.recv()
+                except (EOFError, OSError) as error:  # TimeoutError is an OSError
+                    hung = isinstance(error, TimeoutError)
+                    reason = f"hung for {self.timeout} s" if hung else "died"
+                    self.workers[index].kill()
+                    self.workers[index] = _Worker(self.suite, self.split)
+                    queues[index].clear()
+                    for other in range(index, len(self.seeds), len(self.workers)):  # it hosted them all
+                        self.lost[other] = WorkerLost(self.seeds[row], reason)
+                    continue
+                if outcome == "done":
+                    answers[row] = answer
+                elif outcome == "rejected":
+                    self.lost[row] = SeedRejected(self.seeds[row], answer)
+                elif outcome == "lost":
+                    self.lost[row] = WorkerLost(self.seeds[row], answer)
+                else:
+                    failed = RuntimeError(f"the environment failed with seed {self.seeds[row]}:\n{answer}")
+                send_next(index)
+        if failed is not None:
+            raise failed
+        if (error := self._worker_lost()) is not None:
+            raise error
+        return {row: answer for row, answer in answers.items() if row not in self.lost}
+
+    def _worker_lost(self) -> WorkerLost | None:
+        """What ends this batch."""
+        if self.discard_lost:
+            return None
+        return next((error for error in self.lost.values() if isinstance(error, WorkerLost)), None)
+
+
+class _Worker:
+    def __init__(self, suite: str, split: str):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, suite, split), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the connection ends when the process does
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(connection: Connection, suite: str, split: str) -> None:
+    """A worker's life: answers (row, method, arguments) with what came of it and the result, the reason or the
+    traceback, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer: a core a worker
+    rows: dict[int, HostedEnvironment] = {}
+    with suppress(EOFError, ConnectionError):
+        while True:
+            row, method, arguments = connection.recv()
+            try:
+                if row not in rows:
+                    rows[row] = HostedEnvironment(suite, split)
+                answer = "done", getattr(rows[row], method)(**arguments)
+            except SeedRejected as rejected:
+                answer = "rejected", rejected.reason
+            except SimulatorLost as lost:
+                answer = "lost", f"lost its simulator ({lost})"
+            except Exception:
+                answer = "failed", traceback.format_exc()
+            connection.send(answer)

@@ -1,0 +1,193 @@
+"""Contact events of an episode, found while it is simulated: what is picked, pressed or pushed, where it is placed.
+
+`EventDetector` looks at the contacts now and then: what lasts shorter is no event, and looking at all of
+them would cost a third as much as simulating them. It depends on the environment protocol alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..envs.base import Contact, Environment
+from .render import Event, rotation_matrix
+
+CHECK_EVERY = 12  # physics steps between two looks at the contacts: 48 ms
+CHECK_EVERY_HOLDING = 60  # ... while all that closes holds something already
+HOLD_CHECKS = 2  # looks in a row that a grasp or a rest must last
+MIN_FORCE = 0.2  # N, of each finger on what it holds, and of a finger on what it presses or pushes
+OPPOSITE = -0.5  # cosine between the two fingers' pushes: at least 120 degrees apart
+# At rest is what moves less than this from look to look. Its velocity at one instant doesn't tell: a simulator reports
+# several cm/s for a light block on a stack that stays where it is.
+REST_SPEED = 0.01  # m/s
+REST_SPIN = 0.2  # rad/s
+
+
+@dataclass
+class _Touch:
+    """One finger on one body: its push along the normals, without friction (N), and the contact points."""
+
+    push: np.ndarray
+    points: list[np.ndarray]
+
+
+class EventDetector:
+    """Finds the events of one episode.
+
+        detector = EventDetector(env)              # after env.reset(seed)
+        env.on_physics_step.append(detector)
+        detector.add_frame(env, action)            # before each action, and once after the last with None
+
+    pick: both fingers of an arm push the same movable body from opposite sides, for `HOLD_CHECKS`. The next pick of
+        that body by that arm needs a release first.
+    place: a picked body is free of all fingers and at rest, for `HOLD_CHECKS`, on a body that is no part of the robot.
+        The arm is the one that touched it last.
+    press, push: a closed finger pushes one of the task's press or push targets for the first time.
+    """
+
+    def __init__(self, env: Environment):
+        self.arm_of = {finger: arm for arm, fingers in env.fingers().items() for finger in fingers}
+        self.robot = set(env.robot_links())
+        self.targets = dict.fromkeys(env.press_targets(), "press") | dict.fromkeys(env.push_targets(), "push")
+        bodies = env.bodies()
+        self.names = {body: state.name for body, state in bodies.items()}
+        self.moving = {body for body, state in bodies.items() if state.dynamic}
+        self.movable = self.moving - self.targets.keys()
+        self.start = {body: state.pose for body, state in bodies.items()}
+        self.poses: list[dict[int, np.ndarray]] = []  # of what can move, in each frame
+        self.closed: set[str] = set()  # arms whose gripper is told to be closed
+        self.gripping: set[str] = set()  # arms whose gripper is told to close at all: fully open ones hold nothing
+        self.steps = 0  # physics steps so far
+        self.grasp_checks: dict[tuple[str, int], int] = {}  # (arm, body): looks for which it has been gripped
+        self.free_checks: dict[tuple[str, int], int] = {}  # (arm, body) picked: looks since a finger last touched it
+        self.carrier: dict[int, str] = {}  # body picked and not yet placed: the arm that touched it last
+        # Body in `carrier`: the pose from which it has hardly moved since, and for how many looks.
+        self.rest: dict[int, tuple[np.ndarray, int]] = {}
+        self.reached: set[int] = set()  # targets pressed or pushed
+        self.found: list[tuple[str, str, int, int, np.ndarray]] = []  # kind, arm, frame, body, points in its frame
+
+    def add_frame(self, env: Environment, action: np.ndarray | None) -> None:
+        """Note where the bodies are in this frame, and which grippers the action (16,) that follows it closes."""
+        self.poses.append({body: state.pose for body, state in env.bodies(self.moving).items()})
+        if action is not None:
+            grippers = {"left": action[7], "right": action[15]}
+            self.closed = {arm for arm, gripper in grippers.items() if gripper < 0.5}
+            self.gripping = {arm for arm, gripper in grippers.items() if gripper < 1}
+
+    def __call__(self, env: Environment) -> None:
+        self.steps += 1
+        if self.steps % CHECK_EVERY:
+            return
+        holding, carrying = {arm for arm, _ in self.free_checks}, set(self.carrier.values())
+        if not (self.gripping or holding or carrying):
+            return
+        settled = self.gripping == holding and carrying <= holding
+        if settled and self.steps % CHECK_EVERY_HOLDING:
+            return
+        touches = self._touches(env.contacts(self.arm_of), env.physics_dt)
+        self._find_picks(env, touches)
+        self._find_presses_and_pushes(env, touches)
+        self._find_places(env, {body for _, body in touches})
+
+    def events(self) -> list[Event]:
+        """The events so far, in the order in which they happened, with their bodies' poses in the frames so far."""
+        return [
+            Event(
+                kind=kind,
+                arm=arm,
+                frame=frame,
+                body_name=self.names[body],
+                points=points.astype(np.float32),
+                body_pose=np.array([poses.get(body, self.start[body]) for poses in self.poses], dtype=np.float32),
+            )
+            for kind, arm, frame, body, points in self.found
+        ]
+
+    def _touches(self, contacts: list[Contact], physics_dt: float) -> dict[tuple[str, int], dict[int, _Touch]]:
+        """What the fingers touch now: by arm and body (in order, for a simulator lists contacts in any), by finger."""
+        touches: dict[tuple[str, int], dict[int, _Touch]] = {}
+        for contact in contacts:
+            for finger, body, sign in ((contact.body_a, contact.body_b, -1), (contact.body_b, contact.body_a, 1)):
+                if finger in self.arm_of and body not in self.robot:
+                    along = np.einsum("pi,pi->p", contact.impulses, contact.normals) @ contact.normals
+                    fingers = touches.setdefault((self.arm_of[finger], body), {})
+                    touch = fingers.setdefault(finger, _Touch(np.zeros(3), []))
+                    touch.push += sign / physics_dt * along
+                    touch.points.extend(contact.points)
+        return dict(sorted(touches.items()))
+
+    def _find_picks(self, env: Environment, touches: dict[tuple[str, int], dict[int, _Touch]]) -> None:
+        for key in list(self.free_checks):
+            self.free_checks[key] = 0 if key in touches else self.free_checks[key] + 1
+            if self.free_checks[key] >= HOLD_CHECKS:
+                del self.free_checks[key]
+        gripped = [key for key, fingers in touches.items() if key[1] in self.movable and _oppose(fingers)]
+        self.grasp_checks = {key: self.grasp_checks.get(key, 0) + 1 for key in gripped}
+        for (arm, body), checks in self.grasp_checks.items():
+            if checks >= HOLD_CHECKS and (arm, body) not in self.free_checks:
+                self.free_checks[arm, body] = 0
+                self.carrier[body] = arm
+                points = [point for touch in touches[arm, body].values() for point in touch.points]
+                self._add(env, "pick", arm, body, points)
+        for arm, body in touches:
+            if body in self.carrier:
+                self.carrier[body] = arm
+
+    def _find_presses_and_pushes(self, env: Environment, touches: dict[tuple[str, int], dict[int, _Touch]]) -> None:
+        for (arm, body), fingers in touches.items():
+            if body in self.targets.keys() - self.reached and arm in self.closed:
+                if max(np.linalg.norm(touch.push) for touch in fingers.values()) > MIN_FORCE:
+                    self.reached.add(body)
+                    points = [point for touch in fingers.values() for point in touch.points]
+                    self._add(env, self.targets[body], arm, body, points)
+
+    def _find_places(self, env: Environment, touched: set[int]) -> None:
+        free = self.carrier.keys() - touched
+        self.rest = {body: rest for body, rest in self.rest.items() if body in free}
+        bodies, contacts = (env.bodies(free), env.contacts(free)) if free else ({}, [])
+        for body in sorted(free):
+            pose, support = bodies[body].pose, self._support(body, contacts)
+            start, checks = self.rest.get(body, (pose, 0))
+            resting = support is not None and _is_near(pose, start, (HOLD_CHECKS - 1) * CHECK_EVERY * env.physics_dt)
+            self.rest[body] = (start, checks + 1) if resting else (pose, 0)
+            if self.rest[body][1] >= HOLD_CHECKS:
+                arm = self.carrier.pop(body)
+                del self.rest[body]
+                points = [
+                    point
+                    for contact in contacts
+                    if {contact.body_a, contact.body_b} == {body, support}
+                    for point in contact.points
+                ]
+                self._add(env, "place", arm, support, points)
+
+    def _support(self, body: int, contacts: list[Contact]) -> int | None:
+        """The body, no part of the robot, that carries most of the weight of `body`, if one does."""
+        lift: dict[int, float] = {}
+        for contact in contacts:
+            for other, below, sign in ((contact.body_a, contact.body_b, 1), (contact.body_b, contact.body_a, -1)):
+                if other == body and below not in self.robot:
+                    lift[below] = lift.get(below, 0.0) + sign * contact.impulses[:, 2].sum()
+        support = max(lift, key=lift.get, default=None)
+        return support if support is not None and lift[support] > 0 else None
+
+    def _add(self, env: Environment, kind: str, arm: str, body: int, points: list[np.ndarray]) -> None:
+        pose = env.bodies([body])[body].pose
+        points = np.array(sorted(map(tuple, points)))
+        local = (points - pose[:3]) @ rotation_matrix(pose[3:])
+        self.found.append((kind, arm, len(self.poses), body, local))
+
+
+def _is_near(pose: np.ndarray, other: np.ndarray, seconds: float) -> bool:
+    """Whether a body at rest may come from one pose to the other in this time."""
+    shift = np.linalg.norm(pose[:3] - other[:3])
+    turn = 2 * np.arccos(min(1.0, abs(float(pose[3:] @ other[3:]))))
+    return bool(shift < REST_SPEED * seconds and turn < REST_SPIN * seconds)
+
+
+def _oppose(fingers: dict[int, _Touch]) -> bool:
+    """Whether two fingers push the body from opposite sides, each with more than `MIN_FORCE`."""
+    if len(fingers) < 2:
+        return False
+    first, second = (touch.push for touch in fingers.values())
+    strength = np.linalg.norm(first), np.linalg.norm(second)
+    return min(strength) > MIN_FORCE and first @ second < OPPOSITE * strength[0] * strength[1]

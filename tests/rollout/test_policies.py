@@ -1,0 +1,124 @@
+"""What the evaluator drives, on a tiny random pipeline."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from aim_hf import AIM_TINY, AIMPipeline
+from aim_hf.envs import interface, make_environment
+from aim_hf.envs.base import Interface
+from aim_hf.rollout.policies import check_fits, interface_of
+
+from .fixtures_policy import make_policy
+
+
+@pytest.fixture(scope="module")
+def observations() -> list[dict]:
+    """A first observation, and the four that follow it."""
+    env = make_environment("tabletop", "click_bell")
+    first = env.reset(100_000_000)
+    actions = env.expert().actions
+    env.reset(100_000_000)
+    return [first, *[env.step(action).observation for action in actions[:8]][1::2]]
+
+
+def two_chunks(observations, **kwargs) -> tuple[np.ndarray, np.ndarray]:
+    """Actions of the first two chunks, of two rows."""
+    policy = make_policy(action_lookahead_frames=1, **kwargs)
+    policy.start(["ring the bell", "ring the bell"], [1, 2])
+    first = policy.predict([observations[:1]] * 2)
+    return first.actions, policy.predict([observations[1:]] * 2, first.actions).actions
+
+
+def test_a_delay_is_bridged_by_what_was_foreseen(observations):
+    """The first actions of a chunk come from the lookahead of the one before, and the rest is told so, or not."""
+    first, punctual = two_chunks(observations)
+    other_first, bridged = two_chunks(observations, delay=3)
+    _, naive = two_chunks(observations, delay=3, real_time_chunking=False)
+    np.testing.assert_allclose(first, other_first, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(bridged[:, :3], naive[:, :3], atol=1e-6)
+    assert np.abs(bridged[:, :3] - punctual[:, :3]).max() > 1e-3
+    np.testing.assert_allclose(naive[:, 3:], punctual[:, 3:], rtol=0, atol=1e-6)
+    assert np.abs(bridged[:, 3:] - punctual[:, 3:]).max() > 1e-3
+
+
+def test_a_delay_beyond_the_lookahead_is_refused():
+    with pytest.raises(ValueError, match="delay is 1 control steps; this model looks 0 ahead"):
+        make_policy(delay=1)
+    with pytest.raises(ValueError, match="delay is 9 control steps; this model looks 16 ahead, in chunks of 8"):
+        make_policy(action_lookahead_frames=2, delay=9)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"num_inference_steps": 2.5}, {"stop_after": 3}, {"guidance_scale": "2"}, {"delay": -1}]
+)
+def test_a_schedule_that_does_not_fit_is_refused_at_once(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"{name} is {arguments[name]!r}; expected"):
+        make_policy(**arguments)
+
+
+def test_guidance_starts_from_no_instruction(observations):
+    plain, guided = (make_policy(guidance_scale=scale) for scale in (1.0, 3.0))
+    actions = []
+    for policy in (plain, guided):
+        policy.start(["ring the bell"], [1])
+        actions.append(policy.predict([observations[:1]]).actions)
+    assert plain.settings["guidance_scale"] == 1 and guided.settings["guidance_scale"] == 3
+    assert np.abs(actions[0] - actions[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("cast", ["loaded", "moved"])
+def test_aim_tiny_acts_in_bfloat16_as_in_float32(observations, cast):
+    def act(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        session = pipe.start("Click the bell.")
+        return pipe(observations[0], session=session, generator=torch.Generator().manual_seed(0)).actions[0]
+
+    exact = act(AIMPipeline.from_pretrained(AIM_TINY))
+    if cast == "loaded":
+        coarse = act(AIMPipeline.from_pretrained(AIM_TINY, dtype=torch.bfloat16))
+    else:
+        coarse = act(AIMPipeline.from_pretrained(AIM_TINY).to("cpu", torch.bfloat16))
+    difference = np.abs(coarse - exact)
+    assert difference.max() > 0 and difference[:, [0, 1, 2, 8, 9, 10]].max() < 0.01  # m
+    assert difference.max() < 0.05
+
+
+def test_what_suites_say_of_themselves_is_what_they_do(observations):
+    told, env = interface("tabletop", "easy"), make_environment("tabletop", "click_bell")
+    pictures = {name: view["rgb"].shape[:2] for name, view in observations[0]["observation"].items()}
+    assert told == Interface(env.action_dims, pictures, 1 / env.control_dt)
+
+
+@pytest.mark.parametrize(
+    ("needed", "suite", "match"),
+    [
+        (Interface({"ee": 16}, {"head_camera": (64, 96)}, 12.5), "tabletop", None),
+        (Interface({"qpos": 14}, {}, None), "tabletop", None),
+        (Interface({"qpos": None}, {}, 12.4), "tabletop", None),
+        (Interface({"qpos": 16}, {}, None), "robotwin", None),
+        (Interface({"qpos": 6}), "tabletop", "an action 'qpos' has 6 numbers, and there 14"),
+        (Interface({"ee": 14}), "robotwin", "an action 'ee' has 14 numbers, and there 16"),
+        (Interface({"ee": 16}, {"front_camera": (64, 96)}), "tabletop", "looks at front_camera, and there are head_c"),
+        (Interface({"ee": 16}, {"head_camera": (240, 320)}), "tabletop", "head_camera is 240 x 320 and there 64 x 96"),
+        (Interface({"ee": 16}, {}, 50), "tabletop", "acts 50 times a second, and there are 12.5 control steps"),
+        (Interface({"ee": 16}, {}, 12.5), "robotwin", "12.5 times a second, and there are 16.6667 control steps"),
+    ],
+)
+def test_a_policy_that_does_not_fit_a_suite_is_refused(needed, suite, match, monkeypatch):
+    monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)
+    if match is None:
+        return check_fits(needed, suite, "easy")
+    with pytest.raises(ValueError, match=f"doesn't fit suite '{suite}': .*{re.escape(match)}"):
+        check_fits(needed, suite, "easy")
+
+
+def test_what_a_pipeline_needs():
+    pipe = make_policy().pipe
+    sizes = {"head_camera": (64, 96), "left_camera": (32, 48), "right_camera": (32, 48)}
+    assert interface_of(pipe) == Interface({"ee": 16}, sizes, None)
+    pipe.processor.fps = 12.5
+    assert pipe.fps == interface_of(pipe).fps == 12.5

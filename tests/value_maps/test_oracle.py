@@ -1,0 +1,95 @@
+"""The oracle on real scenes: along the expert's path its maps are those of the data, off it they still make sense."""
+
+import numpy as np
+import pytest
+
+from aim_hf.data.recorder import record_episode
+from aim_hf.envs import make_environment
+from aim_hf.envs.base import CAMERAS
+from aim_hf.value_maps.oracle import ValueMapOracle, record_expert
+from aim_hf.value_maps.peak import SeenContact, value_peak_error
+from aim_hf.value_maps.render import project
+
+SEED = 100_000_001
+STEPS = [2, 4, 6, 8]
+
+
+@pytest.fixture(scope="module", params=["click_bell", "stack_blocks_two"])
+def recorded(request):
+    """An environment, what the dataset's recorder makes of a scene, and what the oracle does."""
+    env = make_environment("tabletop", request.param)
+    episode = record_episode(env, SEED, 0.0, np.random.default_rng(0))
+    maps = {camera: episode.value_maps(camera)[..., 0] for camera in CAMERAS}
+    return env, episode, maps, record_expert(env, SEED)
+
+
+def test_first_chunk_shows_what_the_dataset_holds(recorded):
+    env, episode, maps, run = recorded
+    env.reset(SEED)
+    oracle = ValueMapOracle(env, run)
+    shown = oracle.value_maps([0, *STEPS])
+    oracle.close()
+    assert run.success and not env.on_physics_step
+    assert [event.kind for event in run.events] == [event.kind for event in episode.events]
+    for camera in CAMERAS:
+        np.testing.assert_array_equal(shown[camera], maps[camera][[0, *STEPS]])
+
+
+def test_contacts_lie_where_the_data_has_its_peaks(recorded):
+    env, episode, maps, run = recorded
+    contacts = run.contacts(8)
+    assert len(contacts["head_camera"]) == 1
+    share, distance = value_peak_error(maps["head_camera"][8], contacts["head_camera"], (1 / 96, 1 / 96))
+    assert share < 0.03 and distance < 2
+    after_all = run.contacts(10_000)
+    assert after_all == {camera: [] for camera in CAMERAS}
+
+
+def test_follows_the_expert_through_all_events(recorded):
+    env, episode, maps, run = recorded
+    env.reset(SEED)
+    oracle = ValueMapOracle(env, run)
+    for start in range(0, len(episode.action) - 8, 8):
+        shown = oracle.value_maps(STEPS)
+        for camera in CAMERAS:
+            # A frame's slack: while a hand rests, no one can tell which of the expert's frames this is.
+            candidates = [maps[camera][start + np.array(STEPS) + slack] for slack in (-1, 0)]
+            difference = [np.abs(shown[camera].astype(int) - frames).max(axis=(1, 2)) for frames in candidates]
+            assert np.min(difference, axis=0).max() <= 1, (start, camera)
+        for action in episode.action[start : start + 8]:
+            oracle.before_step((action[7], action[15]))
+            env.step(action, observe=False)
+    oracle.close()
+    assert oracle.happened[: len(run.events) - 1] == list(range(len(run.events) - 1))
+
+
+def test_a_dropped_cube_is_to_be_picked_again():
+    env = make_environment("tabletop", "place_a2b_left")
+    run = record_expert(env, SEED)
+    pick, place = run.events
+    env.reset(SEED)
+    path = env.expert().actions
+    oracle = ValueMapOracle(env, run)
+    gripper = 7 if pick.arm == "left" else 15
+
+    def act(action, times):
+        for _ in range(times):
+            oracle.before_step((action[7], action[15]))
+            env.step(action, observe=False)
+        return oracle.value_maps([2])["head_camera"][0]
+
+    for action in path[: pick.frame + 2]:
+        shown = act(action, 1)
+    assert oracle.happened == [0]
+    assert value_peak_error(shown, run.contacts(pick.frame + 2)["head_camera"], (1 / 96, 1 / 96))[0] < 0.05
+    released = path[pick.frame + 1].copy()
+    released[gripper] = 1.0
+    shown = act(released, 20)
+    assert oracle.happened == []
+    cube = next(body for body in env.bodies().values() if body.name == pick.body_name)
+    camera = env.cameras()["head_camera"]
+    top = cube.pose[:3] + [0, 0, 0.03]
+    ((u, v),), _ = project(top[None], camera.intrinsics, camera.extrinsics)
+    there = SeenContact((u, v), top, camera.intrinsics, camera.extrinsics)
+    assert value_peak_error(shown, [there], (1 / 96, 1 / 96))[0] < 0.05
+    oracle.close()
