@@ -11,12 +11,14 @@ import io
 import itertools
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import matplotlib
+from markdown_it import MarkdownIt
 
 from ..envs import TASKS
 from ..envs.base import SPLITS
@@ -49,7 +51,7 @@ class Run:
     @property
     def title(self) -> str:
         given = ", true maps" if self.results["value_maps"] == "true" else ""
-        return f"{self.results['policy']}, {self.results['split']}{given}"
+        return f"{_plain(self.results['policy'])}, {self.results['split']}{given}"
 
 
 def published_rates(folder: Path, suite: str, split: str) -> dict[str, dict[str, float]]:
@@ -125,97 +127,38 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
             pictures[f"{split}.png"] = _plot(of_split, rates, split)
             sections.append(_split_section(of_split, rates, split))
     sections.append(_failures(runs, output))
-    text = "\n".join(section.markdown() for section in sections)
+    text = "\n\n".join(sections) + "\n"
     for name, picture in pictures.items():
         with written_file(output / name) as temporary:
             temporary.write_bytes(picture)
     write_text(output / "report.md", text)
-    body = "".join(section.html(pictures) for section in sections)
-    write_text(output / "report.html", _PAGE.substitute(title=f"AIM on {suites[0]}", body=body))
+    write_text(output / "report.html", _page(f"AIM on {suites[0]}", text, pictures))
 
 
-# ------------------------------------------------------------------------------------------------- what it is made of
+def _table(rows: list[list[str]]) -> str:
+    """A table in Markdown, the first row its head."""
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-@dataclass
-class Table:
-    """Cells are texts; the first row is the head."""
-
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
-        return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
-
-    def html(self, pictures) -> str:
-        head, *rows = [[_marked(cell) for cell in row] for row in self.rows]
-        lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-        return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead>{lines}</table>"
+def _list(sentences: list[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-@dataclass
-class Picture:
-    name: str
-
-    def markdown(self) -> str:
-        return f"![{self.name}]({self.name})\n"
-
-    def html(self, pictures) -> str:
-        return f'<img src="data:image/png;base64,{base64.b64encode(pictures[self.name]).decode()}" alt="{self.name}">'
+def _plain(text: str) -> str:
+    """Somebody else's words, so that Markdown shows them as they are."""
+    return re.sub(r"([\\`*_\[\]])", r"\\\1", html.escape(text, quote=False))
 
 
-@dataclass
-class Points:
-    sentences: list[str]
-
-    def markdown(self) -> str:
-        return "".join(f"- {sentence}\n" for sentence in self.sentences)
-
-    def html(self, pictures) -> str:
-        return f"<ul>{''.join(f'<li>{_marked(sentence)}</li>' for sentence in self.sentences)}</ul>"
+def _page(title: str, text: str, pictures: dict[str, bytes]) -> str:
+    """Markdown as one HTML file, the pictures within."""
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    for name, picture in pictures.items():
+        body = body.replace(f'src="{name}"', f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"')
+    return _PAGE.substitute(title=title, body=body)
 
 
-@dataclass
-class Text:
-    text: str
-
-    def markdown(self) -> str:
-        return f"{self.text}\n"
-
-    def html(self, pictures) -> str:
-        return f"<p>{_marked(self.text)}</p>"
-
-
-@dataclass
-class Section:
-    title: str
-    level: int
-    parts: list[Table | Picture | Points | Text]
-    folded: bool = False  # where a page can be
-
-    def markdown(self) -> str:
-        return "\n".join([f"{'#' * self.level} {self.title}\n", *(part.markdown() for part in self.parts)])
-
-    def html(self, pictures) -> str:
-        title = f"<h{self.level}>{html.escape(self.title)}</h{self.level}>"
-        body = "".join(part.html(pictures) for part in self.parts)
-        return f"<details><summary>{title}</summary>{body}</details>" if self.folded else title + body
-
-
-def _marked(text: str) -> str:
-    """Escaped, with `code`, **strong** and [links](...) as HTML."""
-    text = html.escape(text, quote=False)
-    for mark, tag in (("**", "b"), ("`", "code")):
-        pieces = text.split(mark)
-        text = "".join(piece if i % 2 == 0 else f"<{tag}>{piece}</{tag}>" for i, piece in enumerate(pieces))
-    while "](" in text and (start := text.index("[")) < (middle := text.index("](")):
-        end = text.index(")", middle)
-        label, target = text[start + 1 : middle], text[middle + 2 : end]
-        text = f'{text[:start]}<a href="{target}">{label}</a>{text[end + 1 :]}'
-    return text
-
-
-def _head(suite: str, runs: list[Run]) -> Section:
+def _head(suite: str, runs: list[Run]) -> str:
     rows = [["policy", "split", "episodes", "mean success", PEAKS, "instructions", "checkpoint", "code", "hardware"]]
     for run in runs:
         results = run.results
@@ -232,34 +175,31 @@ def _head(suite: str, runs: list[Run]) -> Section:
                 machine(results["hardware"]),
             ]
         )
-    commands = Points([f"{run.title}: `{run.results['command']}`" for run in runs])
+    commands = _list([f"{run.title}: `{run.results['command']}`" for run in runs])
     simulators = sorted({json.dumps(simulator) for run in runs for simulator in _simulators(run.results)})
-    what = Text(
+    measured = (
         "Success rates in closed loop on held-out scenes, with 95 % Wilson intervals. Means are of the tasks' rates. "
         f"Simulator: {'; '.join(f'`{simulator}`' for simulator in simulators)}."
     )
-    return Section(f"AIM on {suite}", 1, [what, Table(rows), commands])
+    return "\n\n".join([f"# AIM on {suite}", measured, _table(rows), commands])
 
 
-def _deviations(suite: str, runs: list[Run]) -> Section:
+def _deviations(suite: str, runs: list[Run]) -> str:
     if suite != "robotwin":
         text = f"The protocol of {suite} is this project's own; there are no published numbers to compare with."
-        return Section("Protocol", 2, [Text(text)])
-    rule = Text(
+        return f"## Protocol\n\n{text}"
+    rule = (
         "RoboTwin's: of each task the first 100 scenes, in the order of their seeds, that its own expert fulfils; "
         "success when the task's check holds after any step; its step limits. Instructions: RoboTwin's script takes "
         "unseen ones in the 2025 releases, and today seen ones on Easy and unseen ones on Hard; what was taken here "
         "stands above."
     )
     own = [f"{run.title}: {sentence}" for run in runs for sentence in deviations(run)]
-    return Section(
-        "Protocol, and where these runs deviate from it",
-        2,
-        [rule, Points([*own, *(f"Always: {sentence}" for sentence in DEVIATIONS)])],
-    )
+    always = [f"Always: {sentence}" for sentence in DEVIATIONS]
+    return "\n\n".join(["## Protocol, and where these runs deviate from it", rule, _list(own + always)])
 
 
-def _split_section(runs: list[Run], published: dict[str, dict[str, float]], split: str) -> Section:
+def _split_section(runs: list[Run], published: dict[str, dict[str, float]], split: str) -> str:
     tasks = [task for task in TASKS[runs[0].results["suite"]] if any(task in run.results["tasks"] for run in runs)]
     by_task = {model: rates for model, rates in published.items() if len(rates) > 1}
     rows = [["task", *(run.title for run in runs), *(f"{model}, published" for model in by_task)]]
@@ -268,16 +208,14 @@ def _split_section(runs: list[Run], published: dict[str, dict[str, float]], spli
         rows.append([f"`{task}`", *ours, *(_percent(rates.get(task)) for rates in by_task.values())])
     means = [f"**{run.results['mean_rate']:.1%}**" for run in runs]
     rows.append(["mean", *means, *(_percent(rates["mean"]) for rates in by_task.values())])
-    parts: list[Table | Picture | Points | Text] = [Picture(f"{split}.png"), Table(rows)]
+    parts = [f"## {split.capitalize()}", f"![success of each task, {split}]({split}.png)"]
     if published:
         others = [f"{model} {rates['mean']:g}%" for model, rates in published.items() if model not in by_task]
-        parts.insert(
-            1,
-            Text(
-                "What is marked as published is the paper's claim; this project has not measured it. Means that it "
-                f"publishes without a table by task: {', '.join(others)}."
-            ),
+        parts.append(
+            "Numbers marked as published are the paper's claim; this project has not measured them. Means that it "
+            f"publishes without a table by task: {', '.join(others)}."
         )
+    parts.append(_table(rows))
     pairs = []
     for first, second in itertools.combinations(runs, 2):
         try:
@@ -289,24 +227,24 @@ def _split_section(runs: list[Run], published: dict[str, dict[str, float]], spli
             f"McNemar's p = {compared['mcnemar_p']:.2g}."
         )
     if pairs:
-        parts.append(Points(pairs))
-    return Section(split.capitalize(), 2, parts)
+        parts.append(_list(pairs))
+    return "\n\n".join(parts)
 
 
-def _failures(runs: list[Run], output: Path) -> Section:
+def _failures(runs: list[Run], output: Path) -> str:
     rows = [["policy", "task", "seed", "instruction", "steps", "film"]]
     for run in runs:
         for task in run.results["tasks"]:
             for record in sorted(read_records(run.folder, task), key=lambda record: record["seed"]):
                 if not record["success"]:
                     film = record["video"] and os.path.relpath(run.folder / record["video"], output)
-                    rows.append(
-                        [run.title, f"`{task}`", str(record["seed"]), record["instruction"], str(record["steps"])]
-                        + [f"[film]({film})" if film else ""]
-                    )
+                    link = f"[film]({film})" if film else ""
+                    words = _plain(record["instruction"])
+                    rows.append([run.title, f"`{task}`", str(record["seed"]), words, str(record["steps"]), link])
     if len(rows) == 1:
-        return Section("Failed episodes", 2, [Text("None.")])
-    return Section(f"Failed episodes ({len(rows) - 1})", 2, [Table(rows)], folded=True)
+        return "## Failed episodes\n\nNone."
+    summary = f"<summary><h2>Failed episodes ({len(rows) - 1})</h2></summary>"
+    return f"<details>{summary}\n\n{_table(rows)}\n\n</details>"
 
 
 def _cell(task: dict[str, Any] | None) -> str:

@@ -21,9 +21,10 @@ from ..rollout.rows import ROWS
 from ..utils.extras import extra
 from .batching import Batcher, QueueFull
 from .episodes import AIMEpisodes, ServedEpisode
-from .metrics import CONTENT_TYPE, Metrics
+from .metrics import Metrics
 
 with extra("serve"):
+    from prometheus_client import CONTENT_TYPE_LATEST
     from websockets.asyncio.server import Request as HTTPRequest
     from websockets.asyncio.server import Response, ServerConnection, serve
     from websockets.exceptions import ConnectionClosed
@@ -106,14 +107,16 @@ class PolicyServer:
                 HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE, "OK\n" if healthy else "network down\n"
             )
         if not self._authorized(request):
-            self.metrics.connections["unauthorized"] += 1
+            self.metrics.connections.labels("unauthorized").inc()
             response = connection.respond(HTTPStatus.UNAUTHORIZED, "Send Authorization: Api-Key TOKEN.\n")
             response.headers["WWW-Authenticate"] = "Api-Key, Bearer"
             return response
         if request.path == "/metrics":
-            response = connection.respond(HTTPStatus.OK, self.metrics.text(len(self._clients), len(self._batcher)))
+            self.metrics.sessions.set(len(self._clients))
+            self.metrics.waiting_requests.set(len(self._batcher))
+            response = connection.respond(HTTPStatus.OK, self.metrics.text())
             del response.headers["Content-Type"]
-            response.headers["Content-Type"] = CONTENT_TYPE
+            response.headers["Content-Type"] = CONTENT_TYPE_LATEST
             return response
         if request.path != "/":
             return connection.respond(HTTPStatus.NOT_FOUND, "There are /, /healthz and /metrics.\n")
@@ -129,10 +132,10 @@ class PolicyServer:
 
     async def _serve_client(self, websocket: ServerConnection) -> None:
         if len(self._clients) >= self.limits.max_sessions:
-            self.metrics.connections["full"] += 1
+            self.metrics.connections.labels("full").inc()
             reason = f"{self.limits.max_sessions} clients are connected already; try again later"
             return await websocket.close(CloseCode.TRY_AGAIN_LATER, reason)
-        self.metrics.connections["accepted"] += 1
+        self.metrics.connections.labels("accepted").inc()
         self._clients.add(websocket)
         logger.info("%s connected (%d clients)", websocket.remote_address, len(self._clients))
         stopping, gone = asyncio.create_task(self._stopping.wait()), asyncio.create_task(websocket.wait_closed())
@@ -141,7 +144,7 @@ class PolicyServer:
         except ConnectionClosed:
             pass
         except TimeoutError:
-            self.metrics.connections["expired"] += 1
+            self.metrics.connections.labels("expired").inc()
             reason = f"no message for {self.limits.idle_timeout:g} s; connect again"
             await websocket.close(CloseCode.GOING_AWAY, reason)
         except Exception:
@@ -184,20 +187,20 @@ class PolicyServer:
             await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not future.done():
                 future.cancel()
-                self.metrics.requests["abandoned"] += 1
+                self.metrics.requests.labels("abandoned").inc()
                 return ""  # nobody is there to read it
             reply = future.result()
         except ValueError as error:
-            self.metrics.requests["refused"] += 1
+            self.metrics.requests.labels("refused").inc()
             return str(error)[:MAX_ERROR]
         except QueueFull as error:
-            self.metrics.requests["busy"] += 1
+            self.metrics.requests.labels("busy").inc()
             return str(error)
         except RuntimeError as error:
-            self.metrics.requests["failed"] += 1
+            self.metrics.requests.labels("failed").inc()
             return str(error)
         seconds = time.perf_counter() - start
-        self.metrics.requests["answered"] += 1
+        self.metrics.requests.labels("answered").inc()
         self.metrics.request_seconds.observe(seconds)
         return pack(reply | {"server_timing": {"infer_ms": 1000 * seconds}})
 
