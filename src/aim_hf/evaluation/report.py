@@ -17,20 +17,19 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import matplotlib
-from markdown_it import MarkdownIt
-
 from ..envs import TASKS
 from ..envs.base import SPLITS
 from ..envs.robotwin import DEVIATIONS
+from ..utils.extras import extra
 from ..utils.files import reading, write_text, written_file
 from ..utils.provenance import machine
 from .comparison import compare
 from .evaluate import read_records, read_results
 from .statistics import PEAKS, format_peaks, format_rate
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+with extra("plot"):
+    from markdown_it import MarkdownIt
+    from matplotlib.figure import Figure
 
 OFFICIAL_EPISODES = 100  # of each task, in RoboTwin's own script
 OFFICIAL_STRIDE = 100_000  # seeds between two runs of it: its `seed` 0, 1, ...
@@ -259,13 +258,14 @@ def _plot(runs: list[Run], published: dict[str, dict[str, float]], split: str) -
     """Success of each task with its interval, a row each, and the paper's AIM where it has published it."""
     tasks = [task for task in TASKS[runs[0].results["suite"]] if any(task in run.results["tasks"] for run in runs)]
     height = 0.8 / len(runs)
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.32 * len(tasks) * max(1, len(runs) / 2)))
+    figure = Figure(figsize=(8, 1.2 + 0.32 * len(tasks) * max(1, len(runs) / 2)))
+    axis = figure.subplots()
     for index, run in enumerate(runs):
         for row, task in enumerate(tasks):
             if (of := run.results["tasks"].get(task)) is None:
                 continue
             low, high = of["wilson"]
-            place, color = row + (index - (len(runs) - 1) / 2) * height, plt.get_cmap("tab10")(index)
+            place, color = row + (index - (len(runs) - 1) / 2) * height, f"C{index}"
             axis.barh(place, 100 * of["rate"], 0.85 * height, color=color, label=run.title if row == 0 else None)
             axis.plot([100 * low, 100 * high], [place, place], color="black", linewidth=1)
     if "aim" in published:
@@ -280,7 +280,6 @@ def _plot(runs: list[Run], published: dict[str, dict[str, float]], split: str) -
     figure.tight_layout()
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110)
-    plt.close(figure)
     return picture.getvalue()
 
 

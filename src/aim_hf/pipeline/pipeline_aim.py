@@ -556,19 +556,13 @@ class AIMPipeline(DiffusionPipeline):
             RuntimeError: if actions come out that are not finite, naming their rows.
         """
         # 1. Check inputs.
-        config = _changed(self.sampling_config if sampling_config is None else sampling_config, sampling)
+        config = _changed(sampling_config or self.sampling_config, sampling)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         callback = callback_on_step_end, callback_on_step_end_tensor_inputs
         self.check_inputs(observation, session, config, committed_actions, generator, output_type, *callback)
-        true_value_pixels = committed = None
-        if value_maps is not None:
-            shape = session.batch_size, self.frames_per_chunk
-            true_value_pixels = inputs.value_map_pixels(self.processor, value_maps, *shape)
-        if committed_actions is not None:
-            shape = session.batch_size, self.model.config.action_horizon
-            committed_actions = inputs.committed_actions(self.processor, committed_actions, *shape)
-            committed = self.processor.normalize_executed("committed_actions", committed_actions, session.initial_pose)
+        value_pixels = self._value_pixels(session, value_maps)
+        committed_actions, committed = self._committed(session, committed_actions)
 
         # 2. Append the first observation to the session.
         if observation is not None:
@@ -584,8 +578,8 @@ class AIMPipeline(DiffusionPipeline):
             tensors["latents"], tensors["value_latents"] = self.denoise_world(
                 session, tensors["latents"], tensors["value_latents"], config, on_step_end
             )
-            if true_value_pixels is not None:
-                tensors["value_latents"] = self.codec.encode_value_maps(true_value_pixels).to(tensors["latents"])
+            if value_pixels is not None:
+                tensors["value_latents"] = self.codec.encode_value_maps(value_pixels).to(tensors["latents"])
             self.denoise_actions(
                 session, **tensors, sampling_config=config, committed_actions=committed, on_step_end=on_step_end
             )
@@ -612,7 +606,7 @@ class AIMPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Noise of a chunk, eq. (5): of RGB and value latents, (B, C, F, h, w) each, and of actions, (B,
         action_horizon, action_dim), scaled by `action_noise_scale`."""
-        config = self.sampling_config if sampling_config is None else sampling_config
+        config = sampling_config or self.sampling_config
         return prepare_latents(
             self.model.config, config, batch_size, self.latent_size, generator, device=self.model.device
         )
@@ -633,7 +627,7 @@ class AIMPipeline(DiffusionPipeline):
             latents,
             value_latents,
             self.scheduler,
-            self.sampling_config if sampling_config is None else sampling_config,
+            sampling_config or self.sampling_config,
             unguided_cache=session.negative_cache,
             on_step_end=on_step_end,
         )
@@ -657,7 +651,7 @@ class AIMPipeline(DiffusionPipeline):
             value_latents,
             action_latents,
             self.action_scheduler,
-            self.sampling_config if sampling_config is None else sampling_config,
+            sampling_config or self.sampling_config,
             committed_actions=committed_actions,
             on_step_end=on_step_end,
         )
@@ -686,6 +680,21 @@ class AIMPipeline(DiffusionPipeline):
                 f"the weights are damaged, or {self.dtype} is too coarse for them."
             )
         return self.processor.unnormalize_actions(action_latents.double().cpu(), session.initial_pose).float()
+
+    def _value_pixels(self, session: AIMSession, value_maps: Mapping[str, np.ndarray] | None) -> torch.Tensor | None:
+        if value_maps is None:
+            return None
+        return inputs.value_map_pixels(self.processor, value_maps, session.batch_size, self.frames_per_chunk)
+
+    def _committed(
+        self, session: AIMSession, actions: np.ndarray | torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Committed actions in physical units, and normalized."""
+        if actions is None:
+            return None, None
+        horizon = self.model.config.action_horizon
+        actions = inputs.committed_actions(self.processor, actions, session.batch_size, horizon)
+        return actions, self.processor.normalize_executed("committed_actions", actions, session.initial_pose)
 
     def _cameras(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
         return self.processor.unpack_canvas(self.processor.pixels_to_canvas(pixels))
