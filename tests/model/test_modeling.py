@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface, TorchAoConfig
 
-from aim_hf import AIMConfig, AIMForWorldAction, layers
+from aim_hf import AIMConfig, AIMForWorldAction
+from aim_hf.model import layers
 from aim_hf.model.attention import attend, unit_block_mask, visible_sets
 from aim_hf.model.visibility import Kind, Units, visible
 from aim_hf.training.flow_matching import FlowMatchingLoss, FlowMatchingOutput

@@ -361,7 +361,7 @@ def test_evaluation_is_on_validation_scenes(tmp_path):
 
 def test_it_stops_on_divergence_and_on_reward_without_success(tmp_path):
     trainer = make_trainer(tmp_path, max_kl=0.5, hacking_patience=2)
-    safety, control = Safety(trainer), trainer.control
+    safety, control = Safety(trainer.log), trainer.control
 
     def evaluated(reward, success):
         trainer.log({"rewards/value_map_reward/mean": reward})
@@ -392,7 +392,7 @@ def test_reward_hacking_is_told_from_where_the_run_began(tmp_path):
     ):
         trainer.log(entry)
         if "eval_success_rate" in entry:
-            Safety(trainer).on_evaluate(trainer.args, trainer.state, trainer.control)
+            Safety(trainer.log).on_evaluate(trainer.args, trainer.state, trainer.control)
     assert [e["eval_reward_hacking"] for e in trainer.state.log_history if "eval_reward_hacking" in e] == [1]
 
 

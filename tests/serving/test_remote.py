@@ -10,9 +10,9 @@ from openpi_client import msgpack_numpy
 from websockets.sync.server import serve
 
 from aim_hf.commands import run
-from aim_hf.evaluation import dialects
 from aim_hf.evaluation.evaluate import Protocol, evaluate
 from aim_hf.protocol.observations import read_endpose, read_images
+from aim_hf.rollout import dialects
 from aim_hf.rollout.remote import RemotePolicy, RemotePolicyError
 
 from .fixtures_serving import Robot, running

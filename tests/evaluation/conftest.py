@@ -1,0 +1,3 @@
+"""The policy and the environments of the rollout tests."""
+
+from ..rollout.conftest import environments, policy  # noqa: F401
