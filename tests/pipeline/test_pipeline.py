@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from aim_hf import AIM_TINY
 from aim_hf.model.modeling_aim import AIMForWorldAction
 from aim_hf.pipeline import sampling
 from aim_hf.pipeline.codec import VideoCodec
@@ -591,6 +592,13 @@ def test_missing_and_unknown_tensors_are_refused_by_name(pipe, tmp_path, compone
 def test_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(OSError, match="neither a folder nor a repo id"):
         AIMPipeline.from_pretrained(tmp_path / "nothing" / "here")
+
+
+def test_a_folder_of_the_first_release_is_loaded():
+    """Its files name modules that lie elsewhere since."""
+    assert "aim_hf.modeling_aim" in (Path(AIM_TINY) / "model_index.json").read_text()
+    plain = DiffusionPipeline.from_pretrained(AIM_TINY, custom_pipeline="pipeline", trust_remote_code=True)
+    assert type(plain) is type(AIMPipeline.from_pretrained(AIM_TINY)) is AIMPipeline
 
 
 def test_a_session_is_data(pipe, rng):
