@@ -35,8 +35,8 @@ from aim_hf.data.lerobot.source import LeRobotSource
 from aim_hf.data.shards import load_episodes, read_rows, shard_paths
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
+from aim_hf.envs.poses import rotation_matrix
 from aim_hf.utils.files import UnreadableFile
-from aim_hf.value_maps.render import rotation_matrix
 
 from ..hub_server import Repo
 from .fixtures import make_lerobot as made

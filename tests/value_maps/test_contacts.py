@@ -6,8 +6,9 @@ import pytest
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import ARMS, Body, Contact
 from aim_hf.envs.demonstration import perturbation
+from aim_hf.envs.poses import rotation_matrix
 from aim_hf.value_maps.contacts import CHECK_EVERY, HOLD_CHECKS, EventDetector
-from aim_hf.value_maps.render import TOGETHER, rotation_matrix
+from aim_hf.value_maps.render import TOGETHER
 
 LEFT, RIGHT, PALM, TABLE, BLOCK, BELL, KNOB = (1, 2), (3, 4), 5, 10, 11, 12, 13
 WIDE, LOOSE, CLOSED = np.ones(16), np.full(16, 0.9), np.zeros(16)  # what the grippers are told

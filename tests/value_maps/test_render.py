@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from aim_hf.envs.poses import rotation_matrix
 from aim_hf.value_maps.render import (
     MAX_SIGMA,
     MIN_SIGMA,

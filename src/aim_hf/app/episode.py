@@ -66,7 +66,7 @@ class Simulators:
     A process belongs to a split. One is started at once, so that the first visitor doesn't wait for it.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self._lock = threading.Lock()
         self._lent = 0
@@ -102,7 +102,7 @@ class Simulators:
 class LiveRollouts:
     """A pipeline that acts for visitors in the tabletop suite. Raises ValueError for one that doesn't fit it."""
 
-    def __init__(self, pipe: AIMPipeline, simulators: Simulators):
+    def __init__(self, pipe: AIMPipeline, simulators: Simulators) -> None:
         check_fits(interface_of(pipe), "tabletop", "easy")
         self.pipe, self.simulators = pipe, simulators
         self.chunks = Chunks(pipe.actions_per_chunk, pipe.actions_per_frame)

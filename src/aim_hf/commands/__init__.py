@@ -46,7 +46,7 @@ RENAMED = {"--base": "--policy", "--pipeline": "--policy"}
 class Parser(argparse.ArgumentParser):
     """The options of a subcommand; its description is the module's docstring."""
 
-    def __init__(self, command: str, description: str):
+    def __init__(self, command: str, description: str) -> None:
         super().__init__(
             f"aim-hf {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )

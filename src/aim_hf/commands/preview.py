@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
 
     from ..data.preview import contact_sheet
     from ..data.shards import load_episodes
+    from ..utils.files import written_file
 
     dataset = load_episodes(args.source)
     chosen: dict[tuple[str, str], list[int]] = {}
@@ -37,6 +38,6 @@ def main(argv: list[str]) -> None:
     if not indices:
         raise ValueError(f"no episode of {args.tasks} in {args.source}; it holds {sorted(set(dataset['task']))}")
     sheets = [np.asarray(contact_sheet(dataset[index], args.frames)) for index in indices]
-    args.output_file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(sheets)).save(args.output_file)
+    with written_file(args.output_file) as temporary:
+        Image.fromarray(np.concatenate(sheets)).save(temporary, "PNG")
     print(f"{len(sheets)} episodes in {args.output_file}")

@@ -367,7 +367,7 @@ class LatentWindows(Dataset):
         held_out: int | None = 0,
         only_held_out: bool = False,
         first_only: bool = False,
-    ):
+    ) -> None:
         self.folder, self.config = Path(folder), config
         index = read_json(self.folder / INDEX, MEND)
         with reading(self.folder / INDEX, MEND):

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.base import ARMS, CAMERAS, Environment, Observation, SeedRejected
+from ..envs.base import CAMERAS, Environment, Observation, SeedRejected
+from ..envs.poses import pack_endpose
 from ..value_maps.contacts import EventDetector
 from ..value_maps.render import visible_shares
 from .episodes import Episode
@@ -76,18 +77,11 @@ def record_episode(
         rgb=_stack(observations, "rgb", np.uint8),
         intrinsics=intrinsics,
         extrinsics=extrinsics,
-        state=np.stack([measured_state(observation) for observation in observations]),
+        state=np.stack([pack_endpose(observation) for observation in observations]).astype(np.float32),
         action=np.stack([frame.action for frame in frames[:-1]]),
         expert_action=np.stack([frame.expert_action for frame in frames[:-1]]),
         events=events,
     )
-
-
-def measured_state(observation: Observation) -> np.ndarray:
-    """The measured pose and gripper of both arms in the layout of an `ee` action: (16,) float32."""
-    pose = observation["endpose"]
-    parts = [part for arm in ARMS for part in (pose[f"{arm}_endpose"], [pose[f"{arm}_gripper"]])]
-    return np.concatenate(parts).astype(np.float32)
 
 
 def _stack(observations: list[Observation], key: str, dtype: type) -> dict[str, np.ndarray]:

@@ -75,7 +75,7 @@ class ShardWriter:
     index: int
     tried: dict[int, str | None] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._pieces = self.folder / UNFINISHED / self.path.stem
         self.tried = {}
         for piece in sorted(self._pieces.glob("[0-9]*")):

@@ -49,7 +49,7 @@ class Window:
     cameras: tuple[str, ...] = CAMERAS
     value_maps: str | None = "rendered"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_frames < 2 or self.frame_stride < 1:
             raise ValueError(
                 f"num_frames={self.num_frames}, frame_stride={self.frame_stride}; expected >= 2 and >= 1."
@@ -132,7 +132,7 @@ class EpisodeWindows(Dataset):
         FileNotFoundError, ValueError: of `check_folder`.
     """
 
-    def __init__(self, folder: str | Path, window: Window):
+    def __init__(self, folder: str | Path, window: Window) -> None:
         folder = Path(folder)
         check_folder(folder)
         self.window, self.paths = window, shard_paths(folder)
@@ -175,7 +175,7 @@ class StreamedWindows(IterableDataset):
     episode, whatever the workers. Passes count up; `set_epoch` says which one comes next, as on a resumed run.
     """
 
-    def __init__(self, rows: Iterable[dict], window: Window, windows_per_episode: int = 1, seed: int = 0):
+    def __init__(self, rows: Iterable[dict], window: Window, windows_per_episode: int = 1, seed: int = 0) -> None:
         self.rows, self.window, self.windows_per_episode, self.seed = rows, window, windows_per_episode, seed
         # The next pass of each worker, in memory that all processes share: a worker's own copy ends with it.
         self._next_pass = torch.zeros(MOST_WORKERS, dtype=torch.long).share_memory_()

@@ -133,7 +133,7 @@ class SeedRejected(RuntimeError):
     A collector counts it as a failed seed; an evaluation whose protocol says so goes on to the next one.
     """
 
-    def __init__(self, seed: int, reason: str):
+    def __init__(self, seed: int, reason: str) -> None:
         super().__init__(f"seed {seed} is rejected: {reason}")
         self.seed, self.reason = seed, reason
 

@@ -21,7 +21,7 @@ class Limits:
     idle_timeout: float = 300.0
     max_chunks: int = 1000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, number in vars(self).items():
             if not number > 0:
                 raise ValueError(f"{name} is {number}; expected more than 0.")

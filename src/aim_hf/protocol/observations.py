@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.base import ARMS, Observation
+from ..envs.base import Observation
+from ..envs.poses import pack_endpose, unpack_endpose
 
 CAMERA_KEYS = {
     "head_camera": "cam_high",
@@ -32,8 +33,8 @@ def write_images(observations: Sequence[Observation]) -> dict[str, np.ndarray]:
 
 
 def write_endpose(observation: Observation) -> np.ndarray:
-    pose = observation["endpose"]
-    return np.concatenate([[*pose[f"{arm}_endpose"], pose[f"{arm}_gripper"]] for arm in ARMS]).astype(np.float64)
+    """`endpose` of an observation, (16,) float64."""
+    return pack_endpose(observation)
 
 
 def write_state(observation: Observation) -> np.ndarray:
@@ -77,12 +78,7 @@ def read_endpose(endpose: Any) -> dict[str, Any]:
         raise ValueError(
             f"endpose has shape {pose.shape}; expected (16,): for each arm, left first, xyz, quaternion wxyz, gripper."
         )
-    return {
-        "left_endpose": pose[:7],
-        "left_gripper": pose[7],
-        "right_endpose": pose[8:15],
-        "right_gripper": pose[15],
-    }
+    return unpack_endpose(pose)
 
 
 def read_numbers(name: str, value: Any) -> np.ndarray:

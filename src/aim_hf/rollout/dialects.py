@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..envs.base import ActionMode, Interface, Observation
-from ..envs.robotwin.environment import FRAME_BEHIND_TCP, along_tools
+from ..envs.poses import along_tools, quaternion_product
+from ..envs.robotwin.environment import FRAME_BEHIND_TCP
 from ..protocol.observations import CAMERA_KEYS, write_endpose, write_images, write_state
 
 if TYPE_CHECKING:  # which imports torch
@@ -28,7 +29,7 @@ class RemoteEpisode(Protocol):
     ask: sends a message over this episode's connection. seed: decides the randomness, where a server takes one.
     """
 
-    def __init__(self, ask: Ask, instruction: str, seed: int): ...
+    def __init__(self, ask: Ask, instruction: str, seed: int) -> None: ...
 
     def next_chunk(
         self, observations: list[Observation], executed: np.ndarray | None, pictures: Pictures
@@ -90,7 +91,7 @@ def lingbot_va() -> Dialect:
 
 
 class AIMEpisode:
-    def __init__(self, ask: Ask, instruction: str, seed: int):
+    def __init__(self, ask: Ask, instruction: str, seed: int) -> None:
         self.ask, self.first = ask, {"prompt": instruction, "seed": seed}
 
     def next_chunk(self, observations, executed, pictures):
@@ -112,7 +113,7 @@ class AIMEpisode:
 class OpenPIEpisode:
     """Each chunk follows from the latest observation alone."""
 
-    def __init__(self, ask: Ask, instruction: str, seed: int):
+    def __init__(self, ask: Ask, instruction: str, seed: int) -> None:
         self.ask, self.instruction = ask, instruction
 
     def next_chunk(self, observations, executed, pictures):
@@ -132,7 +133,7 @@ class LingBotVAEpisode:
 
     KEYS = {camera: f"observation.images.{key}" for camera, key in CAMERA_KEYS.items()}
 
-    def __init__(self, ask: Ask, instruction: str, seed: int):
+    def __init__(self, ask: Ask, instruction: str, seed: int) -> None:
         self.ask, self.instruction = ask, instruction
         ask({"reset": True, "prompt": instruction, "save_visualization": False})
         self.chunk: np.ndarray | None = None  # (16, 2, 16): numbers, latent frames, actions
@@ -165,11 +166,7 @@ class LingBotVAEpisode:
     def _absolute(self, action: np.ndarray) -> np.ndarray:
         arms = []
         for pose, relative in zip(np.split(self.pose, 2), np.split(action.astype(np.float64), 2), strict=True):
-            rotation = _xyzw_product(pose[3:7], relative[3:7])
+            wxyz = quaternion_product(np.roll(pose[3:7], 1), np.roll(relative[3:7], 1))
+            rotation = np.roll(wxyz, -1)
             arms += [pose[:3] + relative[:3], rotation / np.linalg.norm(rotation), relative[7:]]
         return along_tools(np.concatenate(arms), FRAME_BEHIND_TCP)
-
-
-def _xyzw_product(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    vector = p[3] * q[:3] + q[3] * p[:3] + np.cross(p[:3], q[:3])
-    return np.append(vector, p[3] * q[3] - p[:3] @ q[:3])

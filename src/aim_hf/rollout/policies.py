@@ -95,7 +95,7 @@ class AIMPolicy:
         sampling_config: SamplingConfig | None = None,
         delay: int = 0,
         real_time_chunking: bool = True,
-    ):
+    ) -> None:
         self.pipe = pipe
         self.sampling_config = pipe.sampling_config if sampling_config is None else sampling_config
         check_whole("delay", delay, least=0)

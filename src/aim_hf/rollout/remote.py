@@ -33,7 +33,7 @@ class Connection:
         RemotePolicyError: here and in `ask`, naming the address.
     """
 
-    def __init__(self, address: str, token: str | None = None):
+    def __init__(self, address: str, token: str | None = None) -> None:
         self.address = address
         headers = {"Authorization": f"Api-Key {token}"} if token else None
         try:
@@ -109,7 +109,7 @@ class RemotePolicy:
         dialect: Dialect | None = None,
         name: str | None = None,
         token: str | None = None,
-    ):
+    ) -> None:
         self.address, self.token = address, token
         connection = Connection(address, token)
         metadata = connection.metadata

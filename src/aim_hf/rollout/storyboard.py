@@ -7,7 +7,6 @@ sees. Cameras are laid out as on AIM's canvas: head above, left and right wrist 
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..envs.base import ARMS, Arm, Observation
 from ..utils.extras import extra
+from ..utils.files import written_file
 from ..value_maps.render import overlay
 from .policies import Prediction
 
@@ -309,8 +309,5 @@ def _even(size: int) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with written_file(path) as temporary:
+        temporary.write_bytes(content)

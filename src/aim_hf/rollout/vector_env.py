@@ -34,7 +34,7 @@ def cores_of_this_process() -> int:
 class WorkerLost(RuntimeError):
     """A worker died or hung while it served the scene of `seed`."""
 
-    def __init__(self, seed: int, reason: str):
+    def __init__(self, seed: int, reason: str) -> None:
         super().__init__(f"the environment worker {reason} in the episode of seed {seed}")
         self.seed = seed
 
@@ -91,7 +91,7 @@ class Chunks:
 class HostedEnvironment:
     """One row of a [`VectorEnvironment`], in its worker: an environment, and the oracle that follows it."""
 
-    def __init__(self, suite: str, split: str):
+    def __init__(self, suite: str, split: str) -> None:
         self.suite, self.split = suite, split
         self.env: Environment | None = None
         self.oracle: ValueMapOracle | None = None
@@ -169,7 +169,7 @@ class VectorEnvironment:
         timeout: float = 300,
         purpose: Purpose = "evaluation",
         discard_lost: bool = False,
-    ):
+    ) -> None:
         self.suite, self.split, self.timeout = suite, split, timeout
         self.purpose, self.discard_lost = purpose, discard_lost
         self.seeds: list[int] = []
@@ -278,7 +278,7 @@ class VectorEnvironment:
 
 
 class _Worker:
-    def __init__(self, suite: str, split: str):
+    def __init__(self, suite: str, split: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, suite, split), daemon=True)

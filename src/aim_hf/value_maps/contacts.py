@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..envs.base import Contact, Environment
-from .render import Event, rotation_matrix
+from ..envs.poses import rotation_matrix
+from .render import Event
 
 CHECK_EVERY = 12  # physics steps between two looks at the contacts: 48 ms
 CHECK_EVERY_HOLDING = 60  # ... while all that closes holds something already
@@ -44,7 +45,7 @@ class EventDetector:
     press, push: a closed finger pushes one of the task's press or push targets for the first time.
     """
 
-    def __init__(self, env: Environment):
+    def __init__(self, env: Environment) -> None:
         self.arm_of = {finger: arm for arm, fingers in env.fingers().items() for finger in fingers}
         self.robot = set(env.robot_links())
         self.targets = dict.fromkeys(env.press_targets(), "press") | dict.fromkeys(env.push_targets(), "push")

@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..envs.base import ARMS, Camera, Environment
+from ..envs.poses import quaternion_product, rotation_matrix
 from .contacts import EventDetector
 from .peak import SeenContact
-from .render import Event, project, render_value_maps, rotation_matrix, shown_events
+from .render import Event, project, render_value_maps, shown_events
 
 PLACED = 0.05  # m: what is set down further than this from where the expert put it was dropped
 TIE = 2e-4  # m: of the expert's moments that are this equally close the earliest counts
@@ -100,7 +101,7 @@ class ValueMapOracle:
     oracle.close()                        # before the next episode
     """
 
-    def __init__(self, env: Environment, run: ExpertRun):
+    def __init__(self, env: Environment, run: ExpertRun) -> None:
         self.env, self.run = env, run
         self.happened: list[int] = []  # indices into `run.events`, in the order of the rollout
         self._detector = EventDetector(env)
@@ -173,17 +174,9 @@ def _moved_on(pose: np.ndarray, path: np.ndarray) -> np.ndarray:
     path = path.astype(np.float64)
     moved = np.empty_like(path)
     moved[:, :3] = pose[:3] + path[:, :3] - path[0, :3]
-    turn = _quaternion_product(path[:, 3:], path[0, 3:] * [1, -1, -1, -1])
-    moved[:, 3:] = _quaternion_product(turn, pose[3:])
+    turn = quaternion_product(path[:, 3:], path[0, 3:] * [1, -1, -1, -1])
+    moved[:, 3:] = quaternion_product(turn, pose[3:])
     return moved
-
-
-def _quaternion_product(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Of quaternions wxyz (..., 4)."""
-    p, q = np.broadcast_arrays(p, q)
-    scalar = p[..., :1] * q[..., :1] - np.sum(p[..., 1:] * q[..., 1:], axis=-1, keepdims=True)
-    vector = p[..., :1] * q[..., 1:] + q[..., :1] * p[..., 1:] + np.cross(p[..., 1:], q[..., 1:])
-    return np.concatenate([scalar, vector], axis=-1)
 
 
 def _fingers(env: Environment) -> np.ndarray:

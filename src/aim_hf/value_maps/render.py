@@ -14,6 +14,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ..envs.poses import rotation_matrix
+
 RADIUS = 0.02  # m, the standard deviation of the Gaussian around a contact point
 MIN_SIGMA = 1.5  # pixels: a smaller spot would fall between them
 MAX_SIGMA = 0.15  # of the image width: a larger one would no longer say where
@@ -50,17 +52,6 @@ class Event:
     def filled_points(self) -> np.ndarray:
         """The points that are drawn, see `fill_hull`."""
         return fill_hull(self.points)
-
-
-def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
-    """Unit quaternions wxyz (..., 4) as rotation matrices (..., 3, 3)."""
-    w, x, y, z = np.moveaxis(np.asarray(quaternion, dtype=np.float64), -1, 0)
-    matrix = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.moveaxis(np.array(matrix), (0, 1), (-2, -1))
 
 
 def fill_hull(points: np.ndarray, spacing: float = RADIUS / 2) -> np.ndarray:

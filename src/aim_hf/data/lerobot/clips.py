@@ -38,7 +38,7 @@ class ClipJoiner:
         joiner.frames, joiner.bytes  # what is in the file by now
     """
 
-    def __init__(self, path: Path, rate: Fraction):
+    def __init__(self, path: Path, rate: Fraction) -> None:
         self.rate, self.frames, self.bytes = rate, 0, 0
         self._stream = None
         path.parent.mkdir(parents=True, exist_ok=True)

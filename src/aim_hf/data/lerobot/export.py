@@ -73,7 +73,7 @@ def export_lerobot(rows: Iterable[dict], output: Path, repo_id: str, value_maps:
 class _Writer:
     """Writes a dataset into `folder`, with the views, sizes, frame rate and action space of `first`."""
 
-    def __init__(self, folder: Path, first: dict, value_maps: bool):
+    def __init__(self, folder: Path, first: dict, value_maps: bool) -> None:
         self.folder = folder
         self.columns = [
             column
@@ -248,7 +248,7 @@ def _made(path: Path) -> Path:
 class _TableFiles:
     """Parquet files of one schema; what is added at a time is a row group."""
 
-    def __init__(self, folder: Path, pattern: str, schema: pa.Schema, limit_mb: float):
+    def __init__(self, folder: Path, pattern: str, schema: pa.Schema, limit_mb: float) -> None:
         self.folder, self.pattern, self.schema, self.limit = folder, pattern, schema, limit_mb * 2**20
         self._place, self._writer, self._bytes = (0, 0), None, 0
 
@@ -278,7 +278,7 @@ class _TableFiles:
 class _VideoFiles:
     """MP4 files of one camera, many episodes in each."""
 
-    def __init__(self, folder: Path, key: str, rate: Fraction):
+    def __init__(self, folder: Path, key: str, rate: Fraction) -> None:
         self.folder, self.key, self.rate = folder, key, rate
         self._place, self._joiner = (0, 0), None
 

@@ -25,9 +25,10 @@ from typing import get_args, get_origin, get_type_hints
 import numpy as np
 
 from ...envs.base import ARMS, CAMERAS
+from ...envs.poses import rotation_matrix
 from ...model.processing_aim import ACTION_SPACES
 from ...utils.files import read_json
-from ...value_maps.render import Event, rotation_matrix
+from ...value_maps.render import Event
 from .source import LeRobotSource
 
 RESTING_ARM = np.array([0, 0, 0, 1, 0, 0, 0, 1], dtype=np.float32)  # xyz, quaternion wxyz, gripper

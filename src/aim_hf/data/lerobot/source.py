@@ -56,7 +56,7 @@ class LeRobotSource:
         ValueError: for another version of the format, or a dataset whose parts don't fit together.
     """
 
-    def __init__(self, folder: Path, repo_id: str | None = None, revision: str | None = None):
+    def __init__(self, folder: Path, repo_id: str | None = None, revision: str | None = None) -> None:
         self.folder, self.repo_id, self.revision = folder, repo_id, revision
         self.name = repo_id.split("/")[1] if repo_id else os.path.basename(os.path.abspath(folder))
         if not (folder / format.INFO).is_file():

@@ -31,7 +31,7 @@ class RoboTwinError(SimulatorFailed):
 class RoboTwinMissing(RoboTwinError):
     """Something that RoboTwin needs isn't there. `missing` are sentences, each with its mend."""
 
-    def __init__(self, missing: list[str]):
+    def __init__(self, missing: list[str]) -> None:
         super().__init__("RoboTwin can't run:\n" + "\n".join(f"- {sentence}." for sentence in missing))
         self.missing = missing
 
@@ -39,7 +39,7 @@ class RoboTwinMissing(RoboTwinError):
 class OperationFailed(RoboTwinError):
     """The worker's answer is an error. `kind` is `missing`, `setup`, `scene`, `expert` or `failure`."""
 
-    def __init__(self, error: dict):
+    def __init__(self, error: dict) -> None:
         super().__init__(error["message"])
         self.kind, self.traceback = error["kind"], error["traceback"]
 
@@ -50,7 +50,7 @@ class Client:
     Raises RoboTwinMissing if the interpreter can't be started.
     """
 
-    def __init__(self, root: Path, python: str):
+    def __init__(self, root: Path, python: str) -> None:
         self._output = tempfile.TemporaryFile()
         variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # in the planners' processes, too
         try:

@@ -30,6 +30,7 @@ from ..base import (
     SimulatorLost,
     StepResult,
 )
+from ..poses import along_tools, unpack_endpose
 from ..seeds import SEED_RANGES, scene_generator
 from .client import START_TIMEOUT, Answer, Client, OperationFailed, RoboTwinError, RoboTwinMissing
 from .tasks import CONFIGS, PRESS_TARGETS, PUSH_TARGETS, TASKS, simulator_seed
@@ -135,7 +136,7 @@ class RoboTwinEnvironment:
         shader: str | None = None,
         depth: bool = False,
         timeout: float = 300.0,
-    ):
+    ) -> None:
         if task not in TASKS:
             raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
         if split not in SPLITS:
@@ -490,9 +491,7 @@ class RoboTwinEnvironment:
             prefix = f"observation/{name}/"
             pictures = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
             observation["observation"][name] = view | pictures
-        for arm, tool in zip(ARMS, moment.tools, strict=True):
-            observation["endpose"][f"{arm}_endpose"] = tool[:7].copy()
-            observation["endpose"][f"{arm}_gripper"] = float(tool[7])
+        observation["endpose"] = unpack_endpose(moment.tools.reshape(16))
         observation["joint_action"]["vector"] = arrays["observation/vector"]
         return observation
 
@@ -527,14 +526,3 @@ def _checkout(root: str | os.PathLike | None, task: str) -> Path:
 def _reaching(frame: _Frame) -> np.ndarray:
     """The `ee` action (16,) that ends in this frame."""
     return frame.moment.tools.reshape(16).astype(np.float32)
-
-
-def along_tools(action: np.ndarray, distance: float) -> np.ndarray:
-    """An `ee` action whose poses are moved by `distance` (m) along their tools' x."""
-    moved = action.copy()
-    for part in np.split(moved, 2):  # views
-        part[3:7] /= np.linalg.norm(part[3:7])
-        w, x, y, z = part[3:7]
-        forward = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)])
-        part[:3] += distance * forward
-    return moved

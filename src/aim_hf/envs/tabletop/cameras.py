@@ -33,7 +33,7 @@ _OPENCV_FROM_SAPIEN = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0
 class RendererMissing(SimulatorFailed):
     """The machine offers no Vulkan device that SAPIEN can render with."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             "SAPIEN found no device to render with. On a machine without a GPU it needs Mesa 24.3 or newer "
             "(lavapipe): on Debian 12 install `mesa-vulkan-drivers` from bookworm-backports "
@@ -62,7 +62,7 @@ class CameraRig:
 
     def __init__(
         self, scene: TabletopScene, head_jitter: np.ndarray | None = None, sizes: dict[str, tuple[int, int]] = SIZES
-    ):
+    ) -> None:
         jitter = np.zeros(6) if head_jitter is None else head_jitter
         head = look_at(HEAD_POSITION, HEAD_TARGET, np.array([0.0, 0.0, 1.0]))
         turn = sapien.Pose()

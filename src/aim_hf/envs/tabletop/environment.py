@@ -48,7 +48,7 @@ class TabletopEnvironment:
         render: bool = True,
         depth: bool = False,
         sizes: dict[str, tuple[int, int]] = SIZES,
-    ):
+    ) -> None:
         if task not in TASKS:
             raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
         if split not in SPLITS:

@@ -29,7 +29,7 @@ def from_pose(pose: sapien.Pose) -> np.ndarray:
 class ArmKinematics:
     """Kinematics of an arm's six joints between its fixed base and its tool center point."""
 
-    def __init__(self, articulation: sapien.physx.PhysxArticulation):
+    def __init__(self, articulation: sapien.physx.PhysxArticulation) -> None:
         self._model = articulation.create_pinocchio_model()
         self._base = articulation.root_pose
         self._tcp_link = [link.name for link in articulation.links].index("hand")

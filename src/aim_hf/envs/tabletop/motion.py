@@ -18,7 +18,7 @@ class Motion:
     The path depends on nothing but the calls made, so it is a deterministic function of the scene.
     """
 
-    def __init__(self, home: dict[str, np.ndarray], gripper: float = OPEN):
+    def __init__(self, home: dict[str, np.ndarray], gripper: float = OPEN) -> None:
         """`home`: each arm's pose (7,) at the start; `gripper`: both grippers' opening then."""
         self._home = home
         self._rows = {arm: [np.concatenate([home[arm], [gripper]])] for arm in ARMS}

@@ -71,7 +71,7 @@ def yaw_quaternion(yaw: float) -> np.ndarray:
 class ArmBuilders:
     """The two arms, parsed once from URDF text and built into as many scenes as needed."""
 
-    def __init__(self, visual: bool):
+    def __init__(self, visual: bool) -> None:
         loader = URDFLoader()
         loader.set_scene(sapien.Scene([sapien.physx.PhysxCpuSystem()]))  # a stand-in: `build` names the real one
         loader.set_material(_FRICTION, _FRICTION, 0.0)
@@ -100,7 +100,7 @@ class ArmBuilders:
 class TabletopScene:
     """One scene: built part by part, then stepped."""
 
-    def __init__(self, builders: ArmBuilders, visual: bool):
+    def __init__(self, builders: ArmBuilders, visual: bool) -> None:
         systems = [sapien.physx.PhysxCpuSystem()]
         if visual:
             systems.append(sapien.render.RenderSystem())
