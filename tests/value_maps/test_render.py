@@ -13,7 +13,6 @@ from aim_hf.value_maps.render import (
     fill_hull,
     project,
     render_value_maps,
-    rotation_matrix,
     shown_events,
     splat,
     visible_shares,

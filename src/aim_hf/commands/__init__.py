@@ -1,15 +1,15 @@
-"""The command `aim-hf`: each of its subcommands is a module here with a function `main(argv)`.
+"""The command `aim-hf`. Each subcommand is a module of this package with a function `main(argv)`.
 
     aim-hf evaluate --policy DIR ...
     accelerate launch -m aim_hf evaluate --policy DIR ...    # the same in several processes
 
-Options are spelled as those of transformers, diffusers and LeRobot are: `--output_dir`; `--output-dir` is the same.
-One name stands for one thing in all of them: `--policy` is a checkpoint, the folder of an `AIMPipeline` (or of the
-parts of one that are there yet) or a repo id; `--output_dir` is the folder that a command writes.
+Options are spelled as in transformers, diffusers and LeRobot: `--output_dir`; `--output-dir` is accepted too. An
+option means the same in every subcommand: `--policy` is a checkpoint, given as a repo id or as the folder of an
+`AIMPipeline` or of the parts made so far; `--output_dir` is the folder that a subcommand writes.
 
-Each `main` parses first and imports what is heavy afterwards, so that help and wrong arguments are answered at once.
-Processes of environments import this module too, and need none of that. The options of `train` and `train-grpo` are
-fields of transformers' `TrainingArguments`, so these two import transformers and torch to parse.
+Each `main` parses its arguments before it imports heavy modules, so that `--help` and wrong arguments are answered
+immediately. Processes of environments import this module too and need no heavy module. `train` and `train-grpo` import
+transformers and torch to parse, because their options are fields of transformers' `TrainingArguments`.
 """
 
 import argparse
@@ -18,42 +18,48 @@ import re
 import sys
 from importlib import import_module
 
+from ..envs.names import TASKS
 from ..utils.extras import MissingExtra, SimulatorFailed
 
 COMMANDS = {
-    "demo": "run a few held-out episodes of a policy, and make pictures of them",
-    "app": "a page to watch a policy act",
-    "evaluate": "success rates in closed loop",
-    "compare": "two policies on the same scenes",
-    "report": "a report over evaluations, beside published numbers",
+    "demo": "run a few held-out episodes of a policy and draw them",
+    "app": "a web page to watch a policy act",
+    "evaluate": "measure success rates in closed loop",
+    "compare": "compare two policies on the same scenes",
+    "report": "write a report over evaluations, beside published numbers",
     "serve": "serve a policy to robots, in openpi's protocol",
     "publish": "publish a pipeline, adapters, a dataset or a Space on the Hub",
     "collect": "record expert episodes with value maps",
     "validate": "check a folder of episodes",
-    "preview": "a contact sheet of episodes",
-    "import-lerobot": "make episodes of a LeRobot dataset",
-    "export-lerobot": "make a LeRobot dataset of episodes",
-    "encode-latents": "compute the latents that stage 1 trains on, once",
+    "preview": "draw a contact sheet of episodes",
+    "import-lerobot": "convert a LeRobot dataset to episodes",
+    "export-lerobot": "convert episodes to a LeRobot dataset",
+    "encode-latents": "encode episodes to the latents that stage 1 trains on",
     "train-text-encoder": "train the tiny tokenizer and text encoder",
     "train-vae": "train the tiny video codec",
     "train": "stage 1: flow matching on RGB, value maps and actions",
     "train-grpo": "stage 2: GRPO on the action head",
-    "check": "whether this machine can render and decode video",
+    "check": "check that this machine can render and decode video",
 }
 RENAMED = {"--base": "--policy", "--pipeline": "--policy"}
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of a subcommand; its description is the module's docstring."""
+    """The parser of a subcommand. `description` is the docstring of its module."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(
             f"aim-hf {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
+    def check_tasks(self, tasks: list[str] | None, suite: str) -> None:
+        """Ends the command if one of `tasks` isn't in the suite."""
+        if unknown := set(tasks or ()) - set(TASKS[suite]):
+            self.error(f"no task {', '.join(unknown)} in suite {suite}; choose from {', '.join(TASKS[suite])}")
+
 
 def spelled(argv: list[str]) -> list[str]:
-    """The arguments with options as they are declared: underscores, and the names of today."""
+    """`argv` with options as they are declared: underscores for dashes, and current names for renamed options."""
 
     def option(text: str) -> str:
         match = re.match(r"--[A-Za-z][\w-]*", text)
@@ -68,8 +74,8 @@ def spelled(argv: list[str]) -> list[str]:
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Runs a subcommand. Its errors about input, which name what is wrong and the mend, are one line and exit code 2;
-    AIM_HF_TRACEBACK=1 shows where they come from."""
+    """Runs a subcommand. Errors about its input are printed as one line, with exit code 2; AIM_HF_TRACEBACK=1 shows
+    their traceback."""
     command, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         width = max(map(len, COMMANDS))

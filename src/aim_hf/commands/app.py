@@ -1,9 +1,9 @@
-"""A page to try AIM on: pick a task, a scene and words, and watch what it sees, imagines, intends and does.
+"""Serves a web page to try AIM: choose a task, a scene and an instruction, and watch a rollout with its predictions.
 
     aim-hf app [--policy DIR] [--tasks ...] [--port 7860]
 
-Runs on a CPU. Scenes are the held-out ones of the tabletop suite. Set GRADIO_SERVER_NAME=0.0.0.0 to let other machines
-in.
+Runs on a CPU. Scenes are held-out scenes of the tabletop suite. Set GRADIO_SERVER_NAME=0.0.0.0 to accept other
+machines.
 """
 
 from .. import AIM_TINY
@@ -15,8 +15,8 @@ def main(argv: list[str]) -> None:
     parser = Parser("app", __doc__)
     parser.add_argument("--policy", default=AIM_TINY, help="folder of an AIMPipeline, or repo id; default: aim-tiny")
     parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=AIM_TINY_TASKS, help="default: aim-tiny's")
-    parser.add_argument("--episodes", type=int, default=2, help="that run at once; others wait")
-    parser.add_argument("--port", type=int, help="default: 7860, or the next one that is free")
+    parser.add_argument("--episodes", type=int, default=2, help="episodes that run at once; others wait")
+    parser.add_argument("--port", type=int, help="default: 7860, or the next free port")
     args = parser.parse_args(argv)
 
     import torch

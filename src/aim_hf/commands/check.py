@@ -1,4 +1,4 @@
-"""Whether this machine can do what AIM needs beyond Python packages: render with SAPIEN, decode video.
+"""Checks what AIM needs besides Python packages: rendering with SAPIEN and video decoding.
 
 aim-hf check
 """
@@ -10,11 +10,11 @@ from . import Parser
 
 
 def check_rendering() -> None:
-    """Renders a red box with SAPIEN and looks at the middle pixel."""
+    """Renders a red box with SAPIEN and checks the color of the middle pixel."""
     with extra("sim"):
         import sapien
 
-    sapien.render.set_camera_shader_dir("trivial")  # unlit: the first picture takes a second instead of ten
+    sapien.render.set_camera_shader_dir("trivial")  # unlit; its first picture takes 1 s instead of 10 s
     scene = sapien.Scene()
     builder = scene.create_actor_builder()
     builder.add_box_visual(half_size=[0.5, 0.5, 0.5], material=[1.0, 0.0, 0.0])

@@ -1,12 +1,13 @@
-"""Collect expert episodes with value maps:
+"""Records expert episodes with value maps:
 
     accelerate launch --multi_gpu --num_processes 2 -m aim_hf collect --suite tabletop --tasks click_bell \
         --splits easy hard --episodes 100 --output_dir DIR
 
-The work is cut into shards: `--shard_size` episodes of one task and split, from a range of seeds of its own, whichever
-process makes it. So the folder's content doesn't depend on the number of processes or machines. Each episode is safe
-once it is recorded: a run that was killed goes on with the next one when the same command is given again. Machines
-that share no disk write folders that may simply be copied into one; the same command there then only writes the card.
+A shard holds `--shard_size` episodes of one task and split, from its own range of seeds, whichever process records
+it. The content of the folder therefore doesn't depend on the number of processes or machines. Each episode is saved
+as soon as it is recorded: an interrupted run continues with the next episode when the same command is given again.
+Machines without a shared disk write separate folders, which can be copied into one; the same command then only writes
+the card.
 
 RoboTwin 2.0 runs in its own checkout and interpreter:
 
@@ -14,6 +15,9 @@ RoboTwin 2.0 runs in its own checkout and interpreter:
         --robotwin_python ~/miniconda3/envs/RoboTwin/bin/python --seeds_per_episode 20 --episodes 600 --output_dir DIR
 """
 
+from __future__ import annotations
+
+import argparse
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -24,14 +28,15 @@ from ..envs.robotwin import add_robotwin_arguments
 from ..utils.checks import check_number
 from . import Parser
 
-# Set before the simulator loads its renderer: a process renders on one core, and processes share the machine.
+# Set before SAPIEN loads its renderer: each process renders on one core, since processes share the machine.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
 NOISE = {"tabletop": 0.01, "robotwin": 0.0}
-LARGEST_NOISE = 0.2  # m: no arm reaches further from its path than that and comes back
+LARGEST_NOISE = 0.2  # m: with larger offsets no arm comes back to its path
 
 
-def main(argv: list[str]) -> None:
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options, checked, with the suite's default noise."""
     parser = Parser("collect", __doc__)
     parser.add_argument("--suite", choices=sorted(TASKS), default="tabletop")
     parser.add_argument("--tasks", nargs="+", help="default: all tasks of the suite")
@@ -41,21 +46,25 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--noise",
         type=float,
-        help="standard deviation of the tools' offsets in m; default: 0.01, and 0 where the expert bears none",
+        help="standard deviation (m) of the offsets added to end-effector positions; default: 0.01, robotwin: 0",
     )
     parser.add_argument("--start_seed", type=int, default=0)
-    parser.add_argument("--shard_size", type=int, default=50, help="episodes of a Parquet file")
+    parser.add_argument("--shard_size", type=int, default=50, help="episodes in a Parquet file")
     parser.add_argument(
-        "--seeds_per_episode", type=int, default=2, help="a shard may try this many seeds for each episode it wants"
+        "--seeds_per_episode", type=int, default=2, help="seeds that a shard may try for each of its episodes"
     )
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
     for name, number in (("episodes", args.episodes), ("shard_size", args.shard_size)):
         if number < 1:
             parser.error(f"--{name} is {number}; expected at least 1")
-    if unknown := set(args.tasks or ()) - set(TASKS[args.suite]):
-        parser.error(f"no task {', '.join(unknown)} in suite {args.suite}; choose from {', '.join(TASKS[args.suite])}")
-    noise = NOISE[args.suite] if args.noise is None else check_number("--noise", args.noise, 0, LARGEST_NOISE)
+    parser.check_tasks(args.tasks, args.suite)
+    args.noise = NOISE[args.suite] if args.noise is None else check_number("--noise", args.noise, 0, LARGEST_NOISE)
+    return args
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
 
     from accelerate import PartialState
     from tqdm import tqdm
@@ -68,9 +77,9 @@ def main(argv: list[str]) -> None:
     from ..envs import next_environment
     from ..utils.files import claim
 
-    # Processes meet only at the start and at the end, which may be days away.
+    # Processes wait for each other only at the start and at the end, days later with many episodes.
     state = PartialState(cpu=True, timeout=timedelta(days=30))
-    settings = made_from(args.suite, noise, args.start_seed, args.seeds_per_episode, args.shard_size)
+    settings = made_from(args.suite, args.noise, args.start_seed, args.seeds_per_episode, args.shard_size)
     with state.main_process_first():
         if state.is_main_process:
             claim(args.output_dir, settings, "data/*.parquet")
@@ -91,8 +100,8 @@ def main(argv: list[str]) -> None:
         for shard, writer in missing:
             env = next_environment(env, args.suite, shard.task, shard.split, depth=True)
             try:
-                collect_shard(env, shard, writer, noise, progress)
-            except SeedsExhausted as error:  # the other tasks shall not wait for this one
+                collect_shard(env, shard, writer, args.noise, progress)
+            except SeedsExhausted as error:  # goes on with the other tasks
                 exhausted.append(str(error))
     if env is not None:
         env.close()

@@ -1,16 +1,19 @@
-"""Two policies on the same held-out scenes, such as stage 1 against stage 2:
+"""Compares two policies on the same held-out scenes, such as stage 1 with stage 2:
 
     aim-hf evaluate --policy before --episodes 100 --output_dir runs/before
     aim-hf evaluate --policy after --episodes 100 --output_dir runs/after
     aim-hf compare --before runs/before --after runs/after --output_dir runs/comparison --videos 6
 
-Writes `comparison.json` (rates, gains, McNemar's exact test), `comparison.md`, `comparison.png`, and the videos of up
-to `--videos` episodes that one of the two fulfils and the other doesn't, of both. If they were sampled differently, it
-says so: then not all that was gained was learned. With the `--training` of stage 2 it also says whether both still
-imagine the same RGB and value maps: the same stored weights, and outputs within rounding.
+Writes `comparison.json` (rates, gains, McNemar's exact test), `comparison.md`, `comparison.png`, and videos of both
+policies in up to `--videos` episodes in which only one of them succeeds. The report says so if the two were sampled
+differently, because part of the gain then doesn't come from training. With `--training` of stage 2 it also checks that
+both policies predict the same RGB and value maps: the same stored weights, and outputs equal up to rounding.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
 from ..utils.checks import check_whole
 from . import Parser
@@ -19,24 +22,22 @@ from . import Parser
 def main(argv: list[str]) -> None:
     parser = Parser("compare", __doc__)
     parser.add_argument("--before", type=Path, required=True, help="output folder of `aim-hf evaluate`")
-    parser.add_argument("--after", type=Path, required=True, help="another one, on the same scenes")
+    parser.add_argument(
+        "--after", type=Path, required=True, help="output folder of the other policy, on the same scenes"
+    )
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--training", type=Path, help="training.json of what lies between them, to be quoted")
-    parser.add_argument("--videos", type=int, default=0, help="changed episodes to film")
+    parser.add_argument(
+        "--training", type=Path, help="training.json of the stage 2 run between them, which the report quotes"
+    )
+    parser.add_argument("--videos", type=int, default=0, help="episodes with different outcomes to film")
     args = parser.parse_args(argv)
     check_whole("--videos", args.videos, least=0)
 
     import json
 
-    from tqdm import tqdm
-
     from .. import AIMPipeline
     from ..envs import make_environment
     from ..evaluation.comparison import compare, format_comparison, same_world, training_summary
-    from ..rollout.policies import OPTIONS, AIMPolicy
-    from ..rollout.run import run_episodes
-    from ..rollout.storyboard import write_video
-    from ..rollout.vector_env import VectorEnvironment
     from ..training.curve import plot_comparison
     from ..utils.files import read_json, reading, write_text
     from ..utils.provenance import command
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
     folders = {"before": args.before, "after": args.after}
     mend = "evaluate into another folder"
     settings_of = {side: read_json(folder / "settings.json", mend) for side, folder in folders.items()}
-    settings = settings_of["before"]  # of the scenes they are the same
+    settings = settings_of["before"]  # both have the same settings of the scenes
     if args.training is not None:
         expected = "give the training.json that `aim-hf train-grpo` wrote"
         record = read_json(args.training, expected)
@@ -64,15 +65,29 @@ def main(argv: list[str]) -> None:
 
     changed = [(task, seed) for task, of in comparison["tasks"].items() for seed in of["won"] + of["lost"]]
     chosen = changed[:: max(len(changed) // max(args.videos, 1), 1)][: args.videos]
-    if not chosen:
-        return
+    if chosen:
+        film(comparison, settings_of, chosen, args.output_dir / "videos")
+
+
+def film(
+    comparison: dict[str, Any], settings_of: dict[str, dict[str, Any]], scenes: list[tuple[str, int]], folder: Path
+) -> None:
+    """Writes videos of both policies in `scenes`, (task, seed) each. `settings_of`: side -> settings.json."""
+    from tqdm import tqdm
+
+    from ..rollout.policies import OPTIONS, AIMPolicy
+    from ..rollout.run import run_episodes
+    from ..rollout.storyboard import write_video
+    from ..rollout.vector_env import VectorEnvironment
+
+    settings = settings_of["before"]
     with VectorEnvironment(settings["suite"], settings["split"], num_workers=1) as environments:
         for side in settings_of:
             options = {name: settings_of[side][name] for name in OPTIONS if name in settings_of[side]}
             policy = AIMPolicy.from_pretrained(comparison[side]["policy"], **options)
-            for task, seed in tqdm(chosen, unit="episode", desc=f"films {side}"):
+            for task, seed in tqdm(scenes, unit="episode", desc=f"films {side}"):
                 (result,) = run_episodes(
                     policy, environments, task, [seed], settings["instructions"], settings["value_maps"], {seed}
                 )
-                write_video(args.output_dir / "videos" / f"{task}-{seed}-{side}.mp4", result.storyboard)
+                write_video(folder / f"{task}-{seed}-{side}.mp4", result.storyboard)
     print(f"Videos of {len(chosen)} of {len(changed)} changed episodes: {args.output_dir / 'videos'}")

@@ -1,8 +1,8 @@
-"""AIM at a glance: runs a few held-out episodes of the tabletop tasks that it knows and makes pictures of them.
+"""Runs a few held-out episodes of the tabletop tasks that the policy was trained on, and draws them.
 
     aim-hf demo [--policy DIR] [--tasks ...] [--episodes 3] [--output_dir outputs/demo]
 
-Writes `contact_sheet.png`, a video a task and `results.json`. A minute or two on two CPU cores.
+Writes `contact_sheet.png`, a video of each task and `results.json`. Takes 1 to 2 minutes on two CPU cores.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     parser = Parser("demo", __doc__)
     parser.add_argument("--policy", default=AIM_TINY, help="folder of an AIMPipeline, or repo id; default: aim-tiny")
     parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=AIM_TINY_TASKS, help="default: aim-tiny's")
-    parser.add_argument("--episodes", type=int, default=3, help="of each task")
+    parser.add_argument("--episodes", type=int, default=3, help="episodes of each task")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     args = parser.parse_args(argv)
 

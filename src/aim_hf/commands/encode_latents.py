@@ -1,19 +1,35 @@
-"""Encodes episodes once, so that training runs neither the VAE nor the text encoder.
+"""Encodes episodes to latents and text features once, so that training runs neither the VAE nor the text encoder.
 
     accelerate launch --multi_gpu --num_processes 2 -m aim_hf encode-latents \
         --dataset runs/episodes --policy runs/base --output_dir runs/latents
 
-`--policy` is a checkpoint with `vae/`, `text_encoder/` and `processor/`. Its model tells how many frames and actions a
-chunk has, or `--preset` where a new model shall be trained. The output folder also gets the processor, fitted
-to the cameras and the action space of these episodes, with their action statistics. Processes share the work shard by
-shard, and a run that was killed goes on with the shards that are missing.
+`--policy` is a checkpoint with `vae/`, `text_encoder/` and `processor/`. The config of its model gives the latent
+frames and actions of a chunk; `--preset` gives them where a new model will be trained. The output folder also gets
+the processor, fitted to the cameras and the action space of these episodes, with their action statistics. Processes
+divide the shards among them. An interrupted run encodes the missing shards when it is started again.
 """
 
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..model.presets import PRESETS
 from . import Parser
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+    from datasets import Dataset
+
+    from ..data.latents import LatentShard
+    from ..model.configuration_aim import AIMConfig
+    from ..model.processing_aim import AIMProcessor
+    from ..pipeline.codec import VideoCodec
 
 
 def main(argv: list[str]) -> None:
@@ -21,19 +37,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dataset", required=True, help="folder or repo id of episodes")
     parser.add_argument("--policy", required=True, help="checkpoint whose codec and text encoder are used")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="of a new model; default: the policy's own")
-    parser.add_argument("--shard_size", type=int, default=128, help="episodes of a file")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="size of a new model; default: the policy's model")
+    parser.add_argument("--shard_size", type=int, default=128, help="episodes in a file")
     args = parser.parse_args(argv)
 
     import torch
     from accelerate import PartialState
-    from tqdm import tqdm
 
-    from ..data.episodes import Episode
     from ..data.latents import (
         begin_encoding,
         described,
-        encode_episode,
         fit_processor,
         made_from,
         plan_shards,
@@ -41,27 +54,24 @@ def main(argv: list[str]) -> None:
     )
     from ..data.shards import load_episodes
     from ..model.checkpoint import fingerprint, local_folder
-    from ..model.configuration_aim import AIMConfig
     from ..model.processing_aim import AIMProcessor
     from ..pipeline.codec import VideoCodec
     from ..pipeline.loading import load_text_encoder, load_vae
 
-    # Processes meet only at the end, which may be hours away.
+    # Processes wait for each other only at the end, hours later with many episodes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
     policy = local_folder(args.policy)
-    if args.preset is not None:
-        config = AIMConfig(**PRESETS[args.preset])
-    elif (policy / "model").is_dir():
-        config = AIMConfig.from_pretrained(policy / "model")
-    else:
-        raise ValueError(f"{args.policy} holds no model that tells the sizes of a chunk; give --preset")
+    config = model_config(args, policy)
     codec = VideoCodec(load_vae(policy).to(state.device))
     text_encoder = load_text_encoder(policy).to(state.device)
     dataset = load_episodes(args.dataset)
     processor = fit_processor(AIMProcessor.from_pretrained(policy / "processor"), dataset)
     settings = made_from(
-        *(config, processor, codec, fingerprint(policy / "text_encoder")),
+        config,
+        processor,
+        codec,
+        text_encoder=fingerprint(policy / "text_encoder"),
         text_dim=text_encoder.config.d_model,
         fps=dataset["fps"][0],
         shard_size=args.shard_size,
@@ -72,23 +82,73 @@ def main(argv: list[str]) -> None:
             print(begin_encoding(args.output_dir, shards))
 
     @torch.no_grad()
-    def encoded_text(text: str, allow_empty: bool = False) -> torch.Tensor:
+    def encode_text(text: str, allow_empty: bool = False) -> torch.Tensor:
         tokens = processor.tokenize(text, allow_empty).to(state.device)
         features = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[0]
         return features[: int(tokens.attention_mask.sum())].half()
 
-    @torch.no_grad()
-    def encoded(row: dict) -> dict[str, torch.Tensor]:
+    encode_shards(shards, dataset, state, EpisodeEncoder(config, codec, processor, encode_text))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_index(args.output_dir, shards, processor, encode_text("", allow_empty=True).cpu())
+
+
+def model_config(args: argparse.Namespace, policy: Path) -> AIMConfig:
+    """The config of `--preset`, or of the model in the checkpoint `policy`.
+
+    Raises:
+        ValueError: if neither is there.
+    """
+    from ..model.configuration_aim import AIMConfig
+
+    if args.preset is not None:
+        return AIMConfig(**PRESETS[args.preset])
+    if (policy / "model").is_dir():
+        return AIMConfig.from_pretrained(policy / "model")
+    raise ValueError(f"{args.policy} holds no model that tells the sizes of a chunk; give --preset")
+
+
+@dataclass(frozen=True)
+class EpisodeEncoder:
+    """Encodes one row of a dataset. `encode_text` returns text features (tokens, text_dim) without padding."""
+
+    config: AIMConfig
+    codec: VideoCodec
+    processor: AIMProcessor
+    encode_text: Callable[[str], torch.Tensor]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, torch.Tensor]:
+        import torch
+
+        from ..data.episodes import Episode
+        from ..data.latents import encode_episode
+
         episode = Episode.from_row(row)
-        tensors = encode_episode(
-            episode, codec, processor, config.actions_per_latent_frame, config.chunk_latent_frames
-        )
-        tensors["prompt_embeds"] = encoded_text(episode.instruction)
+        with torch.no_grad():
+            tensors = encode_episode(
+                episode,
+                self.codec,
+                self.processor,
+                self.config.actions_per_latent_frame,
+                self.config.chunk_latent_frames,
+            )
+            tensors["prompt_embeds"] = self.encode_text(episode.instruction)
         return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def encode_shards(shards: list[LatentShard], dataset: Dataset, state: PartialState, encode: EpisodeEncoder) -> None:
+    """Writes the missing shards among those of this process."""
+    from tqdm import tqdm
 
     first = 0
     total = sum(len(shard.episodes) for shard in shards[state.process_index :: state.num_processes])
     with tqdm(total=total, unit="episode", desc=f"process {state.process_index}", position=state.process_index) as bar:
+
+        def encode_rows(rows: range) -> Iterator[dict[str, torch.Tensor]]:
+            for row in rows:
+                yield encode(dataset[row])
+                bar.update()
+
         for index, shard in enumerate(shards):
             rows = range(first, first + len(shard.episodes))
             first = rows.stop
@@ -96,14 +156,5 @@ def main(argv: list[str]) -> None:
                 continue
             if shard.unfinished() is None:
                 bar.update(len(rows))
-                continue
-
-            def progressing(rows=rows):
-                for row in rows:
-                    yield encoded(dataset[row])
-                    bar.update()
-
-            shard.write(progressing())
-    state.wait_for_everyone()
-    if state.is_main_process:
-        write_index(args.output_dir, shards, processor, encoded_text("", allow_empty=True).cpu())
+            else:
+                shard.write(encode_rows(rows))

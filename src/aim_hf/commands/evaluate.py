@@ -1,11 +1,11 @@
-"""Closed-loop success rates:
+"""Measures success rates in closed loop:
 
     aim-hf evaluate --policy checkpoints/aim-tiny --suite tabletop --split easy \
         --tasks click_bell lift_pot --episodes 50 --output_dir runs/easy
 
-Writes `results.json`, videos and a contact sheet; see `aim_hf/evaluation/evaluate.py` for the folder. A run that was
-killed goes on when the same command is given again. More episodes or tasks may be added to a folder, other settings
-may not. The numbers depend neither on `--batch_size` nor on the number of processes.
+Writes `results.json`, videos and a contact sheet; `aim_hf/evaluation/evaluate.py` describes the folder. An interrupted
+run continues when the same command is given again. More episodes or tasks may be added to a folder; other settings
+are refused. The results depend neither on `--batch_size` nor on the number of processes.
 
 Any policy behind openpi's websocket protocol is evaluated the same way (docs/serving.md):
 
@@ -13,9 +13,12 @@ Any policy behind openpi's websocket protocol is evaluated the same way (docs/se
         --policy_name pi0.5 --suite robotwin --tasks click_bell --episodes 50 --output_dir runs/pi05
 """
 
+from __future__ import annotations
+
 import argparse
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..envs.base import SPLITS
 from ..envs.names import TASKS
@@ -24,8 +27,14 @@ from ..rollout import dialects
 from . import Parser
 from .sampling import add_sampling_arguments, sampling_arguments
 
+if TYPE_CHECKING:
+    import torch
 
-def main(argv: list[str]) -> None:
+    from ..rollout.policies import Policy
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]:
+    """The options, checked, and the dialect of a server; None without a server and for AIM's own."""
     parser = Parser("evaluate", __doc__)
     parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, repo id, or ws://host:port")
     parser.add_argument("--suite", choices=sorted(TASKS), default="tabletop")
@@ -34,58 +43,57 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--episodes", type=int, required=True, help="of each task")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--start_seed", type=int, default=0, help="offset into the seeds kept for evaluation")
-    parser.add_argument("--instructions", choices=("seen", "unseen"), default="seen", help="wordings")
-    parser.add_argument("--value_maps", choices=("predicted", "true"), default="predicted", help="what it acts on")
+    parser.add_argument(
+        "--instructions", choices=("seen", "unseen"), default="seen", help="templates that instructions are drawn from"
+    )
+    parser.add_argument(
+        "--value_maps", choices=("predicted", "true"), default="predicted", help="value maps that the policy acts on"
+    )
     add_sampling_arguments(parser)
-    parser.add_argument("--delay", type=int, default=0, help="control steps that a chunk takes to compute")
+    parser.add_argument(
+        "--delay", type=int, default=0, help="inference delay: control steps that a chunk takes to compute"
+    )
     parser.add_argument(
         "--no_real_time_chunking",
         action="store_false",
         dest="real_time_chunking",
-        help="don't tell the new chunk what is executed while it is computed",
+        help="don't condition a new chunk on the actions that are executed while it is computed",
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="episodes that run together in a process")
+    parser.add_argument("--batch_size", type=int, default=8, help="episodes that a process runs at a time")
     parser.add_argument("--videos", type=int, default=1, help="episodes of each task to film")
     remote = parser.add_argument_group("policies behind a server (ws://)")
-    remote.add_argument("--dialect", choices=("openpi", "lingbot-va"), help="its messages; not for AIM's own server")
-    remote.add_argument("--actions_per_chunk", type=int, help="of each reply, to execute; with --dialect openpi")
-    remote.add_argument("--policy_name", help="what the results call it; default: the address")
-    remote.add_argument("--token_file", type=Path, help="a file with the token that the server wants")
+    remote.add_argument(
+        "--dialect", choices=("openpi", "lingbot-va"), help="message format of the server; not for AIM's own"
+    )
+    remote.add_argument(
+        "--actions_per_chunk",
+        type=int,
+        help="execution horizon: actions of each reply to execute; with --dialect openpi",
+    )
+    remote.add_argument("--policy_name", help="name in the results; default: the address")
+    remote.add_argument("--token_file", type=Path, help="file with the token that the server requires")
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
-    unknown = set(args.tasks or ()) - set(TASKS[args.suite])
-    if unknown:
-        parser.error(f"no task {', '.join(unknown)} in suite {args.suite}; choose from {', '.join(TASKS[args.suite])}")
-
-    server = args.policy.startswith(("ws://", "wss://"))
-    if server:
-        dialect = remote_dialect(parser, args)
-    elif args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:
+    parser.check_tasks(args.tasks, args.suite)
+    if is_address(args.policy):
+        return args, remote_dialect(parser, args)
+    if args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:
         parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
+    return args, None
+
+
+def main(argv: list[str]) -> None:
+    args, dialect = parse(argv)
 
     import torch
     from accelerate import PartialState
 
     from ..evaluation.evaluate import Protocol, evaluate, format_results
-    from ..rollout.policies import AIMPolicy, Policy
 
-    # Processes wait for each other at the end, for as long as the slowest of them takes.
+    # Processes wait for each other at the end, as long as the slowest of them takes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     protocol = Protocol(args.suite, args.split, args.instructions, args.value_maps, args.start_seed)
-    policy: Policy
-    if server:
-        from ..rollout.remote import RemotePolicy  # an extra
-
-        token = args.token_file.read_text().strip() if args.token_file else None
-        policy = RemotePolicy(args.policy, dialect, args.policy_name, token)
-    else:
-        policy = AIMPolicy.from_pretrained(
-            args.policy,
-            state.device,
-            delay=args.delay,
-            real_time_chunking=args.real_time_chunking,
-            **sampling_arguments(args),
-        )
+    policy = load_policy(args, dialect, state.device)
     results = evaluate(
         policy, protocol, args.output_dir, args.episodes, args.tasks, args.batch_size, args.videos, state=state
     )
@@ -94,8 +102,30 @@ def main(argv: list[str]) -> None:
         print(f"All in {args.output_dir / 'results.json'}")
 
 
+def is_address(policy: str) -> bool:
+    return policy.startswith(("ws://", "wss://"))
+
+
+def load_policy(args: argparse.Namespace, dialect: dialects.Dialect | None, device: torch.device) -> Policy:
+    """The policy behind the server at `--policy`, or the pipeline there on `device`."""
+    from ..rollout.policies import AIMPolicy
+
+    if is_address(args.policy):
+        from ..rollout.remote import RemotePolicy  # needs the extra `serve`
+
+        token = args.token_file.read_text().strip() if args.token_file else None
+        return RemotePolicy(args.policy, dialect, args.policy_name, token)
+    return AIMPolicy.from_pretrained(
+        args.policy,
+        device,
+        delay=args.delay,
+        real_time_chunking=args.real_time_chunking,
+        **sampling_arguments(args),
+    )
+
+
 def remote_dialect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dialects.Dialect | None:
-    """How the server at `--policy` is spoken to; None for AIM's own. Options that don't fit a server are refused."""
+    """The dialect of the server at `--policy`; None for AIM's own. Refuses options that a server decides itself."""
     own = ("delay", "real_time_chunking")
     given = [*sampling_arguments(args), *(name for name in own if getattr(args, name) != parser.get_default(name))]
     if given:

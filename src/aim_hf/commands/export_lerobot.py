@@ -1,8 +1,8 @@
-"""Write episodes as a LeRobot v3.0 dataset, value maps as extra videos:
+"""Writes episodes as a LeRobot v3.0 dataset, with value maps as extra videos:
 
     aim-hf export-lerobot runs/episodes --output_dir runs/lerobot --repo_id you/your-dataset
 
-LeRobot's policies take every video of a dataset for an input; `--no_value_maps` leaves the maps out.
+LeRobot's policies use every video of a dataset as an input; `--no_value_maps` leaves the value maps out.
 """
 
 from pathlib import Path
@@ -13,10 +13,10 @@ from . import Parser
 def main(argv: list[str]) -> None:
     parser = Parser("export-lerobot", __doc__)
     parser.add_argument("source", help="a folder of episodes or a repo id")
-    parser.add_argument("--output_dir", type=Path, required=True, help="a folder that is not there yet")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to create")
     parser.add_argument("--splits", nargs="+", help="default: all")
-    parser.add_argument("--repo_id", help="where you mean to publish it, for its card; default: the folder's name")
-    parser.add_argument("--no_value_maps", action="store_true")
+    parser.add_argument("--repo_id", help="repo id that the dataset card names; default: the folder's name")
+    parser.add_argument("--no_value_maps", action="store_true", help="leave out the videos of value maps")
     args = parser.parse_args(argv)
 
     from huggingface_hub import snapshot_download

@@ -1,11 +1,11 @@
-"""Makes episodes of a LeRobot dataset, v3.0, v2.1 or v2.0, of any robot:
+"""Converts a LeRobot dataset (v3.0, v2.1 or v2.0) of any robot to episodes:
 
     aim-hf import-lerobot you/your-dataset --config my_robot.json --output_dir runs/episodes
 
-The source is a folder or a repo id. `--config` says which columns and cameras are what (docs/own_robot.md); an export
-of `aim-hf export-lerobot` needs none, and gets everything back that it was made of. All episodes are checked before
-anything is written. Each is safe once it is written: a run that was killed goes on with the next one when the same
-command is given again. With `accelerate launch -m aim_hf` several processes share the work.
+The source is a folder or a repo id. `--config` maps columns and cameras to AIM's (docs/own_robot.md). Datasets of
+`aim-hf export-lerobot` need no config, and their episodes are restored exactly. All episodes are checked before
+anything is written. Each is saved as soon as it is converted: an interrupted run continues with the next episode when
+the same command is given again. With `accelerate launch -m aim_hf` several processes share the work.
 """
 
 from pathlib import Path
@@ -16,16 +16,18 @@ from . import Parser
 def main(argv: list[str]) -> None:
     parser = Parser("import-lerobot", __doc__)
     parser.add_argument("source", help="folder or repo id of a LeRobot dataset")
-    parser.add_argument("--config", type=Path, help="JSON: which columns and cameras are what; see docs/own_robot.md")
+    parser.add_argument(
+        "--config", type=Path, help="JSON file that maps columns and cameras to AIM's; see docs/own_robot.md"
+    )
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--revision", help="of a repo: branch, tag or commit")
-    parser.add_argument("--episodes", nargs="+", help="numbers, and ranges such as 0:50; default: all")
-    parser.add_argument("--tasks", nargs="+", help="instructions whose episodes are imported; default: all")
+    parser.add_argument("--revision", help="branch, tag or commit of a repo")
+    parser.add_argument("--episodes", nargs="+", help="numbers and ranges such as 0:50; default: all")
+    parser.add_argument("--tasks", nargs="+", help="instructions of the episodes to import; default: all")
     parser.add_argument("--skip", type=int, nargs="+", default=[], help="numbers of episodes to leave out")
-    parser.add_argument("--skip_broken", action="store_true", help="leave broken episodes out, and say which and why")
-    parser.add_argument("--fps", type=float, help="frames a second to keep: a whole part of the source's")
-    parser.add_argument("--shard_size", type=int, default=50, help="episodes of a Parquet file")
-    parser.add_argument("--license", default="unknown", help="of the source, by the Hub's name of it")
+    parser.add_argument("--skip_broken", action="store_true", help="leave out broken episodes and report why")
+    parser.add_argument("--fps", type=float, help="frame rate to keep; the source's must be a multiple of it")
+    parser.add_argument("--shard_size", type=int, default=50, help="episodes in a Parquet file")
+    parser.add_argument("--license", default="unknown", help="license of the source, by its name on the Hub")
     args = parser.parse_args(argv)
 
     from ..data.lerobot.importer import import_episodes

@@ -1,4 +1,4 @@
-"""Look at episodes: a contact sheet, for each camera of frames and below them the same in gray under their value maps.
+"""Draws a contact sheet of episodes: for each camera its frames and, below them, the value maps over the gray frames.
 
 aim-hf preview DIR --output_file sheet.png [--tasks click_bell] [--episodes 1] [--frames 12]
 """
@@ -14,8 +14,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("source", help="a folder of episodes or a repo id")
     parser.add_argument("--output_file", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--tasks", nargs="+", help="default: all")
-    parser.add_argument("--episodes", type=int, default=1, help="of each task and split")
-    parser.add_argument("--frames", type=int, default=10)
+    parser.add_argument("--episodes", type=int, default=1, help="episodes of each task and split")
+    parser.add_argument("--frames", type=int, default=10, help="frames of each episode")
     args = parser.parse_args(argv)
     for name in ("episodes", "frames"):
         check_whole(f"--{name}", getattr(args, name))

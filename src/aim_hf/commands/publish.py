@@ -1,10 +1,11 @@
-"""Publish a folder on the Hub: a pipeline, LoRA adapters, a dataset of episodes, or a Space (scripts/make_space.py).
+"""Publishes a folder on the Hub: a pipeline, LoRA adapters, a dataset of episodes, or a Space (scripts/make_space.py).
 
-    aim-hf publish DIR org/name            # a dry run: checks the folder and lists what would be sent
-    aim-hf publish DIR org/name --push     # sends it, as one commit
+    aim-hf publish DIR org/name            # dry run: checks the folder and lists the files that would be sent
+    aim-hf publish DIR org/name --push     # sends them as one commit
 
-What the folder is, is told by what is in it: `model_index.json`, `adapter_config.json`, `data/*.parquet` or `app.py`.
-Hidden files (unfinished shards, temporary names) are never sent. The token is that of `hf auth login`, or HF_TOKEN.
+The kind of folder is recognised by a file in it: `model_index.json`, `adapter_config.json`, `data/*.parquet` or
+`app.py`. Hidden files (unfinished shards, temporary files) are never sent. The token is that of `hf auth login`, or
+HF_TOKEN.
 """
 
 from pathlib import Path
@@ -18,10 +19,10 @@ def main(argv: list[str]) -> None:
     parser = Parser("publish", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("repo_id", help="org/name")
-    parser.add_argument("--push", action="store_true", help="really send it")
-    parser.add_argument("--private", action="store_true", help="of a repo that this makes")
-    parser.add_argument("--revision", help="branch that gets the commit, made if it isn't there; default: main")
-    parser.add_argument("--message", default="Publish with aim-hf", help="of the commit")
+    parser.add_argument("--push", action="store_true", help="send the files")
+    parser.add_argument("--private", action="store_true", help="create the repo as private, if it doesn't exist")
+    parser.add_argument("--revision", help="branch of the commit, created if it doesn't exist; default: main")
+    parser.add_argument("--message", default="Publish with aim-hf", help="message of the commit")
     args = parser.parse_args(argv)
     validate_repo_id(args.repo_id)
 

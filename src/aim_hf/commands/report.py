@@ -1,9 +1,9 @@
-"""One report over evaluations, in Markdown and HTML, with RoboTwin's published numbers beside ours:
+"""Writes one report over evaluations, in Markdown and HTML, beside RoboTwin's published numbers:
 
     aim-hf report --results runs/easy runs/hard --output_dir runs/report
 
-Each of `--results` is an output folder of `aim-hf evaluate`; all are of one suite. Where a run deviates from
-RoboTwin's own protocol, the report's head says so.
+Each of `--results` is an output folder of `aim-hf evaluate`; all must be of one suite. The head of the report names
+each deviation from RoboTwin's own protocol.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The options of commands that sample: those of a [`SamplingConfig`], and the dtype."""
+"""Options shared by commands that sample: the fields of a [`SamplingConfig`], and the dtype."""
 
 import argparse
 from dataclasses import fields
@@ -8,17 +8,19 @@ from ..pipeline.sampling_config import SamplingConfig
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--dtype` and an option for each field of [`SamplingConfig`]; those not given stay the policy's own."""
-    parser.add_argument("--dtype", help="of the model and the text encoder, such as bfloat16; default: as stored")
-    group = parser.add_argument_group("sampling", "where an option isn't given, as the policy was saved with")
+    """Adds `--dtype` and an option for each field of [`SamplingConfig`]. Their defaults are the policy's values."""
+    parser.add_argument(
+        "--dtype", help="dtype of the model and the text encoder, such as bfloat16; default: as stored"
+    )
+    group = parser.add_argument_group("sampling", "defaults: the values saved with the policy")
     group.add_argument("--num_inference_steps", type=int, help="denoising steps of RGB and value maps")
     group.add_argument("--num_action_inference_steps", type=int, help="denoising steps of actions")
-    group.add_argument("--stop_after", type=int, help="end the denoising of RGB and value maps after so many steps")
-    group.add_argument("--guidance_scale", type=float, help="of RGB and value maps; 1: none")
-    group.add_argument("--action_noise_scale", type=float, help="of what actions start from; 0: none")
+    group.add_argument("--stop_after", type=int, help="stop denoising RGB and value maps after this step")
+    group.add_argument("--guidance_scale", type=float, help="classifier-free guidance of RGB and value maps; 1: none")
+    group.add_argument("--action_noise_scale", type=float, help="scale of the noise that actions start from; 0: none")
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of `add_sampling_arguments` that were given."""
+    """The options of `add_sampling_arguments` that were given."""
     names = ("dtype", *(field.name for field in fields(SamplingConfig)))
     return {name: value for name in names if (value := getattr(args, name)) is not None}

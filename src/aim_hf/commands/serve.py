@@ -2,8 +2,8 @@
 
     aim-hf serve --policy checkpoints/aim-tiny
 
-Ctrl-C or SIGTERM ends it once every request that had come is answered; a second one ends it at once. See
-docs/serving.md for the messages, limits and metrics.
+Ctrl-C or SIGTERM ends the server after all pending requests are answered; a second one ends it immediately.
+docs/serving.md describes the messages, limits and metrics.
 """
 
 from __future__ import annotations
@@ -30,16 +30,23 @@ logger = logging.getLogger("serve")
 def main(argv: list[str]) -> None:
     parser = Parser("serve", __doc__)
     parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, or repo id")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine's")
-    parser.add_argument("--port", type=int, default=8000, help="0 for a free one")
-    parser.add_argument("--token_file", type=Path, help="a file with the token that clients must send")
-    parser.add_argument("--device", help="default: cuda where there is one, or cpu")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all interfaces")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any free port")
+    parser.add_argument("--token_file", type=Path, help="file with the token that clients must send")
+    parser.add_argument("--device", help="default: cuda if available, else cpu")
     add_sampling_arguments(parser)
-    parser.add_argument("--rows", type=int, default=ROWS, help="of every call of the network; 1 for one robot alone")
-    parser.add_argument("--max_sessions", type=int, default=Limits.max_sessions, help="clients at a time")
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, help="batch size of every call of the model; 1 for a single robot"
+    )
+    parser.add_argument("--max_sessions", type=int, default=Limits.max_sessions, help="clients connected at a time")
     parser.add_argument("--max_queue", type=int, default=Limits.max_queue, help="requests that may wait")
-    parser.add_argument("--idle_timeout", type=float, default=Limits.idle_timeout, help="seconds without a message")
-    parser.add_argument("--max_chunks", type=int, default=Limits.max_chunks, help="of one episode")
+    parser.add_argument(
+        "--idle_timeout",
+        type=float,
+        default=Limits.idle_timeout,
+        help="seconds without a message after which a client is disconnected",
+    )
+    parser.add_argument("--max_chunks", type=int, default=Limits.max_chunks, help="chunks in one episode")
     args = parser.parse_args(argv)
     if args.rows < 1:
         parser.error(f"--rows is {args.rows}; expected at least 1")
@@ -75,7 +82,7 @@ async def serve(server: PolicyServer, args: argparse.Namespace) -> None:
 
 
 def read_token(path: Path | None) -> str | None:
-    """Raises ValueError for an empty file: no token must not come to mean that everybody may enter."""
+    """The token in a file. Raises ValueError for an empty file, which would otherwise admit every client."""
     if path is None:
         return None
     token = path.read_text().strip()

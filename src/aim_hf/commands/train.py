@@ -3,25 +3,36 @@
     accelerate launch -m aim_hf train --latents runs/latents --policy runs/base --preset tiny --output_dir runs/aim \
         --max_steps 8000 --per_device_train_batch_size 8 --muon_learning_rate 0.03
 
-`--policy` is the checkpoint that gives the video codec and the text encoder. Its model is trained further; with
-`--preset` a new one of that size is trained from nothing.
+The checkpoint `--policy` provides the video codec and the text encoder. Its model is trained further; `--preset`
+trains a new model of that size from random weights instead.
 
-Every option of transformers' `TrainingArguments` works. A run that finds checkpoints in its output folder continues
-from the last one. At the end (and with `--export_steps N` every N steps) `output_dir/pipeline` is a whole AIMPipeline
-with the averaged weights and the training curve; `output_dir/training.json` holds the numbers, the command, the
-commit and the hardware. With `--lora_rank`, `output_dir/adapter` holds what was trained, in PEFT's format, and the
-pipeline has it merged.
+Every option of transformers' `TrainingArguments` works. A run that finds checkpoints in its output folder resumes
+from the last one. At the end, and every N steps with `--export_steps N`, `output_dir/pipeline` is a complete
+AIMPipeline with the averaged weights and the training curve; `output_dir/training.json` holds the metrics, the
+command, the commit and the hardware. With `--lora_rank`, `output_dir/adapter` holds the adapter in PEFT's format, and
+the pipeline has it merged.
 """
+
+from __future__ import annotations
 
 import copy
 import json
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..model.presets import PRESETS
 from ..utils.checks import check_whole
 from ..utils.files import claim, read_json, write_text
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+    from transformers import PreTrainedModel, TrainerCallback
+
+    from .. import AIMProcessor
+    from ..training.arguments import AIMTrainingArguments
+    from ..training.trainer import AIMTrainer
 
 
 @dataclass
@@ -29,24 +40,24 @@ class TrainArguments:
     latents: str = field(metadata={"help": "folder of latents"})
     policy: str = field(
         metadata={
-            "help": "checkpoint to start from: its codec, its text encoder and, without --preset, its model; after "
-            "stage 2, what stage 1 left of that"
+            "help": "checkpoint to start from: its codec, text encoder and, without --preset, its model; of a stage 2 "
+            "checkpoint, the model as stage 1 left it"
         }
     )
     preset: str | None = field(
         default=None, metadata={"help": f"train a new model of this size: {', '.join(sorted(PRESETS))}"}
     )
     config: str = field(
-        default="{}", metadata={"help": "JSON of AIMConfig fields that differ from the preset's, or the policy's"}
+        default="{}", metadata={"help": "JSON object of AIMConfig fields that override the preset's or the policy's"}
     )
     lora_rank: int | None = field(
-        default=None, metadata={"help": "train LoRA of this rank on the video stream, and all of the action head"}
+        default=None, metadata={"help": "train LoRA of this rank on the video expert, and the whole action head"}
     )
     window_chunks: int = field(default=3, metadata={"help": "K, chunks in a training window"})
     held_out: int | None = field(
         default=None,
         metadata={
-            "help": "episodes, spread over the set, that training never sees; one in 20, at most 48, if not given"
+            "help": "episodes held out of training, evenly spread over the dataset; default: one in 20, at most 48"
         },
     )
     compile_blocks: bool = field(default=False, metadata={"help": "torch.compile the layers; needs a C++ compiler"})
@@ -54,117 +65,176 @@ class TrainArguments:
 
 
 def main(argv: list[str]) -> None:
+    arguments, training_arguments, config_fields = parse(argv)
+
+    from accelerate.utils import set_seed
+
+    from ..data.latents import INDEX, MEND, LatentWindows
+    from ..model.checkpoint import fingerprint, local_folder
+    from ..pipeline.codec import VideoCodec
+    from ..pipeline.loading import load_vae
+    from ..training.checkpoints import checkpoint_to_resume
+    from ..training.samples import SampleCallback
+    from ..training.trainer import AIMTrainer
+
+    read_json(Path(arguments.latents) / INDEX, MEND)  # reports missing latents before anything else is loaded
+    set_seed(training_arguments.seed)
+    policy = local_folder(arguments.policy)
+    model = model_to_train(arguments, policy, config_fields)
+    train = LatentWindows(arguments.latents, model.config, arguments.window_chunks, held_out=arguments.held_out)
+    held_out = LatentWindows(
+        arguments.latents, model.config, 1, held_out=arguments.held_out, only_held_out=True, first_only=True
+    )
+    vae = load_vae(policy)
+    codec = VideoCodec(vae)
+    train.check_codec(codec)
+    train.check_text_encoder(fingerprint(policy / "text_encoder"))
+    output = Path(training_arguments.output_dir)
+    settings = {
+        "latents": train.fingerprint(),
+        "model": {
+            name: value for name, value in model.config.to_diff_dict().items() if name != "transformers_version"
+        },
+        "begins_with": None if arguments.preset else fingerprint(policy / "model"),
+        **{name: getattr(arguments, name) for name in ("window_chunks", "held_out", "lora_rank")},
+    }
+    with training_arguments.main_process_first():
+        claim(output, training_arguments.made_from() | settings, outputs="checkpoint-*")
+    resume = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
+    if training_arguments.process_index == 0:
+        print(train.summary())
+
+    trainer = AIMTrainer(model=model, args=training_arguments, train_dataset=train)
+    set_seed(training_arguments.seed, device_specific=True)  # each process draws its own noise
+    trainer.add_callback(SampleCallback(trainer, held_out, codec, output / "samples"))
+    exporter = Exporter(trainer, model, policy, vae, train.processor, has_adapter=bool(arguments.lora_rank))
+    if arguments.export_steps:
+        trainer.add_callback(exporter.callback(arguments.export_steps))
+    trainer.train(resume_from_checkpoint=resume)
+    exporter.export()
+
+
+def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[str, Any]]:
+    """The options, checked, and the `AIMConfig` fields of `--config`.
+
+    Raises:
+        ValueError: for a value out of range, an unknown preset or an unknown field.
+    """
     from transformers import HfArgumentParser
 
     from ..training.arguments import AIMTrainingArguments
 
     parser = HfArgumentParser((TrainArguments, AIMTrainingArguments), prog="aim-hf train", description=__doc__)
-    own, args = parser.parse_args_into_dataclasses(argv)
-    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
-        raise ValueError(
-            f"--max_steps is {args.max_steps} and --num_train_epochs {args.num_train_epochs}; expected some."
-        )
+    arguments, training_arguments = parser.parse_args_into_dataclasses(argv)
+    max_steps, num_train_epochs = training_arguments.max_steps, training_arguments.num_train_epochs
+    if max_steps == 0 or (max_steps < 0 and num_train_epochs <= 0):
+        raise ValueError(f"--max_steps is {max_steps} and --num_train_epochs {num_train_epochs}; expected some.")
     for name, least in (("lora_rank", 1), ("export_steps", 0), ("window_chunks", 1)):
-        if getattr(own, name) is not None:
-            check_whole(f"--{name}", getattr(own, name), least)
-    if own.preset is not None and own.preset not in PRESETS:
-        raise ValueError(f"--preset is {own.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+        if getattr(arguments, name) is not None:
+            check_whole(f"--{name}", getattr(arguments, name), least)
+    if arguments.preset is not None and arguments.preset not in PRESETS:
+        raise ValueError(f"--preset is {arguments.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+
+    from .. import AIMConfig
+
+    expected = f"--config is {arguments.config!r}; expected a JSON object of AIMConfig fields"
     try:
-        changed = json.loads(own.config)
+        config_fields = json.loads(arguments.config)
     except ValueError as error:
-        raise ValueError(f"--config is {own.config!r}; expected a JSON object of AIMConfig fields") from error
+        raise ValueError(expected) from error
+    if not isinstance(config_fields, dict) or config_fields.keys() - AIMConfig().to_dict().keys():
+        raise ValueError(expected)
+    return arguments, training_arguments, config_fields
 
-    from accelerate.utils import set_seed
-    from diffusers import FlowMatchEulerDiscreteScheduler
-    from transformers import TrainerCallback
 
-    from .. import AIMConfig, AIMForWorldAction, AIMPipeline, AIMProcessor
-    from ..data.latents import INDEX, MEND, LatentWindows
-    from ..model.checkpoint import fingerprint, local_folder
-    from ..pipeline.codec import VideoCodec
-    from ..pipeline.loading import load_text_encoder, load_vae
-    from ..training.checkpoints import checkpoint_to_resume
-    from ..training.curve import plot_training
+def model_to_train(arguments: TrainArguments, policy: Path, config_fields: dict[str, Any]) -> PreTrainedModel:
+    """The model of `--preset` or of the checkpoint `policy`, compiled and with LoRA adapters if asked for.
+
+    Raises:
+        ValueError: without `--preset`, if the checkpoint has no model.
+    """
+    from .. import AIMConfig, AIMForWorldAction, AIMProcessor
     from ..training.initial_model import initial_model
-    from ..training.samples import SampleCallback
-    from ..training.trainer import AIMTrainer
-    from ..utils.provenance import provenance
 
-    read_json(Path(own.latents) / INDEX, MEND)  # said before anything else is looked for
-    set_seed(args.seed)
-    policy = local_folder(own.policy)
-    fields = {"action_dim": AIMProcessor.from_pretrained(Path(own.latents) / "processor").action_dim}
-    if not isinstance(changed, dict) or changed.keys() - AIMConfig().to_dict().keys():
-        raise ValueError(f"--config is {own.config!r}; expected a JSON object of AIMConfig fields")
-    fields |= changed
-    if own.preset is not None:
-        model = AIMForWorldAction(AIMConfig(**PRESETS[own.preset] | fields))
+    action_dim = AIMProcessor.from_pretrained(Path(arguments.latents) / "processor").action_dim
+    config_fields = {"action_dim": action_dim} | config_fields
+    if arguments.preset is not None:
+        model = AIMForWorldAction(AIMConfig(**PRESETS[arguments.preset] | config_fields))
     elif (policy / "model").is_dir():
-        model = initial_model(policy / "model", fields, adapters=bool(own.lora_rank))
+        model = initial_model(policy / "model", config_fields, adapters=bool(arguments.lora_rank))
     else:
-        raise ValueError(f"{own.policy} holds no model to train further; give --preset to train a new one")
-    if own.compile_blocks:
+        raise ValueError(f"{arguments.policy} holds no model to train further; give --preset to train a new one")
+    if arguments.compile_blocks:
         model.compile_blocks()
-    if own.lora_rank:
-        from ..training.lora import with_lora  # an extra
+    if arguments.lora_rank:
+        from ..training.lora import with_lora  # needs the extra `lora`
 
-        model = with_lora(model, own.lora_rank)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{trained / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters are trained")
+        model = with_lora(model, arguments.lora_rank)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trained")
+    return model
 
-    train = LatentWindows(own.latents, model.config, own.window_chunks, held_out=own.held_out)
-    held_out = LatentWindows(own.latents, model.config, 1, held_out=own.held_out, only_held_out=True, first_only=True)
-    processor = train.processor
-    vae = load_vae(policy)
-    codec = VideoCodec(vae)
-    train.check_codec(codec)
-    train.check_text_encoder(fingerprint(policy / "text_encoder"))
-    output = Path(args.output_dir)
-    settings = {
-        "latents": train.fingerprint(),
-        "model": {k: v for k, v in model.config.to_diff_dict().items() if k != "transformers_version"},
-        "begins_with": None if own.preset else fingerprint(policy / "model"),
-        **{name: getattr(own, name) for name in ("window_chunks", "held_out", "lora_rank")},
-    }
-    with args.main_process_first():
-        claim(output, args.made_from() | settings, outputs="checkpoint-*")
-    resume = checkpoint_to_resume(output, args.resume_from_checkpoint)
-    if args.process_index == 0:
-        print(train.summary())
 
-    trainer = AIMTrainer(model=model, args=args, train_dataset=train)
-    set_seed(args.seed, device_specific=True)  # each process draws noise of its own
-    trainer.add_callback(SampleCallback(trainer, held_out, codec, output / "samples"))
+@dataclass
+class Exporter:
+    """Writes the averaged weights as `pipeline/` in the output folder, with `training.json` and, for LoRA, `adapter/`.
 
-    def export():
-        tensors = trainer.averaged_tensors()  # all processes: FSDP has each hold a part
+    policy: folder of the checkpoint whose text encoder the pipeline gets. has_adapter: whether `model` is a LoRA
+        model, whose adapter is saved and merged.
+    """
+
+    trainer: AIMTrainer
+    model: PreTrainedModel
+    policy: Path
+    vae: AutoencoderKLWan
+    processor: AIMProcessor
+    has_adapter: bool
+
+    def export(self) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        from .. import AIMForWorldAction, AIMPipeline
+        from ..pipeline.loading import load_text_encoder
+        from ..training.curve import plot_training
+        from ..utils.provenance import provenance
+
+        trainer, config = self.trainer, self.model.config
+        tensors = trainer.averaged_tensors()  # called by all processes: with FSDP each holds a part
         if not trainer.is_world_process_zero():
             return
-        if own.lora_rank:
+        output = Path(trainer.args.output_dir)
+        if self.has_adapter:
             with trainer.averaged_model() as averaged:
                 averaged.save_pretrained(output / "adapter")
                 averaged = copy.deepcopy(averaged).merge_and_unload()
         else:
-            averaged = AIMForWorldAction(model.config)
+            averaged = AIMForWorldAction(config)
             averaged.load_state_dict(tensors)
         AIMPipeline(
-            vae=vae,
-            text_encoder=load_text_encoder(policy),
-            processor=processor,
+            vae=self.vae,
+            text_encoder=load_text_encoder(self.policy),
+            processor=self.processor,
             model=averaged,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.video_shift),
-            action_scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.action_shift),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=config.video_shift),
+            action_scheduler=FlowMatchEulerDiscreteScheduler(shift=config.action_shift),
         ).save_pretrained(output / "pipeline")
         record = {"steps": trainer.state.global_step, "log_history": trainer.state.log_history}
-        write_text(output / "training.json", json.dumps(record | provenance(args.device), indent=1) + "\n")
-        if find_spec("matplotlib") is not None:  # an extra; without it there is no picture
+        write_text(output / "training.json", json.dumps(record | provenance(trainer.args.device), indent=1) + "\n")
+        if find_spec("matplotlib") is not None:  # an extra; without it no curve is drawn
             plot_training(trainer.state.log_history, output / "pipeline" / "training_curve.png")
 
-    class Export(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if own.export_steps and state.global_step % own.export_steps == 0:
-                export()
+    def callback(self, every: int) -> TrainerCallback:
+        """A callback that exports after every `every` optimizer steps."""
+        from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-    trainer.add_callback(Export())
-    trainer.train(resume_from_checkpoint=resume)
-    export()
+        exporter = self
+
+        class Export(TrainerCallback):
+            def on_step_end(
+                self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+            ) -> None:
+                if state.global_step % every == 0:
+                    exporter.export()
+
+        return Export()

@@ -2,38 +2,59 @@
 
     aim-hf train-text-encoder --dataset runs/episodes --policy runs/base
 
-Writes `text_encoder/` and `processor/` of the checkpoint: the processor holds the tokenizer and the T-pose canvas that
-fits the dataset's cameras. `text_encoder.made_from.json` says what they were made from: the same command makes them
-again, another one is refused. `aim-hf train-vae` comes next.
+Writes `text_encoder/` and `processor/` into the checkpoint. The processor holds the tokenizer and the T-pose canvas
+for the dataset's cameras. `text_encoder.made_from.json` records the settings: the same command writes both again,
+other settings are refused. `aim-hf train-vae` is the next step.
 """
 
+import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..utils.checks import check_whole
 from . import Parser
 
 
-def main(argv: list[str]) -> None:
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options, checked."""
     parser = Parser("train-text-encoder", __doc__)
     parser.add_argument("--dataset", required=True, help="folder or repo id of episodes")
     parser.add_argument(
         "--policy", type=Path, required=True, help="checkpoint folder that gets text_encoder/ and processor/"
     )
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--max_text_length", type=int, default=64, help="tokens that instructions are padded to")
+    parser.add_argument(
+        "--max_text_length", type=int, default=64, help="length in tokens that instructions are padded to"
+    )
     parser.add_argument(
         "--canvas",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="in pixels; default: the head camera's width, its height and the left camera's together",
+        help="in pixels; default: the width of the head camera, the sum of its height and the left camera's",
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     for name in ("steps", "max_text_length"):
         check_whole(f"--{name}", getattr(args, name))
+    return args
+
+
+def canvas_size(sizes: dict[str, Sequence[int]]) -> tuple[int, int]:
+    """The default canvas (height, width) for cameras of `sizes` (height, width): the head camera above the left one.
+
+    Raises:
+        ValueError: if one of the two cameras is missing.
+    """
+    if not {"head_camera", "left_camera"} <= set(sizes):
+        raise ValueError(f"the first episode has only {', '.join(sizes)}; say with --canvas how large the canvas is")
+    return sizes["head_camera"][0] + sizes["left_camera"][0], sizes["head_camera"][1]
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
 
     import torch
 
@@ -48,13 +69,8 @@ def main(argv: list[str]) -> None:
     instructions = sorted(set(dataset["instruction"]))
     tokenizer = train_tokenizer(instructions, max_length=args.max_text_length)
     sizes = {camera: rgb.shape[1:3] for camera, rgb in Episode.from_row(dataset[0]).rgb.items()}
-    if args.canvas:
-        canvas = tuple(args.canvas)
-    elif {"head_camera", "left_camera"} <= set(sizes):
-        canvas = (sizes["head_camera"][0] + sizes["left_camera"][0], sizes["head_camera"][1])
-    else:
-        raise ValueError(f"the first episode has only {', '.join(sizes)}; say with --canvas how large the canvas is")
-    slots = t_pose_canvas(canvas, canvas, canvas)  # their sizes are the dataset's
+    canvas = tuple(args.canvas) if args.canvas else canvas_size(sizes)
+    slots = t_pose_canvas(canvas, canvas, canvas)  # `fit_processor` sets the cameras' sizes
     processor = fit_processor(AIMProcessor(tokenizer, canvas, slots, max_text_length=args.max_text_length), dataset)
     fitted = ("canvas_size", "cameras", "action_space", "action_dim", "max_text_length", "fps")
     settings = {
@@ -62,7 +78,7 @@ def main(argv: list[str]) -> None:
         **{name: getattr(processor, name) for name in fitted},
         **{name: getattr(args, name) for name in ("steps", "seed")},
     }
-    # Beside the parts and not in them: a part's fingerprint covers all that it holds.
+    # Not inside text_encoder/ or processor/, whose fingerprints cover every file in them.
     claim(args.policy, settings, outputs="text_encoder", record="text_encoder.made_from.json")
 
     torch.manual_seed(args.seed)
@@ -74,6 +90,6 @@ def main(argv: list[str]) -> None:
         processor.save_pretrained(folder)
     print(
         f"{len(instructions)} instructions, {len(tokenizer)} tokens, "
-        f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.2f} M parameters; "
+        f"{sum(parameter.numel() for parameter in encoder.parameters()) / 1e6:.2f} M parameters; "
         f"restores {accuracy:.0%} of masked tokens. Written to {args.policy}."
     )

@@ -1,11 +1,11 @@
-"""Makes the tiny VAE from episodes and writes `vae/` of the checkpoint: computes its encoder, trains its decoder.
+"""Makes the tiny VAE from episodes, `vae/` of the checkpoint: computes its encoder and trains its decoder.
 
     aim-hf train-vae --dataset runs/episodes --policy runs/base --output_dir runs/vae
 
-Needs its `processor/`, made by `aim-hf train-text-encoder`. `vae/` is there as soon as its encoder is, so that
-`aim-hf encode-latents` and the world-action model's training need not wait for the decoder.
-A run that finds a checkpoint in its output folder continues from it; there it also leaves `log.jsonl` and `samples/`:
-held-out canvases and value maps over their reconstructions.
+The checkpoint needs `processor/`, made by `aim-hf train-text-encoder`. `vae/` is written as soon as its encoder is
+computed, so that `aim-hf encode-latents` and the training of the world-action model need not wait for the decoder.
+A run that finds a checkpoint in its output folder resumes from it. It also writes `log.jsonl` and `samples/` there:
+held-out canvases and value maps above their reconstructions.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--policy", type=Path, required=True, help="checkpoint folder that has processor/ and gets vae/"
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="the run: checkpoint, log, samples")
-    parser.add_argument("--max_episodes", type=int, default=1000, help="episodes held in memory, evenly chosen")
-    parser.add_argument("--held_out", type=int, help="of these, how many only reports look at; default: one in 20")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the run: checkpoint, log, samples")
+    parser.add_argument(
+        "--max_episodes", type=int, default=1000, help="episodes held in memory, evenly spread over the dataset"
+    )
+    parser.add_argument("--held_out", type=int, help="episodes of these held out of training; default: one in 20")
     for field in fields(VAETrainingArguments):
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
     args = parser.parse_args(argv)

@@ -1,9 +1,9 @@
-"""Check a folder of episodes: every row and video, value maps against contacts, states against the simulator.
+"""Checks a folder of episodes: every row and video, value maps against contacts, states against the simulator.
 
     aim-hf validate DIR [--render 20] [--simulate 20] [--output_file report.json]
 
-Prints what was looked at and every problem; exits with 1 if there is any. Simulating again compares bit by bit, which
-holds for the versions that the manifests name.
+Prints the number of checks and every problem; the exit code is 1 if there is any. Episodes that are simulated again
+must match bit for bit, which holds only with the versions that the manifests name.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from ..envs.robotwin import add_robotwin_arguments
 from . import Parser
 
-os.environ.setdefault("LP_NUM_THREADS", "1")  # before the simulator loads its renderer
+os.environ.setdefault("LP_NUM_THREADS", "1")  # before SAPIEN loads its renderer
 
 
 def main(argv: list[str]) -> None:
