@@ -1,7 +1,7 @@
-"""Episodes for people who watch: a scene is set up, and a rollout in it is told chunk by chunk.
+"""Rollouts for visitors of the page: a scene is set up, and a rollout in it is yielded chunk by chunk.
 
-Several people watch at once. Each episode has an environment process to itself, whose end it survives; the network is
-shared, and takes one call at a time. What goes wrong is raised as `Trouble`, in words for the person who watches.
+Several episodes run at once. Each has its own environment process, whose death ends that episode alone. They share
+one pipeline, which takes one call at a time. Errors are raised as `Trouble`, whose message is shown to the visitor.
 """
 
 import threading
@@ -15,6 +15,7 @@ import torch
 from ..envs.seeds import seed_range
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling_config import SamplingConfig
+from ..pipeline.session import AIMSession
 from ..rollout.policies import Prediction, check_fits, interface_of
 from ..rollout.run import new_storyboard
 from ..rollout.storyboard import Storyboard
@@ -22,12 +23,12 @@ from ..rollout.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
 
 
 class Trouble(Exception):
-    """What to tell the person: what went wrong, and what they can do."""
+    """An error shown to the visitor. Its message says what went wrong and what they can do."""
 
 
 @dataclass(frozen=True)
 class HeldOutScene:
-    """A scene of the tabletop suite that training can't draw."""
+    """A scene of the tabletop suite from the seeds that training never uses."""
 
     task: str
     split: str
@@ -35,7 +36,7 @@ class HeldOutScene:
 
 
 def held_out_scene(task: str, split: str, seed: float | None) -> HeldOutScene:
-    """The scene of a seed as it was typed. Raises Trouble where it isn't one of the evaluation's."""
+    """The scene of a typed seed. Raises Trouble unless it is an evaluation seed."""
     seeds = seed_range("evaluation")
     if seed is None or seed % 1 != 0 or int(seed) not in seeds:
         typed = "no number" if seed is None else f"{seed:.12g}"
@@ -48,10 +49,10 @@ def held_out_scene(task: str, split: str, seed: float | None) -> HeldOutScene:
 
 @dataclass
 class LiveEpisode:
-    """A rollout as far as it has come.
+    """A rollout so far.
 
-    own_instruction: the scene's words, whatever the robot was told. seconds: that the network took for each chunk.
-    done: whether the episode has ended; `board.success` tells how.
+    own_instruction: the instruction of the scene, even if the visitor gave another. seconds: inference time of each
+        chunk. done: whether the episode has ended; `board.success` tells whether it succeeded.
     """
 
     board: Storyboard
@@ -61,9 +62,9 @@ class LiveEpisode:
 
 
 class Simulators:
-    """At most `limit` environment processes of the tabletop suite; lent for an episode, and kept for the next one.
+    """A pool of at most `limit` environment processes of the tabletop suite, each lent for one episode at a time.
 
-    A process belongs to a split. One is started at once, so that the first visitor doesn't wait for it.
+    A process simulates one split. One process is started immediately, so that the first visitor doesn't wait for it.
     """
 
     def __init__(self, limit: int) -> None:
@@ -74,7 +75,7 @@ class Simulators:
 
     @contextmanager
     def lent(self, split: str) -> Iterator[VectorEnvironment]:
-        """Raises Trouble if all are lent."""
+        """An environment of `split` for the time of the context. Raises Trouble if all are lent."""
         with self._lock:
             if self._lent == self.limit:
                 raise Trouble("Every simulator is busy with someone else's episode. Try again in a minute.")
@@ -100,7 +101,7 @@ class Simulators:
 
 
 class LiveRollouts:
-    """A pipeline that acts for visitors in the tabletop suite. Raises ValueError for one that doesn't fit it."""
+    """Runs rollouts of a pipeline in the tabletop suite. Raises ValueError if the pipeline doesn't fit the suite."""
 
     def __init__(self, pipe: AIMPipeline, simulators: Simulators) -> None:
         check_fits(interface_of(pipe), "tabletop", "easy")
@@ -112,7 +113,7 @@ class LiveRollouts:
     def sampling(
         self, num_inference_steps: int, num_action_inference_steps: int, stop_after: int | None
     ) -> SamplingConfig:
-        """The pipeline's `SamplingConfig` with these fields. Raises Trouble if they don't fit together."""
+        """The pipeline's `SamplingConfig` with these fields. Raises Trouble if they contradict each other."""
         if stop_after is not None and stop_after > num_inference_steps:
             raise Trouble(
                 f"The early end comes after step {stop_after}, but there are only {num_inference_steps} steps. Lower "
@@ -126,28 +127,28 @@ class LiveRollouts:
         )
 
     def show(self, scene: HeldOutScene) -> Start:
-        """The scene before any action. Raises Trouble."""
+        """Sets up the scene. Raises Trouble if no simulator is free or the simulator fails."""
         with self.simulators.lent(scene.split) as environment:
             return self._reset(environment, scene)
 
     def run(self, scene: HeldOutScene, instruction: str | None, sampling: SamplingConfig) -> Iterator[LiveEpisode]:
-        """Runs an episode: yields it before the first chunk, and again, the same one, after each.
+        """Runs an episode. Yields the same `LiveEpisode` before the first chunk and after each chunk.
 
-        Close the iterator to stop; the simulator is then free for others. The noise is the evaluator's, so that an
-        episode differs from the evaluation's only by rounding, unless the words or the sampling do.
+        Closing the iterator stops the episode and frees the simulator. The noise is seeded as in the evaluation, so
+        with the same instruction and sampling an episode differs from the evaluation's only by rounding.
 
         Args:
-            instruction: what to tell the robot; None for the scene's own words.
+            instruction: the robot's instruction; None for that of the scene.
 
         Raises:
-            Trouble: for words that the model can't read, and if the simulator is lost.
+            Trouble: for an empty or too long instruction, and if the simulator is lost.
         """
         if instruction is not None and not instruction.strip():
             raise Trouble("The instruction is empty. Say what the robot should do.")
         with self.simulators.lent(scene.split) as environment:
             start = self._reset(environment, scene)
-            told = start.instruction if instruction is None else instruction
-            board = new_storyboard(scene.task, scene.split, scene.seed, start, told)
+            instruction = start.instruction if instruction is None else instruction
+            board = new_storyboard(scene.task, scene.split, scene.seed, start, instruction)
             episode = LiveEpisode(board, start.instruction)
             session = self._start(board.instruction)
             generator = torch.Generator().manual_seed(scene.seed)
@@ -161,7 +162,7 @@ class LiveRollouts:
                         seen = None
                     out = self.pipe(seen, session=session, generator=generator, sampling_config=sampling)
                     episode.seconds.append(time.perf_counter() - began)
-                with _told_in_words():
+                with _simulator_errors_as_trouble():
                     progress = environment.step({0: out.actions[0]}, self.pipe.processor.action_space)[0]
                 seen, executed = progress.observations, out.actions
                 prediction = Prediction(executed, out.value_maps, out.frames)
@@ -170,25 +171,25 @@ class LiveRollouts:
                 yield episode
 
     def _reset(self, environment: VectorEnvironment, scene: HeldOutScene) -> Start:
-        with _told_in_words():
+        with _simulator_errors_as_trouble():
             return environment.reset(scene.task, [scene.seed], "seen", self.chunks, expert=False)[0]
 
-    def _start(self, instruction: str):
+    def _start(self, instruction: str) -> AIMSession:
         with self._network:
             try:
                 return self.pipe.start(instruction)
-            except ValueError as error:  # the tokenizer's: too many words, how many may be
+            except ValueError as error:  # the tokenizer's, for too many tokens
                 raise Trouble(str(error)) from error
 
 
 @contextmanager
-def _told_in_words() -> Iterator[None]:
+def _simulator_errors_as_trouble() -> Iterator[None]:
     try:
         yield
     except WorkerLost as error:
         raise Trouble(
             f"The simulator was lost: {error}. Another one has taken its place: run the scene again."
         ) from error
-    except RuntimeError as error:  # of the environment, with the worker's traceback; its last line says what it was
+    except RuntimeError as error:  # of the environment, with the worker's traceback; its last line is the error
         kind, _, words = str(error).strip().splitlines()[-1].partition(": ")
         raise Trouble(f"The simulator can't go on: {words or kind}") from error

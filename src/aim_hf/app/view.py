@@ -1,6 +1,6 @@
-"""What the page shows of an episode, as pieces of HTML: the status, the pictures of a moment, and the curves.
+"""HTML of an episode on the page: the status line, the pictures of a moment, and the curves of the actions.
 
-Pictures are embedded, so that nothing is kept on the server.
+Pictures are embedded as data URLs, so that no file is kept on the server.
 """
 
 import base64
@@ -17,7 +17,7 @@ Mood = Literal["calm", "busy", "success", "failure", "error"]
 
 
 def status(words: str, mood: Mood = "calm", detail: str = "", share: float = 0.0) -> str:
-    """The line above the pictures. detail: what stands at its end; share: of the episode's steps that are done."""
+    """The line above the pictures. detail: text at its end; share: fraction of the episode's steps taken."""
     role = "alert" if mood == "error" else "status"
     return (
         f'<div class="status {mood}" role="{role}"><span class="dot"></span><span>{escape(words)}</span>'
@@ -32,8 +32,8 @@ def pictures(
     """Observed, imagined and value maps side by side.
 
     Args:
-        observed: camera -> picture; None before there is a scene.
-        board, moment: what was imagined, and when; None before the first chunk.
+        observed: camera -> picture; None before a scene is set up.
+        board, moment: the episode and the index of its moment; None before the first chunk.
     """
     imagined = value_maps = None
     if moment is not None:
@@ -52,7 +52,7 @@ def pictures(
 
 
 def hands(board: Storyboard | None = None) -> str:
-    """The curves of both hands' actions so far."""
+    """The curves of both end effectors' actions so far."""
     figures = []
     for arm in ARMS:
         inside = '<div class="waiting"></div>'
@@ -68,7 +68,7 @@ def hands(board: Storyboard | None = None) -> str:
     )
 
 
-# Names of the cameras where `pictures.canvas` lays them.
+# Names of the cameras at their places on `storyboard.canvas`.
 _CAMERAS = "".join(
     f'<span class="camera" style="left:{left}%;top:{top}%">{camera}</span>'
     for camera, left, top in (("head", 0, 0), ("left wrist", 0, 66.7), ("right wrist", 50, 66.7))
@@ -90,6 +90,6 @@ def _panel(name: str, number: int, title: str, words: str, picture: np.ndarray |
 
 
 def _image(picture: np.ndarray, words: str) -> str:
-    # Decoded before it is shown: a picture that replaces another must not flash.
+    # Decoded synchronously, so that the page doesn't flash when one picture replaces another.
     data = base64.b64encode(png(Image.fromarray(picture))).decode()
     return f'<img alt="{words}" decoding="sync" src="data:image/png;base64,{data}">'

@@ -67,6 +67,7 @@ def main(argv: list[str]) -> None:
     chosen = changed[:: max(len(changed) // max(args.videos, 1), 1)][: args.videos]
     if chosen:
         film(comparison, settings_of, chosen, args.output_dir / "videos")
+        print(f"Videos of {len(chosen)} of {len(changed)} changed episodes: {args.output_dir / 'videos'}")
 
 
 def film(
@@ -90,4 +91,3 @@ def film(
                     policy, environments, task, [seed], settings["instructions"], settings["value_maps"], {seed}
                 )
                 write_video(folder / f"{task}-{seed}-{side}.mp4", result.storyboard)
-    print(f"Videos of {len(chosen)} of {len(changed)} changed episodes: {args.output_dir / 'videos'}")
