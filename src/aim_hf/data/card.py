@@ -1,6 +1,7 @@
-"""The dataset card of a folder of episodes: metadata that `load_dataset` and the Hub read, and what is in it."""
+"""The dataset card of a folder of episodes: metadata for `load_dataset` and the Hub, and a description."""
 
 from pathlib import Path
+from typing import Any
 
 from ..utils.extras import extra
 from ..utils.files import reading, write_text
@@ -9,7 +10,7 @@ from .shards import MEND, read_manifest, shard_paths
 with extra("data"):
     import pyarrow.parquet as pq
 
-# What the columns hold.
+# Columns of an episode -> their description in the card.
 COLUMNS = {
     "suite, task, split, seed": "the simulator's suite (`lerobot`: imported), the task, the split (a suite's: easy or "
     "hard), and the seed that gives the scene (of an imported episode: its number)",
@@ -39,31 +40,9 @@ that was tried, what became of it, and the simulator: {simulators}.
 No person or place appears in the data. A policy that is trained on it alone has seen nothing but this simulator."""
 
 
-def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0") -> None:
-    """Write `README.md` from the shards' footers and manifests; no video is read. `preview.png` is shown if it is
-    there.
-
-    Args:
-        folder: of the episodes.
-        origin: how they were made, in Markdown; `{simulators}` becomes the manifests' versions of what simulated.
-        license: the Hub's name of it.
-    """
-    rows, simulators = _contents(folder)
-    splits, suites = sorted({row["split"] for row in rows}), sorted({row["suite"] for row in rows})
-    total = sum(row["episodes"] for row in rows)
-    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits)
-    columns = "\n".join(f"| `{name}` | {text} |" for name, text in COLUMNS.items())
-    table = "\n".join(
-        f"| {row['split']} | {row['task']} | {row['episodes']} | {row['bytes'] / row['episodes'] / 1e3:.0f} kB | "
-        f"{row['failed']} |"
-        for row in rows
-    )
-    picture = "![Frames, and the value maps over them](preview.png)\n\n" if (folder / "preview.png").exists() else ""
-    write_text(
-        folder / "README.md",
-        f"""---
+CARD = """---
 license: {license}
-pretty_name: Episodes of {", ".join(suites)} with value maps
+pretty_name: Episodes of {suites} with value maps
 task_categories:
 - robotics
 tags:
@@ -71,13 +50,13 @@ tags:
 - value-maps
 - world-action-model
 size_categories:
-- {_size_category(total)}
+- {size_category}
 configs:
 - config_name: default
   data_files:
-{files}
+{data_files}
 ---
-# {total} episodes of {", ".join(suites)} with value maps
+# {total} episodes of {suites} with value maps
 
 A row is an episode: the videos of up to three cameras, for each of them its *action-based spatial value maps* (where
 the robot will make its next contact), states, actions, the contacts themselves and the cameras' calibration, from
@@ -86,7 +65,7 @@ which the maps can be rendered again, bit by bit.
 {picture}```python
 from datasets import load_dataset
 
-episode = load_dataset("<this folder or repo>", split="{splits[0]}")[0]
+episode = load_dataset("<this folder or repo>", split="{split}")[0]
 frames = episode["rgb_head_camera"].get_frames_in_range(0, episode["num_frames"]).data
 ```
 
@@ -100,11 +79,11 @@ limits on speed, force and workspace that don't depend on it.
 |---|---|
 {columns}
 
-Actions have {rows[0]["action_dim"]} numbers.
+Actions have {action_dim} numbers.
 
 ## Episodes
 
-{total} episodes, {sum(row["bytes"] for row in rows) / 1e6:.1f} MB.
+{total} episodes, {megabytes:.1f} MB.
 
 | split | task | episodes | size of one | seeds on which the expert failed |
 |---|---|---|---|---|
@@ -112,14 +91,47 @@ Actions have {rows[0]["action_dim"]} numbers.
 
 ## How it was made
 
-{origin.replace("{simulators}", "; ".join(simulators) or "unknown")}
-""",
+{origin}
+"""
+
+
+def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0") -> None:
+    """Writes `README.md` from the footers and manifests of the shards; no video is read. It shows `preview.png` if
+    that exists.
+
+    Args:
+        folder: folder of episodes.
+        origin: how they were made, in Markdown; `{simulators}` is replaced by the simulator versions in the manifests.
+        license: license by its name on the Hub.
+    """
+    rows, simulators = _contents(folder)
+    splits, suites = sorted({row["split"] for row in rows}), sorted({row["suite"] for row in rows})
+    total = sum(row["episodes"] for row in rows)
+    picture = "![Frames, and the value maps over them](preview.png)\n\n" if (folder / "preview.png").exists() else ""
+    text = CARD.format(
+        license=license,
+        suites=", ".join(suites),
+        size_category=_size_category(total),
+        data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits),
+        total=total,
+        picture=picture,
+        split=splits[0],
+        columns="\n".join(f"| `{name}` | {text} |" for name, text in COLUMNS.items()),
+        action_dim=rows[0]["action_dim"],
+        megabytes=sum(row["bytes"] for row in rows) / 1e6,
+        table="\n".join(
+            f"| {row['split']} | {row['task']} | {row['episodes']} | {row['bytes'] / row['episodes'] / 1e3:.0f} kB | "
+            f"{row['failed']} |"
+            for row in rows
+        ),
+        origin=origin.replace("{simulators}", "; ".join(simulators) or "unknown"),
     )
+    write_text(folder / "README.md", text)
 
 
-def _contents(folder: Path) -> tuple[list[dict], list[str]]:
-    """A row for each split and task, and the simulators that the manifests name."""
-    rows: dict[tuple[str, str], dict] = {}
+def _contents(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """A record of each split and task, and the simulator versions that the manifests name."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     simulators = set()
     for path in shard_paths(folder):
         with reading(path, MEND):
@@ -139,6 +151,6 @@ def _contents(folder: Path) -> tuple[list[dict], list[str]]:
 
 
 def _size_category(count: int) -> str:
-    """The Hub's name for a number of rows."""
+    """The Hub's category of a number of rows."""
     names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M")
     return names[sum(count >= limit for limit in (1_000, 10_000, 100_000))]

@@ -1,4 +1,4 @@
-"""Which episodes a collection is made of, and how a shard of them is recorded."""
+"""Plans the shards of a collection, and records them."""
 
 import argparse
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .shards import ShardWriter
 
 @dataclass(frozen=True)
 class Shard:
-    """`episodes` episodes of a task, from the first of `seeds` on which the expert succeeds."""
+    """`episodes` episodes of one task, from the first of `seeds` on which the expert succeeds."""
 
     task: str
     split: str
@@ -32,7 +32,7 @@ class SeedsExhausted(RuntimeError):
 
 
 def plan(args: argparse.Namespace) -> list[Shard]:
-    """The shards that hold `args.episodes` episodes of each task and split."""
+    """The shards of `args.episodes` episodes of each task and split."""
     shards = []
     for split in args.splits:
         for task in args.tasks or TASKS[args.suite]:
@@ -44,10 +44,10 @@ def plan(args: argparse.Namespace) -> list[Shard]:
 
 
 def collect_shard(env: Environment, shard: Shard, writer: ShardWriter, noise: float, progress: tqdm) -> None:
-    """Record what a shard lacks, and finish it.
+    """Records the missing episodes of a shard, and finishes it.
 
     Raises:
-        SeedsExhausted: if the seeds run out.
+        SeedsExhausted: if the expert fails on too many seeds.
     """
     for seed in shard.seeds:
         if writer.num_episodes >= shard.episodes:

@@ -1,6 +1,7 @@
-"""Episodes at a glance: frames, and below them the same in gray under their value maps."""
+"""Contact sheets of episodes: frames and, below them, the value maps over the gray frames."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -15,9 +16,9 @@ LABEL_HEIGHT = 14
 CELL_WIDTH = 192
 
 
-def contact_sheet(row: dict, num_frames: int, max_cameras: int = len(CAMERAS)) -> Image.Image:
-    """RGB above overlay for each camera at `num_frames` moments, the events' frames among them. Views and value maps
-    that the row lacks are left out."""
+def contact_sheet(row: dict[str, Any], num_frames: int, max_cameras: int = len(CAMERAS)) -> Image.Image:
+    """For each camera, the RGB frames above their overlays, at `num_frames` moments that include the frames of events.
+    Missing views and value maps are left out."""
     cameras = [camera for camera in CAMERAS if row[f"rgb_{camera}"] is not None][:max_cameras]
     moments = np.linspace(0, row["num_frames"] - 1, num_frames).astype(int)
     for event in row["events"] or ():
@@ -30,12 +31,16 @@ def contact_sheet(row: dict, num_frames: int, max_cameras: int = len(CAMERAS)) -
             pictures.append(overlay(pictures[0], decode_column(row, f"value_{camera}", list(moments))[..., 0] / 255))
         height = CELL_WIDTH * pictures[0].shape[1] // pictures[0].shape[2]
         for frames in pictures:
-            cells = [np.asarray(Image.fromarray(f).resize((CELL_WIDTH, height), Image.NEAREST)) for f in frames]
+            cells = [
+                np.asarray(Image.fromarray(frame).resize((CELL_WIDTH, height), Image.NEAREST)) for frame in frames
+            ]
             cells = [np.pad(cell, ((0, 0), (0, 2), (0, 0))) for cell in cells]
             strips.append(np.concatenate(cells, axis=1))
     sheet = Image.fromarray(np.concatenate([np.zeros((2 * LABEL_HEIGHT, *strips[0].shape[1:]), np.uint8), *strips]))
     draw = ImageDraw.Draw(sheet)
-    events = ", ".join(f"{e['kind']} {e['arm']} {e['body_name']} @{e['frame']}" for e in row["events"] or ())
+    events = ", ".join(
+        f"{event['kind']} {event['arm']} {event['body_name']} @{event['frame']}" for event in row["events"] or ()
+    )
     draw.text((2, 0), f"{row['task']} {row['split']} seed {row['seed']}: {row['instruction']} | {events}", "white")
     for column, moment in enumerate(moments):
         draw.text((column * (CELL_WIDTH + 2) + 2, LABEL_HEIGHT), f"frame {moment}", "white")
@@ -43,8 +48,8 @@ def contact_sheet(row: dict, num_frames: int, max_cameras: int = len(CAMERAS)) -
 
 
 def write_preview(folder: Path, episodes: int = 12) -> None:
-    """Draws `preview.png`, the dataset card's picture: the first camera in the first episode of each task and split,
-    of up to `episodes` of them."""
+    """Draws `preview.png`, the picture of the dataset card: the first camera in the first episode of up to `episodes`
+    pairs of task and split."""
     firsts: dict[str, Path] = {}
     for path in shard_paths(folder):
         firsts.setdefault(path.stem.rsplit("-", 1)[0], path)

@@ -1,4 +1,4 @@
-"""Records the scripted expert: an environment and a seed in, an `Episode` or the reason of a failure out."""
+"""Records the scripted expert on the scene of a seed, as an `Episode` or a `Failure`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +14,15 @@ from .episodes import Episode
 
 @dataclass(frozen=True)
 class Failure:
-    """An episode that is not worth keeping, and why."""
+    """An episode that is discarded, and the reason."""
 
     seed: int
     reason: str
 
 
 def made_from(suite: str, noise: float, start_seed: int, seeds_per_episode: int, shard_size: int) -> dict[str, Any]:
-    """What decides which episodes a collection makes, for `files.claim`. Tasks, splits and the number of episodes may
-    grow from one call to the next."""
+    """The settings that determine the episodes of a collection, for `files.claim`. Tasks, splits and the number of
+    episodes are not among them, because later calls may add some."""
     return {
         "suite": suite,
         "noise": noise,
@@ -35,9 +35,9 @@ def made_from(suite: str, noise: float, start_seed: int, seeds_per_episode: int,
 def record_episode(
     env: Environment, seed: int, noise: float, rng: np.random.Generator, instructions: str = "seen"
 ) -> Episode | Failure:
-    """Let the expert act on the scene of `seed`, perturbed by `noise` (m), and record it.
+    """Records the expert on the scene of `seed`, with positions perturbed by `noise` (m).
 
-    What is executed bears the perturbation; what is labelled is the expert's own action.
+    `action` has the perturbation, `expert_action` does not.
     """
     try:
         env.reset(seed)

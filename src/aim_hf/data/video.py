@@ -1,10 +1,10 @@
-"""Short MP4 clips in memory: frames to the bytes that a `datasets.Video` column embeds, and back.
+"""Encodes frames to the bytes of an MP4 file, as a `datasets.Video` column embeds them, and decodes them.
 
-Notable choices: H.264 with full colour resolution (yuv444p), since a value map or a small red block must keep its
-pixel where a subsampled chroma plane would smear it (at 320 x 240 it costs no more bytes, and 6 dB less error); gray
-pictures have no colour to lose, so they are yuv420p, which every player knows. A key frame every `KEY_FRAME_EVERY`
-frames, so that a random window costs few decoded frames. One encoder thread and no macroblock tree, so that the same
-frames always give the same bytes.
+- H.264 with full color resolution (yuv444p): a subsampled chroma plane would blur small colored objects. At 320 x 240
+  the files are no larger, and the error is 6 dB lower. Gray pictures have no color, so they are yuv420p, which every
+  player supports.
+- A key frame every `KEY_FRAME_EVERY` frames, so that a random window needs few decoded frames.
+- One encoder thread and no macroblock tree, so that the same frames always give the same bytes.
 """
 
 import io
@@ -20,13 +20,13 @@ with extra("data"):
 
 CONSTANT_RATE_FACTOR = 20  # 44 to 49 dB at 320 x 240
 KEY_FRAME_EVERY = 8
-# ITU-T H.273 codes of what swscale converts RGB to by default, written into the file so that no player has to guess.
+# ITU-T H.273 codes of the color space that swscale converts RGB to by default; written into the file for players.
 BT601, LIMITED_RANGE = 6, 1
 
 
 def encode_video(frames: np.ndarray, fps: float, gray: bool = False) -> bytes:
-    """Encode `frames` (num_frames, height, width, 3) uint8 RGB at `fps` frames a second into the bytes of an MP4 file.
-    `gray` says that the channels are equal.
+    """Encodes `frames` (num_frames, height, width, 3) uint8 RGB at `fps` frames a second to the bytes of an MP4 file.
+    `gray`: the channels are equal.
 
     Raises:
         ValueError: if `frames` has another shape or dtype, or holds no frame.
@@ -39,10 +39,9 @@ def encode_video(frames: np.ndarray, fps: float, gray: bool = False) -> bytes:
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = frames.shape[1:3]
-        is_even = frames.shape[1] % 2 == frames.shape[2] % 2 == 0  # as yuv420p must be
+        is_even = frames.shape[1] % 2 == frames.shape[2] % 2 == 0  # required by yuv420p
         stream.pix_fmt = "yuv420p" if gray and is_even else "yuv444p"
-        # x264's macroblock tree reads memory that it never wrote when a picture is small, so that the same frames give
-        # other bytes from one call to the next: off.
+        # For small pictures, x264's macroblock tree reads uninitialised memory, so the bytes would differ between calls.
         options = {"crf": CONSTANT_RATE_FACTOR, "preset": "medium", "g": KEY_FRAME_EVERY, "mbtree": 0}
         stream.options = {name: str(value) for name, value in options.items()}
         stream.codec_context.thread_count = 1
@@ -55,9 +54,9 @@ def encode_video(frames: np.ndarray, fps: float, gray: bool = False) -> bytes:
 
 
 def decode_video(video: bytes | dict | VideoDecoder, frames: list[int] | None = None) -> np.ndarray:
-    """Decode the frames with the given indices (all of them without) to uint8 RGB (num_frames, height, width, 3).
+    """Decodes the frames with the given indices (default: all) to uint8 RGB (num_frames, height, width, 3).
 
-    `video` is the bytes of a file, or what a row of a `datasets.Video` column holds: a dict with them, or a decoder.
+    `video`: the bytes of a file, or a value of a `datasets.Video` column, which is a dict of bytes or a decoder.
 
     Raises:
         IndexError: if a frame lies outside the video.
@@ -78,13 +77,13 @@ def decode_video(video: bytes | dict | VideoDecoder, frames: list[int] | None = 
         pixels = video.get_frames_at(indices=list(indices)).data
     except RuntimeError as error:
         raise ValueError(f"the video's pictures can't be decoded: {str(error).splitlines()[0]}") from error
-    if pixels.shape[1] == 3:  # the decoder of a `datasets.Video` column gives NCHW
+    if pixels.shape[1] == 3:  # the decoder of a `datasets.Video` column returns NCHW
         pixels = pixels.permute(0, 2, 3, 1)
     return pixels.numpy()
 
 
 def count_frames(video: bytes) -> int:
-    """Number of frames that the header of an MP4 file states; nothing is decoded.
+    """The number of frames in the header of an MP4 file. Nothing is decoded.
 
     Raises:
         ValueError: if the bytes are no video.

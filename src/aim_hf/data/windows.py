@@ -1,8 +1,8 @@
-"""Windows of raw episodes, for what trains on pictures: only the frames that a window shows are decoded.
+"""Windows of raw episodes, for training on pictures. Only the frames of a window are decoded.
 
-Stage 1 trains on latents (`latents.py`), which is faster still; these windows serve codecs, other models, and
-augmentations. An episode is a row group of its own, so a window costs that episode's bytes of the columns that are
-wanted, and as many decoded frames as lie between it and the key frame before it.
+Stage 1 trains on latents (`latents.py`), which is faster; these windows are for codecs, other models and
+augmentations. Each episode is one row group, so a window reads only the requested columns of that episode, and decodes
+its frames from the preceding key frame on.
 """
 
 import zlib
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,9 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Window:
-    """What a window holds.
+    """The content of a window.
 
-    num_frames: pictures. frame_stride: control steps between two of them. cameras: the views that are wanted.
+    num_frames: pictures. frame_stride: control steps between two pictures. cameras: the views to decode.
     value_maps: `"rendered"` from the contacts, `"decoded"` from their videos, or None.
 
     Raises:
@@ -66,7 +67,7 @@ class Window:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that a window is cut from."""
+        """The columns that a window is read from."""
         names = [*SENTENCES, *VECTORS, *(f"rgb_{camera}" for camera in self.cameras)]
         if self.value_maps == "decoded":
             names += [f"value_{camera}" for camera in self.cameras]
@@ -75,16 +76,16 @@ class Window:
             names += [f"{kind}_{camera}" for kind in ("intrinsics", "extrinsics") for camera in self.cameras]
         return names
 
-    def cut(self, row: dict, start: int) -> dict:
-        """The window of an episode's row from frame `start` on. Beyond the episode's end the robot stands still.
+    def cut(self, row: dict[str, Any], start: int) -> dict[str, Any]:
+        """The window that starts at frame `start` of a row. Beyond the end of the episode, state and action repeat.
 
         Returns:
             `task`, `seed`, `instruction` and `start`; `state` (T + 1, D), `action` (T, D) and `expert_action` (T, D)
-            float32; `rgb`, camera -> (num_frames, H, W, 3) uint8, of the views that are there; `value`, camera ->
-            (num_frames, H, W) uint8, of those that have value maps.
+            float32; `rgb`, camera -> (num_frames, H, W, 3) uint8, of the views present; `value`, camera ->
+            (num_frames, H, W) uint8, of the views with value maps.
 
         Raises:
-            ValueError: if the window holds NaN, or a video is damaged or too short; names the episode.
+            ValueError: if the window has NaN, or a video is damaged or too short; names the episode.
         """
         where = f"{row['task']} seed {row['seed']}"
         window = {name: row[name] for name in SENTENCES} | {"start": start}
@@ -123,10 +124,10 @@ class Window:
 
 
 class EpisodeWindows(Dataset):
-    """Every window of a folder of episodes, in order: a `DataLoader` draws them at random, with any number of workers.
+    """All windows of a folder of episodes, in order, for random access by a `DataLoader` with any number of workers.
 
-    An item is what [`Window.cut`] returns. An episode that is shorter than a window gives one, at the end of which it
-    stands still.
+    An item is the result of [`Window.cut`]. An episode shorter than a window gives one window, whose end repeats the
+    last state and action.
 
     Raises:
         FileNotFoundError, ValueError: of `check_folder`.
@@ -149,7 +150,7 @@ class EpisodeWindows(Dataset):
         return int(self._ends[-1])
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}  # a worker opens its own
+        return self.__dict__ | {"_files": {}}  # each worker opens its own files
 
     def __getitem__(self, item: int) -> dict:
         if not 0 <= item < len(self):

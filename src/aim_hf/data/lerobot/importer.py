@@ -1,9 +1,10 @@
-"""LeRobot's episodes as ours.
+"""Converts the episodes of a LeRobot dataset to AIM's.
 
-Videos are copied, not encoded again, unless they are stored as pictures or at another rate. An episode of N frames
-gives N frames and N - 1 actions: nobody saw what the last one did. What was executed counts as what was wanted.
+Videos are copied without encoding them again, unless they are stored as pictures or at another rate. An episode of N
+frames gives N frames and N - 1 actions, because no frame shows the result of the last action. `expert_action` is the
+executed action.
 
-Every episode is checked before anything is written, so that all that is wrong is told at once.
+Every episode is checked before anything is written, so that one error lists all problems.
 """
 
 import os
@@ -32,14 +33,14 @@ from .robot import Robot
 from .source import LeRobotSource, format_numbers
 
 SUITE = "lerobot"
-TOLD = 20  # broken episodes that an error lists one by one
+LISTED = 20  # broken episodes that an error lists with their reasons
 ORIGIN = """Made of {episodes} of the {total} episodes of the LeRobot dataset `{name}` ({version}) by aim-hf. {videos}
 `manifest/` holds the configuration, and what was wrong with episodes that were left out as broken ({skipped})."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of episodes: `episodes` are (seed, number in the source), in the order of their seeds."""
+    """A file of episodes. `episodes`: (seed, episode index in the source), sorted by seed."""
 
     split: str
     task: str
@@ -61,20 +62,20 @@ def import_episodes(
     """Imports episodes into the folder `output`, with its card; goes on where an earlier call was stopped.
 
     Args:
-        config: the file of a [`Robot`]; None for an export of ours, which gets everything back that it was made of.
-        episodes: as `LeRobotSource.choose` gives them; all without.
-        fps: control rate of the result, see `every_frame`; the source's without.
-        shard_size: episodes of a Parquet file.
-        skip_broken: leave broken episodes out, with the reasons in the manifests, rather than refuse all.
-        license: of the source, by the Hub's name of it.
+        config: file of a [`Robot`]; None for a dataset of `export_lerobot`, whose episodes are restored exactly.
+        episodes: as `LeRobotSource.choose` returns them; default: all.
+        fps: control rate of the result, see `every_frame`; default: the source's.
+        shard_size: episodes in a Parquet file.
+        skip_broken: leave out broken episodes, with the reasons in the manifests, instead of refusing all episodes.
+        license: license of the source, by its name on the Hub.
         state: the processes that share the work.
 
     Returns:
-        How many episodes were imported, and of those that are broken what is wrong.
+        The number of imported episodes, and of each broken episode the reason.
 
     Raises:
-        ValueError, OSError: for a dataset that doesn't fit the config, and broken episodes, all of which it lists.
-        FileExistsError: if `output` was made from something else, which it names.
+        ValueError, OSError: for a dataset that doesn't fit the config, and for broken episodes; lists all of them.
+        FileExistsError: if `output` was made from other settings; names them.
     """
     state = state or PartialState(cpu=True, timeout=timedelta(days=7))
     robot = Robot.load(config) if config else None
@@ -88,13 +89,13 @@ def import_episodes(
         robot.check_source(source)
     chosen = source.episodes if episodes is None else episodes
     cameras = list(_camera_keys(source, robot).values())
-    with state.main_process_first():  # one of them fetches it
+    with state.main_process_first():  # one process downloads it
         source.fetch(chosen, cameras)
     shared: list[Any] = [None]
     if state.is_main_process:
         broken = check_episodes(source, robot, chosen, every)
         if broken and (len(broken) == len(chosen) or not skip_broken):
-            raise ValueError(_told(source, broken, len(chosen)))
+            raise ValueError(_listed(source, broken, len(chosen)))
         origin = made_from(source, config, cameras, chosen, every, shard_size)
         claim(output, origin, "data/*.parquet")
         remove_leftovers(output)
@@ -107,46 +108,62 @@ def import_episodes(
     provenance = {name: origin[name] for name in ("source", "revision", "codebase_version", "robot")}
     provenance |= {"simulator": {}, "skipped": broken}
     shards = plan(source, robot is None, shard_size, good)[state.process_index :: state.num_processes]
-    total, number = sum(len(shard.episodes) for shard in shards), state.process_index
-    with tqdm(total=total, unit="episode", desc=f"process {number}", position=number) as progress:
+    total, process = sum(len(shard.episodes) for shard in shards), state.process_index
+    with tqdm(total=total, unit="episode", desc=f"process {process}", position=process) as progress:
         for shard in shards:
-            writer = ShardWriter(output, shard.split, shard.task, shard.index)
-            if writer.is_done(len(shard.episodes)):
-                writer.remove_pieces()
-                progress.update(len(shard.episodes))
-                continue
-            for seed, episode in shard.episodes:
-                if seed not in writer.tried:
-                    writer.add(
-                        restored_row(source, episode, every)
-                        if robot is None
-                        else imported_row(source, robot, episode, shard.split, every)
-                    )
-                progress.update()
-            writer.finish({"task": shard.task, "split": shard.split} | provenance)
+            _write_shard(source, robot, output, shard, every, provenance, progress)
     state.wait_for_everyone()
     if state.is_main_process:
         write_preview(output)
-        videos = "Videos are those of the source, frame by frame."
-        if every > 1:
-            videos = f"Of its {source.fps:g} frames a second every {every}th is kept, with the last action before it."
-        text = ORIGIN.format(
-            episodes=len(good),
-            total=source.num_episodes,
-            name=source.name,
-            version=source.version,
-            videos=videos,
-            skipped=len(broken),
-        )
-        write_card(output, origin=text, license=license)
+        write_card(output, _origin(source, len(good), len(broken), every), license)
     return len(good), broken
 
 
+def _write_shard(
+    source: LeRobotSource,
+    robot: Robot | None,
+    output: Path,
+    shard: Shard,
+    every: int,
+    provenance: dict[str, Any],
+    progress: tqdm,
+) -> None:
+    """Writes the missing episodes of a shard, then the shard and its manifest with `provenance`."""
+    writer = ShardWriter(output, shard.split, shard.task, shard.index)
+    if writer.is_done(len(shard.episodes)):
+        writer.remove_pieces()
+        progress.update(len(shard.episodes))
+        return
+    for seed, episode in shard.episodes:
+        if seed not in writer.tried:
+            if robot is None:
+                writer.add(restored_row(source, episode, every))
+            else:
+                writer.add(imported_row(source, robot, episode, shard.split, every))
+        progress.update()
+    writer.finish({"task": shard.task, "split": shard.split} | provenance)
+
+
+def _origin(source: LeRobotSource, imported: int, skipped: int, every: int) -> str:
+    """The paragraph of the dataset card on how the episodes were made."""
+    videos = "Videos are those of the source, frame by frame."
+    if every > 1:
+        videos = f"Of its {source.fps:g} frames a second every {every}th is kept, with the last action before it."
+    return ORIGIN.format(
+        episodes=imported,
+        total=source.num_episodes,
+        name=source.name,
+        version=source.version,
+        videos=videos,
+        skipped=skipped,
+    )
+
+
 def every_frame(source: LeRobotSource, fps: float | None) -> int:
-    """Of how many frames of the source one is kept at `fps` frames a second.
+    """The stride n at `fps` frames a second: every n-th frame of the source is kept.
 
     Raises:
-        ValueError: unless the source's rate is a multiple of it: pictures between two frames can't be made up.
+        ValueError: unless the rate of the source is a multiple of `fps`, because frames aren't interpolated.
     """
     if fps is None:
         return 1
@@ -162,10 +179,10 @@ def every_frame(source: LeRobotSource, fps: float | None) -> int:
 
 
 def check_episodes(source: LeRobotSource, robot: Robot | None, episodes: list[int], every: int = 1) -> dict[int, str]:
-    """What is wrong with each of these episodes that can't be imported. Tables are read, and videos without decoding.
+    """Episode -> reason, of the episodes that can't be imported. Tables are read, videos are not decoded.
 
     Args:
-        robot: None for an export of ours.
+        robot: None for a dataset of `export_lerobot`.
     """
     keys, broken = _camera_keys(source, robot).values(), {}
     for episode in tqdm(episodes, unit="episode", desc="check"):
@@ -174,14 +191,16 @@ def check_episodes(source: LeRobotSource, robot: Robot | None, episodes: list[in
             for key in keys:
                 source.check_pictures(episode, key)
         except (OSError, ValueError) as error:
-            broken[episode] = str(error).replace(f"{source.folder}{os.sep}", "")  # manifests are published
+            broken[episode] = str(error).replace(
+                f"{source.folder}{os.sep}", ""
+            )  # manifests are published, local paths aren't
     return broken
 
 
-def _told(source: LeRobotSource, broken: dict[int, str], total: int) -> str:
-    lines = [f"  episode {episode}: {reason}" for episode, reason in list(broken.items())[:TOLD]]
-    if len(broken) > TOLD:
-        lines.append(f"  and {len(broken) - TOLD} more: {format_numbers(list(broken)[TOLD:])}")
+def _listed(source: LeRobotSource, broken: dict[int, str], total: int) -> str:
+    lines = [f"  episode {episode}: {reason}" for episode, reason in list(broken.items())[:LISTED]]
+    if len(broken) > LISTED:
+        lines.append(f"  and {len(broken) - LISTED} more: {format_numbers(list(broken)[LISTED:])}")
     return "\n".join(
         [
             f"{source.name}: {len(broken)} of {total} episodes are broken; mend them, or leave them out with "
@@ -194,7 +213,7 @@ def _told(source: LeRobotSource, broken: dict[int, str], total: int) -> str:
 def made_from(
     source: LeRobotSource, config: Path | None, cameras: list[str], episodes: list[int], every: int, shard_size: int
 ) -> dict[str, Any]:
-    """What decides what an import makes, for `claim`."""
+    """The settings that determine the output of an import, for `claim`."""
     return {
         "source": source.repo_id or source.name,
         "revision": source.revision,
@@ -208,10 +227,10 @@ def made_from(
 
 
 def plan(source: LeRobotSource, own: bool, size: int, episodes: list[int]) -> list[Shard]:
-    """The files that hold these episodes, `size` in each.
+    """The shards of these episodes, `size` in each.
 
-    An export of ours gets its splits, tasks and seeds back. Otherwise the dataset's name is the task, and an episode's
-    number its seed.
+    With `own`, splits, tasks and seeds are those that `export_lerobot` stored. Otherwise the task is the name of the
+    dataset, and the seed is the episode index.
     """
     groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
     keys = source.own_keys() if own else None
@@ -227,31 +246,31 @@ def plan(source: LeRobotSource, own: bool, size: int, episodes: list[int]) -> li
 
 
 def file_name(text: str) -> str:
-    """Letters, digits and _, as names of splits and parts of files' names must be."""
+    """`text` with only letters, digits and _, as required of split names and parts of file names."""
     return re.sub(r"\W+", "_", text).strip("_") or "unnamed"
 
 
 # Rows
 
 
-def imported_row(source: LeRobotSource, robot: Robot, episode: int, split: str, every: int = 1) -> dict:
-    """The row of `episode_features` that stores an episode of any LeRobot dataset.
+def imported_row(source: LeRobotSource, robot: Robot, episode: int, split: str, every: int = 1) -> dict[str, Any]:
+    """The row of `episode_features` for an episode of any LeRobot dataset.
 
     Args:
-        every: of so many frames one is kept, see `every_frame`.
+        every: stride between frames that are kept, see `every_frame`.
 
     Raises:
-        ValueError: naming the episode, what is wrong with it, and the mend.
+        ValueError: for a broken episode; names it, the problem and the remedy.
     """
     with _naming(source, episode):
         return _with_videos(source, robot, episode, _numbers(source, robot, episode, split, every), every)
 
 
-def restored_row(source: LeRobotSource, episode: int, every: int = 1) -> dict:
-    """The row that `export_lerobot` was given.
+def restored_row(source: LeRobotSource, episode: int, every: int = 1) -> dict[str, Any]:
+    """The row that `export_lerobot` exported.
 
     Raises:
-        ValueError: naming the episode, what is wrong with it, and the mend.
+        ValueError: for a broken episode; names it, the problem and the remedy.
     """
     with _naming(source, episode):
         return _with_videos(source, None, episode, _own_numbers(source, episode, every), every)
@@ -265,7 +284,7 @@ def _naming(source: LeRobotSource, episode: int) -> Iterator[None]:
         raise ValueError(f"{source.name}, episode {episode}: {error}") from error
 
 
-def _numbers(source: LeRobotSource, robot: Robot, episode: int, split: str, every: int) -> dict:
+def _numbers(source: LeRobotSource, robot: Robot, episode: int, split: str, every: int) -> dict[str, Any]:
     """A row without its videos."""
     frames = source.frames(episode, robot.columns())
     state, action = robot.states_and_actions(frames)
@@ -280,7 +299,7 @@ def _numbers(source: LeRobotSource, robot: Robot, episode: int, split: str, ever
         success=source.succeeded(episode),
         fps=float(source.rate / every),
         action_space=robot.action_space,
-        rgb={},  # they stay compressed
+        rgb={},  # videos stay compressed
         intrinsics=intrinsics,
         extrinsics=extrinsics,
         state=state,
@@ -291,8 +310,8 @@ def _numbers(source: LeRobotSource, robot: Robot, episode: int, split: str, ever
     return _thinned(described.to_row(), every)
 
 
-def _own_numbers(source: LeRobotSource, episode: int, every: int) -> dict:
-    """A row of ours without its videos."""
+def _own_numbers(source: LeRobotSource, episode: int, every: int) -> dict[str, Any]:
+    """A row that `export_lerobot` exported, without its videos."""
     frames = source.frames(episode, list(format.VECTORS.values()))
     row = source.own_row(episode) | {
         "instruction": source.instruction(episode),
@@ -306,8 +325,8 @@ def _own_numbers(source: LeRobotSource, episode: int, every: int) -> dict:
     return _thinned(row, every)
 
 
-def _thinned(row: dict, every: int) -> dict:
-    """A row's numbers at every `every`-th frame. Actions are absolute: of those between two frames the last counts."""
+def _thinned(row: dict[str, Any], every: int) -> dict[str, Any]:
+    """A row with every `every`-th frame. Actions are absolute, so the last one between two frames is kept."""
     last = (row["num_frames"] - 1) // every
     if last < 1:
         raise ValueError(f"it has {row['num_frames']} frames, of which every {every}th is kept; expected at least 2")
@@ -322,7 +341,7 @@ def _thinned(row: dict, every: int) -> dict:
     return thin
 
 
-def _thinned_event(event: dict, every: int, last: int) -> dict:
+def _thinned_event(event: dict[str, Any], every: int, last: int) -> dict[str, Any]:
     thin = event | {"frame": min(-(-event["frame"] // every), last)}
     for name, values in event.items():
         if name.startswith(("body_pose", "visible_")) and values is not None:
@@ -331,14 +350,16 @@ def _thinned_event(event: dict, every: int, last: int) -> dict:
 
 
 def _camera_keys(source: LeRobotSource, robot: Robot | None) -> dict[str, str]:
-    """Video column of ours -> the source's camera."""
+    """Video column of an episode -> camera of the source."""
     if robot is None:
         return {column: key for column, key in format.VIDEO_KEYS.items() if key in source.cameras}
     return {f"rgb_{camera}": key for camera, key in robot.cameras.items()}
 
 
-def _with_videos(source: LeRobotSource, robot: Robot | None, episode: int, row: dict, every: int) -> dict:
-    """The row with its videos; value maps that the source lacks, and events and calibration tell, are rendered."""
+def _with_videos(
+    source: LeRobotSource, robot: Robot | None, episode: int, row: dict[str, Any], every: int
+) -> dict[str, Any]:
+    """Adds the videos to a row. Value maps that the source lacks are rendered if events and calibration are known."""
     clips = {}
     for column, key in _camera_keys(source, robot).items():
         source.check_pictures(episode, key)
