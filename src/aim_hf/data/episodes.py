@@ -1,11 +1,12 @@
-"""An episode, and the row that stores it: videos embedded, every number beside them.
+"""An episode, and the dataset row that stores it with its videos.
 
-What an imported episode may lack is absent rather than invented: a camera without pictures, a camera without
-calibration, contact events. What follows from it (no value maps) is then masked in training.
+An imported episode may lack pictures of a camera, calibration of a camera, or contact events. They are left absent;
+value maps that can't be rendered without them are masked in training.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -25,15 +26,15 @@ EVENT = ("kind", "arm", "frame", "body_name", "points", "body_pose")
 
 
 def _vectors(length: int) -> List:
-    """A column of vectors of `length` float32, one for each frame or step."""
+    """A column of float32 vectors of `length`, one for each frame or step."""
     return List(List(Value("float32"), length=length))
 
 
 def episode_features(action_dim: int = EE_ACTION_DIM) -> Features:
-    """The columns of a dataset whose actions have `action_dim` numbers.
+    """The columns of a dataset with actions of size `action_dim`.
 
     `intrinsics_*` (9 numbers a frame) and `extrinsics_*` (12) are null for a camera without calibration, `rgb_*` for a
-    view that is missing, `value_*` where there is no value map, `events` where nobody knows the contacts.
+    missing view, `value_*` without value map, and `events` if the contacts are unknown.
     """
     return Features(
         {
@@ -73,16 +74,16 @@ VIDEO_COLUMNS = [name for name, feature in episode_features().items() if isinsta
 
 @dataclass
 class Episode:
-    """What was seen and done between a reset and the end: T actions and num_frames = T + 1 frames.
+    """Observations and actions from a reset to the end: T actions of size D and num_frames = T + 1 frames.
 
-    action_space: `ee` or `qpos`, see [`AIMProcessor`]; D is the number of an action's numbers.
-    rgb: per camera that is there (num_frames, height, width, 3) uint8.
-    intrinsics, extrinsics: per calibrated camera (num_frames, 3, 3) and (num_frames, 3, 4) world to camera (OpenCV),
-        float32.
-    state (num_frames, D) float32: what was measured, in the layout of an action.
-    action (T, D) float32: what was executed. expert_action (T, D): what the expert wanted, the target of training.
-    events: the contacts in the order in which they happened; None where they are unknown.
-    recorded_value_maps: per camera (num_frames, height, width, 3) uint8, of an episode whose contacts are unknown.
+    action_space: `ee` or `qpos`, see [`AIMProcessor`].
+    rgb: camera -> (num_frames, height, width, 3) uint8, of the cameras with pictures.
+    intrinsics, extrinsics: camera -> (num_frames, 3, 3) and (num_frames, 3, 4) world to camera (OpenCV), float32, of
+        calibrated cameras.
+    state (num_frames, D) float32: measured state in the layout of an action.
+    action (T, D) float32: executed actions. expert_action (T, D): the expert's actions, the target of training.
+    events: contacts in time order; None if they are unknown.
+    recorded_value_maps: camera -> (num_frames, height, width, 3) uint8, of an episode with unknown contacts.
     """
 
     suite: str
@@ -107,16 +108,16 @@ class Episode:
         return len(self.state)
 
     def value_maps(self, camera: str) -> np.ndarray | None:
-        """The maps of one camera (num_frames, height, width, 3) uint8: rendered from the events, or as they were
-        recorded. None where neither is there."""
+        """The value maps of one camera (num_frames, height, width, 3) uint8, rendered from the events or else as
+        recorded. None without either."""
         if self.events is None or camera not in self.intrinsics or camera not in self.rgb:
             return self.recorded_value_maps.get(camera)
         height, width = self.rgb[camera].shape[1:3]
         return render_value_maps(self.events, self.intrinsics[camera], self.extrinsics[camera], height, width)
 
     def canvases(self, processor: AIMProcessor, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """RGB and value maps at the given frames on the processor's canvas, (len(frames), height, width, 3) uint8
-        each; black where the episode has no such view or map."""
+        """RGB and value maps of the given frames on the processor's canvas, (len(frames), height, width, 3) uint8
+        each. Missing views and maps are black."""
 
         def packed(of: Callable[[str], np.ndarray | None]) -> np.ndarray:
             views = {}
@@ -128,14 +129,14 @@ class Episode:
 
         return packed(self.rgb.get), packed(self.value_maps)
 
-    def to_row(self) -> dict:
+    def to_row(self) -> dict[str, Any]:
         """The row of `episode_features` that stores this episode; videos are encoded.
 
         Raises:
             ValueError: if the episode's parts don't fit together or hold NaN.
         """
 
-        def video(frames: np.ndarray | None, gray: bool = False) -> dict | None:
+        def video(frames: np.ndarray | None, gray: bool = False) -> dict[str, Any] | None:
             return None if frames is None else {"bytes": encode_video(frames, self.fps, gray), "path": None}
 
         def matrices(of: dict[str, np.ndarray], camera: str) -> np.ndarray | None:
@@ -154,9 +155,9 @@ class Episode:
         return {name: row[name] for name in episode_features(self.state.shape[1])}
 
     @classmethod
-    def from_row(cls, row: dict) -> "Episode":
-        """The episode of a dataset's row. RGB is decoded from its videos; value maps are to be rendered from its
-        events, or decoded too where there are none.
+    def from_row(cls, row: dict[str, Any]) -> "Episode":
+        """The episode of a dataset row. RGB videos are decoded; value maps are decoded only if the row has no events
+        to render them from.
 
         Raises:
             ValueError: if the row's parts don't fit together, naming the episode and the column.
@@ -185,14 +186,14 @@ class Episode:
         )
 
 
-def _event_to_row(event: Event) -> dict:
+def _event_to_row(event: Event) -> dict[str, Any]:
     row = asdict(event)
     visible = row.pop("visible")
     return row | {f"visible_{camera}": visible.get(camera) for camera in CAMERAS}
 
 
-def event_from_row(row: dict) -> Event:
-    """An event of a row's column `events`."""
+def event_from_row(row: dict[str, Any]) -> Event:
+    """An event from the column `events` of a row."""
     visible = {camera: row[f"visible_{camera}"] for camera in CAMERAS}
     return Event(
         **{name: row[name] for name in EVENT[:4]},
@@ -202,11 +203,11 @@ def event_from_row(row: dict) -> Event:
     )
 
 
-def decode_column(row: dict, name: str, frames: list[int] | None = None) -> np.ndarray:
-    """The frames (all without) of a row's video `name`.
+def decode_column(row: dict[str, Any], name: str, frames: list[int] | None = None) -> np.ndarray:
+    """The given frames (default: all) of the video column `name` of a row.
 
     Raises:
-        ValueError: naming the episode and the column, if it is damaged or of another length than `num_frames`.
+        ValueError: if the video is damaged or hasn't `num_frames` frames; names the episode and the column.
     """
     where = f"{row['task']} seed {row['seed']}: {name}"
     try:
@@ -218,8 +219,8 @@ def decode_column(row: dict, name: str, frames: list[int] | None = None) -> np.n
     return pictures
 
 
-def check_row(row: dict, where: str) -> None:
-    """Refuse a row whose numbers don't fit together.
+def check_row(row: dict[str, Any], where: str) -> None:
+    """Refuses a row whose columns are inconsistent.
 
     Raises:
         ValueError: naming `where`, the column, what it holds and what was expected.
@@ -266,11 +267,11 @@ def check_row(row: dict, where: str) -> None:
         raise ValueError(f"{where}: the instruction is empty")
 
 
-def check_videos(row: dict, where: str) -> None:
-    """Refuse a row that lacks a video or has one of another length than `num_frames`, by the videos' headers.
+def check_videos(row: dict[str, Any], where: str) -> None:
+    """Refuses a row that lacks a video, or whose videos haven't `num_frames` frames by their headers.
 
-    At least one camera has pictures; a value map has pictures of its camera beside it; and a camera of known events,
-    with pictures and calibration, has its value map.
+    At least one camera must have pictures. A camera with a value map must have pictures. A camera with pictures and
+    calibration must have a value map if the events are known.
 
     Raises:
         ValueError: naming `where`, the column and both lengths.

@@ -1,14 +1,14 @@
-"""Episodes as the model trains on them: latents, value latents, actions and text features, computed once.
+"""Episodes encoded for training: latents, value latents, actions and text features.
 
-    folder/made_from.json        what they were encoded with, `made_from`
+    folder/made_from.json        the settings of the encoding, see `made_from`
     folder/processor/            the `AIMProcessor`, with the statistics of these actions
     folder/shard-00000.safetensors
-    folder/no_prompt.safetensors the text features of no instruction, for training with dropped ones
-    folder/index.json            `made_from`, and an entry for each of the `episodes`: shard, name of its tensors,
-                                 chunks, task, seed, digest of its row, what is missing
+    folder/no_prompt.safetensors the text features of an empty instruction, for training with dropped instructions
+    folder/index.json            `made_from`, and an entry for each of the `episodes`: shard, key of its tensors,
+                                 chunks, task, seed, digest of its row, missing cameras
 
-Training reads windows of K chunks from it and never runs the VAE or the text encoder. Shards are memory-mapped, so a
-window costs no more than its own bytes.
+Training reads windows of K chunks from this folder and never runs the VAE or the text encoder. Shards are
+memory-mapped, so a window reads only its own bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..pipeline.codec import VideoCodec
 from ..utils.checks import check_whole
 from ..utils.files import UnreadableFile, claim, read_json, reading, write_text, written_file
 
-if TYPE_CHECKING:  # training from latents needs neither
+if TYPE_CHECKING:  # not needed to train on latents
     from datasets import Dataset as HubDataset
 
     from .episodes import Episode
@@ -42,11 +42,11 @@ if TYPE_CHECKING:  # training from latents needs neither
 INDEX, NO_PROMPT = "index.json", "no_prompt.safetensors"
 MEND = "run `aim-hf encode-latents`: there are no latents, or not all of them, or those of an older version"
 NOT_FINITE = "delete it and run `aim-hf encode-latents` again, which makes what is missing"
-STORED_DTYPE = torch.float16  # of latents and text features; they are of order one
-# Fields of the model's config that the latents must have been made for.
+STORED_DTYPE = torch.float16  # of latents and text features, whose values are of order 1
+# Fields of the model's config that must equal those of the latents.
 GEOMETRY = ("chunk_latent_frames", "actions_per_latent_frame", "in_channels", "text_dim", "action_dim")
 DESCRIPTION = ("suite", "task", "split", "seed", "instruction")
-HELD_OUT_SHARE, HELD_OUT_MOST = 20, 48  # one in 20, and no more than so many
+HELD_OUT_SHARE, HELD_OUT_MOST = 20, 48  # one episode in 20, at most 48
 
 
 def encode_episode(
@@ -56,20 +56,21 @@ def encode_episode(
     actions_per_latent_frame: int,
     chunk_latent_frames: int,
 ) -> dict[str, torch.Tensor]:
-    """One episode of T actions as K = ceil(T / actions of a chunk) + 1 whole chunks.
+    """Encodes an episode of T actions as K = ceil(T / actions of a chunk) + 1 whole chunks.
 
-    What is missing at the end is standing still: the last frame, value map and action are repeated. A whole chunk of
-    it, so that a policy learns to rest once it is done. Views and value maps that the episode lacks are black.
+    The last frame, value map and action are repeated to the end of the last chunk. At least one whole chunk is such
+    padding, so that a policy learns to rest after success. Missing views and value maps are black.
 
     Returns:
-        latents (C, 1 + K*F, h, w), of the RGB frames as one stream; value_latents (C, K*F, h, w), each chunk on its
-        own; value_cells (K*F, h, w), the value map's maximum in each latent cell, in [0, 1];
+        latents (C, 1 + K*F, h, w), all RGB frames encoded as one video; value_latents (C, K*F, h, w), each chunk
+        encoded separately; value_cells (K*F, h, w), the maximum of the value map in each latent cell, in [0, 1];
         actions, executed_actions (K*F*n, action_dim), relative (`relative_actions`) but not scaled.
 
     Raises:
-        ValueError: for an episode without actions, or actions of a latent frame that don't divide into its frames.
+        ValueError: for an episode without actions, or if `actions_per_latent_frame` isn't a multiple of the codec's
+            temporal factor.
     """
-    F_, n = chunk_latent_frames, actions_per_latent_frame
+    n = actions_per_latent_frame
     if n % codec.temporal_factor:
         raise ValueError(
             f"actions_per_latent_frame is {n}; expected a multiple of {codec.temporal_factor}, the RGB frames of a "
@@ -79,21 +80,24 @@ def encode_episode(
     steps = len(episode.action)
     if not steps:
         raise ValueError(f"{episode.task} seed {episode.seed} has one frame and no action; leave this episode out.")
-    chunks = -(-steps // (F_ * n)) + 1
-    frames = torch.arange(0, chunks * F_ * n + 1, stride).clamp(max=steps).numpy()
+    chunks = -(-steps // (chunk_latent_frames * n)) + 1
+    latent_frames = chunks * chunk_latent_frames
+    frames = torch.arange(0, latent_frames * n + 1, stride).clamp(max=steps).numpy()
 
     rgb, value = episode.canvases(processor, frames)
     latents = codec.encode(processor.canvas_to_pixels(rgb[None]))[0]
 
     value = value[1:]
-    clips = processor.canvas_to_pixels(value.reshape(chunks, F_ * codec.temporal_factor, *value.shape[1:]))
+    clips = processor.canvas_to_pixels(
+        value.reshape(chunks, chunk_latent_frames * codec.temporal_factor, *value.shape[1:])
+    )
     value_latents = codec.encode_value_maps(clips).transpose(0, 1).flatten(1, 2)
-    scalar = torch.from_numpy(processor.rgb_to_value(value)).unflatten(0, (chunks * F_, codec.temporal_factor))
+    scalar = torch.from_numpy(processor.rgb_to_value(value)).unflatten(0, (latent_frames, codec.temporal_factor))
     value_cells = F.max_pool2d(scalar.amax(dim=1), codec.spatial_factor)
 
-    def padded(actions):
+    def padded(actions: np.ndarray) -> torch.Tensor:
         relative = processor.relative_actions(torch.from_numpy(actions).double(), _initial_pose(episode))
-        last = relative[-1:].expand(chunks * F_ * n - steps, -1)
+        last = relative[-1:].expand(latent_frames * n - steps, -1)
         return torch.cat([relative, last]).float()
 
     return {
@@ -109,15 +113,14 @@ def _initial_pose(episode: Episode) -> torch.Tensor | None:
     if episode.action_space != "ee":
         return None
     pose = torch.from_numpy(episode.state[0]).double()
-    for arm in (0, 8):  # float32 storage leaves a quaternion a hair off unit length
+    for arm in (0, 8):  # quaternions stored as float32 aren't exactly of unit length
         pose[arm + 3 : arm + 7] /= pose[arm + 3 : arm + 7].norm()
     return pose
 
 
 def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
-    """The processor for a dataset's robot: words and canvas are those of `processor`; action space, control rate and
-    the cameras' sizes the dataset's. Slots of cameras that no episode has stay empty, so that the robot needs no such
-    camera.
+    """The processor for a dataset's robot: tokenizer and canvas of `processor`; action space, control rate and camera
+    sizes of the dataset. The slot of a camera that no episode has stays empty, and the processor lists no such camera.
 
     Raises:
         ValueError: if no camera of the dataset has a slot.
@@ -146,9 +149,9 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
 
 
 def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list[str]]]:
-    """Of each episode, the cameras of the processor that it lacks (`missing_views`) and those whose value maps it
-    lacks (`missing_maps`); what has no entry is all there."""
-    entries = [{} for _ in range(len(dataset))]
+    """Of each episode, the cameras of the processor without pictures (`missing_views`) and without value maps
+    (`missing_maps`). A complete episode has an empty dict."""
+    entries: list[dict[str, list[str]]] = [{} for _ in range(len(dataset))]
     for name, column in (("missing_views", "rgb"), ("missing_maps", "value")):
         for camera in processor.cameras:
             for row in np.flatnonzero(~_present(dataset, f"{column}_{camera}")):
@@ -156,17 +159,17 @@ def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list
     return entries
 
 
-def described(dataset: HubDataset, processor: AIMProcessor) -> list[dict]:
-    """Each episode's entry in the index: what it is, what it lacks, and `row`, the digest of all that it holds."""
+def described(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, Any]]:
+    """The index entry of each episode: its description, what it lacks, and `row`, the digest of its row."""
     entries = zip(dataset.select_columns(list(DESCRIPTION)).to_list(), missing(dataset, processor), strict=True)
     return [entry | lacks | {"row": digest} for (entry, lacks), digest in zip(entries, row_digests(dataset))]
 
 
 def row_digests(dataset: HubDataset) -> Iterator[str]:
-    """SHA-256 of each row with its videos: the same for the same episode, whatever lies beside it."""
+    """SHA-256 of each row with its videos. It doesn't depend on the other rows."""
     tables = dataset.with_format("arrow")
     for index in range(len(dataset)):
-        # Taken, and not only sliced: then its buffers hold nothing of other rows.
+        # `take` copies: the buffers of a slice would hold other rows, too.
         row = tables[index : index + 1].take([0]).combine_chunks()
         digest = hashlib.sha256()
         for name in row.column_names:
@@ -177,7 +180,7 @@ def row_digests(dataset: HubDataset) -> Iterator[str]:
 
 
 def _present(dataset: HubDataset, column: str) -> np.ndarray:
-    """Which rows hold something, (len(dataset),) bool; no video is read."""
+    """Which rows aren't null in a column, (len(dataset),) bool. No video is read."""
     return dataset.data.column(column).is_valid().to_numpy()
 
 
@@ -190,12 +193,12 @@ def made_from(
     fps: float,
     shard_size: int,
 ) -> dict[str, Any]:
-    """All that latents depend on beside the episodes: what made them, and the geometry that they have.
+    """The settings that latents depend on besides the episodes: encoders and geometry.
 
     Args:
-        config: says how many latent frames and actions a chunk has.
-        text_encoder: its `fingerprint`. text_dim: width of its features.
-        fps: control steps a second. shard_size: episodes of a file.
+        config: gives the latent frames and actions of a chunk.
+        text_encoder: `fingerprint` of the text encoder. text_dim: width of its features.
+        fps: control steps a second. shard_size: episodes in a file.
     """
     fields = ("canvas_size", "cameras", "action_space", "action_dim", "max_text_length")
     vocabulary = json.dumps(sorted(processor.tokenizer.get_vocab().items()))
@@ -215,7 +218,7 @@ def made_from(
 
 
 def encoder_fingerprint(codec: VideoCodec) -> str:
-    """SHA-256 of what makes latents: the decoder may be trained on meanwhile."""
+    """SHA-256 of the encoder and its normalisation. The decoder isn't part of it: it may be trained further."""
     vae, digest = codec.vae, hashlib.sha256()
     for part in (vae.encoder, vae.quant_conv):
         for name, tensor in part.state_dict().items():
@@ -227,14 +230,14 @@ def encoder_fingerprint(codec: VideoCodec) -> str:
 
 @dataclass(frozen=True)
 class LatentShard:
-    """One file of a latents folder. episodes: of `described`, those that it holds. made_from: see there."""
+    """One file of a latents folder. episodes: its entries of `described`. made_from: as `made_from` returns it."""
 
     path: Path
-    episodes: list[dict]
+    episodes: list[dict[str, Any]]
     made_from: dict[str, Any]
 
     def unfinished(self) -> str | None:
-        """Why it has to be written; None if it is there, whole, and holds just these episodes."""
+        """Why the file must be written; None if it is complete and holds exactly these episodes."""
         if not self.path.is_file():
             return "not there yet"
         try:
@@ -244,11 +247,11 @@ class LatentShard:
             return "damaged"
 
     def write(self, encoded: Iterable[dict[str, torch.Tensor]]) -> None:
-        """Writes the episodes' tensors, whole or not at all.
+        """Writes the tensors of the episodes, as a complete file or not at all.
 
         Raises:
             OSError: if the file can't be written.
-            ValueError: for values that aren't finite; names their episode.
+            ValueError: for values that aren't finite; names the episode.
         """
         tensors = {}
         for index, episode in enumerate(encoded):
@@ -262,8 +265,8 @@ class LatentShard:
         with written_file(self.path) as temporary:
             save_file(tensors, temporary, metadata=self._metadata())
 
-    def entries(self) -> Iterator[tuple[dict, torch.Tensor]]:
-        """Each episode's entry in the index, and its actions."""
+    def entries(self) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+        """The index entry of each episode, and its actions."""
         with safe_open(self.path, framework="pt") as file:
             for index, episode in enumerate(self.episodes):
                 frames = file.get_slice(f"{index}.value_latents").get_shape()[1]
@@ -276,12 +279,12 @@ class LatentShard:
                 yield entry, file.get_tensor(f"{index}.actions")
 
     def _metadata(self) -> dict[str, str]:
-        # One entry: safetensors writes several in any order, and equal shards shall be equal files.
+        # A single entry, because safetensors writes several in any order, and equal shards should be equal files.
         return {"made_of": json.dumps({"made_from": self.made_from, "episodes": self.episodes})}
 
 
-def plan_shards(folder: Path, episodes: list[dict], made_from: dict[str, Any]) -> list[LatentShard]:
-    """The files that hold `episodes` of `described`."""
+def plan_shards(folder: Path, episodes: list[dict[str, Any]], made_from: dict[str, Any]) -> list[LatentShard]:
+    """The shards of `episodes`, which are those of `described`."""
     size = check_whole("shard_size", made_from["shard_size"])
     return [
         LatentShard(folder / f"shard-{index:05d}.safetensors", episodes[first : first + size], made_from)
@@ -290,29 +293,29 @@ def plan_shards(folder: Path, episodes: list[dict], made_from: dict[str, Any]) -
 
 
 def begin_encoding(folder: Path, shards: list[LatentShard]) -> str:
-    """Claims the folder, before any of the shards is written, and says which have to be and why.
+    """Claims the folder before any shard is written. Returns a message on how many shards must be written, and why.
 
-    The index goes: until the new one is there, the folder is not finished.
+    Removes the index: a folder without an index is unfinished.
 
     Raises:
-        FileExistsError: if the folder holds latents that were made in another way, which it names.
-        OSError: if it can't be written.
+        FileExistsError: if the folder holds latents of other settings; names them.
+        OSError: if the folder can't be written.
     """
     claim(folder, shards[0].made_from, outputs="shard-*.safetensors")
     (folder / INDEX).unlink(missing_ok=True)
     reasons = Counter(reason for shard in shards if (reason := shard.unfinished()))
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"encoding {reasons.total()} of {len(shards)} files" + (f": {told}" if told else "")
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"encoding {reasons.total()} of {len(shards)} files" + (f": {listed}" if listed else "")
 
 
 def write_index(
     folder: Path, shards: list[LatentShard], processor: AIMProcessor, no_prompt_embeds: torch.Tensor
 ) -> None:
-    """Finishes a folder whose shards are all there, and removes others: writes the processor with the statistics of
-    their actions, and at last the index. A folder without an index was not finished.
+    """Finishes a folder whose shards are all written: removes other shards, then writes the processor with the
+    statistics of the actions and, last, the index. A folder without an index is unfinished.
     """
     for path in {*folder.glob("*shard-*.safetensors*")} - {shard.path for shard in shards}:
-        path.unlink()  # of another set of episodes, or left by a writer that was killed
+        path.unlink()  # of another set of episodes, or a temporary file of a killed writer
     listed = [item for shard in shards for item in shard.entries()]
     processor.action_statistics = processor.compute_action_statistics(torch.cat([actions for _, actions in listed]))
     processor.save_pretrained(folder / "processor")
@@ -323,10 +326,10 @@ def write_index(
 
 
 def held_out_count(episodes: int, held_out: int | None) -> int:
-    """How many of so many episodes are left out of training: `held_out`, or one in 20, at most 48.
+    """The number of episodes held out of training: `held_out`, or by default one in 20, at most 48.
 
     Raises:
-        ValueError: if none would be left to train on.
+        ValueError: if no episode would be left to train on.
     """
     if held_out is None:
         return min(max(episodes // HELD_OUT_SHARE, 1), HELD_OUT_MOST, max(episodes - 1, 0))
@@ -338,24 +341,24 @@ def held_out_count(episodes: int, held_out: int | None) -> int:
 
 
 class LatentWindows(Dataset):
-    """Windows of `window_chunks` chunks from a latents folder, one item for each place where a window fits.
+    """Windows of `window_chunks` chunks from a latents folder, one item for each first chunk of a window.
 
     Args:
-        folder: made by `aim-hf encode-latents`.
-        config: of the model, which says how many latent frames and actions a chunk has, and the lookahead.
-        window_chunks: K; the longest episode's chunks if that is less.
-        held_out: this many episodes, evenly spread over the index, are left out; None for one in 20, at most 48 ...
-        only_held_out: ... or are the only ones.
-        first_only: only the window at each episode's start.
+        folder: folder written by `aim-hf encode-latents`.
+        config: config of the model; gives the latent frames and actions of a chunk, and the lookahead.
+        window_chunks: K, at most the chunks of the longest episode.
+        held_out: number of held-out episodes, evenly spread over the index; None for one in 20, at most 48.
+        only_held_out: use only the held-out episodes instead of all others.
+        first_only: use only the first window of each episode.
 
-    An item holds the arguments of [`AIMForWorldAction.forward`]; `value_weights` are the value map's cells. Where some
-    episode lacks a view or a value map, there are also `rgb_weights` and `value_mask` (K*F, h, w): 0 in the cells of
-    what is missing, 1 elsewhere. An episode shorter than a window gives one whose last chunks stand still and don't
-    count: then both are there, and `action_mask`, 0 for these chunks.
+    An item holds the arguments of [`AIMForWorldAction.forward`]; `value_weights` are the value map's cells. If some
+    episode lacks a view or a value map, items also have `rgb_weights` and `value_mask` (K*F, h, w): 0 in the cells of
+    a missing camera, 1 elsewhere. An episode shorter than a window gives one window, padded with its last frame and
+    action. Then items have both masks and `action_mask`, all 0 in the padding.
 
     Raises:
-        UnreadableFile: if the folder holds no index or one of an older version, or a file is damaged; from
-            `__getitem__`, if what it reads is, or isn't finite.
+        UnreadableFile: if the index is missing or of an older version, or a file is damaged; from `__getitem__`, if
+            the values read are damaged or not finite.
         ValueError: if the latents have another geometry than `config`, or an argument is out of range.
     """
 
@@ -385,7 +388,7 @@ class LatentWindows(Dataset):
         self.entries = [entry for i, entry in enumerate(episodes) if (i in out) == only_held_out]
         self._shards: dict[str, safe_open] = {}
         for entry in self.entries:
-            self._check_entry(entry)  # refused now, and not in the middle of training
+            self._check_entry(entry)  # so that a damaged folder is refused before training starts
         self.num_short = sum(entry["chunks"] < self.window_chunks for entry in self.entries)
         self._incomplete = any({"missing_views", "missing_maps"} & set(entry) for entry in episodes)
         self._places = []
@@ -393,8 +396,8 @@ class LatentWindows(Dataset):
             last = 0 if first_only else max(entry["chunks"] - self.window_chunks, 0)
             self._places += [(index, start) for start in range(last + 1)]
 
-    def _check_entry(self, entry: dict) -> None:
-        """Raises UnreadableFile if an episode's tensors aren't there, or haven't the length that the index says."""
+    def _check_entry(self, entry: dict[str, Any]) -> None:
+        """Raises UnreadableFile if tensors of an episode are missing, or have another length than in the index."""
         path, frames = self.folder / entry["shard"], entry["chunks"] * self.config.chunk_latent_frames
         actions = frames * self.config.actions_per_latent_frame
         lengths = {"latents": (1, 1 + frames), "value_latents": (1, frames), "value_cells": (0, frames)}
@@ -417,8 +420,7 @@ class LatentWindows(Dataset):
             )
 
     def check_codec(self, codec: VideoCodec) -> None:
-        """Raises ValueError if the latents were made by another encoder: a model of them would imagine other pictures
-        than this codec decodes."""
+        """Raises ValueError if the latents were made by another encoder, whose latents this codec can't decode."""
         if encoder_fingerprint(codec) != self.video_encoder:
             raise ValueError(
                 f"the latents of {self.folder} were made by another video codec; train with that one's checkpoint, or "
@@ -426,7 +428,7 @@ class LatentWindows(Dataset):
             )
 
     def check_text_encoder(self, fingerprint: str) -> None:
-        """Raises ValueError if the instructions were encoded by another text encoder than that of a `fingerprint`."""
+        """Raises ValueError unless the instructions were encoded by the text encoder with this `fingerprint`."""
         if fingerprint != self.text_encoder:
             raise ValueError(
                 f"the instructions in {self.folder} were encoded by another text encoder; train with that one's "
@@ -434,19 +436,19 @@ class LatentWindows(Dataset):
             )
 
     def summary(self) -> str:
-        """How many episodes these are, and why not all."""
+        """A message on the number of episodes, of held-out ones and of short ones."""
         left = self.num_episodes - len(self.entries)
-        told = f"training on {len(self.entries)} of {self.num_episodes} episodes ({left} held out)"
+        message = f"training on {len(self.entries)} of {self.num_episodes} episodes ({left} held out)"
         if self.num_short:
-            told += f"; {self.num_short} are shorter than {self.window_chunks} chunks, and count as far as they go"
-        return told
+            message += f"; {self.num_short} are shorter than {self.window_chunks} chunks, and count as far as they go"
+        return message
 
     def fingerprint(self) -> str:
-        """SHA-256 of the index: of how the latents were made, and of each episode in them."""
+        """SHA-256 of the index, which has the settings of the latents and the digest of each episode."""
         return hashlib.sha256((self.folder / INDEX).read_bytes()).hexdigest()
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_shards": {}}  # a worker opens its own
+        return self.__dict__ | {"_shards": {}}  # each worker opens its own files
 
     def _shard(self, name: str) -> safe_open:
         if name not in self._shards:
@@ -458,7 +460,7 @@ class LatentWindows(Dataset):
         return len(self._places)
 
     def no_prompt_embeds(self) -> torch.Tensor:
-        """The text features of no instruction, (max_text_length, text_dim)."""
+        """The text features of an empty instruction, (max_text_length, text_dim)."""
         with reading(self.folder / NO_PROMPT, MEND):
             embeds = load_file(self.folder / NO_PROMPT)["prompt_embeds"].float()
             if not embeds.isfinite().all():
@@ -466,11 +468,11 @@ class LatentWindows(Dataset):
             return self._padded(embeds)
 
     def _padded(self, text: torch.Tensor) -> torch.Tensor:
-        # Stored without its padding; zeros up to the full length are part of what Wan's cross-attention reads.
+        # Stored without padding. Wan's cross-attention reads zeros up to the full length, too.
         return F.pad(text, (0, 0, 0, self.processor.max_text_length - len(text)))
 
     def _cells(self, camera: str, height: int, width: int) -> tuple[slice, slice]:
-        """The cells of a canvas of so many that show something of a camera."""
+        """Rows and columns of the cells that overlap a camera's slot, on a canvas of `height` x `width` cells."""
         slot, spans = self.processor.cameras[camera]["slot"], []
         for axis, cells in enumerate((height, width)):
             pixels = self.processor.canvas_size[axis] // cells
@@ -486,24 +488,24 @@ class LatentWindows(Dataset):
         frames = self.window_chunks * per_chunk
         inside = min(frames, entry["chunks"] * per_chunk - first)  # the episode may end before the window does
 
-        def finite(name, values):
+        def finite(name: str, values: torch.Tensor) -> torch.Tensor:
             values = values.float()
-            if not np.isfinite(values.numpy()).all():  # a tenth of torch's own time, and less than reading takes
+            if not np.isfinite(values.numpy()).all():  # takes a tenth of the time of torch's isfinite
                 raise UnreadableFile(
                     f"{self.folder / entry['shard']}: {key}.{name} of {entry.get('task')} seed {entry.get('seed')} "
                     f"has values that aren't finite; {NOT_FINITE}."
                 )
             return values
 
-        def read(name, axis, begin, count):
-            """`count` from `begin` on, along an axis; beyond the episode's end it stands still."""
+        def read(name: str, axis: int, begin: int, count: int) -> torch.Tensor:
+            """`count` values from `begin` on along an axis; beyond the end of the episode, the last one repeats."""
             stored = shard.get_slice(f"{key}.{name}")
             end = begin + count
             values = finite(name, stored[begin:end] if axis == 0 else stored[:, begin:end])
             last = values.narrow(axis, values.shape[axis] - 1, 1)
             return torch.cat([values, *[last] * (count - values.shape[axis])], dim=axis)
 
-        def scaled(name, lookahead_frames=0):
+        def scaled(name: str, lookahead_frames: int = 0) -> torch.Tensor:
             return self.processor.scale_actions(read(name, 0, first * n, (frames + lookahead_frames) * n))
 
         lookahead = self.config.action_lookahead_frames
@@ -517,12 +519,13 @@ class LatentWindows(Dataset):
             "prompt_embeds": self._padded(finite("prompt_embeds", shard.get_tensor(f"{key}.prompt_embeds"))),
         }
 
-        def known(missing):
+        def known(missing: str) -> torch.Tensor:
+            """1 in the cells of known cameras within the episode, 0 elsewhere: (frames, h, w)."""
             cameras, shape = entry.get(missing, []), latents.shape[2:]
             weights = torch.ones(frames, *shape)
             for camera in cameras:
                 weights[:, *self._cells(camera, *shape)] = 0
-            # Where no camera is known, what lies beside the slots isn't either.
+            # Without any camera, the cells outside the slots are unknown, too.
             weights[0 if len(cameras) == len(self.processor.cameras) else inside :] = 0
             return weights
 

@@ -1,20 +1,21 @@
-"""A folder of episodes: Parquet shards that plain `datasets.load_dataset(folder)` reads, and that no kill can spoil.
+"""A folder of episodes: Parquet shards for `datasets.load_dataset(folder)`, written so that a kill damages none.
 
-    folder/README.md                            the dataset card, whose YAML names the splits
-    folder/data/easy-click_bell-00000.parquet   episodes, videos embedded, ordered by seed
-    folder/manifest/easy-click_bell-00000.json  how they were made, and what became of each seed tried
-    folder/.unfinished/easy-click_bell-00000/   episodes of a shard that is being made, a file each
+    folder/README.md                            dataset card, whose YAML names the splits
+    folder/data/easy-click_bell-00000.parquet   episodes with embedded videos, sorted by seed
+    folder/manifest/easy-click_bell-00000.json  how they were made, and the outcome of each seed
+    folder/.unfinished/easy-click_bell-00000/   episodes of an unfinished shard, one file each
 
-Every file is written under a hidden temporary name and renamed, so that one with its final name is whole. An episode
-is a row group of its own: reading one costs no more than its bytes.
+Every file is written under a hidden temporary name and renamed, so that a file with its final name is complete. Each
+episode is one row group, so that reading an episode reads only its bytes.
 """
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ with extra("data"):
     import pyarrow.parquet as pq
     from datasets import Dataset, Features, load_dataset
 
-KEY = ("suite", "task", "split", "seed")  # what tells episodes apart
+KEY = ("suite", "task", "split", "seed")  # identifies an episode
 UNFINISHED = ".unfinished"
 RATES = "control rates of {:g} frames a second"
 MEND = "delete it and run the command that made it again, which makes what is missing"
@@ -37,20 +38,20 @@ MANIFEST_MEND = "delete it and its shard, and run the command that made them aga
 # Writing
 
 
-def write_rows(path: Path, rows: Iterator[dict] | list[dict], action_dim: int) -> None:
-    """Write rows to one Parquet file, a row group each."""
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], action_dim: int) -> None:
+    """Writes rows to a Parquet file, one row group each."""
     schema = episode_features(action_dim).arrow_schema
     write_tables(path, (pa.Table.from_pylist([_plain(row)], schema=schema) for row in rows), schema)
 
 
-def write_tables(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     with written_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for table in tables:
             writer.write_table(table)
 
 
-def _plain(value):
-    """A row with lists for arrays, which is what Arrow makes fixed-size lists from."""
+def _plain(value: Any) -> Any:
+    """`value` with arrays as lists, from which Arrow makes fixed-size lists."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -60,13 +61,13 @@ def _plain(value):
 
 @dataclass
 class ShardWriter:
-    """Makes one shard episode by episode, each safe once `add` or `reject` has returned.
+    """Writes one shard, episode by episode. Each is saved when `add` or `reject` returns.
 
     writer = ShardWriter(folder, "easy", "click_bell", 0)
-    writer.tried                  # seed -> None for what is recorded already, or the reason of its failure
+    writer.tried                  # seed -> None if it is recorded, or the reason of its failure
     writer.add(row)
     writer.reject(seed, reason)
-    writer.finish(provenance)     # the shard and its manifest are there, the pieces gone
+    writer.finish(provenance)     # writes the shard and its manifest, removes the pieces
     """
 
     folder: Path
@@ -94,17 +95,17 @@ class ShardWriter:
         return sum(reason is None for reason in self.tried.values())
 
     def is_done(self, episodes: int) -> bool:
-        """Whether the shard is there with at least so many episodes. A shorter one is made again.
+        """Whether the shard exists with at least `episodes` episodes. A shorter shard is written again.
 
         Raises:
-            UnreadableFile: if it is damaged.
+            UnreadableFile: if the shard is damaged.
         """
         if not self.path.exists():
             return False
         with reading(self.path, MEND):
             return pq.read_metadata(self.path).num_rows >= episodes
 
-    def add(self, row: dict) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         write_rows(self._piece(row["seed"], "parquet"), [row], len(row["action"][0]))
         self.tried[row["seed"]] = None
 
@@ -112,11 +113,11 @@ class ShardWriter:
         write_text(self._piece(seed, "txt"), reason)
         self.tried[seed] = reason
 
-    def finish(self, provenance: dict) -> None:
-        """Joins the pieces, in the order of their seeds. `provenance` is what the manifest holds beside the seeds.
+    def finish(self, provenance: dict[str, Any]) -> None:
+        """Joins the pieces in the order of their seeds. `provenance`: the manifest's entries besides the seeds.
 
         Raises:
-            UnreadableFile: if a piece is damaged, as after a loss of power.
+            UnreadableFile: if a piece is damaged, as after a power failure.
         """
         recorded = [self._piece(seed, "parquet") for seed, reason in sorted(self.tried.items()) if reason is None]
         for piece in recorded:
@@ -126,16 +127,16 @@ class ShardWriter:
             {"seed": seed, "outcome": "recorded"} | ({} if reason is None else {"outcome": "failed", "reason": reason})
             for seed, reason in sorted(self.tried.items())
         ]
-        head = json.dumps(provenance, indent=1)[:-2]  # a line a seed reads and compares better than JSON's own layout
+        head = json.dumps(provenance, indent=1)[:-2]  # one line per seed is easier to read and to diff
         lines = ",\n  ".join(json.dumps(seed) for seed in seeds)
         write_text(self.manifest, f'{head},\n "seeds": [\n  {lines}\n ]\n}}\n')
         write_tables(self.path, map(pq.read_table, recorded), schema)
         self.remove_pieces()
 
     def remove_pieces(self) -> None:
-        """What a kill between the last two steps of `finish` leaves behind."""
+        """Removes the pieces, which also remain if `finish` was killed before its last step."""
         shutil.rmtree(self._pieces, ignore_errors=True)
-        with suppress(OSError):  # others are still at work there, or nobody ever was
+        with suppress(OSError):  # other shards are unfinished, or the folder doesn't exist
             self._pieces.parent.rmdir()
 
     def _piece(self, seed: int, suffix: str) -> Path:
@@ -143,7 +144,7 @@ class ShardWriter:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of writers that were killed; no writer may be at work."""
+    """Removes temporary files of killed writers. No writer may be running."""
     for place in (folder, folder / "data", folder / "manifest", *folder.glob(f"{UNFINISHED}/*")):
         for path in place.glob(".*.*"):
             if path.suffix[1:].isdigit():  # the writer's process id
@@ -154,10 +155,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards of a folder, in order.
+    """The shards of a folder, sorted.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no shard.
     """
     paths = sorted(folder.glob("data/*.parquet"))
     if not paths:
@@ -168,12 +169,12 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path) -> Features:
-    """The columns that all shards share. Reads what tells episodes apart, and no video.
+    """Checks the shards of a folder and returns the columns that all share. Reads `KEY` and `fps`, but no video.
 
     Raises:
         FileNotFoundError: if the folder holds no shard.
-        ValueError: if a shard is damaged, half-written, foreign or unsorted, an episode is there twice, or episodes
-            have other control rates or actions of other width: names the file, what was expected, and the mend.
+        ValueError: if a shard is damaged, incomplete, of other data or unsorted, an episode occurs twice, or episodes
+            have different control rates or action sizes. Names the file, the expectation and the remedy.
     """
     seen: dict[tuple, Path] = {}
     dims: dict[int, Path] = {}
@@ -198,17 +199,17 @@ def check_folder(folder: Path) -> Features:
 
 
 def _check_one(where: str, what: str, found: dict[float, Path]) -> None:
-    """Refuses episodes that can't be trained on together; `found` are their values, and a file that has each."""
+    """Refuses episodes that can't be trained on together. `found`: each value -> a file that has it."""
     if len(found) > 1:
         mixture = " and ".join(f"{what.format(value)} ({path.name})" for value, path in found.items())
         raise ValueError(f"{where} mixes {mixture}; keep them in folders of their own")
 
 
-def read_manifest(folder: Path, shard: Path) -> dict | None:
-    """How a shard was made; None for one without a manifest.
+def read_manifest(folder: Path, shard: Path) -> dict[str, Any] | None:
+    """The manifest of a shard, which tells how it was made; None if there is none.
 
     Raises:
-        UnreadableFile: if it is damaged, or no manifest.
+        UnreadableFile: if the file is damaged, or no manifest.
     """
     path = folder / "manifest" / f"{shard.stem}.json"
     if not path.exists():
@@ -223,10 +224,10 @@ def read_manifest(folder: Path, shard: Path) -> dict | None:
 
 
 def check_manifests(folder: Path) -> None:
-    """Refuses a folder unless each shard has a manifest that records just its seeds, and each manifest a shard.
+    """Refuses a folder unless each shard has a manifest that records exactly its seeds, and each manifest a shard.
 
     Raises:
-        UnreadableFile: naming the manifest, what was expected, and the mend.
+        UnreadableFile: otherwise; names the manifest, the expectation and the remedy.
     """
     stems = set()
     for shard in shard_paths(folder):
@@ -253,10 +254,12 @@ def check_manifests(folder: Path) -> None:
 
 
 def load_episodes(source: str | Path) -> Dataset:
-    """All episodes of a folder, or of a repo on the Hub, as one Dataset, whatever their split (a column).
+    """All episodes of a folder, or of a repo on the Hub, as one Dataset of all splits (`split` is a column).
 
-    A folder is checked first by `check_folder`; what it raises, and ValueError for a repo of other data.
-    `aim-hf validate` checks every row.
+    `check_folder` checks a folder; rows are not checked, `aim-hf validate` does that.
+
+    Raises:
+        FileNotFoundError, ValueError: as `check_folder`; ValueError also for a repo of other data.
     """
     folder = Path(source)
     if not folder.exists() and str(source).count("/") == 1:
@@ -270,11 +273,11 @@ def load_episodes(source: str | Path) -> Dataset:
     return load_dataset("parquet", data_files=files, split="train", features=features)
 
 
-def read_rows(path: Path) -> Iterator[dict]:
-    """The rows of one shard with videos as bytes, each checked.
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one shard, checked, with videos as bytes.
 
     Raises:
-        ValueError: naming the file, the row, what was expected, and the mend.
+        ValueError: for a bad row; names the file, the row, the expectation and the remedy.
     """
     with reading(path, MEND):
         file = pq.ParquetFile(path)
@@ -292,10 +295,10 @@ def read_rows(path: Path) -> Iterator[dict]:
 
 
 def check_schema(schema: pa.Schema, where: str) -> int:
-    """The number of an action's numbers. Refuses columns other than those of `episode_features`.
+    """Checks that columns are those of `episode_features`. Returns the size of an action.
 
     Raises:
-        ValueError: naming `where` and each column that is missing, unknown or of another type.
+        ValueError: otherwise; names `where` and each column that is missing, unknown or of another type.
     """
     found = {field.name: field.type for field in schema}
     action = found.get("action")

@@ -1,14 +1,15 @@
-"""Whether a folder of episodes holds what it says: every row checked, samples rendered and simulated again."""
+"""Validation of a folder of episodes: checks every row, and renders and simulates samples again."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ..envs import TASKS, next_environment
-from ..envs.base import CAMERAS
+from ..envs.base import CAMERAS, Environment
 from ..envs.seeds import episode_seeds, scene_generator
 from ..utils.extras import extra
 from ..utils.files import MADE_FROM, read_json, reading
@@ -24,7 +25,7 @@ VIDEO_ERROR = 32  # of 255: how far a value map's video may be from the map, by 
 
 @dataclass
 class Report:
-    """What was looked at, and what is wrong."""
+    """Numbers of checks, and the problems found."""
 
     episodes: int = 0
     frames: int = 0
@@ -35,13 +36,13 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-def validate(folder: Path, render: int, simulate: int, **simulator_options) -> Report:
-    """Checks a folder and goes on after a problem, so that the report names all of them.
+def validate(folder: Path, render: int, simulate: int, **simulator_options: Any) -> Report:
+    """Checks a folder. Continues after a problem, so that the report lists all problems.
 
     Args:
-        folder: of episodes.
-        render, simulate: how many episodes are rendered and simulated again, evenly spread over the folder.
-        simulator_options: of the suite's environment.
+        folder: folder of episodes.
+        render, simulate: numbers of episodes to render and to simulate again, evenly spread over the folder.
+        simulator_options: options of the suite's environment.
     """
     report = Report()
     try:
@@ -54,7 +55,7 @@ def validate(folder: Path, render: int, simulate: int, **simulator_options) -> R
     for pieces in sorted(folder.glob(f"{UNFINISHED}/*")):
         report.problems.append(f"{pieces} is an unfinished shard; run the same command again to finish it")
 
-    made_from = {}
+    made_from: dict[str, Any] = {}
     try:
         if (folder / MADE_FROM).exists():
             made_from = read_json(folder / MADE_FROM, "make the folder again")
@@ -96,29 +97,29 @@ def validate(folder: Path, render: int, simulate: int, **simulator_options) -> R
 
 
 def _spread(count: int, total: int) -> set[int]:
-    """`count` numbers of range(total), evenly spread."""
+    """`count` numbers below `total`, evenly spread."""
     count = min(count, total)
     return {i * total // count for i in range(count)}
 
 
-def _disagreements(shard: Path, manifest: dict, made_from: dict) -> Iterator[str]:
-    """Where a manifest says something else than the folder's own record."""
-    told = dict(made_from)
-    if told.keys() >= {"start_seed", "shard_size", "seeds_per_episode"}:  # the first seed that this shard may try
+def _disagreements(shard: Path, manifest: dict[str, Any], made_from: dict[str, Any]) -> Iterator[str]:
+    """Problems where a manifest differs from the settings of the folder."""
+    expected = dict(made_from)
+    if expected.keys() >= {"start_seed", "shard_size", "seeds_per_episode"}:  # gives the first seed of this shard
         with reading(shard.parents[1] / MADE_FROM, "make the folder again"):
             index = int(shard.stem.rsplit("-", 1)[1])
-            start = told["start_seed"] + index * told["shard_size"] * told["seeds_per_episode"]
-            told["seeds_from"] = episode_seeds("train", start, 1)[0]
-    for name in sorted(manifest.keys() & told.keys()):
-        if manifest[name] != told[name]:
+            start = expected["start_seed"] + index * expected["shard_size"] * expected["seeds_per_episode"]
+            expected["seeds_from"] = episode_seeds("train", start, 1)[0]
+    for name in sorted(manifest.keys() & expected.keys()):
+        if manifest[name] != expected[name]:
             yield (
-                f"{shard}: its manifest has {name} = {manifest[name]!r}, but {told[name]!r} by {MADE_FROM}; make the "
-                "folder again"
+                f"{shard}: its manifest has {name} = {manifest[name]!r}, but {expected[name]!r} by {MADE_FROM}; make "
+                "the folder again"
             )
 
 
-def _check_value_maps(row: dict, episode: Episode, report: Report) -> None:
-    """Renders the value maps from the contacts and compares them with their videos."""
+def _check_value_maps(row: dict[str, Any], episode: Episode, report: Report) -> None:
+    """Compares value maps rendered from the contacts with their videos."""
     if episode.events is None:
         return
     for camera in CAMERAS:
@@ -135,20 +136,21 @@ def _check_value_maps(row: dict, episode: Episode, report: Report) -> None:
     report.rendered += 1
 
 
-def _differences(episode: Episode, env, noise: float | None) -> Iterator[str]:
-    """Simulates the episode's seed again, and names what comes out different."""
+def _differences(episode: Episode, env: Environment, noise: float | None) -> Iterator[str]:
+    """Simulates the seed of the episode again. Yields the differences."""
     where = f"{episode.task} {episode.split} seed {episode.seed}"
     if noise is None:
         yield f"{where}: its manifest doesn't tell the noise, without which it can't be simulated again"
         return
     rng = scene_generator(episode.task, episode.split, episode.seed, "noise")
-    again = record_episode(env, episode.seed, noise, rng)
-    if isinstance(again, Failure):
-        yield f"{where}: simulated again, it fails: {again.reason}"
+    replay = record_episode(env, episode.seed, noise, rng)
+    if isinstance(replay, Failure):
+        yield f"{where}: simulated again, it fails: {replay.reason}"
         return
     for name in ("state", "action", "expert_action"):
-        stored, simulated = getattr(episode, name), getattr(again, name)
+        stored, simulated = getattr(episode, name), getattr(replay, name)
         if stored.shape != simulated.shape or not np.array_equal(stored, simulated):
             yield f"{where}: simulated again, {name} differs; other versions of simulator or project made it"
-    if [(e.kind, e.arm, e.frame) for e in episode.events] != [(e.kind, e.arm, e.frame) for e in again.events]:
+    events, replayed = ([(event.kind, event.arm, event.frame) for event in of.events] for of in (episode, replay))
+    if events != replayed:
         yield f"{where}: simulated again, the events differ"

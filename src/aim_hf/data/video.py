@@ -41,7 +41,7 @@ def encode_video(frames: np.ndarray, fps: float, gray: bool = False) -> bytes:
         stream.height, stream.width = frames.shape[1:3]
         is_even = frames.shape[1] % 2 == frames.shape[2] % 2 == 0  # required by yuv420p
         stream.pix_fmt = "yuv420p" if gray and is_even else "yuv444p"
-        # For small pictures, x264's macroblock tree reads uninitialised memory, so the bytes would differ between calls.
+        # For small pictures, x264's macroblock tree reads uninitialised memory: bytes would differ between calls.
         options = {"crf": CONSTANT_RATE_FACTOR, "preset": "medium", "g": KEY_FRAME_EVERY, "mbtree": 0}
         stream.options = {name: str(value) for name, value in options.items()}
         stream.codec_context.thread_count = 1

@@ -152,7 +152,7 @@ class EpisodeWindows(Dataset):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_files": {}}  # each worker opens its own files
 
-    def __getitem__(self, item: int) -> dict:
+    def __getitem__(self, item: int) -> dict[str, Any]:
         if not 0 <= item < len(self):
             raise IndexError(f"window {item} of {len(self)}")
         episode = int(np.searchsorted(self._ends, item, side="right"))
@@ -165,33 +165,35 @@ class EpisodeWindows(Dataset):
 
 
 class StreamedWindows(IterableDataset):
-    """Random windows of episodes that arrive one after another, such as from the Hub:
+    """Random windows of streamed episodes, such as from the Hub:
 
         rows = load_dataset("org/aim-robotwin-30k", split="easy", streaming=True).shuffle(seed=0)
         loader = DataLoader(StreamedWindows(rows, Window(9), windows_per_episode=4), batch_size=8, num_workers=4)
 
-    An episode is read once in a pass and gives `windows_per_episode` windows, in a row: shuffle the rows with a
-    buffer, and the batches are mixed. One that is shorter than a window stands still at its end. Workers share the
-    rows among them, and each pass has windows of its own: those of a pass follow from `seed`, the pass and the
-    episode, whatever the workers. Passes count up; `set_epoch` says which one comes next, as on a resumed run.
+    A pass reads each episode once and yields `windows_per_episode` consecutive windows of it; shuffle the rows with a
+    buffer to mix episodes in a batch. An episode shorter than a window gives windows whose end repeats the last state
+    and action. Workers divide the rows among them. Windows differ from pass to pass; they depend on `seed`, the pass
+    and the episode, but not on the workers. Passes are numbered; `set_epoch` sets the next number, to resume a run.
     """
 
-    def __init__(self, rows: Iterable[dict], window: Window, windows_per_episode: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, rows: Iterable[dict[str, Any]], window: Window, windows_per_episode: int = 1, seed: int = 0
+    ) -> None:
         self.rows, self.window, self.windows_per_episode, self.seed = rows, window, windows_per_episode, seed
-        # The next pass of each worker, in memory that all processes share: a worker's own copy ends with it.
+        # The next pass of each worker, in shared memory, because workers end with the pass.
         self._next_pass = torch.zeros(MOST_WORKERS, dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         self._next_pass.fill_(epoch)
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         index = 0 if worker is None else worker.id
         epoch = int(self._next_pass[index])
         self._next_pass[index] += 1
         rows = self.rows
         if isinstance(rows, StreamedDataset):
-            rows.set_epoch(epoch)  # a shuffled one has another order, and it shares its shards among workers itself
+            rows.set_epoch(epoch)  # reshuffles; `datasets` divides the shards among workers itself
         elif worker is not None:
             rows = islice(rows, index, None, worker.num_workers)
         for row in rows:
@@ -202,8 +204,8 @@ class StreamedWindows(IterableDataset):
                 yield self.window.cut(row, int(start))
 
 
-def _row(table: pa.Table) -> dict:
-    """The one row of a table; its matrices as arrays, for a list of lists costs more than the decoding."""
+def _row(table: pa.Table) -> dict[str, Any]:
+    """The only row of a table, with matrices as arrays: converting them to lists takes longer than decoding."""
     row = {}
     for name in table.column_names:
         column = table[name].combine_chunks()

@@ -1,7 +1,7 @@
-"""LeRobot's dataset format, v3.0 out and v3.0 or v2.1 in, written and read without `lerobot` itself.
+"""Writes LeRobot datasets v3.0, and reads v3.0, v2.1 and v2.0, without the package `lerobot`.
 
-`clips` moves compressed video between files, `format` names what both sides share, `export` writes a dataset, `source`
-reads one, `robot` describes a robot's columns and cameras, `importer` makes our episodes of them.
+`clips` copies compressed video between files, `format` has the names that reading and writing share, `export` writes a
+dataset, `source` reads one, `robot` maps its columns and cameras, and `importer` converts its episodes.
 """
 
 from ...utils.extras import extra

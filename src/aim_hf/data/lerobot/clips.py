@@ -1,8 +1,7 @@
-"""Compressed video, moved without decoding: clips strung together in one MP4 file, and cut out of one again.
+"""Joins compressed clips to one MP4 file, and cuts clips out of a file, without decoding.
 
-Packets are copied as they are, so no picture loses quality and a clip costs no more than its bytes. A clip can be cut
-out where its first picture is a key frame and no picture of it needs another clip's, as in every file that was made by
-stringing clips together.
+Packets are copied, so pictures keep their quality and a clip costs only its bytes. A clip can be cut out if it begins
+with a key frame and none of its pictures depends on a picture outside, as in every file of joined clips.
 """
 
 import io
@@ -15,46 +14,46 @@ import av
 
 from ...utils.files import reading
 
-LEAD = 16  # frames; decoding never runs further ahead of showing
+LEAD = 16  # frames by which decoding order is ahead of presentation order, at most
 
 
 def frame_rate(fps: float) -> Fraction:
-    """The rate that a video of `fps` really has: stored numbers are rounded, 16.6667 is 50/3."""
+    """The exact rate of a video at `fps`, which may be rounded: 16.6667 is 50/3."""
     return Fraction(fps).limit_denominator(1000)
 
 
-def parameters(stream: av.VideoStream) -> tuple:
-    """What must be equal for two clips to be decoded as one."""
+def parameters(stream: av.VideoStream) -> tuple[str, int, int, str, bytes | None]:
+    """The codec parameters that must be equal for two clips in one stream."""
     context = stream.codec_context
     return context.codec.canonical_name, context.width, context.height, context.pix_fmt, context.extradata
 
 
 class ClipJoiner:
-    """Strings clips of one frame rate together in an MP4 file.
+    """Joins clips of one frame rate to an MP4 file.
 
     with ClipJoiner(path, rate) as joiner:
         joiner.fits(clip)            # bytes of an MP4 file
         joiner.add(clip)
-        joiner.frames, joiner.bytes  # what is in the file by now
+        joiner.frames, joiner.bytes  # frames and bytes added so far
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         self.rate, self.frames, self.bytes = rate, 0, 0
-        self._stream = None
+        self._stream: av.VideoStream | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The index at the front lets a reader over a network begin at once.
+        # With the index at the front, a reader over a network can start immediately.
         self._output = av.open(path, "w", format="mp4", options={"movflags": "faststart"})
 
     def fits(self, clip: bytes) -> bool:
-        """Whether the clip can be decoded as one with those before it."""
+        """Whether the clip can be joined to those already added."""
         with av.open(io.BytesIO(clip)) as container:
             stream = container.streams.video[0]
             return self._stream is None or (
                 parameters(stream) == self._parameters and self._delay_of(container, stream) <= self._delay
             )
 
-    def _delay_of(self, container, stream) -> int:
-        """How many frames decoding runs ahead of showing."""
+    def _delay_of(self, container: av.container.InputContainer, stream: av.VideoStream) -> int:
+        """Frames by which decoding order is ahead of presentation order."""
         return -round(next(container.demux(stream)).dts * stream.time_base * self.rate)
 
     def add(self, clip: bytes) -> None:
@@ -67,10 +66,10 @@ class ClipJoiner:
                 self._stream.time_base = stream.time_base
             first = self.frames
             for packet in container.demux(stream):
-                if packet.dts is None:  # the end
+                if packet.dts is None:  # the flush packet at the end
                     continue
                 packet.pts += round(first / self.rate / packet.time_base)
-                # Times of decoding only count up; clips may begin at different ones.
+                # Decoding times must increase, but those of clips may start at different values.
                 packet.dts = round((self.frames - self._delay) / self.rate / packet.time_base)
                 packet.stream = self._stream
                 self._output.mux(packet)
@@ -80,7 +79,7 @@ class ClipJoiner:
     def __enter__(self) -> "ClipJoiner":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -89,10 +88,10 @@ class ClipJoiner:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
-    """A video file.
+    """An open video file.
 
     Raises:
-        UnreadableFile: for whatever goes wrong with it.
+        UnreadableFile: for any error in opening or reading it.
     """
     with reading(path, "download or record it again"):
         try:
@@ -100,16 +99,16 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
                 yield container
         except OSError:
             raise
-        except (av.FFmpegError, IndexError, OverflowError) as error:  # some of FFmpeg's are of no other kind
+        except (av.FFmpegError, IndexError, OverflowError) as error:  # some FFmpegErrors are no OSError
             raise ValueError("it is no video file") from error
 
 
 def check_clip(path: Path, first: int, count: int, rate: Fraction) -> tuple[int, int]:
-    """(height, width) of the pictures. Frames `first` to `first + count` of a file of constant `rate` are there;
-    nothing is decoded.
+    """Checks that a file of constant `rate` has frames `first` to `first + count`. Returns (height, width). Nothing is
+    decoded.
 
     Raises:
-        UnreadableFile: if the file is missing, no video, or holds no picture at one of these times.
+        UnreadableFile: if the file is missing, is no video, or lacks one of these frames.
     """
     with _opened(path) as container:
         _packets(container, first, count, rate)
@@ -120,48 +119,50 @@ def check_clip(path: Path, first: int, count: int, rate: Fraction) -> tuple[int,
 
 
 def cut_clip(path: Path, first: int, count: int, rate: Fraction) -> bytes | None:
-    """Frames `first` to `first + count` of a file of constant `rate` as a file of their own; None where they can't be
-    cut out, since their pictures depend on others.
+    """Frames `first` to `first + count` of a file of constant `rate` as the bytes of a file; None if they depend on
+    other frames.
 
     Raises:
         UnreadableFile: as `check_clip`.
     """
     with _opened(path) as container:
-        taken, whole = _packets(container, first, count, rate)
-        start, stream = min(packet.pts for packet in taken), container.streams.video[0]
-        if not (whole and taken[0].is_keyframe and taken[0].pts == start):
+        packets, contiguous = _packets(container, first, count, rate)
+        start, stream = min(packet.pts for packet in packets), container.streams.video[0]
+        if not (contiguous and packets[0].is_keyframe and packets[0].pts == start):
             return None
         buffer = io.BytesIO()
         with av.open(buffer, "w", format="mp4") as output:
             copy = output.add_stream_from_template(stream, opaque=True)
             copy.time_base = stream.time_base
-            for packet in taken:
+            for packet in packets:
                 packet.pts, packet.dts = packet.pts - start, packet.dts - start
                 packet.stream = copy
                 output.mux(packet)
         return buffer.getvalue()
 
 
-def _packets(container, first: int, count: int, rate: Fraction) -> tuple[list[av.Packet], bool]:
-    """The packets of frames `first` to `first + count`, and whether no other frame's lies between them."""
+def _packets(
+    container: av.container.InputContainer, first: int, count: int, rate: Fraction
+) -> tuple[list[av.Packet], bool]:
+    """The packets of frames `first` to `first + count`, and whether they are contiguous in the file."""
     stream = container.streams.video[0]
-    tick = stream.time_base * rate  # frames in a unit of the file's time
-    # A file's index may go by the times of decoding, which run ahead.
+    tick = stream.time_base * rate  # frames in a time unit of the file
+    # The index of a file may use decoding times, which are ahead.
     container.seek(max(0, int((first - LEAD) / tick)), stream=stream)
-    taken, skipped, whole = [], False, True
+    packets, skipped, contiguous = [], False, True
     for packet in container.demux(stream):
         if packet.dts is None or round(packet.dts * tick) >= first + count:
             break
         if not first <= round(packet.pts * tick) < first + count:
-            skipped = bool(taken)
+            skipped = bool(packets)
             continue
         if packet.is_corrupt:
             raise ValueError(f"the picture of frame {round(packet.pts * tick)} is cut off")
-        whole &= not skipped  # a foreign picture comes between, which one of these may need
-        taken.append(packet)
-    if sorted(round(packet.pts * tick) for packet in taken) != list(range(first, first + count)):
+        contiguous &= not skipped  # one of these frames may depend on the skipped one
+        packets.append(packet)
+    if sorted(round(packet.pts * tick) for packet in packets) != list(range(first, first + count)):
         raise ValueError(
-            f"it has {len(taken)} pictures where frames {first} to {first + count - 1} at {float(rate):g} a second "
+            f"it has {len(packets)} pictures where frames {first} to {first + count - 1} at {float(rate):g} a second "
             f"should be, expected {count}: the video and the table of frames don't fit together"
         )
-    return taken, whole
+    return packets, contiguous

@@ -1,13 +1,14 @@
-"""Our episodes as a LeRobot v3.0 dataset.
+"""Writes episodes as a LeRobot v3.0 dataset.
 
-Videos are not encoded again: their packets are strung together, many episodes in a file. No more than an episode is in
-memory. All is written to a hidden folder that gets its name when it is whole.
+Videos are not encoded again: their packets are copied, many episodes to a file. Only one episode is in memory at a
+time. The dataset is written to a hidden folder, which is renamed when it is complete.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -29,7 +30,7 @@ QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 INDICES = ("frame_index", "episode_index", "index", "task_index")
 
 
-def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict]:
+def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """The episodes of a folder with videos as bytes, split by split."""
     paths = shard_paths(folder)
     of_path = {}
@@ -46,17 +47,21 @@ def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict]:
                 yield from read_rows(path)
 
 
-def export_lerobot(rows: Iterable[dict], output: Path, repo_id: str, value_maps: bool = True) -> dict:
-    """Writes `rows` of `episode_features`, each split's one after the other, as a LeRobot v3.0 dataset; returns its
-    `meta/info.json`.
+def export_lerobot(
+    rows: Iterable[dict[str, Any]], output: Path, repo_id: str, value_maps: bool = True
+) -> dict[str, Any]:
+    """Writes `rows` of `episode_features` as a LeRobot v3.0 dataset. The rows of a split must be contiguous.
 
     Args:
-        value_maps: write them, too. LeRobot's policies take every video of a dataset for an input.
+        value_maps: also write value maps. LeRobot's policies use every video of a dataset as an input.
+
+    Returns:
+        The content of `meta/info.json`.
 
     Raises:
-        FileExistsError: if `output` is there already.
-        ValueError: for no episode, or one that has other views, sizes, frame rate or action space than the first:
-            LeRobot wants the same of all.
+        FileExistsError: if `output` exists.
+        ValueError: without an episode, or for one with other views, sizes, frame rate or action space than the first,
+            because LeRobot requires them to be equal.
     """
     if output.exists():
         raise FileExistsError(f"{output} is there already; delete it, or write to another folder")
@@ -73,7 +78,7 @@ def export_lerobot(rows: Iterable[dict], output: Path, repo_id: str, value_maps:
 class _Writer:
     """Writes a dataset into `folder`, with the views, sizes, frame rate and action space of `first`."""
 
-    def __init__(self, folder: Path, first: dict, value_maps: bool) -> None:
+    def __init__(self, folder: Path, first: dict[str, Any], value_maps: bool) -> None:
         self.folder = folder
         self.columns = [
             column
@@ -89,16 +94,16 @@ class _Writer:
         self.sizes = {column: decode_video(first[column]["bytes"], [0]).shape[1:3] for column in self.columns}
         self.videos = {column: _VideoFiles(folder, format.VIDEO_KEYS[column], self.rate) for column in self.columns}
         self.data = _TableFiles(folder, format.DATA, self._frame_features().arrow_schema, DATA_FILE_MB)
-        self.episodes: _TableFiles | None = None  # its columns are known with the first records
-        self.records: list[dict] = []  # of episodes, not written yet
+        self.episodes: _TableFiles | None = None  # opened with the first records, which determine its columns
+        self.records: list[dict[str, Any]] = []  # of episodes that aren't written yet
         self.own = pq.ParquetWriter(_made(folder / format.OURS), format.own_features().arrow_schema)
         self.tasks: dict[str, int] = {}
         self.splits: dict[str, list[int]] = {}
         self.statistics: dict[str, dict[str, np.ndarray]] = {}  # of all episodes so far
         self.num_episodes = self.num_frames = 0
 
-    def _common(self, row: dict) -> dict:
-        """What LeRobot wants to be the same in all episodes."""
+    def _common(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Properties that LeRobot requires to be equal in all episodes."""
         present = [column for column in format.VIDEO_KEYS if row[column] is not None and column not in self.left_out]
         return {
             "videos": present,
@@ -107,7 +112,7 @@ class _Writer:
             "numbers of an action": len(row["action"][0]),
         }
 
-    def add(self, row: dict) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         where = f"{row['task']} seed {row['seed']}"
         for name, value in self._common(row).items():
             if value != self.common[name]:
@@ -160,8 +165,8 @@ class _Writer:
         self.splits.setdefault(row["split"], [index, index])[1] = index + 1
         self.num_episodes, self.num_frames = index + 1, self.num_frames + frames
 
-    def _add_record(self, record: dict) -> None:
-        """Keeps the record until there are enough for a row group: with hundreds of columns, each group is costly."""
+    def _add_record(self, record: dict[str, Any]) -> None:
+        """Collects records for a row group, because each group of hundreds of columns has a large overhead."""
         self.records.append(record)
         if len(self.records) == RECORDS_IN_GROUP:
             self._write_records()
@@ -177,7 +182,7 @@ class _Writer:
         self.episodes.add(columns | {name: [value] * len(self.records) for name, value in where.items()})
         self.records.clear()
 
-    def finish(self, repo_id: str) -> dict:
+    def finish(self, repo_id: str) -> dict[str, Any]:
         if self.records:
             self._write_records()
         for part in (self.data, self.episodes, self.own, *self.videos.values()):
@@ -216,8 +221,8 @@ class _Writer:
             vectors | {"timestamp": Value("float32")} | {name: Value("int64") for name in INDICES},
         )
 
-    def _features(self) -> dict:
-        features = {}
+    def _features(self) -> dict[str, Any]:
+        features: dict[str, Any] = {}
         for column in self.columns:
             height, width = self.sizes[column]
             features[format.VIDEO_KEYS[column]] = {
@@ -232,7 +237,7 @@ class _Writer:
         return features | {name: {"dtype": "int64", "shape": [1], "names": None} for name in INDICES}
 
 
-# Files that begin anew when they are full
+# Files of limited size
 
 
 def _next_place(place: tuple[int, int]) -> tuple[int, int]:
@@ -246,14 +251,15 @@ def _made(path: Path) -> Path:
 
 
 class _TableFiles:
-    """Parquet files of one schema; what is added at a time is a row group."""
+    """Parquet files of one schema. Each call of `add` writes a row group."""
 
     def __init__(self, folder: Path, pattern: str, schema: pa.Schema, limit_mb: float) -> None:
         self.folder, self.pattern, self.schema, self.limit = folder, pattern, schema, limit_mb * 2**20
-        self._place, self._writer, self._bytes = (0, 0), None, 0
+        self._place, self._bytes = (0, 0), 0
+        self._writer: pq.ParquetWriter | None = None
 
     def place(self) -> tuple[int, int]:
-        """Chunk and file that the next table goes to."""
+        """Chunk and file of the next table."""
         if self._bytes >= self.limit:
             self.close()
             self._place, self._bytes = _next_place(self._place), 0
@@ -280,14 +286,15 @@ class _VideoFiles:
 
     def __init__(self, folder: Path, key: str, rate: Fraction) -> None:
         self.folder, self.key, self.rate = folder, key, rate
-        self._place, self._joiner = (0, 0), None
+        self._place = (0, 0)
+        self._joiner: ClipJoiner | None = None
 
     def _path(self) -> Path:
         chunk, file = self._place
         return self.folder / format.VIDEO.format(video_key=self.key, chunk_index=chunk, file_index=file)
 
-    def add(self, clip: bytes, frames: int) -> dict:
-        """Appends a clip; returns where it is, as an episode's record says it."""
+    def add(self, clip: bytes, frames: int) -> dict[str, int | float]:
+        """Appends a clip. Returns its place, as entries of an episode's record."""
         if self._joiner is not None:
             full = self._joiner.bytes + len(clip) > VIDEO_FILE_MB * 2**20
             if full or not self._joiner.fits(clip):
@@ -310,8 +317,8 @@ class _VideoFiles:
             self._joiner.close()
             self._joiner = None
 
-    def description(self) -> dict:
-        """What LeRobot's features say about a video, read from the last file."""
+    def description(self) -> dict[str, Any]:
+        """LeRobot's `info` of a video feature, read from the last file."""
         with av.open(self._path()) as container:
             codec, width, height, pixels, _ = parameters(container.streams.video[0])
         rate = float(self.rate)
@@ -331,13 +338,13 @@ class _VideoFiles:
 
 
 def _number_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Of values (T,) or (T, D), each (1,) or (D,)."""
+    """Statistics of values (T,) or (T, D), each (1,) or (D,)."""
     values = values.reshape(len(values), -1).astype(np.float64)
     return _statistics(values, len(values))
 
 
 def _picture_statistics(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Of frames (T, height, width, 3) uint8: of each channel in [0, 1], shape (3, 1, 1)."""
+    """Statistics of frames (T, height, width, 3) uint8, scaled to [0, 1]: (3, 1, 1) each, one value per channel."""
     statistics = _statistics(frames.reshape(-1, 3) / 255, len(frames))
     return {name: value if name == "count" else value.reshape(3, 1, 1) for name, value in statistics.items()}
 
@@ -355,8 +362,8 @@ def _statistics(values: np.ndarray, count: int) -> dict[str, np.ndarray]:
 
 
 def _merged(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Statistics of all values from those of two parts, as LeRobot merges them: exact but for the quantiles, which are
-    means over the episodes."""
+    """The statistics of two parts together, merged as in LeRobot: exact except for the quantiles, which are averaged
+    over the episodes."""
     count = a["count"] + b["count"]
     share = b["count"][0] / count[0]
 
@@ -375,11 +382,11 @@ def _merged(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.
     }
 
 
-def _write_json(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     _made(path).write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
-def _card(repo_id: str, info: dict, without_maps: bool) -> str:
+def _card(repo_id: str, info: dict[str, Any], without_maps: bool) -> str:
     maps = "Value maps were left out."
     if not without_maps:
         maps = """`observation.images.value_*` are *action-based spatial value maps*: bright where the robot makes its

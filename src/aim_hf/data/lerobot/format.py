@@ -1,13 +1,11 @@
-"""What both sides of the bridge know of the format: file names, and the table of what LeRobot has no place for.
+"""Names of LeRobot's files and features, and the table `meta/aim.parquet`.
 
-Notable choices:
-- A LeRobot row is a frame with the action that is taken in it. Our episode of T actions has T + 1 frames: the last row
-  repeats the last action, which is what standing still means in absolute action spaces. Read back, the last action of
-  any episode is dropped: nobody saw what it did.
-- Value maps are videos as the cameras' are, `observation.images.value_<camera>`; what the expert wanted is the feature
-  `expert_action`.
-- `meta/aim.parquet`, a row an episode, keeps what else an episode has: suite, task, split, seed, success, action
-  space, contacts and the cameras' calibration.
+- A LeRobot row is a frame with the action taken in it. An episode of T actions has T + 1 frames, so its last row
+  repeats the last action, which means standing still in an absolute action space. The import drops the last action of
+  every episode, because no frame shows its result.
+- Value maps are videos `observation.images.value_<camera>`; the expert's action is the feature `expert_action`.
+- `meta/aim.parquet` has one row per episode, with the columns that LeRobot lacks: suite, task, split, seed, success,
+  action space, contacts and the cameras' calibration.
 """
 
 from datasets import Features
@@ -25,13 +23,13 @@ VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 OURS = "meta/aim.parquet"
 
 STATE, ACTION, EXPERT_ACTION = "observation.state", "action", "expert_action"
-VECTORS = {"state": STATE, "action": ACTION, "expert_action": EXPERT_ACTION}  # column of ours -> feature
+VECTORS = {"state": STATE, "action": ACTION, "expert_action": EXPERT_ACTION}  # column of an episode -> feature
 
 ARM_NUMBERS = ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper")
 
 
 def video_key(column: str) -> str:
-    """The feature of one of our video columns: `rgb_head_camera` is observation.images.head_camera."""
+    """The feature of a video column: observation.images.head_camera for `rgb_head_camera`."""
     return f"observation.images.{column.removeprefix('rgb_')}"
 
 
@@ -39,7 +37,7 @@ VIDEO_KEYS = {column: video_key(column) for column in VIDEO_COLUMNS}
 
 
 def number_names(action_space: str, action_dim: int) -> list[str]:
-    """Names of an action's numbers."""
+    """Names of the numbers of an action."""
     if action_space == "ee":
         return [f"{arm}_{name}" for arm in ("left", "right") for name in ARM_NUMBERS]
     return [f"joint_{index}" for index in range(action_dim)]

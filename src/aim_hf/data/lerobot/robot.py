@@ -1,4 +1,4 @@
-"""A small JSON file that says which columns and cameras of a LeRobot dataset are what to AIM.
+"""The JSON file that maps columns and cameras of a LeRobot dataset to AIM's.
 
     {
       "cameras": {"head_camera": "observation.images.top", "right_camera": "observation.images.wrist"},
@@ -7,12 +7,11 @@
 
 is enough for a robot whose `observation.state` and `action` are joint positions. docs/own_robot.md explains the rest.
 
-Notable choices:
-- Columns are named with what to take of them: `action`, `action[7]`, `action[0:3]`.
-- Action space `ee` has two arms. Of a robot with one, the other stands still at the origin, its gripper open: its
-  numbers are constant, so that nothing need be learned of them.
-- A gripper that closes is a pick, and one that opens afterwards a place, at the tool's position in the world. That is
-  all that teleoperation tells about contacts.
+- Columns can be sliced: `action`, `action[7]`, `action[0:3]`.
+- Action space `ee` has two arms. For a robot with one arm, the other arm rests at the origin with an open gripper: its
+  numbers are constant, so there is nothing to learn about them.
+- A closing gripper is a pick, and its next opening a place, at the position of the tool center point in the world.
+  Teleoperation gives no other information about contacts.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -36,7 +35,7 @@ RESTING_ARM = np.array([0, 0, 0, 1, 0, 0, 0, 1], dtype=np.float32)  # xyz, quate
 
 @dataclass(frozen=True)
 class Columns:
-    """Some numbers of a column: `name`, `name[i]` or `name[i:j]`."""
+    """A column or a slice of it: `name`, `name[i]` or `name[i:j]`."""
 
     name: str
     first: int | None = None
@@ -56,10 +55,10 @@ class Columns:
         return self.name if self.first is None else f"{self.name}[{self.first}:{self.last}]"
 
     def width(self, source: LeRobotSource) -> int:
-        """How many numbers these are.
+        """The number of values in a frame.
 
         Raises:
-            ValueError: if the dataset has no such numbers.
+            ValueError: if the dataset has no such column, or the slice is out of range.
         """
         width = source.width(self.name)
         if self.first is None:
@@ -74,25 +73,26 @@ class Columns:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a tool center point is. `rotation` and `gripper` may be missing where only the place matters."""
+    """Columns of the pose of a tool center point. `rotation` and `gripper` may be missing if unused."""
 
     xyz: Columns
     rotation: Columns | None = None
     gripper: Columns | None = None
 
     def columns(self) -> list[tuple[Columns, int]]:
-        """Each with the number of numbers that it must have (0: what the rotation's convention says)."""
-        return [(c, n) for c, n in ((self.xyz, 3), (self.rotation, 0), (self.gripper, 1)) if c is not None]
+        """The columns that are given, each with its expected width (0: as the rotation's convention says)."""
+        expected = ((self.xyz, 3), (self.rotation, 0), (self.gripper, 1))
+        return [(columns, width) for columns, width in expected if columns is not None]
 
 
 @dataclass(frozen=True)
 class Arm:
     """An arm of the robot.
 
-    state, action: measured, and commanded (absolute, in the same frame).
+    state, action: measured and commanded pose (absolute, in the same frame).
     convention: of rotations: `wxyz` or `xyzw` (unit quaternions), `rpy` (roll, pitch, yaw about the fixed x, y and z
         axes, rad) or `rotation_vector` (axis times angle, rad).
-    gripper_closed, gripper_open: the numbers that a closed and an open gripper have.
+    gripper_closed, gripper_open: values of a closed and of an open gripper.
     """
 
     state: Pose
@@ -106,10 +106,10 @@ class Arm:
 class Calibration:
     """A pinhole camera.
 
-    intrinsics: fx, fy, cx, cy in pixels, as OpenCV's calibration gives them. size: (height, width) of the pictures
-        that it was calibrated with.
-    extrinsics: 4 x 4, world to camera (OpenCV axes), of a camera that stands still ...
-    hand_eye: ... or 4 x 4, camera to tool, of one that `arm` carries.
+    intrinsics: fx, fy, cx, cy in pixels, as from OpenCV's calibration. size: (height, width) of the pictures used for
+        the calibration.
+    extrinsics: 4 x 4, world to camera (OpenCV axes), of a fixed camera.
+    hand_eye: 4 x 4, camera to tool, of a camera on the arm `arm`; instead of `extrinsics`.
     """
 
     intrinsics: list[float]
@@ -121,7 +121,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Contacts:
-    """When a gripper (0 closed .. 1 open) has closed, and opened again: two thresholds, so that noise is no event."""
+    """Thresholds for a closed and an open gripper (0 closed .. 1 open). With two thresholds, noise makes no event."""
 
     closed: float = 0.3
     open: float = 0.6
@@ -129,15 +129,15 @@ class Contacts:
 
 @dataclass(frozen=True)
 class Robot:
-    """What a dataset's columns are.
+    """The mapping of a dataset's columns and cameras.
 
-    cameras: our camera -> LeRobot's; one to three of head_camera, left_camera, right_camera.
+    cameras: AIM camera -> LeRobot camera; one to three of head_camera, left_camera, right_camera.
     action_space: `qpos` (absolute joint positions and grippers) or `ee`, see [`AIMProcessor`].
-    state, action: `qpos` alone: what makes up a state and an action, equally many numbers.
-    arms: "left" and/or "right"; `ee`, contacts and cameras that an arm carries need them.
-    calibration: our camera -> its calibration.
-    contacts: value maps are made of them.
-    instruction: instead of the dataset's own.
+    state, action: only with `qpos`: the columns of a state and of an action, of equal width.
+    arms: "left" and/or "right"; required for `ee`, contacts and cameras on an arm.
+    calibration: AIM camera -> its calibration.
+    contacts: thresholds of the contact events, from which value maps are rendered.
+    instruction: replaces the dataset's instructions.
     """
 
     cameras: dict[str, str]
@@ -154,8 +154,8 @@ class Robot:
         """Reads a JSON file.
 
         Raises:
-            UnreadableFile: if it is missing or no JSON. ValueError: naming the file, the field, what it holds and
-                what was expected.
+            UnreadableFile: if it is missing or no JSON.
+            ValueError: for a wrong field; names the file, the field, its value and the expectation.
         """
         content = read_json(path, "mend it; docs/own_robot.md says what it may hold")
         try:
@@ -166,7 +166,7 @@ class Robot:
         return robot
 
     def check(self) -> None:
-        """What can be told without a dataset."""
+        """Checks the fields without a dataset. Raises ValueError."""
         if not self.cameras:
             raise ValueError(f"cameras is empty; expected one to three of {', '.join(CAMERAS)}")
         for name, mapping, known in (
@@ -227,10 +227,10 @@ class Robot:
                 raise ValueError(f"{where}: hand_eye needs `arm`, one of arms whose state has xyz and rotation")
 
     def check_source(self, source: LeRobotSource) -> None:
-        """Refuses a dataset without the columns and cameras that this robot speaks of.
+        """Refuses a dataset without the columns and cameras that are named here.
 
         Raises:
-            ValueError: naming what is missing, and what there is.
+            ValueError: names what is missing, and what the dataset has.
         """
         for key in self.cameras.values():
             source.picture_size(key)
@@ -249,7 +249,7 @@ class Robot:
                         raise ValueError(f"{columns} has {columns.width(source)} numbers; expected {expected}")
 
     def columns(self) -> list[str]:
-        """The names of the columns that are read."""
+        """The names of the columns to read."""
         poses = [pose for arm in self.arms.values() for pose in (arm.state, arm.action) if pose is not None]
         parts = [columns for pose in poses for columns, _ in pose.columns()]
         if self.action_space == "qpos":
@@ -259,14 +259,14 @@ class Robot:
     # Numbers of an episode, from its columns (num_frames, width) each
 
     def states_and_actions(self, frames: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """(num_frames, D) float32 each, in our layout.
+        """State and action, (num_frames, D) float32 each, in AIM's layout.
 
         Raises:
             ValueError: if a quaternion is not of unit length.
         """
         if self.action_space == "qpos":
             parts = (self.state, self.action)
-            return tuple(np.concatenate([part.of(frames) for part in p], axis=1) for p in parts)
+            return tuple(np.concatenate([part.of(frames) for part in columns], axis=1) for columns in parts)
         length = len(next(iter(frames.values())))
         rest = np.tile(RESTING_ARM, (length, 1))
         state = [self._ee(self.arms[side], "state", frames) if side in self.arms else rest for side in ARMS]
@@ -287,14 +287,15 @@ class Robot:
     def cameras_of(
         self, frames: dict[str, np.ndarray], sizes: dict[str, tuple[int, int]]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Intrinsics (num_frames, 3, 3) and extrinsics (num_frames, 3, 4) of calibrated cameras, for pictures of
-        `sizes` (height, width)."""
+        """Intrinsics (num_frames, 3, 3) and extrinsics (num_frames, 3, 4) of the calibrated cameras.
+
+        `sizes`: camera -> (height, width) of the pictures."""
         length = len(next(iter(frames.values())))
         intrinsics, extrinsics = {}, {}
         for camera, calibration in self.calibration.items():
             fx, fy, cx, cy = calibration.intrinsics
             down, right = (now / then for now, then in zip(sizes[camera], calibration.size))
-            # OpenCV has the centre of the first pixel at 0, we at 0.5.
+            # OpenCV has the center of the first pixel at 0, AIM at 0.5.
             matrix = [[fx * right, 0, (cx + 0.5) * right], [0, fy * down, (cy + 0.5) * down], [0, 0, 1]]
             intrinsics[camera] = np.tile(np.float32(matrix), (length, 1, 1))
             if calibration.extrinsics is not None:
@@ -306,7 +307,7 @@ class Robot:
         return intrinsics, extrinsics
 
     def _tool_pose(self, arm: Arm, frames: dict[str, np.ndarray]) -> np.ndarray:
-        """Tool to world, (num_frames, 4, 4)."""
+        """The transform from tool to world, (num_frames, 4, 4)."""
         xyz = arm.state.xyz.of(frames)
         pose = np.tile(np.eye(4), (len(xyz), 1, 1))
         pose[:, :3, :3] = rotation_matrix(self._quaternions(arm, arm.state, frames))
@@ -314,7 +315,7 @@ class Robot:
         return pose
 
     def events(self, frames: dict[str, np.ndarray]) -> list[Event] | None:
-        """What the grippers did, in order; None without `contacts`."""
+        """Picks and places of the grippers in time order; None without `contacts`."""
         if self.contacts is None:
             return None
         events = []
@@ -329,14 +330,15 @@ class Robot:
 
 
 def _gripper(arm: Arm, pose: Pose, frames: dict[str, np.ndarray]) -> np.ndarray:
-    """(num_frames,), 0 closed .. 1 open."""
+    """The opening of a gripper, (num_frames,), 0 closed .. 1 open."""
     raw = pose.gripper.of(frames)[:, 0].astype(np.float64)
     return np.clip((raw - arm.gripper_closed) / (arm.gripper_open - arm.gripper_closed), 0, 1)
 
 
 def closings_and_openings(gripper: np.ndarray, contacts: Contacts) -> list[tuple[int, str]]:
-    """(frame, "pick") where an open gripper has closed, and (frame, "place") where it has opened again."""
-    found, is_open, holds = [], gripper[0] > contacts.closed, False
+    """(frame, "pick") when an open gripper has closed, and (frame, "place") when it has opened again."""
+    found: list[tuple[int, str]] = []
+    is_open, holds = gripper[0] > contacts.closed, False
     for frame, value in enumerate(gripper):
         if is_open and value <= contacts.closed:
             is_open, holds = False, True
@@ -380,7 +382,7 @@ def _rpy(angles: np.ndarray) -> np.ndarray:
 
 def _rotation_vector(vector: np.ndarray) -> np.ndarray:
     angle = np.linalg.norm(vector, axis=1, keepdims=True)
-    # sin(angle / 2) / angle, which is 1/2 where nothing turns
+    # The factor is sin(angle / 2) / angle, which is 1/2 for angle 0.
     return np.concatenate([np.cos(angle / 2), vector * np.sinc(angle / 2 / np.pi) / 2], axis=1)
 
 
@@ -390,14 +392,14 @@ CONVENTIONS = {"wxyz": _wxyz, "xyzw": _xyzw, "rpy": _rpy, "rotation_vector": _ro
 # JSON -> dataclasses
 
 
-def _read(kind, value, where: str):
-    """`value` as what the annotation `kind` says.
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Converts a JSON value to the type of the annotation `kind`. `where`: path of the field, for errors.
 
     Raises:
-        ValueError: for a field that is unknown, missing or of another kind.
+        ValueError: for a field that is unknown, missing or of another type.
     """
     if get_origin(kind) is UnionType:
-        (kind,) = (k for k in get_args(kind) if k is not type(None))
+        (kind,) = (member for member in get_args(kind) if member is not type(None))
         return None if value is None else _read(kind, value, where)
     label = where or "the file"
     if kind is Columns:
@@ -412,9 +414,9 @@ def _read(kind, value, where: str):
         if unknown:
             raise ValueError(f"{label} has unknown {', '.join(unknown)}; expected some of {', '.join(hints)}")
         required = [
-            f.name
-            for f in dataclasses.fields(kind)
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            field.name
+            for field in dataclasses.fields(kind)
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         ]
         missing = [name for name in required if name not in value]
         if missing:

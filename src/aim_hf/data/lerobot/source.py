@@ -1,8 +1,8 @@
-"""Reads LeRobot datasets of v3.0, v2.1 and v2.0: tables with pyarrow, videos as compressed clips.
+"""Reads LeRobot datasets v3.0, v2.1 and v2.0: tables with pyarrow, videos as compressed clips.
 
-v3.0 keeps many episodes in a file, v2.x a file for each; `LeRobotSource` hides that. An episode is called by its own
-`episode_index`; where episodes were deleted, numbers are missing. Only the columns, cameras and episodes that are
-asked for are read, or fetched from the Hub. Columns that nobody asks for may be of any type.
+v3.0 stores many episodes in a file, v2.x one file per episode; `LeRobotSource` hides the difference. Episodes are
+identified by `episode_index`, which has gaps if episodes were deleted. Only requested columns, cameras and episodes
+are read, or downloaded from the Hub. Other columns may be of any type.
 """
 
 import hashlib
@@ -40,20 +40,19 @@ class LeRobotSource:
     """A LeRobot dataset in a folder.
 
     Attributes:
-        folder: the dataset's. name: its last part, or the repo's.
-        repo_id, revision: a repo's, the latter a commit; None of a folder.
+        folder: folder of the dataset. name: name of the folder or the repo.
+        repo_id, revision: the repo and its commit; None for a folder.
         version: `codebase_version`.
-        fps: frames a second; `rate` is the exact fraction behind it.
-        features: name -> LeRobot's description. tasks: task index -> the words.
-        episodes: the numbers of all episodes, in order; num_episodes: how many there are.
-        own: whether `meta/aim.parquet` is there: then the dataset was exported by us.
+        fps: frames a second; `rate` is the exact fraction.
+        features: name -> LeRobot's description. tasks: task index -> instruction.
+        episodes: the indices of all episodes, sorted; num_episodes: their number.
+        own: whether `meta/aim.parquet` exists, which `export_lerobot` writes.
 
-    What is wrong with one episode alone is told when that one is read, and its error doesn't name it: who reads it
-    knows which one it is.
+    A problem of a single episode raises an error when that episode is read. The error doesn't name the episode.
 
     Raises:
-        OSError: if the folder has no `meta/info.json`, or what describes the episodes is missing or damaged.
-        ValueError: for another version of the format, or a dataset whose parts don't fit together.
+        OSError: if `meta/info.json` or other metadata are missing or damaged.
+        ValueError: for another version of the format, or an inconsistent dataset.
     """
 
     def __init__(self, folder: Path, repo_id: str | None = None, revision: str | None = None) -> None:
@@ -69,7 +68,9 @@ class LeRobotSource:
                 "with LeRobot's own scripts"
             )
         described = self._entry("features", dict, "an object")
-        self.features: dict[str, dict] = {n: feature for n, feature in described.items() if isinstance(feature, dict)}
+        self.features: dict[str, dict[str, Any]] = {
+            name: feature for name, feature in described.items() if isinstance(feature, dict)
+        }
         self.fps: float = self._entry("fps", (int, float), "a number of frames a second")
         if not 1e-3 <= self.fps <= 1e6:
             raise ValueError(f"{folder / format.INFO}: fps is {self.fps}, expected a positive number; mend it there")
@@ -87,7 +88,7 @@ class LeRobotSource:
 
     @classmethod
     def open(cls, source: str, revision: str | None = None) -> "LeRobotSource":
-        """A folder, or a repo of the Hub, of which only the metadata are fetched yet, see `fetch`.
+        """Opens a folder or a repo of the Hub. Of a repo, only the metadata are downloaded; `fetch` downloads the rest.
 
         Raises:
             OSError, ValueError: as the class; if the repo can't be read; for a revision of a folder.
@@ -102,7 +103,7 @@ class LeRobotSource:
         return cls(folder, source, revision=folder.name)
 
     def fetch(self, episodes: list[int], cameras: list[str] | None = None) -> None:
-        """Fetches the tables, and the videos of `cameras` (all without), that hold these episodes of a repo."""
+        """Downloads the tables and the videos of `cameras` (default: all) of these episodes. Does nothing for a folder."""
         if self.repo_id is None:
             return
         if episodes == self.episodes:
@@ -114,15 +115,15 @@ class LeRobotSource:
     def choose(
         self, episodes: list[str] | None = None, tasks: list[str] | None = None, skip: Iterable[int] = ()
     ) -> list[int]:
-        """The numbers of some episodes, in order; all without arguments.
+        """The indices of the chosen episodes, sorted; by default all.
 
         Args:
-            episodes: numbers such as "7", and ranges such as "0:50", of which those count that there are.
-            tasks: instructions, word by word as the dataset has them.
-            skip: numbers of episodes to leave out.
+            episodes: indices such as "7" and ranges such as "0:50"; gaps in a range are ignored.
+            tasks: instructions, exactly as in the dataset.
+            skip: indices of episodes to leave out.
 
         Raises:
-            ValueError: for numbers and instructions that aren't there, or if no episode is left.
+            ValueError: for unknown indices and instructions, or if no episode is left.
         """
         spans = {text: episode_range(text) for text in episodes or ()}
         for text, span in spans.items():
@@ -133,11 +134,11 @@ class LeRobotSource:
                 )
         chosen = {number for number in self.episodes if not spans or any(number in span for span in spans.values())}
         if tasks:
-            told = {number: self._tasks_of(number) for number in self.episodes}
-            known = sorted(set().union(*told.values()))
+            tasks_of = {number: self._tasks_of(number) for number in self.episodes}
+            known = sorted(set().union(*tasks_of.values()))
             if unknown := sorted(set(tasks) - set(known)):
                 raise ValueError(f"{self.name} has no task {', '.join(map(repr, unknown))}; it has {known}")
-            chosen = {number for number in chosen if set(tasks) & told[number]}
+            chosen = {number for number in chosen if set(tasks) & tasks_of[number]}
         if unknown := sorted(set(skip) - set(self.episodes)):
             raise ValueError(f"{self.name} has no episode {format_numbers(unknown)} to skip")
         if not chosen - set(skip):
@@ -145,17 +146,17 @@ class LeRobotSource:
         return sorted(chosen - set(skip))
 
     def files(self, episodes: list[int], cameras: list[str] | None = None) -> list[Path]:
-        """The tables and the videos of `cameras` (all without) that hold these episodes; of those whose metadata say
-        where."""
-        found = {}
+        """The files of tables and of the videos of `cameras` (default: all) of these episodes, except episodes with
+        broken metadata."""
+        found: dict[Path, None] = {}
         for episode in episodes:
-            with suppress(ValueError):  # it is told when the episode is read
+            with suppress(ValueError):  # raised again when the episode is read
                 found[self._data_path(episode)] = None
                 found |= {self._video(episode, key)[0]: None for key in self._video_keys(cameras)}
         return list(found)
 
     def fingerprint(self, episodes: list[int], cameras: list[str] | None = None) -> str:
-        """sha256 over what is imported of these episodes: metadata and tables, and the videos' names and sizes."""
+        """SHA-256 of the data imported from these episodes: metadata, tables, and the names and sizes of videos."""
         digest = hashlib.sha256()
         metadata = sorted(path for path in self.folder.glob("meta/**/*") if not path.name.startswith("."))
         for path in (*metadata, *sorted(self.files(episodes, cameras))):
@@ -167,7 +168,7 @@ class LeRobotSource:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    # What info.json says
+    # meta/info.json
 
     def _entry(self, name: str, kind: type | tuple[type, ...], expected: str) -> Any:
         value = self._info.get(name)
@@ -206,7 +207,7 @@ class LeRobotSource:
         """(height, width) of a camera's pictures.
 
         Raises:
-            ValueError: if there is no such camera, or it has no three colors.
+            ValueError: if there is no such camera, or its pictures haven't three channels.
         """
         if key not in self.cameras:
             raise ValueError(f"{self.name} has no camera {key}; it has {', '.join(self.cameras) or 'none'}")
@@ -219,10 +220,10 @@ class LeRobotSource:
         return height, width
 
     def width(self, column: str) -> int:
-        """How many numbers a column of the frames' table has.
+        """The number of values per frame in a column.
 
         Raises:
-            ValueError: if there is no such column of numbers.
+            ValueError: if there is no such numeric column.
         """
         numbers = [name for name, feature in self.features.items() if NUMBERS.fullmatch(str(feature.get("dtype")))]
         if column not in numbers:
@@ -230,16 +231,16 @@ class LeRobotSource:
         return math.prod(self._shape(column))
 
     def split(self, episode: int) -> str:
-        """The name of the split that `meta/info.json` puts an episode in."""
+        """The split of an episode by `meta/info.json`; default: train."""
         return next((name for name, span in self._splits.items() if episode in span), "train")
 
-    # The frames' table
+    # Tables of frames
 
     def length(self, episode: int) -> int:
-        """How many frames an episode has, at least 2.
+        """The number of frames of an episode, at least 2.
 
         Raises:
-            ValueError: if it has fewer, or nobody says how many.
+            ValueError: if it has fewer, or the metadata don't say how many.
         """
         length = self._number(episode, "length")
         if length < 2:
@@ -247,10 +248,10 @@ class LeRobotSource:
         return length
 
     def frames(self, episode: int, columns: list[str]) -> dict[str, np.ndarray]:
-        """Columns of numbers of one episode, (num_frames, width) float32 each.
+        """Numeric columns of one episode, (num_frames, width) float32 each.
 
         Raises:
-            OSError, ValueError: if the table is missing or damaged, or doesn't hold the frames that it should.
+            OSError, ValueError: if the table is missing or damaged, or hasn't the expected frames.
         """
         table = self._table(episode, ["timestamp", *columns])
         times = _numbers(table, "timestamp", 1)[:, 0]
@@ -264,44 +265,44 @@ class LeRobotSource:
         return {column: _numbers(table, column, self.width(column)) for column in columns}
 
     def instruction(self, episode: int) -> str:
-        """What the robot is told: LeRobot's task.
+        """The instruction of an episode, which is LeRobot's task.
 
         Raises:
-            ValueError: if it changes within the episode, or isn't among the dataset's tasks.
+            ValueError: if the task changes within the episode, or isn't among the dataset's tasks.
         """
         indices = set(self._table(episode, ["task_index"])["task_index"].to_pylist())
-        words = [self.tasks.get(index) for index in indices]
-        if not all(isinstance(word, str) for word in words):
+        instructions = [self.tasks.get(index) for index in indices]
+        if not all(isinstance(instruction, str) for instruction in instructions):
             raise ValueError(
                 f"its task_index is {', '.join(map(str, indices))}, but the dataset's tasks are {self.tasks}; add it "
                 "to them, or give the instruction in the config"
             )
-        if len(words) != 1:
-            raise ValueError(f"its task changes ({sorted(words)}); expected one an episode")
-        return words[0]
+        if len(instructions) != 1:
+            raise ValueError(f"its task changes ({sorted(instructions)}); expected one an episode")
+        return instructions[0]
 
     def _tasks_of(self, episode: int) -> set[str]:
-        """The tasks that the metadata name."""
+        """The tasks of an episode by its metadata."""
         tasks = self._episodes[episode].get("tasks")
         if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
             raise ValueError(f"{self.name}, episode {episode}: its metadata name no tasks; choose episodes by number")
         return set(tasks)
 
     def succeeded(self, episode: int) -> bool:
-        """Whether `next.success` says so in some frame; what was demonstrated succeeds where nobody says."""
+        """Whether `next.success` is true in some frame. Episodes without that column count as successful."""
         if "next.success" not in self.features:
             return True
         return bool(_numbers(self._table(episode, ["next.success"]), "next.success", 1).any())
 
-    def own_row(self, episode: int) -> dict:
-        """The row of `meta/aim.parquet`."""
+    def own_row(self, episode: int) -> dict[str, Any]:
+        """The row of an episode in `meta/aim.parquet`."""
         path = self.folder / format.OURS
         with reading(path, "export the dataset again"):
             group = pq.ParquetFile(path).read_row_group(self.episodes.index(episode))
             schema = format.own_features().arrow_schema
             return group.select(schema.names).cast(schema).to_pylist()[0]
 
-    def own_keys(self) -> dict[int, dict]:
+    def own_keys(self) -> dict[int, dict[str, Any]]:
         """Episode -> `split`, `task` and `seed` of its row of `meta/aim.parquet`."""
         path = self.folder / format.OURS
         with reading(path, "export the dataset again, or delete that file and import it as any other"):
@@ -316,7 +317,7 @@ class LeRobotSource:
             missing = {*columns, "frame_index", "episode_index"} - set(pq.read_schema(path).names)
             if missing:
                 raise ValueError(f"it has no column {', '.join(sorted(missing))}")
-            filters = [("episode_index", "=", episode)]  # an episode is a row group: no other one is read
+            filters = [("episode_index", "=", episode)]  # reads only the row groups of this episode
             table = pq.read_table(path, columns=[*columns, "frame_index"], filters=filters, partitioning=None)
             table = table.take(pc.sort_indices(table["frame_index"]))
         if len(table) != length or table["frame_index"].to_pylist() != list(range(len(table))):
@@ -329,15 +330,15 @@ class LeRobotSource:
     # Pictures
 
     def clip(self, episode: int, key: str, every: int = 1, gray: bool = False) -> bytes:
-        """A camera's pictures in one episode, as the bytes of a video file: copied where that can be, otherwise
-        decoded and encoded again.
+        """A camera's pictures in one episode, as the bytes of a video file: copied if possible, otherwise decoded and
+        encoded again.
 
         Args:
-            every: of so many pictures one is kept, the first one first.
-            gray: whether they are gray; for those that are encoded again.
+            every: stride between pictures that are kept, from the first one on.
+            gray: whether the pictures are gray, for encoding them again.
 
         Raises:
-            OSError, ValueError: if the video is missing or damaged, or has not a picture for each frame.
+            OSError, ValueError: if the video is missing or damaged, or lacks frames.
         """
         rate, count = float(self.rate / every), self.length(episode)
         if self.features[key]["dtype"] == "image":
@@ -353,11 +354,10 @@ class LeRobotSource:
         return clip
 
     def check_pictures(self, episode: int, key: str) -> None:
-        """Refuses what `clip` would, as far as it shows without decoding, and pictures of another size than
-        `picture_size`.
+        """Checks without decoding that `clip` can read a camera, and that pictures are of `picture_size`.
 
         Raises:
-            OSError, ValueError: naming the file, what it holds and what was expected.
+            OSError, ValueError: otherwise; names the file, its content and the expectation.
         """
         if self.features[key]["dtype"] == "image":
             self._images(episode, key)
@@ -373,8 +373,8 @@ class LeRobotSource:
             )
 
     def _images(self, episode: int, key: str) -> list[Image.Image]:
-        """The pictures of a column, opened and not decoded yet."""
-        pictures = []
+        """The pictures of a column, opened but not decoded."""
+        pictures: list[Image.Image] = []
         for frame, stored in enumerate(self._table(episode, [key])[key].to_pylist()):
             where = f"{key} of frame {frame}"
             if not isinstance(stored, dict) or not isinstance(stored.get("bytes"), bytes):
@@ -384,7 +384,7 @@ class LeRobotSource:
             self._check_size(pictures[-1].size[::-1], key, where)
         return pictures
 
-    # Where things are
+    # Paths
 
     def _number(self, episode: int, name: str, kind: type | tuple[type, ...] = int) -> Any:
         value = self._episodes[episode].get(name)
@@ -392,7 +392,7 @@ class LeRobotSource:
             raise ValueError(f"{name} in its metadata is {value!r}, expected a number; {MEND}")
         return value
 
-    def _path(self, entry: str, **where) -> Path:
+    def _path(self, entry: str, **where: int | str) -> Path:
         pattern = self._entry(entry, str, "a path with placeholders")
         try:
             return self.folder / pattern.format(**where)
@@ -406,7 +406,7 @@ class LeRobotSource:
         return self._path("data_path", **self._where(episode, "data"))
 
     def _video(self, episode: int, key: str) -> tuple[Path, int]:
-        """The file that holds an episode's video, and its first frame there."""
+        """The file of an episode's video, and the index of its first frame there."""
         place = f"videos/{key}"
         path = self._path("video_path", video_key=key, **self._where(episode, place))
         if self.version != "v3.0":
@@ -414,19 +414,19 @@ class LeRobotSource:
         return path, round(self._number(episode, f"{place}/from_timestamp", (int, float)) * self.rate)
 
     def _where(self, episode: int, place: str) -> dict[str, int]:
-        """The placeholders of a path, in v3.0 from the columns of the metadata that begin with `place`."""
+        """The values of a path's placeholders; in v3.0 they are the metadata columns that begin with `place`."""
         if self.version == "v3.0":
             return {name: self._number(episode, f"{place}/{name}") for name in ("chunk_index", "file_index")}
         size = self._entry("chunks_size", int, "a number of episodes")
         return {"episode_index": episode, "episode_chunk": episode // max(size, 1)}
 
-    # What describes the episodes
+    # Metadata of the episodes
 
-    def _read_v3(self) -> list[dict]:
+    def _read_v3(self) -> list[dict[str, Any]]:
         paths = sorted(self.folder.glob("meta/episodes/*/*.parquet"))
         if not paths:
             raise FileNotFoundError(f"{self.folder} has no meta/episodes/*/*.parquet; {MEND}")
-        records = []
+        records: list[dict[str, Any]] = []
         for path in paths:
             with reading(path, MEND):
                 columns = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
@@ -440,7 +440,7 @@ class LeRobotSource:
                 records = read_json_lines(path, MEND, ("task_index", "task"))
                 return self._unique_tasks([(record["task_index"], record["task"]) for record in records])
             table = pq.read_table(path, partitioning=None).to_pydict()
-            # A data frame's index, which has a name since lerobot 0.4.
+            # The index of a data frame, which is named since lerobot 0.4.
             words = "task" if "task" in table else "__index_level_0__"
             if missing := [name for name in ("task_index", words) if name not in table]:
                 raise ValueError(f"it has no {', '.join(missing)}, but {', '.join(table)}")
@@ -454,8 +454,8 @@ class LeRobotSource:
                 raise ValueError(f"task_index {index} is both {tasks[index]!r} and {words!r}")
         return tasks
 
-    def _by_number(self, records: list[dict]) -> dict[int, dict]:
-        episodes: dict[int, dict] = {}
+    def _by_number(self, records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        episodes: dict[int, dict[str, Any]] = {}
         for row, record in enumerate(records):
             number = record.get("episode_index")
             if type(number) is not int or number < 0 or number in episodes:
@@ -474,7 +474,7 @@ class LeRobotSource:
 
 
 def episode_range(text: str) -> range | None:
-    """The numbers that "7" or "0:50" means, as Python counts; "50:" has no end. None for any other text."""
+    """The range of "7" or "0:50", as in Python; "50:" has no end. None for any other text."""
     match = re.fullmatch(r"(\d+)|(\d*):(\d*)", text)
     if match is None:
         return None
@@ -483,7 +483,7 @@ def episode_range(text: str) -> range | None:
 
 
 def format_numbers(numbers: list[int]) -> str:
-    """Numbers in order as "0:3, 5, 7:9", as `episode_range` reads them."""
+    """Sorted numbers as "0:3, 5, 7:9", which `episode_range` reads."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1]:
@@ -497,10 +497,10 @@ def _numbers(table: pa.Table, column: str, width: int) -> np.ndarray:
     """A column (num_frames, width) float32.
 
     Raises:
-        ValueError: if it holds no numbers, others than `width` of them a frame, or NaN.
+        ValueError: if it isn't numeric, hasn't `width` values per frame, or has NaN.
     """
     values = table[column].combine_chunks()
-    if isinstance(values, pa.ExtensionArray):  # what `datasets` stores matrices as
+    if isinstance(values, pa.ExtensionArray):  # the type that `datasets` stores matrices as
         values = values.storage
     while isinstance(values, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
         lengths = pc.unique(pc.list_value_length(values)).to_pylist()
