@@ -1,19 +1,19 @@
-"""What a policy server lets clients take."""
+"""Limits of a policy server on its clients."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client, and all of them together, may take.
+    """Limits on one client and on all clients together.
 
-    max_sessions: clients that are connected.
-    max_queue: requests that wait for the network.
+    max_sessions: connected clients.
+    max_queue: requests that wait for the model.
     idle_timeout: seconds without a message after which a client is disconnected.
-    max_chunks: of one episode.
+    max_chunks: chunks in one episode.
 
     Raises:
-        ValueError: for a limit that lets nothing through.
+        ValueError: for a limit that isn't positive.
     """
 
     max_sessions: int = 64

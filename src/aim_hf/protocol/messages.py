@@ -1,10 +1,10 @@
-"""Bytes of the policy protocol: msgpack with numpy arrays, as openpi's client and server write them.
+"""Serialises messages of the policy protocol: msgpack with numpy arrays, compatible with openpi's client and server.
 
-An array is a map of `__ndarray__`, `data` (its bytes, in C order), `dtype` and `shape`, with keys of type bytes; a
-numpy scalar one of `__npgeneric__`, `data` and `dtype`. What comes over a network is not to be trusted: only plain
-numbers are read, the bytes must be as many as dtype and shape say, and whatever else is wrong is a `MessageError`.
-Reading a message takes memory in proportion to its length, at worst about a hundred times as much: a list of empty
-lists.
+An array is a map of `__ndarray__`, `data` (its bytes, in C order), `dtype` and `shape`, with keys of type bytes. A
+numpy scalar is a map of `__npgeneric__`, `data` and `dtype`. Messages from the network are untrusted: only plain
+numbers are read, the number of bytes must match dtype and shape, and any other error is a `MessageError`. The memory
+for reading is proportional to the length of a message; the worst case, a list of empty lists, takes about 100 times
+its length.
 """
 
 import math
@@ -17,19 +17,19 @@ from ..utils.extras import extra
 with extra("serve"):
     import msgpack
 
-# Strings that name a dtype; none but these ever reaches `np.dtype`, which would also read structures and objects.
+# Allowed dtype strings. Other strings never reach `np.dtype`, which would also accept structures and objects.
 _DTYPES = {np.dtype(code).str: np.dtype(code) for code in "?bBhHiIqQefd"}
 _MAX_DIMENSIONS = 32
-# Lists are allocated at the length that they claim to have, each of those that are nested in each other.
+# msgpack allocates each list, also a nested one, at its declared length.
 _MAX_ITEMS = 4096
 
 
 class MessageError(ValueError):
-    """Bytes that are no message."""
+    """Raised for bytes that are no valid message."""
 
 
 def pack(message: Any) -> bytes:
-    """Bytes of a message made of dicts, lists, strings, numbers and numpy arrays.
+    """The bytes of a message of dicts, lists, strings, numbers and numpy arrays.
 
     Raises:
         TypeError: for anything else, and for arrays that don't hold plain numbers.
@@ -38,10 +38,10 @@ def pack(message: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """The message that some bytes hold. Its arrays can't be written to.
+    """The message in `data`. Its arrays are read-only.
 
     Raises:
-        MessageError: for bytes that are no message, or not whole; for arrays of objects, structures, strings or
+        MessageError: for no message, or an incomplete one; for arrays of objects, structures, strings or
             complex numbers; for arrays whose bytes don't fit their dtype and shape; for extension types.
     """
     try:

@@ -1,10 +1,10 @@
-"""Observations in messages: the keys of openpi's ALOHA policies, which those for RoboTwin have too.
+"""Converts observations to and from messages, with the keys of openpi's ALOHA policies, also used for RoboTwin.
 
     images     camera -> uint8 RGB, channels first: (3, H, W) of one observation, (F, 3, H, W) of F
     state      (14,), `joint_action/vector`
-    endpose    (16,), both tools' measured poses in the layout of an `ee` action; ours, openpi has no such key
+    endpose    (16,), measured end-effector poses in the layout of an `ee` action; openpi has no such key
 
-What a message calls a camera is said here and nowhere else.
+`CAMERA_KEYS` alone defines the names of cameras in messages.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ CAMERA_KEYS = {
 
 
 def write_images(observations: Sequence[Observation]) -> dict[str, np.ndarray]:
-    """`images` of one observation, or of several in time order, with all cameras that have a key."""
+    """`images` of one observation, or of several in time order, with all cameras in `CAMERA_KEYS`."""
     images = {}
     for camera, key in CAMERA_KEYS.items():
         if camera in observations[0]["observation"]:
@@ -38,11 +38,12 @@ def write_endpose(observation: Observation) -> np.ndarray:
 
 
 def write_state(observation: Observation) -> np.ndarray:
+    """`state` of an observation, float64."""
     return np.asarray(observation["joint_action"]["vector"], dtype=np.float64)
 
 
 def read_images(images: Any, sizes: dict[str, Sequence[int]], count: int) -> list[Observation]:
-    """The inverse of `write_images`: `count` observations with the pictures of the cameras in `sizes`.
+    """`count` observations with the pictures of the cameras in `sizes`; the inverse of `write_images`.
 
     Args:
         sizes: camera -> (height, width).
@@ -72,7 +73,7 @@ def read_images(images: Any, sizes: dict[str, Sequence[int]], count: int) -> lis
 
 
 def read_endpose(endpose: Any) -> dict[str, Any]:
-    """`endpose` of an observation. Raises ValueError for another shape or anything but numbers."""
+    """`endpose` of an observation. Raises ValueError for another shape or values that aren't finite numbers."""
     pose = read_numbers("endpose", endpose)
     if pose.shape != (16,):
         raise ValueError(
@@ -82,7 +83,7 @@ def read_endpose(endpose: Any) -> dict[str, Any]:
 
 
 def read_numbers(name: str, value: Any) -> np.ndarray:
-    """Float64, all finite. Raises ValueError for anything else, naming it."""
+    """`value` as float64. Raises ValueError, which names `name`, unless all are finite numbers."""
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""What is said to servers of other people's policies: one short class for each family of them.
+"""Message formats of policy servers, one short class for each family.
 
-All of them speak openpi's websocket protocol (a map is sent, a map comes back), and differ in the keys of these maps.
-A server with other keys needs a class like `OpenPIEpisode` and a `Dialect` that names it.
+All use openpi's websocket protocol, in which a map is sent and a map is returned, and differ in the keys of these
+maps. A server with other keys needs a class like `OpenPIEpisode` and a `Dialect` with that class.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ..envs.poses import along_tools, quaternion_product
 from ..envs.robotwin.environment import FRAME_BEHIND_TCP
 from ..protocol.observations import CAMERA_KEYS, write_endpose, write_images, write_state
 
-if TYPE_CHECKING:  # which imports torch
+if TYPE_CHECKING:  # `policies` imports torch
     from .policies import Pictures
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]  # sends a message, returns the reply
 
 
 class RemoteEpisode(Protocol):
-    """One episode with a server.
+    """One episode on a server.
 
-    ask: sends a message over this episode's connection. seed: decides the randomness, where a server takes one.
+    ask: sends a message over the connection of this episode. seed: random seed, if the server takes one.
     """
 
     def __init__(self, ask: Ask, instruction: str, seed: int) -> None: ...
@@ -34,21 +34,24 @@ class RemoteEpisode(Protocol):
     def next_chunk(
         self, observations: list[Observation], executed: np.ndarray | None, pictures: Pictures
     ) -> dict[str, Any]:
-        """`actions`, (T, action_dim) in physical units, T at least the dialect's; `value_maps` and `frames`, camera ->
-        clip, where there are some.
+        """The next chunk.
 
         Args:
-            observations: the first one; later those after every `actions_per_frame` actions of the chunk before.
-            executed: (T, action_dim), that chunk; None at first.
+            observations: the first observation; later those after every `actions_per_frame` actions of the last chunk.
+            executed: (T, action_dim), the last chunk; None at first.
+
+        Returns:
+            `actions` (T, action_dim) in physical units, with T at least `actions_per_chunk` of the dialect; if the
+            server sends them, `value_maps` and `frames`, camera -> clip.
         """
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a server is spoken to. The fields are those of a [`Policy`].
+    """The message format of a server. Other fields are those of a [`Policy`].
 
-    one_at_a_time: the server has the state of one episode, whoever asks.
-    interface: what it needs of environments, if that is known.
+    one_at_a_time: the server keeps the state of a single episode, for all clients.
+    interface: requirements on environments, if known.
     """
 
     episode: type[RemoteEpisode]
@@ -62,10 +65,10 @@ class Dialect:
 
 
 def aim(metadata: dict[str, Any]) -> Dialect:
-    """Ours: the server says itself what it serves, so its results are those of that checkpoint, wherever it runs."""
+    """AIM's own server, whose metadata give all fields. Its results are those of the checkpoint that it serves."""
     cameras = {key: camera for camera, key in CAMERA_KEYS.items()}
     sizes = {cameras.get(key, key): tuple(shape[1:]) for key, shape in metadata["images"].items()}
-    # Servers of before there was a rate don't tell theirs.
+    # Older servers don't send `fps`.
     interface = Interface({metadata["action_space"]: metadata["action_dim"]}, sizes, metadata.get("fps"))
     return Dialect(
         AIMEpisode,
@@ -79,22 +82,26 @@ def aim(metadata: dict[str, Any]) -> Dialect:
 
 
 def openpi(actions_per_chunk: int) -> Dialect:
-    """pi0 and pi0.5 on ALOHA's and RoboTwin's keys: joint positions, `actions_per_chunk` of each reply executed."""
+    """pi0 and pi0.5 with ALOHA's and RoboTwin's keys: joint positions; executes `actions_per_chunk` of each reply."""
     settings = {"dialect": "openpi", "actions_per_chunk": actions_per_chunk}
     return Dialect(OpenPIEpisode, settings, "qpos", actions_per_chunk, actions_per_chunk)
 
 
 def lingbot_va() -> Dialect:
-    """LingBot-VA for RoboTwin: tool poses, a chunk here is one of its latent frames."""
+    """LingBot-VA for RoboTwin: end-effector poses. A chunk is one of its latent frames."""
     settings = {"dialect": "lingbot-va"}
     return Dialect(LingBotVAEpisode, settings, "ee", 16, 4, one_at_a_time=True)
 
 
 class AIMEpisode:
+    """AIM's own server keeps the history of the episode."""
+
     def __init__(self, ask: Ask, instruction: str, seed: int) -> None:
         self.ask, self.first = ask, {"prompt": instruction, "seed": seed}
 
-    def next_chunk(self, observations, executed, pictures):
+    def next_chunk(
+        self, observations: list[Observation], executed: np.ndarray | None, pictures: Pictures
+    ) -> dict[str, Any]:
         message = {"images": write_images(observations), "pictures": pictures}
         if executed is None:
             message |= self.first | {"endpose": write_endpose(observations[0])}
@@ -111,24 +118,27 @@ class AIMEpisode:
 
 
 class OpenPIEpisode:
-    """Each chunk follows from the latest observation alone."""
+    """Each chunk depends only on the latest observation."""
 
     def __init__(self, ask: Ask, instruction: str, seed: int) -> None:
         self.ask, self.instruction = ask, instruction
 
-    def next_chunk(self, observations, executed, pictures):
+    def next_chunk(
+        self, observations: list[Observation], executed: np.ndarray | None, pictures: Pictures
+    ) -> dict[str, Any]:
         latest = observations[-1]
         reply = self.ask({"state": write_state(latest), "images": write_images([latest]), "prompt": self.instruction})
         return {"actions": reply["actions"]}
 
 
 class LingBotVAEpisode:
-    """Asked for a chunk, the server imagines two latent frames and gives the 16 actions of each, but in its first
-    chunk the first frame is what was observed. Then it wants to see what happened: four pictures a latent frame.
+    """The server predicts two latent frames per request and returns the 16 actions of each. In the first request, the
+    first of these frames is the observed one. Afterwards the server must be sent the observations, four pictures per
+    latent frame.
 
-    Its actions are relative to the first pose, of the frame behind the tool center point that RoboTwin itself uses. It
-    was trained on poses whose quaternions RoboTwin gives as wxyz and its own code composes as xyzw; a pose is found
-    again only by the same algebra.
+    Its actions are relative to the first pose of the frame behind the tool center point, which RoboTwin itself uses. It
+    was trained on poses whose wxyz quaternions, as RoboTwin gives them, its code composed as xyzw. Absolute poses are
+    recovered only by the same composition.
     """
 
     KEYS = {camera: f"observation.images.{key}" for camera, key in CAMERA_KEYS.items()}
@@ -137,10 +147,12 @@ class LingBotVAEpisode:
         self.ask, self.instruction = ask, instruction
         ask({"reset": True, "prompt": instruction, "save_visualization": False})
         self.chunk: np.ndarray | None = None  # (16, 2, 16): numbers, latent frames, actions
-        self.left: list[np.ndarray] = []  # actions of its latent frames that are still to be executed
+        self.left: list[np.ndarray] = []  # actions of latent frames that aren't executed yet
         self.seen: list[dict[str, Any]] = []
 
-    def next_chunk(self, observations, executed, pictures):
+    def next_chunk(
+        self, observations: list[Observation], executed: np.ndarray | None, pictures: Pictures
+    ) -> dict[str, Any]:
         if executed is None:
             self.first = self._observation(observations[0])
             self.pose = along_tools(write_endpose(observations[0]), -FRAME_BEHIND_TCP)
@@ -166,7 +178,7 @@ class LingBotVAEpisode:
     def _absolute(self, action: np.ndarray) -> np.ndarray:
         arms = []
         for pose, relative in zip(np.split(self.pose, 2), np.split(action.astype(np.float64), 2), strict=True):
-            wxyz = quaternion_product(np.roll(pose[3:7], 1), np.roll(relative[3:7], 1))
-            rotation = np.roll(wxyz, -1)
+            product = quaternion_product(np.roll(pose[3:7], 1), np.roll(relative[3:7], 1))  # see the class
+            rotation = np.roll(product, -1)
             arms += [pose[:3] + relative[:3], rotation / np.linalg.norm(rotation), relative[7:]]
         return along_tools(np.concatenate(arms), FRAME_BEHIND_TCP)

@@ -1,4 +1,4 @@
-"""What the evaluator drives: a small policy protocol, and AIM behind it."""
+"""The policy protocol of the evaluator, and its implementation by an AIM pipeline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .rows import ROWS, filled
 
 Pictures = Literal["none", "value_maps", "all"]
 
-# Settings that tell apart how two evaluations sampled.
+# Settings by which the sampling of two evaluations may differ.
 OPTIONS = ("dtype", *(field.name for field in fields(SamplingConfig)), "delay", "real_time_chunking")
 
 
@@ -30,8 +30,8 @@ OPTIONS = ("dtype", *(field.name for field in fields(SamplingConfig)), "delay", 
 class Prediction:
     """One chunk of B rows with T actions and F frames.
 
-    actions: (B, T, action_dim) in physical units. value_maps: camera -> (B, F, H, W) in [0, 1]; frames: camera ->
-    (B, F, H, W, 3) in [0, 1]; each None where it wasn't asked for, or the policy has none.
+    actions: (B, T, action_dim) in physical units. value_maps: camera -> (B, F, H, W) in [0, 1]. frames: camera ->
+    (B, F, H, W, 3) in [0, 1]. The latter two are None if they weren't requested or the policy doesn't predict them.
     """
 
     actions: np.ndarray
@@ -40,11 +40,11 @@ class Prediction:
 
 
 class Policy(Protocol):
-    """Acts on a batch of episodes that advance together, chunk by chunk. Rows don't influence each other.
+    """Acts in a batch of episodes that advance together, chunk by chunk. Rows don't influence each other.
 
-    settings: JSON-able; tells this policy from any other. It has "policy", its name, at least.
-    interface: what it needs of environments.
-    pixel_size: camera -> width and height of one of its pixels as shares of the canvas's width.
+    settings: JSON-able dict that identifies this policy; it has at least "policy", the name.
+    interface: requirements on environments.
+    pixel_size: camera -> width and height of a pixel of it, as fractions of the canvas's width.
     """
 
     settings: dict[str, Any]
@@ -55,7 +55,7 @@ class Policy(Protocol):
     pixel_size: dict[str, tuple[float, float]]
 
     def start(self, instructions: list[str], seeds: list[int]) -> None:
-        """Starts a batch; a row's seed decides its randomness."""
+        """Starts a batch. Each row has its own random seed."""
 
     def predict(
         self,
@@ -67,10 +67,10 @@ class Policy(Protocol):
         """The next chunk.
 
         Args:
-            observations: of each row: at first one, then those after every `actions_per_frame` actions of the chunk.
-            executed_actions: (B, T, action_dim) of the chunk before; None at first.
-            value_maps: camera -> (B, F, H, W) in [0, 1]: act on these instead of the predicted maps.
-            pictures: what to decode besides the actions; "all" is value maps and frames.
+            observations: of each row, the first observation; later those after every `actions_per_frame` actions.
+            executed_actions: (B, T, action_dim), the last chunk; None at first.
+            value_maps: camera -> (B, F, H, W) in [0, 1], used instead of the predicted maps.
+            pictures: predictions to decode besides the actions; "all": value maps and frames.
         """
 
 
@@ -78,14 +78,14 @@ class AIMPolicy:
     """An [`AIMPipeline`] as a [`Policy`].
 
     Args:
-        settings: what tells this checkpoint from others; the arguments below are added.
-        sampling_config: how to sample; the pipeline's own if not given. Guidance leads away from no instruction.
-        delay: control steps that a chunk takes to compute. The robot doesn't wait: it goes on with the lookahead of
-            the chunk before, so that of each chunk but the first this many actions were chosen one chunk earlier.
-        real_time_chunking: whether the new chunk is told those actions, and follows on from them.
+        settings: identifies the checkpoint; the arguments below are added.
+        sampling_config: default: the pipeline's own. Guidance uses the empty instruction as the negative prompt.
+        delay: inference delay in control steps. Meanwhile the robot executes the lookahead of the last chunk, so the
+            first `delay` actions of each chunk but the first come from the chunk before.
+        real_time_chunking: whether a new chunk is conditioned on these actions, so that it continues them.
 
     Raises:
-        ValueError: for a delay that the model's lookahead doesn't cover, or other numbers that don't fit.
+        ValueError: for a delay that is negative or longer than the model's lookahead or a chunk.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class AIMPolicy:
             self.pixel_size[name] = (slot_width / width / canvas_width, slot_height / height / canvas_width)
         self._sessions: list[AIMSession] = []
         self._generators: list[list[torch.Generator]] = []
-        self._meanwhile: list[np.ndarray | None] = []  # what each session's rows execute while the next chunk is made
+        self._meanwhile: list[np.ndarray | None] = []  # actions of each session's rows during the inference delay
         pipe.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -131,17 +131,17 @@ class AIMPolicy:
         dtype: str | None = None,
         delay: int = 0,
         real_time_chunking: bool = True,
-        **sampling,
-    ):
+        **sampling: Any,
+    ) -> AIMPolicy:
         """Loads a pipeline folder or a Hub repository.
 
         Args:
-            dtype: as of `AIMPipeline.from_pretrained`, by its name; one of the settings if it is given.
+            dtype: name of the `dtype` of `AIMPipeline.from_pretrained`; added to the settings if given.
             delay, real_time_chunking: as in `__init__`.
-            sampling: fields of the pipeline's [`SamplingConfig`] to change, such as `num_inference_steps=1`.
+            sampling: fields of the pipeline's [`SamplingConfig`] to override, such as `num_inference_steps=1`.
 
         Raises:
-            FileNotFoundError: if there is no such folder, nor repository.
+            FileNotFoundError: if there is neither such a folder nor such a repository.
             OSError, ValueError: for a damaged checkpoint, as `AIMPipeline.from_pretrained`.
         """
         try:
@@ -159,7 +159,7 @@ class AIMPolicy:
 
     @property
     def negative_prompt(self) -> str | None:
-        """What its sessions are started with."""
+        """The negative prompt of its sessions; None without guidance."""
         return None if self.sampling_config.guidance_scale == 1 else ""
 
     def start(self, instructions: list[str], seeds: list[int]) -> None:
@@ -191,7 +191,7 @@ class AIMPolicy:
             out = self.pipe(
                 first,
                 session=session,
-                value_maps=value_maps and {name: np.stack(filled(m[rows])) for name, m in value_maps.items()},
+                value_maps=value_maps and {name: np.stack(filled(maps[rows])) for name, maps in value_maps.items()},
                 committed_actions=meanwhile if self.real_time_chunking else None,
                 generator=generators,
                 output_type="latent" if pictures == "none" else "np",
@@ -219,17 +219,17 @@ class AIMPolicy:
 
 
 def interface_of(pipe: AIMPipeline) -> Interface:
-    """What a pipeline needs of environments."""
+    """The requirements of a pipeline on environments."""
     processor = pipe.processor
     sizes = {name: tuple(camera["size"]) for name, camera in processor.cameras.items()}
     return Interface({processor.action_space: processor.action_dim}, sizes, pipe.fps)
 
 
 def check_fits(needed: Interface, suite: str, split: str) -> None:
-    """Checks that a policy can see and act in a suite's environments, of which none is opened.
+    """Checks a policy's requirements against the interface of a suite. No environment is opened.
 
     Raises:
-        ValueError: naming what they don't agree on, as the policy has it and as the suite has.
+        ValueError: if they differ; names both values.
     """
     there, differing = interface(suite, split), []
     for camera, size in needed.picture_sizes.items():

@@ -1,4 +1,4 @@
-"""A policy behind a websocket, as the evaluator drives one."""
+"""A [`Policy`] behind a policy server, for the evaluator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ..envs.base import ActionMode, Interface, Observation
 from ..protocol.messages import MessageError, pack, unpack
 from ..utils.extras import extra
-from .dialects import Dialect, aim
+from .dialects import Dialect, RemoteEpisode, aim
 from .policies import Pictures, Prediction
 
 with extra("serve"):
@@ -23,14 +23,14 @@ MAX_REPLY = 2**28  # bytes
 
 
 class RemotePolicyError(OSError):
-    """A policy server can't be reached, went away, or refused what it was asked."""
+    """A policy server can't be reached, disconnected, or refused a request."""
 
 
 class Connection:
-    """Speaks openpi's protocol with the server at `address`.
+    """A connection to the server at `address`, with openpi's protocol.
 
     Raises:
-        RemotePolicyError: here and in `ask`, naming the address.
+        RemotePolicyError: here and in `ask`; names the address.
     """
 
     def __init__(self, address: str, token: str | None = None) -> None:
@@ -42,7 +42,7 @@ class Connection:
                 additional_headers=headers,
                 compression=None,
                 max_size=MAX_REPLY,
-                ping_interval=None,  # many servers answer nothing while they compute
+                ping_interval=None,  # many servers don't answer pings during inference
                 proxy=None,
             )
         except InvalidStatus as error:
@@ -89,18 +89,18 @@ class Connection:
 
 
 class RemotePolicy:
-    """The server at `address` as a [`Policy`]. Each episode has a connection of its own, and the episodes of a batch
-    are asked for at once.
+    """The server at `address` as a [`Policy`]. Each episode has its own connection, and the requests of a batch are
+    sent concurrently.
 
     Args:
         address: such as "ws://127.0.0.1:8000".
-        dialect: made of the server's metadata; AIM's server needs none.
-        name: what the results call the policy; the address if neither this nor the server says it.
+        dialect: message format; not needed for AIM's own server, whose metadata give it.
+        name: name of the policy in the results, unless the server is AIM's; default: the address.
         token: sent as `Authorization: Api-Key TOKEN`.
 
     Raises:
-        RemotePolicyError: if there is no server, or it goes away later.
-        ValueError: if a dialect is needed, or for a batch where the server holds one episode at a time.
+        RemotePolicyError: if no server answers, or it disconnects later.
+        ValueError: if a dialect is needed, or for a batch on a server that holds one episode at a time.
     """
 
     def __init__(
@@ -115,7 +115,8 @@ class RemotePolicy:
         metadata = connection.metadata
         connection.close()
         if metadata.get("server") == "aim_hf":
-            self.dialect, self.settings = aim(metadata), aim(metadata).settings
+            self.dialect = aim(metadata)
+            self.settings = self.dialect.settings
         elif dialect is None:
             raise ValueError(f"the server at {address} is not AIM's; say by --dialect what its messages are like.")
         else:
@@ -127,7 +128,7 @@ class RemotePolicy:
         self.actions_per_frame = self.dialect.actions_per_frame
         self.pixel_size = self.dialect.pixel_size
         self._connections: list[Connection] = []
-        self._episodes: list[Any] = []
+        self._episodes: list[RemoteEpisode] = []
 
     def start(self, instructions: list[str], seeds: list[int]) -> None:
         if self.dialect.one_at_a_time and len(seeds) > 1:
@@ -137,7 +138,7 @@ class RemotePolicy:
             )
         self.close()
 
-        def begin(instruction: str, seed: int):
+        def begin(instruction: str, seed: int) -> RemoteEpisode:
             connection = Connection(self.address, self.token)
             self._connections.append(connection)
             return self.dialect.episode(connection.ask, instruction, seed)
@@ -155,9 +156,9 @@ class RemotePolicy:
             raise ValueError("a remote policy acts on its own value maps; true ones need the policy in this process.")
         executed = [None] * len(observations) if executed_actions is None else list(executed_actions)
 
-        def ask(episode, seen, chunk):
+        def ask(episode: RemoteEpisode, observed: list[Observation], chunk: np.ndarray | None) -> dict[str, Any]:
             try:
-                reply = episode.next_chunk(seen, chunk, pictures)
+                reply = episode.next_chunk(observed, chunk, pictures)
                 return reply | {"actions": self._actions(reply["actions"])}
             except (KeyError, ValueError) as error:
                 raise RemotePolicyError(
@@ -192,14 +193,14 @@ class RemotePolicy:
 
 
 def _at_once(function: Callable, *columns: list) -> list[Any]:
-    """`function` of each row, in a thread of its own. The first error is raised when all have ended."""
+    """Calls `function` for each row in its own thread. The first error is raised after all have ended."""
     with ThreadPoolExecutor(len(columns[0])) as pool:
         futures = [pool.submit(function, *row) for row in zip(*columns, strict=True)]
     return [future.result() for future in futures]
 
 
 def _plain(value: Any) -> Any:
-    """With lists in place of arrays, for JSON."""
+    """`value` with arrays as lists, for JSON."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

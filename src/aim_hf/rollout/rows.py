@@ -1,16 +1,16 @@
-"""How many rows a call of the network has."""
+"""The batch size of a call of the model."""
 
 from collections.abc import Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 
-# Rows of one call of the network, always: with fewer the last is repeated. A matrix product of another size may round
-# differently, and a rollout amplifies the last bit; with one size a row's result doesn't depend on how many episodes
-# run beside it. 8 is where a row costs the least on a CPU.
+# Rows in every call of the model; with fewer rows the last one is repeated. Matrix products of another size may round
+# differently, and rollouts amplify such differences. With a constant size, the result of a row doesn't depend on the
+# number of episodes in the batch. 8 has the lowest cost per row on a CPU.
 ROWS = 8
 
 
 def filled(rows: Sequence[T], count: int = ROWS) -> list[T]:
-    """Completed to `count` by repeating the last one."""
+    """`rows` padded to `count` with copies of the last one."""
     return [*rows, *[rows[-1]] * (count - len(rows))]

@@ -1,7 +1,7 @@
-"""Closed loop: a batch of episodes of one task, from the reset to the end of the last of them.
+"""Closed-loop rollouts: runs a batch of episodes of one task until the last of them has ended.
 
-Rows start together and share every call of the network. In each chunk the policy predicts, each row's environment
-executes, and what was really seen goes back to the policy. A row that has ended idles: its last observation repeats.
+Rows start together and share every call of the model. In each chunk the policy predicts, each row's environment
+executes, and the observations are returned to the policy. For a row that has ended, the last observation repeats.
 """
 
 from collections import Counter
@@ -23,13 +23,14 @@ ValueMaps = Literal["predicted", "true"]
 
 @dataclass
 class EpisodeResult:
-    """
-    simulator: versions and commits of what simulated. expert_success: whether the scripted expert fulfils this scene.
+    """The outcome of one episode.
+
+    simulator: versions and commits of the simulator. expert_success: whether the scripted expert succeeds in this scene.
     steps: control steps until success or the end.
     peak_error: camera -> distance between the peak of the first chunk's last value map and the true contact, as a
-        share of the canvas's width; None where that camera doesn't see it, or the policy predicts no maps. If it acts
-        on true maps, these are they, and the error is what the codec makes of them.
-    peak_error_cm: the same, in centimetres on the horizontal plane through the contact.
+        fraction of the canvas's width; None if the contact is out of view. The whole is None if the policy predicts no
+        maps. If the policy acts on true maps, these are measured, and the error is that of the codec.
+    peak_error_cm: the same in centimeters, on the horizontal plane through the contact.
     storyboard: the pictures of a filmed episode.
     """
 
@@ -54,15 +55,15 @@ def run_episodes(
     value_maps: ValueMaps = "predicted",
     filmed: Collection[int] = (),
 ) -> list[EpisodeResult | SeedRejected]:
-    """Runs the episodes of `seeds` together; of a seed that the suite rejects there is none.
+    """Runs the episodes of `seeds` together. For a seed that the suite rejects, the result is the SeedRejected.
 
     Args:
-        instructions: "seen" or "unseen", the templates that the words come from.
-        value_maps: "true" lets the policy act on the oracle's maps instead of its own.
-        filmed: seeds whose pictures to keep.
+        instructions: "seen" or "unseen" instruction templates.
+        value_maps: "true": the policy acts on the oracle's maps instead of its own.
+        filmed: seeds of the episodes whose pictures are kept.
 
     Raises:
-        RuntimeError: if a worker was lost twice in the same episode, which it names, or an environment failed.
+        RuntimeError: if a worker is lost twice in the same episode, which is named, or an environment fails.
     """
     lost: Counter[int] = Counter()
     while True:
@@ -77,10 +78,18 @@ def run_episodes(
                 ) from error
 
 
-def _run(policy, environments, task, seeds, instructions, value_maps, filmed) -> list[EpisodeResult | SeedRejected]:
+def _run(
+    policy: Policy,
+    environments: VectorEnvironment,
+    task: str,
+    seeds: list[int],
+    instructions: str,
+    value_maps: ValueMaps,
+    filmed: Collection[int],
+) -> list[EpisodeResult | SeedRejected]:
     chunks = Chunks(policy.actions_per_chunk, policy.actions_per_frame)
     every = environments.reset(task, seeds, instructions, chunks, true_value_maps=value_maps == "true")
-    # Rows are those that run; `places`, where they are among the environments.
+    # Rows of the policy are the scenes that weren't rejected; `places` are their rows in `environments`.
     places = [place for place, start in enumerate(every) if start is not None]
     results: list[EpisodeResult | SeedRejected] = [environments.lost.get(place) for place in range(len(seeds))]
     if not places:
@@ -130,7 +139,7 @@ def _new_result(environments: VectorEnvironment, task: str, seed: int, start: St
 
 
 def new_storyboard(task: str, split: str, seed: int, start: Start, instruction: str) -> Storyboard:
-    """Of an episode that has just been reset, and is told `instruction`."""
+    """A storyboard for an episode that has just been reset, with this instruction."""
     return Storyboard(
         title=f"{task} ({split}, seed {seed})",
         instruction=instruction,
@@ -150,5 +159,5 @@ def _measure_peaks(result: EpisodeResult, policy: Policy, maps: dict[str, np.nda
 
 
 def _stacked(maps: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Each row's maps, camera -> (F, H, W) uint8, as camera -> (B, F, H, W) in [0, 1]."""
+    """Stacks the rows' maps, camera -> (F, H, W) uint8 each, to camera -> (B, F, H, W) in [0, 1]."""
     return {camera: np.stack([row[camera] for row in maps]) / 255 for camera in maps[0]}

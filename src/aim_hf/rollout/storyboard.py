@@ -1,6 +1,6 @@
-"""What a rollout looks like: heat overlays, a video of an episode, and its strip of the contact sheet.
+"""Pictures of a rollout: heat overlays, the video of an episode, and its strip of the contact sheet.
 
-Pictures are uint8 (height, width, 3). Small ones are enlarged by repeating pixels: what one sees is what the network
+Pictures are uint8 (height, width, 3). They are enlarged by repeating pixels, so that they show exactly what the model
 sees. Cameras are laid out as on AIM's canvas: head above, left and right wrist below.
 """
 
@@ -27,10 +27,10 @@ with extra("sim"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-VIDEO_PANEL = 384  # pixels, the width of a canvas in a video ...
-SHEET_PANEL = 192  # ... and in the contact sheet
-HOLD_SECONDS = 1.5  # for which a video shows its last frame
-MOMENTS = (0.2, 0.55, 0.9)  # of the episode: what a strip shows
+VIDEO_PANEL = 384  # width in pixels of a canvas in a video
+SHEET_PANEL = 192  # width in pixels of a canvas in the contact sheet
+HOLD_SECONDS = 1.5  # duration of the last frame of a video
+MOMENTS = (0.2, 0.55, 0.9)  # moments in a strip, as fractions of the episode
 
 PAPER, INK, FAINT = (255, 255, 255), (28, 30, 36), (120, 124, 134)
 NIGHT, CHALK = (18, 19, 24), (232, 233, 238)
@@ -42,7 +42,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def canvas(views: dict[str, np.ndarray], width: int) -> np.ndarray:
-    """Cameras' pictures, uint8 (H, W, 3) each, as one of the given width."""
+    """The cameras' pictures, uint8 (H, W, 3) each, on one canvas of the given width."""
     head = _resized(views["head_camera"], width)
     wrists = [_resized(views[name], width // 2) for name in ("left_camera", "right_camera")]
     picture = np.concatenate([head, np.concatenate(wrists, axis=1)])
@@ -53,12 +53,12 @@ def canvas(views: dict[str, np.ndarray], width: int) -> np.ndarray:
 
 @dataclass
 class Storyboard:
-    """The pictures of one episode, collected while it runs. A moment lies after every few control steps.
+    """The pictures of one episode, collected during the rollout. A moment is an observed frame of a chunk.
 
-    observed, imagined: of each moment camera -> uint8 (H, W, 3); value_maps: camera -> (H, W) in [0, 1]. A policy that
-        imagines nothing has none of the latter two.
+    observed, imagined: of each moment, camera -> uint8 (H, W, 3). value_maps: of each moment, camera -> (H, W) in
+        [0, 1]. imagined and value_maps are empty for a policy that doesn't predict them.
     steps: the control step of each moment.
-    actions: what was executed, (16,) or (14,) each.
+    actions: the executed actions, (16,) or (14,) each.
     """
 
     title: str
@@ -74,7 +74,7 @@ class Storyboard:
     actions: list[np.ndarray] = field(default_factory=list)
 
     def add_chunk(self, prediction: Prediction, row: int, observations: list[Observation], executed: int) -> None:
-        """Adds a chunk of which `executed` actions were; a moment after the episode's end is left out."""
+        """Adds a chunk whose first `executed` actions were executed; moments after the end are left out."""
         chunk = prediction.actions[row]
         actions_per_frame = len(chunk) // len(observations)
         for index in range(-(-executed // actions_per_frame)):
@@ -91,7 +91,7 @@ class Storyboard:
         self.actions.extend(chunk[:executed])
 
     def overlays(self, moment: int, width: int) -> np.ndarray:
-        """The value maps of a moment over what was imagined for it."""
+        """The value maps of a moment over its imagined pictures."""
         imagined, maps = self.imagined[moment], self.value_maps[moment]
         return canvas({name: overlay(imagined[name], maps[name]) for name in imagined}, width)
 
@@ -107,8 +107,8 @@ def png(picture: Image.Image) -> bytes:
 
 
 def write_video(path: Path, board: Storyboard) -> None:
-    """Observed, imagined and value maps side by side, as far as there are some, in real time, as an MP4 that any
-    browser plays."""
+    """Writes observed pictures, imagined pictures and value maps side by side, if present, as a real-time MP4 that
+    browsers play."""
     frames = [_video_frame(board, moment) for moment in range(len(board.steps))]
     fps = len(board.steps) / (board.control_dt * board.steps[-1])
     frames += [frames[-1]] * round(HOLD_SECONDS * fps)
@@ -147,7 +147,7 @@ def _video_frame(board: Storyboard, moment: int) -> np.ndarray:
 
 
 def write_strip(path: Path, board: Storyboard) -> None:
-    """One row of the contact sheet, as a PNG."""
+    """Writes one row of the contact sheet as a PNG."""
     height = canvas(views(board.start), SHEET_PANEL).shape[0]
     moments = [round(share * (len(board.steps) - 1)) for share in MOMENTS]
     cells = [_label(board, height), canvas(views(board.start), SHEET_PANEL)]
@@ -158,7 +158,7 @@ def write_strip(path: Path, board: Storyboard) -> None:
 
 
 def write_contact_sheet(path: Path, strips: list[Path]) -> None:
-    """Strips below each other, under a line that says what the columns are."""
+    """Writes strips below each other, under the headings of their columns."""
     rows = [Image.open(strip) for strip in strips]
     head = 92
     sheet = Image.new("RGB", (rows[0].width, head + sum(row.height for row in rows)), PAPER)
@@ -204,7 +204,7 @@ _AXES = tuple(zip("xyz", ("#d1495b", "#3a7d44", "#2e6fbb"), strict=True))
 
 
 def _action_plot(board: Storyboard, height: int) -> np.ndarray:
-    """x, y and z that were asked for, of the left arm (lines) and the right (dashes), over the episode's steps."""
+    """Commanded x, y and z of the left arm (solid) and the right arm (dashed) over the steps of the episode."""
     actions = np.array(board.actions)
     arm = actions.shape[1] // 2
     steps = np.arange(1, len(actions) + 1)
@@ -217,8 +217,8 @@ def _action_plot(board: Storyboard, height: int) -> np.ndarray:
 
 
 def hand_plot(board: Storyboard, arm: Arm, width: int, height: int) -> np.ndarray:
-    """How far along x, y and z one hand was sent from where it stood, over the episode's steps, and as a gray band how
-    far its gripper was to open. Of 2 * `width` x 2 * `height` pixels. For `ee` actions."""
+    """Commanded displacement of one end effector from its start along x, y and z, over the steps of the episode, and
+    its commanded gripper opening as a gray band. The size is 2 * `width` x 2 * `height` pixels. For `ee` actions."""
     tool = board.start["endpose"][f"{arm}_endpose"][:3]
     actions = np.array(board.actions).reshape(-1, 2, 8)[:, ARMS.index(arm)]
     steps = np.arange(1, len(actions) + 1)
@@ -226,16 +226,16 @@ def hand_plot(board: Storyboard, arm: Arm, width: int, height: int) -> np.ndarra
     figure.subplots_adjust(left=42 / width, top=1 - 20 / height)
     band = {"transform": axes.get_xaxis_transform(), "color": "#d6d9e0", "linewidth": 0, "label": "gripper open"}
     axes.fill_between(steps, 0, 0.2 * actions[:, 7].clip(0, 1), **band)
-    away = 100 * (actions[:, :3] - tool)
+    displacement = 100 * (actions[:, :3] - tool)  # cm
     for index, (name, color) in enumerate(_AXES):
-        axes.plot(steps, away[:, index], color=color, linewidth=1.6, label=name)
-    axes.set_ylim(min(away.min() - 1, -8), max(away.max() + 1, 8))  # a hand that rests looks at rest
+        axes.plot(steps, displacement[:, index], color=color, linewidth=1.6, label=name)
+    axes.set_ylim(min(displacement.min() - 1, -8), max(displacement.max() + 1, 8))  # so that a resting arm looks flat
     _add_legend(axes, size=8)
     return _drawn(figure)
 
 
 def _plot(width: int, height: int, unit: str, size: int = 7, dpi: int = 100) -> tuple[Figure, Axes]:
-    # Without pyplot, whose figures are global: several threads may draw at once.
+    # pyplot's figures are global, but several threads may draw at once.
     figure = Figure(figsize=(width / 100, height / 100), dpi=dpi)
     axes = figure.add_subplot()
     axes.set_xlabel("step", fontsize=size, labelpad=1)
@@ -293,7 +293,7 @@ def _beside(cells: list[np.ndarray], height: int) -> Image.Image:
 
 
 def _fitting(words: str, size: int, room: float) -> ImageFont.FreeTypeFont:
-    """The largest font up to `size` in which the words are at most `room` pixels long."""
+    """The largest font up to `size` in which `words` are at most `room` pixels wide."""
     while size > 8 and font(size).getlength(words) > room:
         size -= 1
     return font(size)

@@ -1,8 +1,8 @@
-"""Environments in worker processes: physics and rendering of many episodes at once, chunk by chunk.
+"""Environments in worker processes, which simulate and render many episodes at once, chunk by chunk.
 
-A worker is a process on one core that hosts several environments and steps them one after another; more processes
-than cores only cost memory and seconds of start-up. Each command is for one row and its answer is awaited before the
-worker gets the next one: so it is known which row a worker died in.
+A worker is a process on one core. It hosts several environments and steps them one after another; more processes than
+cores would only cost memory and start-up time. A command is for one row, and a worker gets the next command after its
+answer, so that the row in which a worker died is known.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..value_maps.peak import SeenContact
 
 
 def cores_of_this_process() -> int:
-    """How many environment processes it may keep busy: its share of the cores that the processes here have."""
+    """This process's share of the cores, as a number of environment processes."""
     return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
 
 
@@ -44,9 +44,9 @@ class Start:
     """An episode that has been reset.
 
     simulator: versions and commits of what simulates.
-    expert_success: whether the scripted expert fulfils the task on this scene; None where it wasn't asked.
-    contacts: camera -> the contacts that the last frame of the first chunk is to show.
-    value_maps: the true maps of the coming chunk, camera -> (F, H, W) uint8; None unless asked for.
+    expert_success: whether the scripted expert fulfils the task in this scene; None if it didn't run.
+    contacts: camera -> the contacts in the value map of the last frame of the first chunk.
+    value_maps: the true maps of the next chunk, camera -> (F, H, W) uint8; None unless requested.
     """
 
     observation: Observation
@@ -61,11 +61,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Progress:
-    """A chunk that has been executed, up to the episode's end.
+    """The result of executing a chunk, up to the end of the episode.
 
-    observations: F of them; from the episode's end on the last one, repeated.
-    targets: (F, 2, 3), where the actions wanted the left and the right tool at these moments, in the world.
-    steps: control steps executed since the reset. success: whether the task was fulfilled after any of them.
+    observations: F observations; after the end of the episode, the last one repeats.
+    targets: (F, 2, 3), world positions that the actions commanded for the left and right end effector at these frames.
+    steps: control steps since the reset. success: whether the task is fulfilled after the last of them.
     """
 
     observations: list[Observation]
@@ -78,7 +78,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Chunks:
-    """How an episode is cut: a chunk has `actions`, and is observed after every `actions_per_frame` of them."""
+    """Size of a chunk: `actions` control steps, with an observation after every `actions_per_frame` of them."""
 
     actions: int
     actions_per_frame: int
@@ -89,7 +89,7 @@ class Chunks:
 
 
 class HostedEnvironment:
-    """One row of a [`VectorEnvironment`], in its worker: an environment, and the oracle that follows it."""
+    """One row of a [`VectorEnvironment`] within its worker: an environment and its value map oracle."""
 
     def __init__(self, suite: str, split: str) -> None:
         self.suite, self.split = suite, split
@@ -121,12 +121,12 @@ class HostedEnvironment:
 
     def step(self, actions: np.ndarray, mode: ActionMode) -> Progress:
         observations, targets, success, done = [], [], False, False
-        arm = actions.shape[1] // 2  # numbers of one arm, its gripper last
+        arm_dim = actions.shape[1] // 2  # an arm's gripper is its last number
         for index, action in enumerate(actions, start=1):
             is_moment = index % self.chunks.actions_per_frame == 0
             if not done:
                 if self.oracle is not None:
-                    self.oracle.before_step((action[arm - 1], action[-1]))
+                    self.oracle.before_step((action[arm_dim - 1], action[-1]))
                 result = self.env.step(action, mode, observe=False)
                 success, done = result.success, result.info["done"]
                 if is_moment or done:
@@ -147,18 +147,19 @@ class HostedEnvironment:
 
 
 class VectorEnvironment:
-    """The environments of a batch of episodes, which start together. Use it in a `with` statement.
+    """The environments of a batch of episodes that start together. Use it in a `with` statement.
 
     Args:
-        suite, split: of every row; the task may differ from batch to batch, and from row to row.
-        num_workers: processes.
-        timeout: seconds after which a worker that hasn't answered counts as hung.
-        purpose: what the seeds must be for.
-        discard_lost: go on without rows whose worker is lost.
+        suite, split: suite and split of every row. The task may differ between batches and rows.
+        num_workers: number of processes.
+        timeout: seconds without an answer after which a worker counts as hung.
+        purpose: the purpose that the seeds must have.
+        discard_lost: continue without the rows whose worker is lost.
 
-    A row is lost when the suite rejects its seed, when its worker died or hung, which is then replaced, or when its
-    simulator did. Answers lack it, and `lost` says why. Lost workers raise WorkerLost unless they are discarded,
-    naming the seed, and the batch must be reset. Any other error raises RuntimeError with the worker's traceback.
+    A row is lost if the suite rejects its seed, if its simulator dies, or if its worker dies or hangs; the worker is
+    then replaced. Answers omit lost rows, and `lost` has the reasons. A lost worker raises WorkerLost, which names the
+    seed, unless `discard_lost`; the batch must then be reset. Any other error raises RuntimeError with the worker's
+    traceback.
     """
 
     def __init__(
@@ -173,13 +174,13 @@ class VectorEnvironment:
         self.suite, self.split, self.timeout = suite, split, timeout
         self.purpose, self.discard_lost = purpose, discard_lost
         self.seeds: list[int] = []
-        self.lost: dict[int, WorkerLost | SeedRejected] = {}  # rows of this batch, and what became of them
+        self.lost: dict[int, WorkerLost | SeedRejected] = {}  # lost rows of this batch -> the reason
         self.workers = [_Worker(suite, split) for _ in range(num_workers)]
 
     def __enter__(self) -> VectorEnvironment:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def reset(
@@ -191,9 +192,9 @@ class VectorEnvironment:
         true_value_maps: bool = False,
         expert: bool = True,
     ) -> list[Start | None]:
-        """Starts an episode for each seed, of the one task or of a task each.
+        """Starts an episode for each seed. `tasks` is one task, or a task for each seed.
 
-        `expert`: also let the scripted expert try each scene, which tells the contacts. None for a row that is lost.
+        `expert`: run the scripted expert on each scene first, which gives the contacts. Lost rows are None.
         Raises ValueError for a seed that isn't for this purpose.
         """
         self.seeds, self.lost = [check_seed(seed, self.purpose) for seed in seeds], {}
@@ -217,8 +218,8 @@ class VectorEnvironment:
             worker.kill()
 
     def _ask(self, commands: dict[int, tuple[str, dict[str, Any]]]) -> dict[int, Any]:
-        """Sends each row's command to its worker. All workers are idle again when this returns or raises. A lost row
-        isn't asked again."""
+        """Sends each row's command to its worker, except for lost rows. All workers are idle when this returns or
+        raises."""
         commands = {row: command for row, command in commands.items() if row not in self.lost}
         queues: list[deque[int]] = [deque() for _ in self.workers]
         for row in commands:
@@ -234,7 +235,7 @@ class VectorEnvironment:
                 try:
                     connection.send((row, *commands[row]))
                 except OSError:
-                    pass  # the worker is dead; the end of its connection says so below
+                    pass  # the worker is dead, which ends the connection; handled below
 
         for index in range(len(self.workers)):
             send_next(index)
@@ -252,7 +253,7 @@ class VectorEnvironment:
                     self.workers[index].kill()
                     self.workers[index] = _Worker(self.suite, self.split)
                     queues[index].clear()
-                    for other in range(index, len(self.seeds), len(self.workers)):  # it hosted them all
+                    for other in range(index, len(self.seeds), len(self.workers)):  # all rows of this worker
                         self.lost[other] = WorkerLost(self.seeds[row], reason)
                     continue
                 if outcome == "done":
@@ -271,7 +272,7 @@ class VectorEnvironment:
         return {row: answer for row, answer in answers.items() if row not in self.lost}
 
     def _worker_lost(self) -> WorkerLost | None:
-        """What ends this batch."""
+        """The error that ends this batch, if any."""
         if self.discard_lost:
             return None
         return next((error for error in self.lost.values() if isinstance(error, WorkerLost)), None)
@@ -283,7 +284,7 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, suite, split), daemon=True)
         self.process.start()
-        theirs.close()  # so that the connection ends when the process does
+        theirs.close()  # so that the connection ends with the process
 
     def kill(self) -> None:
         self.process.kill()
@@ -292,10 +293,10 @@ class _Worker:
 
 
 def _serve(connection: Connection, suite: str, split: str) -> None:
-    """A worker's life: answers (row, method, arguments) with what came of it and the result, the reason or the
-    traceback, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.environ["LP_NUM_THREADS"] = "1"  # Mesa's software renderer: a core a worker
+    """The main loop of a worker: answers (row, method, arguments) by (outcome, result, reason or traceback) until the
+    parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    os.environ["LP_NUM_THREADS"] = "1"  # one core per worker for Mesa's software renderer
     rows: dict[int, HostedEnvironment] = {}
     with suppress(EOFError, ConnectionError):
         while True:

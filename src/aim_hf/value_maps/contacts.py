@@ -1,7 +1,7 @@
-"""Contact events of an episode, found while it is simulated: what is picked, pressed or pushed, where it is placed.
+"""Detects the contact events of an episode during simulation: picks, places, presses and pushes.
 
-`EventDetector` looks at the contacts now and then: what lasts shorter is no event, and looking at all of
-them would cost a third as much as simulating them. It depends on the environment protocol alone.
+`EventDetector` checks the contacts every few physics steps: shorter contacts are no events, and checking every step
+would take a third of the simulation time. It depends only on the environment protocol.
 """
 
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from ..envs.base import Contact, Environment
 from ..envs.poses import rotation_matrix
 from .render import Event
 
-CHECK_EVERY = 12  # physics steps between two looks at the contacts: 48 ms
-CHECK_EVERY_HOLDING = 60  # ... while all that closes holds something already
-HOLD_CHECKS = 2  # looks in a row that a grasp or a rest must last
-MIN_FORCE = 0.2  # N, of each finger on what it holds, and of a finger on what it presses or pushes
-OPPOSITE = -0.5  # cosine between the two fingers' pushes: at least 120 degrees apart
-# At rest is what moves less than this from look to look. Its velocity at one instant doesn't tell: a simulator reports
-# several cm/s for a light block on a stack that stays where it is.
+CHECK_EVERY = 12  # physics steps between two checks of the contacts: 48 ms
+CHECK_EVERY_HOLDING = 60  # the same while every closing gripper already holds a body
+HOLD_CHECKS = 2  # consecutive checks that a grasp or a rest must last
+MIN_FORCE = 0.2  # N, of each finger on a held body, and of a finger on a pressed or pushed body
+OPPOSITE = -0.5  # largest cosine between the forces of two fingers that grasp: 120 degrees apart
+# A body is at rest if it moves more slowly than this between checks. Instantaneous velocities are no measure: the
+# simulator reports several cm/s for a light block that rests on a stack.
 REST_SPEED = 0.01  # m/s
 REST_SPIN = 0.2  # rad/s
 
 
 @dataclass
 class _Touch:
-    """One finger on one body: its push along the normals, without friction (N), and the contact points."""
+    """One finger on one body: its normal force (N), without friction, and the contact points."""
 
     push: np.ndarray
     points: list[np.ndarray]
@@ -36,12 +36,12 @@ class EventDetector:
 
         detector = EventDetector(env)              # after env.reset(seed)
         env.on_physics_step.append(detector)
-        detector.add_frame(env, action)            # before each action, and once after the last with None
+        detector.add_frame(env, action)            # before each action, and after the last action with None
 
-    pick: both fingers of an arm push the same movable body from opposite sides, for `HOLD_CHECKS`. The next pick of
-        that body by that arm needs a release first.
-    place: a picked body is free of all fingers and at rest, for `HOLD_CHECKS`, on a body that is no part of the robot.
-        The arm is the one that touched it last.
+    pick: both fingers of an arm push the same movable body from opposite sides for `HOLD_CHECKS` checks. The arm must
+        release the body before it can pick it again.
+    place: no finger touches a picked body, which rests for `HOLD_CHECKS` checks on a body outside the robot.
+        The arm of the event is the last arm that touched it.
     press, push: a closed finger pushes one of the task's press or push targets for the first time.
     """
 
@@ -54,20 +54,22 @@ class EventDetector:
         self.moving = {body for body, state in bodies.items() if state.dynamic}
         self.movable = self.moving - self.targets.keys()
         self.start = {body: state.pose for body, state in bodies.items()}
-        self.poses: list[dict[int, np.ndarray]] = []  # of what can move, in each frame
-        self.closed: set[str] = set()  # arms whose gripper is told to be closed
-        self.gripping: set[str] = set()  # arms whose gripper is told to close at all: fully open ones hold nothing
+        self.poses: list[dict[int, np.ndarray]] = []  # of the moving bodies, in each frame
+        self.closed: set[str] = set()  # arms whose gripper is commanded to be closed
+        self.gripping: set[str] = set()  # arms whose gripper isn't commanded to be fully open
         self.steps = 0  # physics steps so far
-        self.grasp_checks: dict[tuple[str, int], int] = {}  # (arm, body): looks for which it has been gripped
-        self.free_checks: dict[tuple[str, int], int] = {}  # (arm, body) picked: looks since a finger last touched it
-        self.carrier: dict[int, str] = {}  # body picked and not yet placed: the arm that touched it last
-        # Body in `carrier`: the pose from which it has hardly moved since, and for how many looks.
+        self.grasp_checks: dict[tuple[str, int], int] = {}  # (arm, body): checks since it is gripped
+        self.free_checks: dict[tuple[str, int], int] = {}  # (arm, body) picked: checks since a finger last touched it
+        self.carrier: dict[int, str] = {}  # body picked and not yet placed -> the last arm that touched it
+        # Body in `carrier` -> the pose where its rest began, and the number of checks since.
         self.rest: dict[int, tuple[np.ndarray, int]] = {}
         self.reached: set[int] = set()  # targets pressed or pushed
-        self.found: list[tuple[str, str, int, int, np.ndarray]] = []  # kind, arm, frame, body, points in its frame
+        self.found: list[
+            tuple[str, str, int, int, np.ndarray]
+        ] = []  # kind, arm, frame, body, points in body coordinates
 
     def add_frame(self, env: Environment, action: np.ndarray | None) -> None:
-        """Note where the bodies are in this frame, and which grippers the action (16,) that follows it closes."""
+        """Records the bodies' poses in a frame, and which grippers the next action (16,) closes; None at the end."""
         self.poses.append({body: state.pose for body, state in env.bodies(self.moving).items()})
         if action is not None:
             grippers = {"left": action[7], "right": action[15]}
@@ -75,6 +77,7 @@ class EventDetector:
             self.gripping = {arm for arm, gripper in grippers.items() if gripper < 1}
 
     def __call__(self, env: Environment) -> None:
+        """Checks the contacts, if due. Called after every physics step."""
         self.steps += 1
         if self.steps % CHECK_EVERY:
             return
@@ -90,7 +93,7 @@ class EventDetector:
         self._find_places(env, {body for _, body in touches})
 
     def events(self) -> list[Event]:
-        """The events so far, in the order in which they happened, with their bodies' poses in the frames so far."""
+        """The events so far in time order, with the poses of their bodies in the frames so far."""
         return [
             Event(
                 kind=kind,
@@ -104,7 +107,7 @@ class EventDetector:
         ]
 
     def _touches(self, contacts: list[Contact], physics_dt: float) -> dict[tuple[str, int], dict[int, _Touch]]:
-        """What the fingers touch now: by arm and body (in order, for a simulator lists contacts in any), by finger."""
+        """The fingers' contacts: (arm, body) -> finger -> touch. Sorted: the simulator's order is arbitrary."""
         touches: dict[tuple[str, int], dict[int, _Touch]] = {}
         for contact in contacts:
             for finger, body, sign in ((contact.body_a, contact.body_b, -1), (contact.body_b, contact.body_a, 1)):
@@ -162,7 +165,7 @@ class EventDetector:
                 self._add(env, "place", arm, support, points)
 
     def _support(self, body: int, contacts: list[Contact]) -> int | None:
-        """The body, no part of the robot, that carries most of the weight of `body`, if one does."""
+        """The body, other than the robot, that carries most of the weight of `body`; None without one."""
         lift: dict[int, float] = {}
         for contact in contacts:
             for other, below, sign in ((contact.body_a, contact.body_b, 1), (contact.body_b, contact.body_a, -1)):
@@ -179,14 +182,14 @@ class EventDetector:
 
 
 def _is_near(pose: np.ndarray, other: np.ndarray, seconds: float) -> bool:
-    """Whether a body at rest may come from one pose to the other in this time."""
+    """Whether a body at rest can move from one pose to the other in `seconds`."""
     shift = np.linalg.norm(pose[:3] - other[:3])
     turn = 2 * np.arccos(min(1.0, abs(float(pose[3:] @ other[3:]))))
     return bool(shift < REST_SPEED * seconds and turn < REST_SPIN * seconds)
 
 
 def _oppose(fingers: dict[int, _Touch]) -> bool:
-    """Whether two fingers push the body from opposite sides, each with more than `MIN_FORCE`."""
+    """Whether two fingers push a body from opposite sides, each with more than `MIN_FORCE`."""
     if len(fingers) < 2:
         return False
     first, second = (touch.push for touch in fingers.values())

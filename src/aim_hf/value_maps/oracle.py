@@ -1,19 +1,19 @@
-"""The true value maps of a rollout: what the expert's own recording of the scene says about where to act next.
+"""True value maps of a rollout, from a recording of the expert in the same scene.
 
-`record_expert` runs the scripted expert on the scene of a seed and notes its contact events, cameras and bodies. Of a
-first chunk that recording is the truth itself, pixel by pixel what the dataset would hold. Later a rollout leaves the
-expert's path, and `ValueMapOracle` approximates:
+`record_expert` runs the scripted expert on the scene of a seed and records its contact events, cameras and bodies. For
+the first chunk, maps rendered from the recording are exact: they equal those of the dataset. Later the rollout departs
+from the expert's path, and `ValueMapOracle` approximates the maps:
 
-- Which events have happened is found live, by the detector that labels the data. An object that is set down elsewhere
-  than the expert did takes its pick back.
-- The expert's moment that the rollout is in is the one, between the last event that has happened and the next one, in
-  which all fingers were closest to where they are now. The chunk's maps follow the expert from there: so an event
-  that is due within the chunk gives way to the next one on time, and a hand's camera comes to its target, as in the
-  data. A map that stood still would tell the hand to stand still.
-- Bodies are where they are now, moved on as the expert moved them from that moment; hands' cameras are where the
+- The events that have happened are detected live, by the detector that labels the data. If an object is set down away
+  from the expert's place, its pick is undone.
+- The current frame of the expert is the one, between the last event that has happened and the next one, in which the
+  fingers were closest to their current positions. The maps of the chunk follow the expert from this frame, so that the
+  next event takes over in time and a wrist camera approaches its target, as in the data. Constant maps would tell the
+  arm to stand still.
+- Bodies start at their current poses and move as the expert moved them from that frame on; wrist cameras are where the
   expert's were.
 
-It depends on the environment protocol alone.
+It depends only on the environment protocol.
 """
 
 from dataclasses import dataclass, replace
@@ -26,8 +26,8 @@ from .contacts import EventDetector
 from .peak import SeenContact
 from .render import Event, project, render_value_maps, shown_events
 
-PLACED = 0.05  # m: what is set down further than this from where the expert put it was dropped
-TIE = 2e-4  # m: of the expert's moments that are this equally close the earliest counts
+PLACED = 0.05  # m: an object set down further than this from the expert's place counts as dropped
+TIE = 2e-4  # m: of frames of the expert whose distances differ by less than this, the earliest is used
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ExpertRun:
     """The expert's recording of one scene, over num_frames = T + 1 frames for T actions.
 
     success: whether the task was fulfilled at the end; experts fail on a few scenes.
-    fingers: (num_frames, number of fingers, 3), the fingers' positions: where the hands are, and how far open.
+    fingers: (num_frames, number of fingers, 3), positions of the fingers.
     intrinsics, extrinsics: camera -> (num_frames, 3, 3) and (num_frames, 3, 4), float32 as in the data.
     sizes: camera -> (height, width).
     """
@@ -52,12 +52,13 @@ class ExpertRun:
         return len(self.fingers)
 
     def contacts(self, frame: int) -> dict[str, list[SeenContact]]:
-        """Where each camera sees the contacts that a frame's map shows: the middle of each event's points; none for
-        what lies out of view. Frames after the last are the last."""
+        """The contacts that a frame's map shows, as seen by each camera: the mean of each event's points, if it is in
+        view. `frame` is clipped to the last frame."""
         frame = min(frame, self.num_frames - 1)
         shown = shown_events(self.events, self.num_frames)[:, frame]
         seen: dict[str, list[SeenContact]] = {camera: [] for camera in self.sizes}
-        for event in (event for event, is_shown in zip(self.events, shown, strict=True) if is_shown):
+        for index in np.flatnonzero(shown):
+            event = self.events[index]
             pose = event.body_pose[frame].astype(np.float64)
             middle = rotation_matrix(pose[3:]) @ event.points.mean(axis=0) + pose[:3]
             for camera, (height, width) in self.sizes.items():
@@ -69,7 +70,7 @@ class ExpertRun:
 
 
 def record_expert(env: Environment, seed: int) -> ExpertRun:
-    """Runs the expert on the scene of `seed`; the environment is left in the state that this ends in."""
+    """Runs the expert on the scene of `seed`. The environment stays in the final state of this run."""
     env.reset(seed)
     detector = EventDetector(env)
     cameras, fingers, success = [], [], False
@@ -96,7 +97,7 @@ class ValueMapOracle:
     """Follows a rollout on the scene of an [`ExpertRun`] and renders the true maps of its chunks.
 
     oracle = ValueMapOracle(env, run)     # after env.reset(seed)
-    oracle.value_maps([2, 4, 6, 8])       # of the coming chunk's frames
+    oracle.value_maps([2, 4, 6, 8])       # at the frames of the next chunk
     oracle.before_step(grippers)          # before each env.step
     oracle.close()                        # before the next episode
     """
@@ -105,17 +106,17 @@ class ValueMapOracle:
         self.env, self.run = env, run
         self.happened: list[int] = []  # indices into `run.events`, in the order of the rollout
         self._detector = EventDetector(env)
-        self._followed = 0  # events of the detector that have been followed so far
+        self._followed = 0  # number of the detector's events that `_follow` has processed
         env.on_physics_step.append(self._detector)
 
     def before_step(self, grippers: tuple[float, float]) -> None:
-        """Tells what the next action wants of the left and the right gripper, 0 closed .. 1 open."""
+        """Announces the next action by its left and right gripper, 0 closed .. 1 open."""
         action = np.zeros(16)
         action[[7, 15]] = grippers
         self._detector.add_frame(self.env, action)
 
     def value_maps(self, steps: list[int]) -> dict[str, np.ndarray]:
-        """The maps of the frames that lie `steps` control steps ahead: camera -> (len(steps), height, width) uint8."""
+        """The maps of the frames `steps` control steps ahead: camera -> (len(steps), height, width) uint8."""
         self._follow()
         run = self.run
         remaining = [event for index, event in enumerate(run.events) if index not in self.happened]
@@ -126,7 +127,7 @@ class ValueMapOracle:
         shown = shown_events(upcoming, run.num_frames - now)
         maps: dict[str, list[np.ndarray]] = {camera: [] for camera in run.sizes}
         for ahead in np.minimum(steps, run.num_frames - 1 - now):
-            # A recording of one frame, in which all that is to be shown is about to happen.
+            # Events of a one-frame episode, all still to happen.
             events = [
                 replace(upcoming[index], frame=0, body_pose=paths[index][ahead : ahead + 1])
                 for index in np.flatnonzero(shown[:, ahead])
@@ -141,7 +142,7 @@ class ValueMapOracle:
         self.env.on_physics_step.remove(self._detector)
 
     def _follow(self) -> None:
-        """Notes which of the expert's events have happened since the last call."""
+        """Updates `happened` by the detector's events since the last call."""
         found, expected = self._detector.events(), self.run.events
         for event in found[self._followed :]:
             index = next(
@@ -155,14 +156,16 @@ class ValueMapOracle:
         self._followed = len(found)
 
     def _expert_frame(self, remaining: list[Event]) -> int:
-        """The expert's frame that the rollout is in now."""
+        """The frame of the expert that matches the current state, see the module's docstring."""
         stop = min((event.frame for event in remaining), default=self.run.num_frames)
-        start = max((f for f in (self.run.events[i].frame for i in self.happened) if f < stop), default=0)
+        past = (self.run.events[index].frame for index in self.happened)
+        start = max((frame for frame in past if frame < stop), default=0)
         distance = np.linalg.norm(self.run.fingers[start:stop] - _fingers(self.env), axis=-1).mean(axis=-1)
         return start + int(np.flatnonzero(distance <= distance.min() + TIE)[0])
 
 
 def _same(event: Event, expected: Event) -> bool:
+    """Whether a detected event is this event of the expert."""
     if (event.kind, event.arm, event.body_name) != (expected.kind, expected.arm, expected.body_name):
         return False
     distance = np.linalg.norm(event.points.mean(axis=0) - expected.points.mean(axis=0))
@@ -170,7 +173,7 @@ def _same(event: Event, expected: Event) -> bool:
 
 
 def _moved_on(pose: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """A body that is at `pose` (7,), moved as on `path` (num_frames, 7) from its first pose on: (num_frames, 7)."""
+    """Poses (num_frames, 7) of a body that starts at `pose` (7,) and moves as `path` (num_frames, 7) does."""
     path = path.astype(np.float64)
     moved = np.empty_like(path)
     moved[:, :3] = pose[:3] + path[:, :3] - path[0, :3]
@@ -180,9 +183,12 @@ def _moved_on(pose: np.ndarray, path: np.ndarray) -> np.ndarray:
 
 
 def _fingers(env: Environment) -> np.ndarray:
+    """Positions of all fingers, (number of fingers, 3)."""
     bodies = env.bodies()
     return np.array([bodies[finger].pose[:3] for arm in ARMS for finger in env.fingers()[arm]])
 
 
 def _stacked(cameras: list[dict[str, Camera]], field: str) -> dict[str, np.ndarray]:
-    return {name: np.array([getattr(c[name], field) for c in cameras], dtype=np.float32) for name in cameras[0]}
+    return {
+        name: np.array([getattr(frame[name], field) for frame in cameras], dtype=np.float32) for name in cameras[0]
+    }

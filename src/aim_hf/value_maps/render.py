@@ -1,11 +1,11 @@
 """Action-based spatial value maps: the next contact of each arm, projected into every frame of every camera.
 
-An `Event` keeps its contact points in the frame of the body that they belong to, with that body's pose in each frame
-of the episode. A frame's map is a pure function of events and cameras: put the points where the body is in this frame,
-project them, and draw around each a Gaussian as wide as `RADIUS` metres appear at its depth. So the maps of a stored
-episode can be rendered again, bit by bit.
+An `Event` stores contact points in the coordinates of their body, and the pose of that body in each frame of the
+episode. The map of a frame is a pure function of events and cameras: the points are placed by the body's pose,
+projected, and drawn as Gaussians whose standard deviation is `RADIUS` metres at their depth. The maps of a stored
+episode can therefore be rendered again, bit for bit.
 
-A map shows where to act, seen or hidden; `visible_shares` tells how much of it a camera really sees.
+A map shows contacts even if they are occluded; `visible_shares` gives the share that a camera sees.
 """
 
 from collections.abc import Sequence
@@ -17,27 +17,27 @@ import numpy as np
 from ..envs.poses import rotation_matrix
 
 RADIUS = 0.02  # m, the standard deviation of the Gaussian around a contact point
-MIN_SIGMA = 1.5  # pixels: a smaller spot would fall between them
-MAX_SIGMA = 0.15  # of the image width: a larger one would no longer say where
+MIN_SIGMA = 1.5  # pixels: a smaller spot would fall between pixel centers
+MAX_SIGMA = 0.15  # fraction of the image width: a larger spot would not localise the contact
 DEPTH_TOLERANCE = 0.01  # m
-TOGETHER = 5  # frames: the next events of two arms that are no further apart are shown in one map
+TOGETHER = 5  # frames: the next events of both arms are shown in one map if they are at most this far apart
 _HEAT = np.array([[130, 0, 20], [255, 60, 0], [255, 190, 0], [255, 255, 170]])  # colors at 0, 1/3, 2/3 and 1
-# 255 * exp(-z^2 / 2) rounds to 0 beyond this many standard deviations, so that nothing need be drawn there.
+# 255 * exp(-z^2 / 2) rounds to 0 beyond this many standard deviations, so nothing is drawn there.
 REACH = float(np.sqrt(2 * np.log(510)))
 
 
 @dataclass
 class Event:
-    """A contact that an arm's task turns on.
+    """A contact by which an arm carries out its task.
 
-    kind: "pick" (both fingers hold the body), "place" (what was held rests on the body), "press" or "push" (a closed
+    kind: "pick" (both fingers hold the body), "place" (a held object rests on the body), "press" or "push" (a closed
         finger pushes the body, down or along).
     arm: "left" or "right".
-    frame: the first frame that shows the event done.
-    body_name: the body that the points are fixed to: what is picked, pressed or pushed, or the support of a place.
-    points (num_points, 3) float32: contact points in the frame of that body (m).
-    body_pose (num_frames, 7) float32: its pose in each frame, xyz (m) and quaternion wxyz, in the world.
-    visible: per camera (num_frames,) float32, the share of the points that it sees; cameras without depth are absent.
+    frame: the first frame after the event.
+    body_name: the body of the points: the picked, pressed or pushed body, or the support of a placed object.
+    points (num_points, 3) float32: contact points in the coordinates of that body (m).
+    body_pose (num_frames, 7) float32: world pose of the body in each frame, xyz (m) and quaternion wxyz.
+    visible: camera -> (num_frames,) float32, the share of points that it sees; cameras without depth are absent.
     """
 
     kind: str
@@ -50,16 +50,16 @@ class Event:
 
     @cached_property
     def filled_points(self) -> np.ndarray:
-        """The points that are drawn, see `fill_hull`."""
+        """The points to draw, see `fill_hull`."""
         return fill_hull(self.points)
 
 
 def fill_hull(points: np.ndarray, spacing: float = RADIUS / 2) -> np.ndarray:
     """Points (num_filled, 3) float64 that fill the convex hull of `points` (num_points, 3) about `spacing` m apart.
 
-    A box that touches a box gives its four corners alone; drawn by themselves they would be four spots around nothing.
-    Midpoints of all pairs, again and again, are dense in the hull whether it is a point, a segment, a face or a solid;
-    one point is kept in each cube of side `spacing`.
+    Contact between two boxes has only the four corners as points, which would be drawn as four separate spots. Adding
+    the midpoints of all pairs repeatedly fills the hull, whether it is a point, a segment, a face or a solid. One
+    point is kept in each cube of side `spacing`.
     """
     points = np.asarray(points, dtype=np.float64)
     corner = points.min(axis=0)
@@ -75,27 +75,28 @@ def fill_hull(points: np.ndarray, spacing: float = RADIUS / 2) -> np.ndarray:
 
 
 def world_points(points: np.ndarray, body_pose: np.ndarray) -> np.ndarray:
-    """Points (num_points, 3) of a body's frame in the world, at poses (num_frames, 7): (num_frames, num_points, 3)."""
+    """World coordinates (num_frames, num_points, 3) of body points (num_points, 3) at poses (num_frames, 7)."""
     pose = np.asarray(body_pose, dtype=np.float64)
     return points @ np.swapaxes(rotation_matrix(pose[:, 3:]), -1, -2) + pose[:, None, :3]
 
 
 def shown_events(events: list[Event], num_frames: int) -> np.ndarray:
-    """Which event each frame shows: (num_events, num_frames) bool, read-only.
+    """Whether each frame shows each event: (num_events, num_frames) bool, read-only.
 
-    A frame shows the next event of each arm, an event being next up to the frame in which it happens; of two arms only
-    the earlier, unless they are at most `TOGETHER` frames apart.
+    A frame shows the next event of each arm, up to and including the event's own frame. If the next events of both
+    arms are more than `TOGETHER` frames apart, it shows only the earlier one.
     """
     return _shown_events(tuple((event.arm, event.frame) for event in events), num_frames)
 
 
-@lru_cache(maxsize=16)  # asked for once a camera
+@lru_cache(maxsize=16)  # called once per camera
 def _shown_events(events: tuple[tuple[str, int], ...], num_frames: int) -> np.ndarray:
     frames, never = np.arange(num_frames), 2 * num_frames + TOGETHER
     next_frame = np.full((len(events), num_frames), never)
     for arm in {arm for arm, _ in events}:
         start = -1
-        for index in sorted((i for i, event in enumerate(events) if event[0] == arm), key=lambda i: events[i][1]):
+        own = [index for index, event in enumerate(events) if event[0] == arm]
+        for index in sorted(own, key=lambda index: events[index][1]):
             upcoming = (frames > start) & (frames <= events[index][1])
             next_frame[index, upcoming] = start = events[index][1]
     earliest = next_frame.min(axis=0, initial=never)
@@ -105,12 +106,14 @@ def _shown_events(events: tuple[tuple[str, int], ...], num_frames: int) -> np.nd
 
 
 def project(points: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project world points (..., num_points, 3) through cameras: pixels (..., num_points, 2) as u (right), v (down),
-    and depths (..., num_points) in m.
+    """Projects world points (..., num_points, 3) into cameras.
 
-    intrinsics (..., 3, 3); extrinsics (..., 3, 4) world to camera, OpenCV axes (x right, y down, z forward). The
-    centre of the pixel in row i, column j is at u = j + 0.5, v = i + 0.5. Where the depth is not positive, pixels are
-    inf.
+    intrinsics (..., 3, 3); extrinsics (..., 3, 4) world to camera, OpenCV axes (x right, y down, z forward).
+
+    Returns:
+        Pixels (..., num_points, 2) as u (right) and v (down), and depths (..., num_points) in m. The center of the
+        pixel in row i, column j is at u = j + 0.5, v = i + 0.5. Pixels of points that aren't in front of the camera
+        are inf.
     """
     camera = points @ np.swapaxes(extrinsics[..., :3], -1, -2) + extrinsics[..., None, :, 3]
     depth = camera[..., 2]
@@ -122,9 +125,9 @@ def project(points: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray) 
 
 
 def splat(pixels: np.ndarray, sigma: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Draw a Gaussian of peak 1 around each point, the largest winning: (num_frames, height, width) float32.
+    """The maximum of Gaussians with peak 1 around each point: (num_frames, height, width) float32.
 
-    pixels (num_frames, num_points, 2), inf where not to be drawn; sigma (num_frames, num_points) in pixels.
+    pixels (num_frames, num_points, 2), inf for points that aren't drawn; sigma (num_frames, num_points) in pixels.
     """
     maps = np.zeros((len(pixels), height, width), dtype=np.float32)
     if not len(pixels):
@@ -136,12 +139,12 @@ def splat(pixels: np.ndarray, sigma: np.ndarray, height: int, width: int) -> np.
         high = np.clip(np.ceil(np.where(np.isfinite(points), points + reach, -1).max(axis=1)), 0, size).astype(int)
         drawn &= high > low
         axes.append((low, high, size))
-    # A camera and a body that both stand still give the same map again.
+    # Where neither camera nor body moves, the map of the frame before is copied.
     moved = (pixels[1:] != pixels[:-1]).any(axis=(1, 2)) | (sigma[1:] != sigma[:-1]).any(axis=1)
     fresh = drawn & np.concatenate([[True], moved])
     if not fresh.any():
         return maps
-    boxes = []  # columns, then rows: the box, equally large in each frame, outside which every value is 0
+    boxes = []  # columns, then rows, of a box in each frame, of equal size, outside which every value is 0
     for low, high, size in axes:
         extent = (high - low)[fresh].max()
         boxes.append(np.minimum(low[fresh], size - extent)[:, None] + np.arange(extent))
@@ -172,12 +175,12 @@ def render_value_maps(
 ) -> np.ndarray:
     """The value maps of one camera over an episode: (num_frames, height, width, 3) uint8, gray as RGB, read-only.
 
-    intrinsics (num_frames, 3, 3), extrinsics (num_frames, 3, 4) as in `project`. Frames after the last event are
-    black, as is what lies out of view. With `frames` only those, in that order.
+    intrinsics (num_frames, 3, 3), extrinsics (num_frames, 3, 4) as in `project`. Frames after the last event
+    are black. `frames`: indices of the frames to render, in that order; default: all.
     """
     frames = np.arange(len(intrinsics)) if frames is None else np.asarray(frames)
     all_shown = shown_events(events, len(intrinsics))[:, frames]
-    intrinsics, extrinsics = (np.asarray(m, dtype=np.float64)[frames] for m in (intrinsics, extrinsics))
+    intrinsics, extrinsics = (np.asarray(matrices, dtype=np.float64)[frames] for matrices in (intrinsics, extrinsics))
     maps = np.zeros((len(frames), height, width), dtype=np.float32)
     for event, shown in zip(events, all_shown, strict=True):
         points = world_points(event.filled_points, event.body_pose[frames[shown]])
@@ -193,12 +196,12 @@ def render_value_maps(
 def visible_shares(
     events: list[Event], intrinsics: np.ndarray, extrinsics: np.ndarray, depth: np.ndarray
 ) -> list[np.ndarray]:
-    """The share of each event's points that one camera sees, in the frames that show the event and 0 in others:
-    (num_frames,) float32 each.
+    """The share of each event's points that one camera sees: (num_frames,) float32 each, 0 in frames that don't show
+    the event.
 
     intrinsics, extrinsics as in `render_value_maps`; depth (num_frames, height, width) in m along the camera's axis. A
-    point is seen where the picture is no nearer than the point is, by more than `DEPTH_TOLERANCE`, in its pixel or one
-    of the four beside it: contact points lie on surfaces, and pixels are coarse. Out of view is not seen.
+    point is visible if the depth of its pixel, or of one of the four neighbours, is at least the point's depth minus
+    `DEPTH_TOLERANCE`: contact points lie on surfaces, and pixels are coarse. Points out of view aren't visible.
     """
     intrinsics, extrinsics = np.asarray(intrinsics, dtype=np.float64), np.asarray(extrinsics, dtype=np.float64)
     height, width = depth.shape[1:]
@@ -219,7 +222,7 @@ def visible_shares(
 
 
 def overlay(rgb: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Value maps in heat colors over darkened gray pictures: (..., H, W, 3) uint8 and (..., H, W) in [0, 1]."""
+    """Value maps (..., H, W) in [0, 1] as heat colors over darkened gray pictures (..., H, W, 3) uint8."""
     value = np.clip(value, 0, 1)
     gray = 35 + 0.5 * rgb.mean(axis=-1, keepdims=True)
     levels = np.linspace(0, 1, len(_HEAT))

@@ -88,7 +88,7 @@ class LeRobotSource:
 
     @classmethod
     def open(cls, source: str, revision: str | None = None) -> "LeRobotSource":
-        """Opens a folder or a repo of the Hub. Of a repo, only the metadata are downloaded; `fetch` downloads the rest.
+        """Opens a folder, or downloads the metadata of a repo of the Hub; `fetch` downloads the rest.
 
         Raises:
             OSError, ValueError: as the class; if the repo can't be read; for a revision of a folder.
@@ -103,7 +103,7 @@ class LeRobotSource:
         return cls(folder, source, revision=folder.name)
 
     def fetch(self, episodes: list[int], cameras: list[str] | None = None) -> None:
-        """Downloads the tables and the videos of `cameras` (default: all) of these episodes. Does nothing for a folder."""
+        """Downloads the tables and the videos of `cameras` (default: all) of these episodes of a repo."""
         if self.repo_id is None:
             return
         if episodes == self.episodes:
