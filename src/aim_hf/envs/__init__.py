@@ -1,9 +1,12 @@
-"""Simulation suites behind one protocol (`base.py`). A suite is imported when it is first asked for: each needs other
-packages, and whoever trains on what was recorded needs none of them."""
+"""Simulation suites behind one protocol (`base.py`).
+
+A suite is imported on first use, because suites need different packages, and training on recorded data needs none.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from .base import Environment, Interface
 from .names import TASKS as TASKS
@@ -11,8 +14,8 @@ from .names import TASKS as TASKS
 _ENVIRONMENTS = {"tabletop": "TabletopEnvironment", "robotwin": "RoboTwinEnvironment"}
 
 
-def make_environment(suite: str, task: str, split: str = "easy", **options) -> Environment:
-    """The environment of a task. `options` go to the suite's environment class.
+def make_environment(suite: str, task: str, split: str = "easy", **options: Any) -> Environment:
+    """The environment of a task. `options` are arguments of the suite's environment class.
 
     Raises ValueError for an unknown suite, task or split.
     """
@@ -20,7 +23,7 @@ def make_environment(suite: str, task: str, split: str = "easy", **options) -> E
 
 
 def interface(suite: str, split: str) -> Interface:
-    """What a policy must fit; no environment is opened. Raises ValueError for an unknown suite."""
+    """The interface that a policy must fit. No environment is opened. Raises ValueError for an unknown suite."""
     return _environment(suite).interface(split)
 
 
@@ -30,8 +33,8 @@ def _environment(suite: str) -> type[Environment]:
     return getattr(import_module(f".{suite}", __name__), _ENVIRONMENTS[suite])
 
 
-def next_environment(last: Environment | None, suite: str, task: str, split: str, **options) -> Environment:
-    """`last` itself if it is of this task and split; otherwise it is closed, and a new one takes its place."""
+def next_environment(last: Environment | None, suite: str, task: str, split: str, **options: Any) -> Environment:
+    """`last` if it is of this suite, task and split; otherwise closes it and makes a new environment."""
     if last is not None:
         if (last.suite, last.task, last.split) == (suite, task, split):
             return last

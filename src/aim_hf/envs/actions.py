@@ -1,4 +1,4 @@
-"""Checks of actions, the same in every suite."""
+"""Checks of actions, shared by all suites."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .base import ARMS
 
 
 def checked_action(action: np.ndarray, mode: str, action_dims: dict[str, int]) -> np.ndarray:
-    """The action as float64. Raises ValueError for an unknown mode, a wrong shape, NaN, or a bad quaternion."""
+    """`action` as float64. Raises ValueError for an unknown mode, a wrong shape, NaN, or a bad quaternion."""
     if mode not in action_dims:
         raise ValueError(f"mode={mode!r} is unknown: choose one of {list(action_dims)}.")
     action = np.asarray(action, dtype=np.float64)

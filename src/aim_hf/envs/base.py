@@ -1,6 +1,6 @@
-"""What every simulation suite offers: the environment protocol and its plain data types.
+"""The environment protocol of all simulation suites, and its data types.
 
-The annotator, the recorder and the evaluator depend on this file alone, so they run unchanged on every suite.
+The event detector, the recorder and the evaluator depend only on this file, so they run unchanged on every suite.
 
 Conventions: world frame with x to the right, y away from the robot, z up, in meters; quaternions are wxyz; a pose is
 seven numbers, xyz then wxyz; pictures are uint8 RGB of shape (height, width, 3).
@@ -22,14 +22,14 @@ Arm = Literal["left", "right"]
 ActionMode = Literal["ee", "qpos"]
 
 # {"observation": {camera: {"rgb": (H, W, 3) uint8, "intrinsic_cv": (3, 3), "extrinsic_cv": (3, 4),
-#                           "depth": (H, W) float32, m along the camera's axis; only where it was asked for}},
+#                           "depth": (H, W) float32, m along the camera's axis; only if requested}},
 #  "joint_action": {"vector": (14,)},
 #  "endpose": {"left_endpose": (7,), "left_gripper": float, "right_endpose": (7,), "right_gripper": float}}
 Observation = dict[str, Any]
 
 
 class SimulatorLost(RuntimeError):
-    """The process that simulates died or hung. The environment can be reset: that starts another."""
+    """The simulator process died or hung. `reset` starts another."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Camera:
     """A pinhole camera at one instant.
 
     `intrinsics` (3, 3) is in pixels of the observed picture; `extrinsics` (3, 4) maps world points to OpenCV camera
-    coordinates (x right, y down, z forward). Pixel (column, row) has its centre at (column + 0.5, row + 0.5).
+    coordinates (x right, y down, z forward). The center of pixel (column, row) is at (column + 0.5, row + 0.5).
     """
 
     intrinsics: np.ndarray
@@ -48,10 +48,10 @@ class Camera:
 
 @dataclass(frozen=True)
 class Interface:
-    """What a suite and a policy must agree on, known without opening an environment or loading a network.
+    """The properties that a suite and a policy must share, known without opening an environment or loading a model.
 
-    `action_dims`: by action mode, None where a mode has as many numbers as the robot. `picture_sizes`: camera ->
-    (height, width); a policy names the cameras that it looks at. `fps`: control steps a second, None if unknown.
+    `action_dims`: action mode -> size, None if it depends on the robot. `picture_sizes`: camera -> (height, width);
+    a policy lists the cameras that it uses. `fps`: control steps a second, None if unknown.
     """
 
     action_dims: dict[str, int | None]
@@ -65,8 +65,8 @@ class Contact:
 
     `points` (N, 3) in the world frame; `normals` (N, 3) unit vectors; `impulses` (N, 3) in N·s, acting on `body_a`
     (on `body_b` their negative); `separations` (N,) in meters, negative where the shapes overlap. At least one point
-    has an impulse; the others are the rest of the patch, within a millimeter: a face that leans on one edge still
-    has both. Bodies that are merely close are no contact.
+    has an impulse. Points without impulse belong to the same contact patch, closer than a millimeter, such as the
+    second edge of a face that leans on the first. Bodies that are close without an impulse are no contact.
     """
 
     body_a: int
@@ -89,10 +89,10 @@ class Body:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a control step brought about.
+    """The result of a control step.
 
-    `success` tells whether the scene fulfils the task *now*. `info` holds `step`, `step_limit` and `done` (success, or
-    no steps left); a suite may add more.
+    `success`: whether the scene fulfils the task after this step. `info` holds `step`, `step_limit` and `done`
+    (success, or no steps left); a suite may add more.
     """
 
     observation: Observation | None
@@ -102,10 +102,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class ExpertPath:
-    """The scripted expert's nominal path: `actions` (T, 16) in the `ee` layout, one a control step.
+    """The scripted expert's nominal path: `actions` (T, 16) in the `ee` layout, one per control step.
 
-    `key_steps` are the indices of the actions that grasp, release, press or push: there the path must be tracked
-    exactly, while elsewhere it bears a perturbation of about a centimeter.
+    `key_steps` are the indices of the actions that grasp, release, press or push. They must be tracked exactly; other
+    actions tolerate a perturbation of about a centimeter.
     """
 
     actions: np.ndarray
@@ -116,9 +116,8 @@ class ExpertPath:
 class ExpertFrame:
     """A frame of a demonstration, and the action that follows it.
 
-    `action` (16,) is what is executed next, in the `ee` layout; `expert_action` (16,) what the expert wanted: the two
-    differ where the demonstration is perturbed. Both are None in the last frame. `success` tells whether the scene
-    fulfils the task in this frame.
+    `action` (16,) is the executed action in the `ee` layout; `expert_action` (16,) is the action without perturbation.
+    Both are None in the last frame. `success`: whether the scene fulfils the task in this frame.
     """
 
     observation: Observation | None
@@ -128,9 +127,9 @@ class ExpertFrame:
 
 
 class SeedRejected(RuntimeError):
-    """The scene of a seed is no fair one: it doesn't come to rest, or the suite's own expert fails on it.
+    """The scene of a seed is unsuitable: it doesn't come to rest, or the suite's own expert fails on it.
 
-    A collector counts it as a failed seed; an evaluation whose protocol says so goes on to the next one.
+    A collection counts it as a failed seed. An evaluation continues with the next seed if its protocol says so.
     """
 
     def __init__(self, seed: int, reason: str) -> None:
@@ -148,18 +147,18 @@ class Environment(Protocol):
     control_dt: float  # seconds a control step
     physics_dt: float  # seconds a physics step, so that force = impulse / physics_dt
     step_limit: int
-    simulator: dict[str, str]  # versions and commits of what simulates, for the record
+    simulator: dict[str, str]  # versions and commits of the simulator, for provenance
     on_physics_step: list[Callable[[Environment], None]]  # called after every physics step
 
     @classmethod
     def interface(cls, split: str) -> Interface:
-        """What all environments of the split have in common."""
+        """The interface of all environments of the split."""
 
     def reset(self, seed: int) -> Observation:
         """Sets up the scene that (task, split, seed) determine. Raises SeedRejected where a suite filters scenes."""
 
     def observe(self) -> Observation:
-        """Renders the scene as it is now."""
+        """Renders the current scene."""
 
     def step(self, action: np.ndarray, mode: ActionMode = "ee", observe: bool = True) -> StepResult:
         """Executes one action. Raises ValueError for a bad action and leaves the scene as it was.
@@ -169,47 +168,47 @@ class Environment(Protocol):
         """
 
     def expert(self) -> ExpertPath:
-        """The expert's nominal path for the scene as it was reset. The scene stays as it was."""
+        """The expert's nominal path from the state after `reset`. Doesn't change the scene."""
 
     def demonstrate(
         self, noise: float = 0.0, rng: np.random.Generator | None = None, observe: bool = True
     ) -> Iterator[ExpertFrame]:
-        """Lets the expert act on the scene as it was reset: T + 1 frames, evenly spaced in time.
+        """Runs the expert from the state after `reset`: T + 1 frames, evenly spaced in time.
 
-        A frame is yielded before its action is executed, while `cameras`, `bodies` and the rest tell of that frame.
-        `noise` (m) perturbs the tools' paths by `rng`, where the suite's expert can be perturbed; ValueError else.
-        Without `observe` the frames have no observation.
+        A frame is yielded before its action is executed, so that `cameras`, `bodies` and so on describe that frame.
+        `noise` (m) perturbs the end effectors' paths by `rng`; raises ValueError if the suite doesn't support it.
+        Without `observe`, frames have no observation.
         """
 
     def instruction(self, split: Literal["seen", "unseen"] = "seen") -> str:
-        """A sentence that tells the task, decided by the seed; `unseen` templates are kept out of training."""
+        """An instruction for the task, chosen by the seed. `unseen` templates are not used in training."""
 
     def cameras(self) -> dict[str, Camera]:
-        """Each camera as it stands now."""
+        """All cameras in their current poses."""
 
     def tcp(self, arm: Arm) -> np.ndarray:
         """The measured pose (7,) of an arm's tool center point."""
 
     def fk(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
-        """Each arm's tool center point (7,) at the joint positions of a `qpos` action."""
+        """Forward kinematics: arm -> pose (7,) of its tool center point at the joint positions of a `qpos` action."""
 
     def fingers(self) -> dict[str, list[int]]:
-        """The ids of the bodies that are an arm's fingers."""
+        """Arm -> ids of the bodies that are its fingers."""
 
     def robot_links(self) -> list[int]:
-        """The ids of all the bodies that the robot is made of, fingers included: none of them supports an object."""
+        """The ids of all bodies of the robot, including the fingers. They can't support a placed object."""
 
     def press_targets(self) -> list[int]:
-        """The ids of the bodies that this task wants pressed with closed fingers; empty where it wants none."""
+        """The ids of the bodies that the task requires closed fingers to press; may be empty."""
 
     def push_targets(self) -> list[int]:
-        """The ids of the bodies that this task wants pushed along with closed fingers; empty where it wants none."""
+        """The ids of the bodies that the task requires closed fingers to push along; may be empty."""
 
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
-        """Every rigid body by id, or only the bodies `of`. Ids hold for one episode."""
+        """All rigid bodies by id, or only the bodies `of`. Ids are valid for one episode."""
 
     def contacts(self, of: Collection[int] | None = None) -> list[Contact]:
-        """The contacts of the latest physics step, or only those that one of the bodies `of` takes part in."""
+        """The contacts of the latest physics step, or only those of the bodies `of`."""
 
     def velocities(self, of: Collection[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """The linear (3,) velocity (m/s) and angular (3,) velocity (rad/s) of the bodies `of`, or of all."""

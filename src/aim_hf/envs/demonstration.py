@@ -1,4 +1,4 @@
-"""Plays an expert's path step by step, with smooth perturbations that teach a policy to come back to the path."""
+"""Plays an expert's path step by step, with smooth perturbations from which a policy learns to recover."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 from .base import Environment, ExpertFrame, ExpertPath
 
-CORRELATION_STEPS = 4  # the perturbation wanders over about this many control steps
-QUIET_STEPS = 2  # no perturbation this close to a key step ...
-FADE_STEPS = 3  # ... and all of it this much further away
+CORRELATION_STEPS = 4  # correlation length of the perturbation, in control steps
+QUIET_STEPS = 2  # steps around a key step without perturbation
+FADE_STEPS = 3  # steps beyond these over which the perturbation rises to its full size
 
 
 def play_path(
     env: Environment, path: ExpertPath, noise: float, rng: np.random.Generator | None, observe: bool
 ) -> Iterator[ExpertFrame]:
-    """`Environment.demonstrate` for an expert that tells its path in advance.
+    """`Environment.demonstrate` for an expert with a precomputed path.
 
-    What is executed is the path plus a smooth random offset of each tool's position, of `noise` m standard deviation;
-    what the expert wanted is the path itself.
+    The executed actions are the path plus a smooth random offset of each end effector's position, with a standard
+    deviation of `noise` (m). The expert's actions are the path itself.
     """
     expert_actions = np.asarray(path.actions, dtype=np.float32)
     actions = expert_actions.copy()
@@ -36,9 +36,9 @@ def play_path(
 
 
 def perturbation(num_steps: int, key_steps: list[int], noise: float, rng: np.random.Generator) -> np.ndarray:
-    """A smooth zero-mean offset of both arms' positions, `noise` m standard deviation: (num_steps, 2, 3) float32.
+    """Smooth zero-mean offsets of both arms' positions, standard deviation `noise` (m): (num_steps, 2, 3) float32.
 
-    White noise under a Gaussian window of `CORRELATION_STEPS`; none at the start and around each key step.
+    White noise smoothed by a Gaussian of `CORRELATION_STEPS`. It is 0 at the start and around each key step.
     """
     reach = 3 * CORRELATION_STEPS
     window = np.exp(-0.5 * (np.arange(-reach, reach + 1) / CORRELATION_STEPS) ** 2)

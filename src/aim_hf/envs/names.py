@@ -1,4 +1,4 @@
-"""The names of tasks: known without a simulator, so that the command line can check them before it imports one."""
+"""Names of tasks. They are known without a simulator, so that commands can check them before importing one."""
 
 TABLETOP = (
     "click_bell",
@@ -67,7 +67,7 @@ ROBOTWIN = (
     "turn_switch",
 )
 
-TASKS = {"tabletop": TABLETOP, "robotwin": ROBOTWIN}  # suite -> its tasks
+TASKS = {"tabletop": TABLETOP, "robotwin": ROBOTWIN}  # suite -> tasks
 
-# What checkpoints/aim-tiny was trained on; the tabletop suite has more.
+# Training tasks of checkpoints/aim-tiny, a subset of the tabletop suite.
 AIM_TINY_TASKS = ["click_bell", "place_a2b_left", "place_a2b_right", "stack_blocks_two", "lift_pot", "handover_block"]

@@ -1,6 +1,6 @@
-"""Which seeds belong to what, so that no evaluation scene was ever trained on.
+"""Seed ranges by purpose, which keep evaluation scenes out of training.
 
-The ranges are disjoint by construction and every function here refuses a seed outside its own range.
+The ranges are disjoint, and every function of this module refuses a seed outside the range of its purpose.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ Purpose = Literal["train", "rl", "validation", "evaluation"]
 SEED_RANGES: dict[str, range] = {
     "train": range(0, 1_000_000),
     "rl": range(1_000_000, 2_000_000),
-    "validation": range(2_000_000, 3_000_000),  # looked at while training goes on, so that evaluation stays unseen
+    "validation": range(2_000_000, 3_000_000),  # for monitoring a training, so that evaluation scenes stay unseen
     "evaluation": range(100_000_000, 200_000_000),
 }
 
 
 def seed_range(purpose: Purpose) -> range:
-    """The seeds that serve a purpose. Raises ValueError for an unknown one."""
+    """The seeds of a purpose. Raises ValueError for an unknown purpose."""
     if purpose not in SEED_RANGES:
         raise ValueError(f"purpose={purpose!r} is unknown: choose one of {list(SEED_RANGES)}.")
     return SEED_RANGES[purpose]
 
 
 def check_seed(seed: int, purpose: Purpose | None = None) -> int:
-    """Returns the seed as an int. Raises ValueError outside the range of `purpose`, or outside all if it is None."""
+    """The seed as an int. Raises ValueError if it is outside the range of `purpose`, or of all purposes if None."""
     ranges = {purpose: seed_range(purpose)} if purpose is not None else SEED_RANGES
     if (
         isinstance(seed, bool)
@@ -41,7 +41,7 @@ def check_seed(seed: int, purpose: Purpose | None = None) -> int:
 
 
 def episode_seeds(purpose: Purpose, start: int, count: int) -> list[int]:
-    """The `count` seeds of a purpose from its `start`-th on. Raises ValueError where the range is too short."""
+    """`count` seeds of a purpose from index `start` on. Raises ValueError if the range is too short."""
     seeds = seed_range(purpose)
     if start < 0 or count < 0 or start + count > len(seeds):
         raise ValueError(
@@ -54,6 +54,6 @@ def episode_seeds(purpose: Purpose, start: int, count: int) -> list[int]:
 def scene_generator(task: str, split: str, seed: int, stream: str) -> np.random.Generator:
     """The random generator of one aspect (`stream`) of the scene (task, split, seed).
 
-    Separate streams keep the aspects independent: a new distractor doesn't move the objects or change the words.
+    Separate streams keep the aspects independent: adding a distractor doesn't change objects or instructions.
     """
     return np.random.default_rng([seed, zlib.crc32(f"{task}/{split}/{stream}".encode())])

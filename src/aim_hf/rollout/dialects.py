@@ -136,7 +136,7 @@ class LingBotVAEpisode:
     first of these frames is the observed one. Afterwards the server must be sent the observations, four pictures per
     latent frame.
 
-    Its actions are relative to the first pose of the frame behind the tool center point, which RoboTwin itself uses. It
+    Its actions are relative to the first pose of the frame behind the tool center point, which RoboTwin uses. It
     was trained on poses whose wxyz quaternions, as RoboTwin gives them, its code composed as xyzw. Absolute poses are
     recovered only by the same composition.
     """

@@ -25,7 +25,7 @@ ValueMaps = Literal["predicted", "true"]
 class EpisodeResult:
     """The outcome of one episode.
 
-    simulator: versions and commits of the simulator. expert_success: whether the scripted expert succeeds in this scene.
+    simulator: versions and commits of the simulator. expert_success: whether the scripted expert succeeds.
     steps: control steps until success or the end.
     peak_error: camera -> distance between the peak of the first chunk's last value map and the true contact, as a
         fraction of the canvas's width; None if the contact is out of view. The whole is None if the policy predicts no

@@ -1,4 +1,4 @@
-"""Starts the worker in RoboTwin's interpreter, talks to it, and ends it: it may be missing, die, or hang."""
+"""Starts the worker in RoboTwin's interpreter, exchanges messages with it, and handles its failures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -19,9 +20,9 @@ from . import worker
 
 START_TIMEOUT = 1200.0  # s: the first import of CuRobo compiles its kernels
 _POLL = 0.5  # s
-_TAIL = 2000  # characters of what the simulator printed last
+_TAIL = 2000  # characters of the simulator's last output, for errors
 
-Answer = tuple[dict, dict[str, np.ndarray]]
+Answer = tuple[dict[str, Any], dict[str, np.ndarray]]  # header and arrays
 
 
 class RoboTwinError(SimulatorFailed):
@@ -29,7 +30,7 @@ class RoboTwinError(SimulatorFailed):
 
 
 class RoboTwinMissing(RoboTwinError):
-    """Something that RoboTwin needs isn't there. `missing` are sentences, each with its mend."""
+    """Requirements of RoboTwin are missing. `missing` are sentences, each with its remedy."""
 
     def __init__(self, missing: list[str]) -> None:
         super().__init__("RoboTwin can't run:\n" + "\n".join(f"- {sentence}." for sentence in missing))
@@ -37,22 +38,22 @@ class RoboTwinMissing(RoboTwinError):
 
 
 class OperationFailed(RoboTwinError):
-    """The worker's answer is an error. `kind` is `missing`, `setup`, `scene`, `expert` or `failure`."""
+    """The worker answered with an error. `kind` is `missing`, `setup`, `scene`, `expert` or `failure`."""
 
-    def __init__(self, error: dict) -> None:
+    def __init__(self, error: dict[str, str]) -> None:
         super().__init__(error["message"])
         self.kind, self.traceback = error["kind"], error["traceback"]
 
 
 class Client:
-    """A worker process that serves the checkout at `root`, in a process group of its own.
+    """A worker process for the checkout at `root`, in its own process group.
 
     Raises RoboTwinMissing if the interpreter can't be started.
     """
 
     def __init__(self, root: Path, python: str) -> None:
         self._output = tempfile.TemporaryFile()
-        variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # in the planners' processes, too
+        variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # also set in the planners' processes
         try:
             self._process = subprocess.Popen(
                 [python, "-u", worker.__file__, str(root)],
@@ -68,16 +69,12 @@ class Client:
                 [f"the interpreter {python!r} can't be started ({error.strerror}): give RoboTwin's own python"]
             ) from error
 
-    def ask(self, op: str, timeout: float, arrays: dict[str, np.ndarray] | None = None, **request) -> Answer:
-        """The answer to a request. Raises OperationFailed, or SimulatorLost: then the process is gone."""
-        self.send(op, arrays, **request)
-        return self.receive(timeout)
-
-    def send(self, op: str, arrays: dict[str, np.ndarray] | None = None, **request) -> None:
-        with suppress(BrokenPipeError):  # `receive` says what became of the process
+    def send(self, op: str, arrays: dict[str, np.ndarray] | None = None, **request: Any) -> None:
+        with suppress(BrokenPipeError):  # `receive` raises SimulatorLost
             worker.write_message(self._process.stdin, {"op": op} | request, arrays)
 
     def receive(self, timeout: float) -> Answer:
+        """The next answer. Raises OperationFailed, or SimulatorLost if the process has ended or hangs."""
         deadline = time.monotonic() + timeout
         header, arrays = worker.read_message(lambda size: self._read(size, deadline, timeout))
         if "error" in header:
@@ -85,7 +82,7 @@ class Client:
         return header, arrays
 
     def kill(self) -> None:
-        """Ends the process and all that it started."""
+        """Kills the process and its children."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -104,13 +101,13 @@ class Client:
                     self._lose("ended")
                 parts.append(part)
                 size -= len(part)
-            elif self._process.poll() is not None:  # a process that it started may still hold the pipe
+            elif self._process.poll() is not None:  # a child may still hold the pipe
                 self._lose("ended")
             elif time.monotonic() > deadline:
                 self._lose(f"hung for {timeout:.0f} s")
-        return bytearray().join(parts)  # so that arrays in it can be written to
+        return bytearray().join(parts)  # writable, so that arrays in it are
 
-    def _lose(self, what: str) -> None:
+    def _lose(self, what: str) -> NoReturn:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1 if what == "ended" else 0)
         code = self._process.returncode

@@ -1,4 +1,4 @@
-"""The robotwin suite's environment: RoboTwin's tasks behind the protocol of `envs.base`."""
+"""The environment of the robotwin suite, which implements the protocol of `envs.base` with RoboTwin's tasks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import yaml
@@ -36,24 +37,30 @@ from .client import START_TIMEOUT, Answer, Client, OperationFailed, RoboTwinErro
 from .tasks import CONFIGS, PRESS_TARGETS, PUSH_TARGETS, TASKS, simulator_seed
 
 _CONFIGS = ("_embodiment_config", "_camera_config", "_eval_step_limit")
-_LAYOUTS = ("env_cfg/task_config", "task_config")  # of today, and of the releases of 2025
-_D435, _SAVE_FREQ = (240, 320), 15  # of RoboTwin's own cameras, height and width; physics steps between its frames
-FRAME_BEHIND_TCP = 0.12  # m along the tool's x: where RoboTwin's `ee` poses are
+_LAYOUTS = ("env_cfg/task_config", "task_config")  # current, and in the releases of 2025
+_D435, _SAVE_FREQ = (240, 320), 15  # RoboTwin's (height, width) of cameras; physics steps between frames
+FRAME_BEHIND_TCP = 0.12  # m along the tool's x axis from RoboTwin's `ee` poses to the tool center point
 
 _PLAYED = "with the expert's play"
 _ROOT_VARIABLE, _PYTHON_VARIABLE = "ROBOTWIN_ROOT", "ROBOTWIN_PYTHON"
 
 
 class _SetVariable(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str,
+        option_string: str | None = None,
+    ) -> None:
         os.environ[self.const] = values
 
 
 def add_robotwin_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of a script that say where RoboTwin is. They set environment variables, which workers inherit."""
+    """Adds the options for RoboTwin's paths. They set environment variables, which workers inherit."""
     for option, variable, meaning in (
-        ("--robotwin_root", _ROOT_VARIABLE, "a RoboTwin 2.0 checkout"),
-        ("--robotwin_python", _PYTHON_VARIABLE, "the interpreter it is installed in"),
+        ("--robotwin_root", _ROOT_VARIABLE, "folder of a RoboTwin 2.0 checkout"),
+        ("--robotwin_python", _PYTHON_VARIABLE, "Python interpreter that RoboTwin is installed in"),
     ):
         parser.add_argument(option, action=_SetVariable, const=variable, help=f"{meaning}; default: {variable}")
 
@@ -69,7 +76,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Moment:
-    """All that can be measured at one instant. `tools` (2, 8): each arm's TCP pose and commanded gripper."""
+    """All measurements at one instant. `tools` (2, 8): each arm's TCP pose and commanded gripper."""
 
     sample: _Sample
     tools: np.ndarray
@@ -78,7 +85,7 @@ class _Moment:
 
 @dataclass(frozen=True)
 class _Frame:
-    """A frame of the expert's play, with a sample of each physics step since the frame before."""
+    """A frame of the expert's demonstration, with a sample of each physics step since the last frame."""
 
     moment: _Moment
     observation: Observation | None
@@ -89,38 +96,40 @@ class _Frame:
 class RoboTwinEnvironment:
     """One task of a RoboTwin 2.0 checkout; see `envs.base.Environment` for the methods' contracts.
 
-    The checkout runs in a process and an interpreter of its own, started here and again by `reset` where it was lost.
-    It is what RoboTwin's scripts run: the split `easy` is its `demo_clean`, `hard` its `demo_randomized`.
+    The checkout runs in its own process and interpreter, which `reset` starts again if it was lost. Split `easy` is
+    RoboTwin's config `demo_clean`, `hard` its `demo_randomized`.
 
     Args:
-        root: the checkout, with its assets; default: the environment variable ROBOTWIN_ROOT.
+        root: the checkout with its assets; default: the environment variable ROBOTWIN_ROOT.
         python: the interpreter that RoboTwin is installed in; default: ROBOTWIN_PYTHON.
-        embodiment: a robot of RoboTwin's `_embodiment_config.yml` alone, or two and the distance between them in
-            meters, such as ["franka-panda", "franka-panda", 0.6]; default: the config's own.
-        shader: SAPIEN's shader pack for the cameras, such as "default" or "minimal" (which has no depth), for a
-            machine whose Vulkan device is too slow for RoboTwin's own ray tracing, as a CPU is. Pictures then differ
-            from those of official results.
-        depth: observations carry `depth` (H, W) float32 in meters, too.
+        embodiment: one robot of RoboTwin's `_embodiment_config.yml`, or two robots and the distance between them in
+            meters, such as ["franka-panda", "franka-panda", 0.6]; default: as in the config.
+        shader: SAPIEN's shader pack for the cameras, such as "default" or "minimal" (without depth), for Vulkan
+            devices that are too slow for RoboTwin's ray tracing, such as a CPU. Pictures then differ from those of
+            official results.
+        depth: add `depth` (H, W) float32 in meters to observations.
         timeout: seconds without an answer after which the simulator counts as hung.
 
-    Seeds: `tasks.simulator_seed` tells which of RoboTwin's a seed is. Scenes of training seeds look like those of its
-    collection; `reset` sets them up and no more. For evaluation and rl, `reset` does as RoboTwin's evaluation: it sets
-    the scene up, lets the expert play, raises SeedRejected unless it succeeds, and sets the scene up again. That play
-    is kept: `demonstrate(observe=False)` and `expert()` tell of it, and a `reset` of the same seed, while no action
-    has been taken, costs nothing. Scenes of evaluation seeds have the textures kept for it.
+    Seeds: `tasks.simulator_seed` maps a seed to RoboTwin's. For training seeds, `reset` only sets up the scene, as in
+    RoboTwin's collection. For evaluation, validation and rl seeds, `reset` works as in RoboTwin's evaluation: it sets
+    up the scene, runs the expert, raises SeedRejected unless the expert succeeds, and sets up the scene again. The
+    demonstration is kept for `demonstrate(observe=False)` and `expert()`. A `reset` of the same seed before any action
+    reuses the scene. Scenes of evaluation seeds have the textures that RoboTwin reserves for evaluation.
 
-    Differences to `tabletop`: observations are RoboTwin's, so `joint_action/vector` holds the drives' targets and
-    grippers their commands, while `endpose` is the measured pose of the tool center point. A control step takes as
-    long as RoboTwin's planner takes for the way: `info["physics_steps"]` tells; `control_dt` is the expert's. RoboTwin
-    ends an episode with success. `on_physics_step` is called after the action, once for each physics step in it; then
-    `bodies` and `velocities` are those of that step, `contacts` those of what the fingers have touched in the
-    episode, while `tcp` and `cameras` tell of the action's end.
+    Differences to `tabletop`: in RoboTwin's observations, `joint_action/vector` holds the drive targets and grippers
+    are commanded values, while `endpose` is the measured pose of the tool center point. A control step takes as long
+    as the motion that RoboTwin's planner finds, `info["physics_steps"]`; `control_dt` is that of the expert. RoboTwin
+    ends an episode with success. `on_physics_step` is called after the action, once for each of its physics steps.
+    During these calls `bodies` and `velocities` are those of the physics step, `contacts` those of bodies that the
+    fingers have touched in the episode, while `tcp` and `cameras` are those at the end of the action.
 
-    One thing is not as in RoboTwin's own long runs: it shifts the region of clutter with every `hard` scene of
-    dump_bin_bigbin and put_bottles_dustbin, here each has the region of a first scene.
+    In a difference to RoboTwin's own runs, the region of clutter in `hard` scenes of dump_bin_bigbin and
+    put_bottles_dustbin is always that of a first scene; RoboTwin shifts it from scene to scene.
 
-    Raises ValueError for an unknown task or split or a bad option, RoboTwinMissing (with all that is missing and how
-    to mend it), RoboTwinError where its code fails.
+    Raises:
+        ValueError: for an unknown task or split or a bad option.
+        RoboTwinMissing: if requirements are missing; lists them with their remedies.
+        RoboTwinError: if RoboTwin's code fails.
     """
 
     suite = "robotwin"
@@ -132,7 +141,7 @@ class RoboTwinEnvironment:
         split: str = "easy",
         root: str | os.PathLike | None = None,
         python: str | os.PathLike | None = None,
-        embodiment: list | None = None,
+        embodiment: list[str | float] | None = None,
         shader: str | None = None,
         depth: bool = False,
         timeout: float = 300.0,
@@ -155,19 +164,19 @@ class RoboTwinEnvironment:
         self._client: Client | None = None
         self._moment: _Moment | None = None
         self._seed: int | None = None
-        self._untouched = False  # whether the simulator's scene is as it was set up
-        self._ended: str | None = None  # how the episode did
-        self._info: dict[str, str] | None = None  # what the expert told of this seed's scene
-        self._recording: list[_Frame] | None = None  # of its play
+        self._untouched = False  # whether the scene is still as `_set_up` left it
+        self._ended: str | None = None  # how the episode ended
+        self._info: dict[str, str] | None = None  # the expert's description of this seed's scene, for instructions
+        self._recording: list[_Frame] | None = None  # the expert's demonstration
         self._start()
 
     @classmethod
     def interface(cls, split: str) -> Interface:
-        """By the checkout's configuration; RoboTwin's own where none is given, which opening an environment tells."""
+        """From the configuration of the checkout at ROBOTWIN_ROOT; RoboTwin's defaults without a checkout."""
         sizes, every = [_D435] * len(CAMERAS), _SAVE_FREQ
         root = Path(os.environ.get(_ROOT_VARIABLE, os.devnull)).expanduser()
-        configs = next((root / layout for layout in _LAYOUTS if (root / layout / "demo_clean.yml").is_file()), None)
-        if configs is not None:
+        if (layout := _layout(root)) is not None:
+            configs = root / layout
             with reading(configs, "restore the checkout's configuration"):
                 names = (CONFIGS[split], "_camera_config")
                 config, cameras = (yaml.safe_load((configs / f"{name}.yml").read_text()) for name in names)
@@ -179,8 +188,11 @@ class RoboTwinEnvironment:
     # Episodes
 
     def reset(self, seed: int) -> Observation:
-        """Sets up the scene of (task, split, seed). Raises ValueError for a seed that `tasks.simulator_seed` refuses,
-        SeedRejected for a scene that RoboTwin's own scripts pass over."""
+        """Sets up the scene of (task, split, seed).
+
+        Raises ValueError for a seed that `tasks.simulator_seed` refuses, SeedRejected for a scene that RoboTwin's own
+        scripts skip.
+        """
         own_seed = simulator_seed(seed)
         if self._client is None:
             self._start()
@@ -200,10 +212,11 @@ class RoboTwinEnvironment:
         return self._first_observation
 
     def step(self, action: np.ndarray, mode: str = "ee", observe: bool = True) -> StepResult:
-        """Executes one action. `info["reached"]` tells of each arm whether RoboTwin found a way to the target:
-        where it didn't, the arm stayed. `info["physics_steps"]` is the action's length.
+        """Executes one action.
 
-        Raises ValueError for a bad action or mode, RuntimeError before `reset` and after the episode's end.
+        `info["reached"]`: arm -> whether RoboTwin's planner found a path to the target; otherwise the arm didn't move.
+        `info["physics_steps"]`: duration of the action. Raises ValueError for a bad action or mode, RuntimeError
+        before `reset` and after the end of the episode.
         """
         self._active_moment()
         action = checked_action(action, mode, self.action_dims)
@@ -233,7 +246,7 @@ class RoboTwinEnvironment:
         return StepResult(self._unpack_observation(arrays) if observe else None, success, info)
 
     def expert(self) -> ExpertPath:
-        """The path that a demonstration takes."""
+        """The path of a demonstration."""
         self._require_untouched()
         frames = self._recording
         if frames is None:
@@ -246,10 +259,10 @@ class RoboTwinEnvironment:
     def demonstrate(
         self, noise: float = 0.0, rng: np.random.Generator | None = None, observe: bool = True
     ) -> Iterator[ExpertFrame]:
-        """Lets RoboTwin's expert play: a frame every 15 physics steps (`save_freq`), the last one when it is done.
+        """Runs RoboTwin's expert. Yields a frame every 15 physics steps (`save_freq`), and the final frame.
 
-        An action is where the tools are in the next frame, with the grippers' commands. Raises ValueError for noise,
-        which RoboTwin's expert doesn't bear, SeedRejected where it can't plan its way.
+        An action holds the TCP poses of the next frame and the commanded grippers. Raises ValueError for noise, which
+        RoboTwin's expert doesn't support, SeedRejected if the expert finds no path.
         """
         if noise:
             raise ValueError(f"noise={noise} can't be added: RoboTwin's expert plans as it moves; pass noise=0.")
@@ -274,9 +287,10 @@ class RoboTwinEnvironment:
             yield ExpertFrame(current.observation, None, None, current.success)
 
     def instruction(self, split: str = "seen") -> str:
-        """A sentence by RoboTwin's own generator, chosen by the seed; the task's name where it has none.
+        """An instruction of RoboTwin's own generator, chosen by the seed; the task's name if there is none.
 
-        Raises RuntimeError for a training seed before `demonstrate`: RoboTwin words a scene by what its expert did.
+        Raises RuntimeError for a training seed before `demonstrate`, because RoboTwin derives instructions from the
+        expert's actions.
         """
         self._active_moment()
         if split not in ("seen", "unseen"):
@@ -297,7 +311,7 @@ class RoboTwinEnvironment:
         self._client = self._moment = None
         self._untouched = False
 
-    # What can be seen and measured
+    # Observations and measurements
 
     def observe(self) -> Observation:
         self._active_moment()
@@ -343,7 +357,7 @@ class RoboTwinEnvironment:
 
     def contacts(self, of: Collection[int] | None = None) -> list[Contact]:
         contacts = self._active_moment().sample.contacts
-        return [c for c in contacts if of is None or c.body_a in of or c.body_b in of]
+        return [contact for contact in contacts if of is None or contact.body_a in of or contact.body_b in of]
 
     def velocities(self, of: Collection[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         scene, velocities = self._scene, self._active_moment().sample.velocities
@@ -353,13 +367,12 @@ class RoboTwinEnvironment:
             if of is None or body in of
         }
 
-    # Inside
+    # Internals
 
     def _start(self) -> None:
         self._client = Client(self._root, self._python)
-        self._starting = True  # until the planner has warmed up, in the first scene
-        config = next(layout for layout in _LAYOUTS if (self._root / layout / "demo_clean.yml").is_file())
-        request = {"task": self.task, "config": CONFIGS[self.split], "configs": config}
+        self._starting = True  # until the first scene is set up, which warms up the planner
+        request = {"task": self.task, "config": CONFIGS[self.split], "configs": _layout(self._root)}
         try:
             facts, _ = self._ask(
                 "open", target=(PRESS_TARGETS | PUSH_TARGETS).get(self.task), **request, **self._options
@@ -391,7 +404,7 @@ class RoboTwinEnvironment:
         return self._unpack_observation(arrays) if observe else None
 
     def _play(self, observe: bool, record: bool) -> Iterator[_Frame]:
-        """Lets the expert play on the scene that has just been set up."""
+        """Runs the expert on the scene that has just been set up."""
         self._untouched, self._ended, waiting = False, _PLAYED, True
         self._client.send("expert", observe=observe, record=record)
         frame, steps = None, 0
@@ -406,7 +419,7 @@ class RoboTwinEnvironment:
                     steps = header["physics_steps"]
                     if last is not None:
                         yield last
-                else:  # the expert was done with the frame before
+                else:  # the expert ended at the last frame
                     frame = replace(frame, success=header["success"])
                 if not waiting:
                     break
@@ -423,11 +436,11 @@ class RoboTwinEnvironment:
         self._info = header["info"]
         yield frame
 
-    def _reject(self, reason: str) -> None:
+    def _reject(self, reason: str) -> NoReturn:
         self._moment = self._info = None
         raise SeedRejected(self._seed, reason) from None
 
-    def _ask(self, op: str, arrays: dict[str, np.ndarray] | None = None, **request) -> Answer:
+    def _ask(self, op: str, arrays: dict[str, np.ndarray] | None = None, **request: Any) -> Answer:
         self._client.send(op, arrays, **request)
         return self._receive()
 
@@ -439,7 +452,7 @@ class RoboTwinEnvironment:
                 self.close()
                 raise RoboTwinError(f"RoboTwin's code failed: {error}\n{error.traceback}") from None
             raise
-        except BaseException:  # lost, or interrupted: the next answer would be to this question
+        except BaseException:  # lost or interrupted: the next answer would belong to this request
             self.close()
             raise
 
@@ -454,6 +467,7 @@ class RoboTwinEnvironment:
             raise RuntimeError("the expert plays from the scene as it was set up: call reset(seed) first.")
 
     def _replay(self, moment: _Moment, samples: list[_Sample]) -> None:
+        """Calls `on_physics_step` for each sample."""
         for sample in samples:
             self._moment = replace(moment, sample=sample)
             for callback in self.on_physics_step:
@@ -483,7 +497,7 @@ class RoboTwinEnvironment:
         return [_Sample(*sample) for sample in zip(poses, velocities, contacts, strict=True)]
 
     def _unpack_observation(self, arrays: dict[str, np.ndarray]) -> Observation:
-        """RoboTwin's observation, its tools' poses those of the TCP; `arrays` tell of the scene as it is now."""
+        """The observation in `arrays`, with `endpose` at the TCP. State that `arrays` lacks is the current one."""
         observation: Observation = {"observation": {}, "joint_action": {}, "endpose": {}}
         moment = self._unpack_moment(arrays) if "state/tools" in arrays else self._active_moment()
         for name, camera in moment.cameras.items():
@@ -497,7 +511,7 @@ class RoboTwinEnvironment:
 
 
 def _checkout(root: str | os.PathLike | None, task: str) -> Path:
-    """The checkout's absolute path. Raises RoboTwinMissing unless it is one, in either layout."""
+    """The absolute path of the checkout. Raises RoboTwinMissing unless it has one of the two layouts."""
     root = root or os.environ.get(_ROOT_VARIABLE)
     if not root:
         raise RoboTwinMissing(
@@ -507,9 +521,12 @@ def _checkout(root: str | os.PathLike | None, task: str) -> Path:
     if not root.is_dir():
         raise RoboTwinMissing([f"{root} is no folder: give the path of a clone of RoboTwin 2.0"])
     files = ["envs/_base_task.py", f"envs/{task}.py", "description/utils/generate_episode_instructions.py"]
-    missing = [f"{root / file} isn't there: give the path of a clone of RoboTwin 2.0" for file in files]
-    missing = [sentence for sentence, file in zip(missing, files, strict=True) if not (root / file).is_file()]
-    layout = next((layout for layout in _LAYOUTS if (root / layout / "demo_clean.yml").is_file()), None)
+    missing = [
+        f"{root / file} isn't there: give the path of a clone of RoboTwin 2.0"
+        for file in files
+        if not (root / file).is_file()
+    ]
+    layout = _layout(root)
     if layout is None:
         missing.append(
             f"{root} has neither {_LAYOUTS[0]}/demo_clean.yml nor {_LAYOUTS[1]}/demo_clean.yml: it is in no known "
@@ -523,6 +540,11 @@ def _checkout(root: str | os.PathLike | None, task: str) -> Path:
     return root
 
 
+def _layout(root: Path) -> str | None:
+    """The folder of the configs, relative to the checkout; None if there is none."""
+    return next((layout for layout in _LAYOUTS if (root / layout / "demo_clean.yml").is_file()), None)
+
+
 def _reaching(frame: _Frame) -> np.ndarray:
-    """The `ee` action (16,) that ends in this frame."""
+    """The `ee` action (16,) that leads to this frame."""
     return frame.moment.tools.reshape(16).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is known of RoboTwin's tasks and seeds without its checkout."""
+"""RoboTwin's tasks and seeds, as far as they are known without its checkout."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from ..seeds import SEED_RANGES, check_seed
 
 TASKS = ROBOTWIN
 
-# The attribute of the tasks' own objects that closed fingers press, or push along. All other tasks grasp what they act
-# on, or act through what they have grasped.
+# Task -> attribute of the object that closed fingers press, or push along. In all other tasks, objects are grasped, or
+# moved by a grasped object.
 PRESS_TARGETS = {"click_alarmclock": "alarm", "click_bell": "bell", "press_stapler": "stapler"}
 PUSH_TARGETS = {"turn_switch": "switch"}
 
@@ -18,7 +18,7 @@ _FIRST_EVALUATION_SEED = 100_000  # RoboTwin's evaluation with `seed` s begins a
 _FIRST_RL_SEED, _FIRST_VALIDATION_SEED = 1_000_000_000, 1_100_000_000
 
 
-# In what an evaluation through this adapter differs from RoboTwin's own script, always.
+# Differences between an evaluation through this adapter and RoboTwin's own script.
 DEVIATIONS = (
     "An episode's sentence is drawn by its seed from RoboTwin's own; RoboTwin draws one without a seed.",
     "In dump_bin_bigbin and put_bottles_dustbin the region of the clutter is that of a first scene; in RoboTwin's "
@@ -31,11 +31,11 @@ DEVIATIONS = (
 def simulator_seed(seed: int) -> int:
     """RoboTwin's own seed for one of `envs.seeds.SEED_RANGES`.
 
-    train: the same number, as RoboTwin's own collection counts from 0. Those from 100,000 on are RoboTwin's evaluation
-        and are refused.
-    evaluation: its offset in the range, from 100,000 on. So offset 0 is the first seed of RoboTwin's own evaluation,
-        and offset 100,000 s that of its `seed` s.
-    rl, validation: its offset in the range, from 1,000,000,000 and 1,100,000,000 on, beyond all of evaluation's.
+    train: the same number, because RoboTwin's own collection counts from 0. Seeds from 100,000 on belong to RoboTwin's
+        evaluation and are refused.
+    evaluation: 100,000 plus the offset in the range. Offset 0 is the first seed of RoboTwin's own evaluation, and
+        offset 100,000 s the first seed of its `seed` s.
+    rl, validation: 1,000,000,000 or 1,100,000,000 plus the offset in the range, beyond all evaluation seeds.
 
     Raises ValueError for a seed outside these.
     """

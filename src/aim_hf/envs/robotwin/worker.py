@@ -2,10 +2,10 @@
 
     python worker.py ROOT
 
-So it needs the standard library and numpy alone, in the syntax of Python 3.10, and nothing of `aim_hf`. It drives
-RoboTwin as RoboTwin's own scripts do, and changes no file of the checkout.
+Therefore it imports only the standard library and numpy, nothing of `aim_hf`, and uses the syntax of Python 3.10. It
+runs RoboTwin as RoboTwin's own scripts do, and changes no file of the checkout.
 
-A message is the length of a JSON header in four bytes, the header, and the arrays that it lists, as raw bytes. A
+A message is the length of a JSON header in four bytes, the header, and the raw bytes of the arrays that it lists. A
 request names an operation; the answer is its result, or `error` with a `kind`, a `message` and a `traceback`.
 """
 
@@ -22,17 +22,23 @@ import struct
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
+
+Arrays = dict[str, np.ndarray]
+# Of one physics step: poses (B, 7), velocities (B, 6), and contacts as two bodies and points (P, 10), see `pack`.
+Sample = tuple[np.ndarray, np.ndarray, list[tuple[int, int, list[list[float]]]]]
 
 ARMS = ("left", "right")
 CAMERAS = ("head_camera", "left_camera", "right_camera")
 
 TOUCHING = 0.001  # m: PhysX also reports shapes that are merely close, up to 2 cm
-THERE = 1e-3  # rad: for a shorter way RoboTwin's time-optimal planner finds nothing
-DESCRIPTIONS = 100  # instructions to make for a scene: as many as an official run of 100 episodes makes
+THERE = 1e-3  # rad: for shorter paths RoboTwin's time-optimal planner returns none
+DESCRIPTIONS = 100  # instructions generated for a scene, as in an official run of 100 episodes
 
-# What RoboTwin imports, and how to get it.
+# Modules that RoboTwin imports -> how to install them.
 _INSTALL = "install RoboTwin's requirements for this interpreter (`_install.sh` in its folder script/ or scripts/)"
 MODULES = {
     **dict.fromkeys(("yaml", "sapien", "mplib", "mplib.sapien_utils", "toppra", "torch", "gymnasium"), _INSTALL),
@@ -44,8 +50,8 @@ MODULES = {
 # The pipe
 
 
-def write_message(stream, header, arrays=None):
-    """Writes a JSON header and the arrays, a dict of at least one-dimensional ones."""
+def write_message(stream: BinaryIO, header: dict[str, Any], arrays: Arrays | None = None) -> None:
+    """Writes a JSON header and arrays, each of at least one dimension."""
     arrays = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
     listed = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
     text = json.dumps({**header, "arrays": listed}).encode()
@@ -53,7 +59,7 @@ def write_message(stream, header, arrays=None):
     stream.flush()
 
 
-def read_message(read):
+def read_message(read: Callable[[int], bytes]) -> tuple[dict[str, Any], Arrays]:
     """The header and the arrays of the next message. `read(n)` returns n bytes."""
     header = json.loads(read(struct.unpack("<I", read(4))[0]))
     arrays = {}
@@ -65,22 +71,22 @@ def read_message(read):
 
 
 class Failed(Exception):
-    """An operation failed in a way that its caller tells apart: `missing`, `setup`, `scene` or `expert`."""
+    """An operation failed. `kind`: `missing`, `setup`, `scene` or `expert`."""
 
-    def __init__(self, kind, message):
+    def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
 
 
 class Abandoned(BaseException):
-    """Nobody wants the rest of a demonstration. No `except Exception` of RoboTwin may stop it."""
+    """Aborts a demonstration. A BaseException, so that no `except Exception` of RoboTwin catches it."""
 
 
-# What is missing
+# Requirements
 
 
-def missing_for_import():
-    """Why no task can be imported: sentences, each with its mend."""
+def missing_for_import() -> list[str]:
+    """The missing requirements of importing a task, as sentences with their remedies."""
     missing = []
     for name, mend in MODULES.items():
         try:
@@ -90,8 +96,8 @@ def missing_for_import():
     return missing + _missing_files("objects.zip", "assets/objects/objaverse/list.json", "assets/objects/same.json")
 
 
-def missing_for_scenes(config, folders):
-    """Why a config's scenes can't be set up, with the embodiments in `folders`."""
+def missing_for_scenes(config: dict[str, Any], folders: list[str]) -> list[str]:
+    """The missing requirements of a config's scenes, with the embodiments in `folders`."""
     import yaml
 
     missing = []
@@ -115,7 +121,7 @@ def missing_for_scenes(config, folders):
     if getattr(sys.modules.get("mplib"), "__version__", None) == "0.2.1" and int(np.__version__.split(".")[0]) > 1:
         missing.append(f"mplib 0.2.1 crashes with numpy {np.__version__}: install 'numpy<2' for {sys.executable}")
     if "sapien" in sys.modules:
-        # In a process of its own: RoboTwin sets limits that hold only before the first renderer.
+        # In another process, because RoboTwin sets limits that must precede the first renderer.
         code = "import sapien; sapien.render.RenderSystem()"
         probe = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE)
         if probe.returncode:
@@ -127,7 +133,7 @@ def missing_for_scenes(config, folders):
     return missing
 
 
-def _missing_files(archive, *paths):
+def _missing_files(archive: str, *paths: str) -> list[str]:
     return [
         f"{path} isn't there: download RoboTwin's assets ({archive}) with its _download_assets.sh"
         for path in paths
@@ -135,8 +141,8 @@ def _missing_files(archive, *paths):
     ]
 
 
-def versions():
-    """Of what RoboTwin simulates and plans with."""
+def versions() -> dict[str, str]:
+    """Versions of the packages that RoboTwin simulates and plans with."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in ("sapien", "mplib", "nvidia_curobo", "torch", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -148,9 +154,12 @@ def versions():
 
 
 class RoboTwinScene:
-    """What can be measured in the scene that is set up: every body, by `per_scene_id`, in a fixed order."""
+    """Measurements in the current scene. Bodies are identified by `per_scene_id` and have a fixed order.
 
-    def __init__(self, env, target):
+    target: attribute of the task whose body is pressed or pushed, if any.
+    """
+
+    def __init__(self, env: Any, target: str | None) -> None:
         import sapien
 
         self.env, self.scene, self.robot = env, env.scene, env.robot
@@ -158,7 +167,7 @@ class RoboTwinScene:
         if entities[0] is entities[1]:
             entities = entities[:1]
         robot_links = {link.entity.per_scene_id for entity in entities for link in entity.get_links()}
-        found = {}  # id: name, movable, entity, component that has a velocity
+        found = {}  # id -> name, movable, entity, component with a velocity
         for entity in self.scene.get_all_actors():
             component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
             movable = component is not None and not component.kinematic
@@ -179,14 +188,14 @@ class RoboTwinScene:
         self.targets = self._targets(target) if target else []
         self.touched = {finger for fingers in self.fingers.values() for finger in fingers}
 
-    def _targets(self, attribute):
+    def _targets(self, attribute: str) -> list[int]:
         actor = getattr(self.env, attribute).actor
         if hasattr(actor, "get_links"):
             return [link.entity.per_scene_id for link in actor.get_links() if _is_movable(link)]
         return [actor.per_scene_id]
 
-    def description(self):
-        """What holds for the episode. RoboTwin calls all blocks `box`: such are numbered, in order of their ids."""
+    def description(self) -> dict[str, Any]:
+        """Constants of the episode. Bodies of equal name (RoboTwin calls every block `box`) are numbered by id."""
         given = [name or "unnamed" for name, *_ in self.bodies]
         return {
             "ids": self.ids,
@@ -200,10 +209,10 @@ class RoboTwinScene:
             "targets": self.targets,
         }
 
-    def sample(self, touched_only):
+    def sample(self, touched_only: bool) -> Sample:
         """Poses (B, 7), velocities (B, 6) and contacts after a physics step.
 
-        With `touched_only`, only contacts of fingers and of what fingers have touched since the reset.
+        `touched_only`: only contacts of fingers and of bodies that fingers have touched since the reset.
         """
         poses, velocities = np.empty((len(self.ids), 7), np.float32), np.zeros((len(self.ids), 6), np.float32)
         for index, (_, _, entity, component) in enumerate(self.bodies):
@@ -213,7 +222,7 @@ class RoboTwinScene:
                 velocities[index, :3], velocities[index, 3:] = component.linear_velocity, component.angular_velocity
         return poses, velocities, self._contacts(touched_only)
 
-    def _contacts(self, touched_only):
+    def _contacts(self, touched_only: bool) -> list[tuple[int, int, list[list[float]]]]:
         found = []
         fingers = {finger for ids in self.fingers.values() for finger in ids}
         for contact in self.scene.get_contacts():
@@ -230,25 +239,26 @@ class RoboTwinScene:
                 found.append((first, second, [point[:10] for point in points if point[-1] or point[9] < TOUCHING]))
         return found
 
-    def tools(self):
+    def tools(self) -> np.ndarray:
         """The arms' TCP poses and commanded grippers: (2, 8)."""
         robot = self.robot
         left = [*robot.get_left_tcp_pose(), robot.get_left_gripper_val()]
         return np.array([left, [*robot.get_right_tcp_pose(), robot.get_right_gripper_val()]], np.float64)
 
-    def cameras(self):
-        """Intrinsics (3, 3, 3) and extrinsics (3, 3, 4) of the cameras as they stand now."""
+    def cameras(self) -> list[np.ndarray]:
+        """Intrinsics (3, 3, 3) and extrinsics (3, 3, 4) of the cameras in their current poses."""
         self.env.cameras.update_wrist_camera(self.robot.left_camera.get_pose(), self.robot.right_camera.get_pose())
         config = self.env.cameras.get_config()
         return [np.stack([config[name][key] for name in CAMERAS]) for key in ("intrinsic_cv", "extrinsic_cv")]
 
-    def state(self):
+    def state(self) -> Arrays:
+        """All measurements of the current state, see `pack`."""
         intrinsics, extrinsics = self.cameras()
         state = {"tools": self.tools(), "intrinsics": intrinsics, "extrinsics": extrinsics}
         return {f"state/{name}": array for name, array in {**state, **pack([self.sample(False)])}.items()}
 
 
-def _is_movable(link):
+def _is_movable(link: Any) -> bool:
     """Whether a link of an articulation can move: some joint between it and the world isn't fixed."""
     while link is not None:
         if link.joint.type != "fixed":
@@ -257,7 +267,7 @@ def _is_movable(link):
     return False
 
 
-def pack(samples):
+def pack(samples: list[Sample]) -> Arrays:
     """S samples as arrays: poses (S, B, 7), velocities (S, B, 6), contacts (C, 4) of sample, the two bodies and the
     number of points, and the points (P, 10): position, normal, impulse, separation."""
     contacts = [
@@ -278,43 +288,78 @@ def pack(samples):
 
 
 class Simulator:
-    """One task of the checkout: the operations that a request can name."""
+    """One task of the checkout. Its public methods are the operations of requests."""
 
-    def __init__(self, root, send, receive):
+    def __init__(
+        self,
+        root: str,
+        send: Callable[[dict[str, Any], Arrays], None],
+        receive: Callable[[], tuple[dict[str, Any], Arrays]],
+    ) -> None:
         self.root, self.send, self.receive = root, send, receive
         self.env = self.scene = None
         self.episodes = 0
-        self.came_up = False  # whether any scene did
-        self.samples = None  # of the physics steps since the last message, where they are wanted
-        self.on_step = None
+        self.came_up = False  # whether any scene has been set up
+        self.samples: list[Sample] | None = None  # of the physics steps since the last message, if requested
+        self.on_step: Callable[[], None] | None = None
 
-    def open(self, request, arrays):
-        """Imports the task. Answers with what is missing, or with what is known before the first scene."""
+    def open(self, request: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
+        """Imports the task. Answers with its properties that are known before the first scene.
+
+        Raises:
+            Failed: `setup` for an unknown embodiment, `missing` with all missing requirements.
+        """
         try:
-            import yaml
+            import yaml  # noqa: F401  needed below
         except ImportError:
             raise Failed("missing", "\n".join(missing_for_import())) from None
 
-        def load(path):
-            with open(path, encoding="utf-8") as stream:
-                return yaml.safe_load(stream)
-
-        self.task, self.target = request["task"], request["target"]
+        self.task, self.target, self.depth = request["task"], request["target"], request["depth"]
         configs = os.path.join(self.root, request["configs"])
-        args = load(os.path.join(configs, request["config"] + ".yml"))
+        args = _load_yaml(configs, request["config"] + ".yml")
         args["embodiment"] = request["embodiment"] or args["embodiment"]
-        known = load(os.path.join(configs, "_embodiment_config.yml"))
-        names = args["embodiment"][:2]
+        folders = self._embodiment_folders(args["embodiment"], _load_yaml(configs, "_embodiment_config.yml"))
+        self._import_task(args, folders)
+        self._complete_arguments(args, request["config"], folders)
+        self.args = args
+
+        if request["shader"] is not None:
+            import sapien
+
+            choose = sapien.render.set_camera_shader_dir
+            sapien.render.set_camera_shader_dir = lambda _: choose(request["shader"])
+        self.env = getattr(self.module, self.task)()
+        clutter = type(self.env).get_cluttered_table
+        self.clutter_defaults = copy.deepcopy(clutter.__defaults__)
+
+        sizes = _load_yaml(configs, "_camera_config.yml")
+        kinds = [args["camera"][kind + "_camera_type"] for kind in ("head", "wrist", "wrist")]
+        return {
+            "versions": versions(),
+            "arm_joints": [
+                len(args[f"{arm}_embodiment_config"]["arm_joints_name"][index]) for index, arm in enumerate(ARMS)
+            ],
+            "step_limit": _load_yaml(configs, "_eval_step_limit.yml").get(self.task, 1000),
+            "save_freq": args["save_freq"],
+            "sizes": [[sizes[kind]["h"], sizes[kind]["w"]] for kind in kinds],
+        }
+
+    def _embodiment_folders(self, embodiment: list[Any], known: dict[str, Any]) -> list[str]:
+        """The folders of the left and the right robot, which are equal for a robot with two arms."""
+        names = embodiment[:2]
         unknown = [name for name in names if name not in known]
-        if unknown or len(args["embodiment"]) not in (1, 3):
+        if unknown or len(embodiment) not in (1, 3):
             raise Failed(
                 "setup",
-                f"embodiment={args['embodiment']} is unknown: give one of {list(known)} alone, or two and the "
+                f"embodiment={embodiment} is unknown: give one of {list(known)} alone, or two and the "
                 "distance between them in meters",
             )
-        missing, folders = [], [known[name]["file_path"] for name in (names[0], names[-1])]
+        return [known[name]["file_path"] for name in (names[0], names[-1])]
+
+    def _import_task(self, args: dict[str, Any], folders: list[str]) -> None:
+        missing = []
         try:
-            import sapien
+            import sapien  # noqa: F401  reported as missing here
 
             self.module = importlib.import_module("envs." + self.task)
         except BaseException:
@@ -325,36 +370,18 @@ class Simulator:
         if missing:
             raise Failed("missing", "\n".join(missing))
 
-        # The arguments as RoboTwin's own scripts make them.
-        args.update(task_name=self.task, task_config=request["config"], dual_arm_embodied=len(names) == 1)
+    def _complete_arguments(self, args: dict[str, Any], config: str, folders: list[str]) -> None:
+        """Adds the arguments that RoboTwin's own scripts add to a config."""
+        embodiment = args["embodiment"]
+        args.update(task_name=self.task, task_config=config, dual_arm_embodied=len(embodiment) == 1)
         args.update(left_robot_file=folders[0], right_robot_file=folders[1], render_freq=0)
-        args.update({f"{arm}_embodiment_config": load(os.path.join(f, "config.yml")) for arm, f in zip(ARMS, folders)})
-        if len(names) == 2:
-            args["embodiment_dis"] = args["embodiment"][2]
-        args["data_type"].update(rgb=True, qpos=True, endpose=True, depth=request["depth"])
+        args.update({f"{arm}_embodiment_config": _load_yaml(f, "config.yml") for arm, f in zip(ARMS, folders)})
+        if len(embodiment) == 3:
+            args["embodiment_dis"] = embodiment[2]
+        args["data_type"].update(rgb=True, qpos=True, endpose=True, depth=self.depth)
         args["camera"].update(collect_head_camera=True, collect_wrist_camera=True)
-        self.args, self.depth = args, request["depth"]
 
-        if request["shader"] is not None:
-            choose = sapien.render.set_camera_shader_dir
-            sapien.render.set_camera_shader_dir = lambda _: choose(request["shader"])
-        self.env = getattr(self.module, self.task)()
-        clutter = type(self.env).get_cluttered_table
-        self.clutter_defaults = copy.deepcopy(clutter.__defaults__)
-
-        sizes = load(os.path.join(configs, "_camera_config.yml"))
-        kinds = [args["camera"][kind + "_camera_type"] for kind in ("head", "wrist", "wrist")]
-        return {
-            "versions": versions(),
-            "arm_joints": [
-                len(args[f"{arm}_embodiment_config"]["arm_joints_name"][index]) for index, arm in enumerate(ARMS)
-            ],
-            "step_limit": load(os.path.join(configs, "_eval_step_limit.yml")).get(self.task, 1000),
-            "save_freq": args["save_freq"],
-            "sizes": [[sizes[kind]["h"], sizes[kind]["w"]] for kind in kinds],
-        }
-
-    def setup(self, request, arrays):
+    def setup(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Sets up the scene of a seed as RoboTwin does."""
         env = self.env
         if self.scene is not None:
@@ -362,7 +389,7 @@ class Simulator:
             self.scene = None
             self.episodes += 1
             env.close_env(clear_cache=self.episodes % self.args["clear_cache_freq"] == 0)
-        # RoboTwin shifts these default limits in place, so that a scene would depend on the ones before it.
+        # RoboTwin shifts these default limits in place, so a scene would depend on the scenes before it.
         type(env).get_cluttered_table.__defaults__ = copy.deepcopy(self.clutter_defaults)
         args = copy.deepcopy(self.args)
         if request["evaluation"]:
@@ -373,7 +400,7 @@ class Simulator:
             if type(error).__name__ == "UnStableError":
                 self.came_up = True
                 raise Failed("scene", f"its scene is unstable: {error}") from error
-            if not self.came_up:  # nor will any other: a planner or an asset is broken, and no seed is to blame
+            if not self.came_up:  # no scene will: a planner or an asset is broken, not the seed
                 raise
             raise Failed("scene", f"its scene can't be set up: {type(error).__name__}: {error}") from error
         self.came_up = True
@@ -386,7 +413,7 @@ class Simulator:
         self.steps, self.samples = 0, None
         step = env.scene.step
 
-        def watched_step():
+        def watched_step() -> None:
             step()
             self.steps += 1
             if self.samples is not None:
@@ -397,8 +424,9 @@ class Simulator:
         env.scene.step = watched_step
         return self.scene.description(), {**self.scene.state(), **self._observation(request["observe"])}
 
-    def _set_expected_attributes(self):
-        """What three tasks' success checks read and only their experts set: functions of the scene as set up."""
+    def _set_expected_attributes(self) -> None:
+        """Sets attributes that the success checks of three tasks read and only their experts set. They depend only on
+        the initial scene."""
         env, task = self.env, self.task
         if task in ("place_object_scale", "put_object_cabinet"):
             env.arm_tag = self.module.ArmTag("right" if env.object.get_pose().p[0] > 0 else "left")
@@ -408,10 +436,10 @@ class Simulator:
             facing = self.module.get_face_prod(env.laptop.get_pose().q, [1, 0, 0], [1, 0, 0])
             env.arm_tag = self.module.ArmTag("left" if facing > 0 else "right")
 
-    def observe(self, request, arrays):
+    def observe(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {}, self._observation(True)
 
-    def _observation(self, wanted):
+    def _observation(self, wanted: bool) -> Arrays:
         if not wanted:
             return {}
         observation = self.env.get_obs()
@@ -419,18 +447,18 @@ class Simulator:
         for name in CAMERAS:
             view = observation["observation"][name]
             arrays[f"observation/{name}/rgb"] = view["rgb"]
-            if self.depth:  # RoboTwin's are in millimeters
+            if self.depth:  # RoboTwin's is in millimeters
                 arrays[f"observation/{name}/depth"] = np.asarray(view["depth"], np.float32) / 1000
         return arrays
 
-    def _state_and_samples(self):
+    def _state_and_samples(self) -> Arrays:
         arrays = self.scene.state()
         if self.samples:
             arrays.update({f"steps/{name}": array for name, array in pack(self.samples).items()})
         return arrays
 
-    def step(self, request, arrays):
-        """Takes one action, in RoboTwin's own convention."""
+    def step(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Executes one action in RoboTwin's own convention."""
         env, before = self.env, self.steps
         self.samples = [] if request["record"] else None
         with self._planning_noted() as planned:
@@ -441,14 +469,17 @@ class Simulator:
         return answer
 
     @contextlib.contextmanager
-    def _planning_noted(self):
-        """Notes of each arm whether a path to the target was found: RoboTwin goes on without one."""
+    def _planning_noted(self) -> Iterator[dict[str, bool]]:
+        """Records for each arm whether a path to the target was found, because RoboTwin continues without one."""
         robot, planned, restore = self.env.robot, dict.fromkeys(ARMS, True), []
 
-        def note(arm, owner, name, is_there, found):
+        def note(
+            arm: str, owner: Any, name: str, is_there: Callable[[Any], bool], found: Callable[[Any], bool]
+        ) -> None:
+            """Wraps the planning method `name` of `owner`. `is_there`: whether a goal needs no path."""
             plan, own = getattr(owner, name), name in vars(owner)
 
-            def noted(goal, *args, **kwargs):
+            def noted(goal: Any, *args: Any, **kwargs: Any) -> Any:
                 planned[arm] = is_there(goal)
                 result = plan(goal, *args, **kwargs)
                 planned[arm] = planned[arm] or found(result)
@@ -467,20 +498,20 @@ class Simulator:
             for undo in restore:
                 undo()
 
-    def expert(self, request, arrays):
-        """Lets the expert play the scene as it was set up, and sends a frame every `save_freq` physics steps.
+    def expert(self, request: dict[str, Any], arrays: Arrays) -> dict[str, Any] | tuple[dict[str, Any], Arrays]:
+        """Runs the expert from the initial scene, and sends a frame every `save_freq` physics steps.
 
-        Each frame waits for `next` or `stop`. The answer is the last frame: the scene when the expert is done.
+        After each frame it waits for `next` or `stop`. The answer is the last frame, after the expert has ended.
         """
         env, every = self.env, self.args["save_freq"]
 
-        def send(success, **header):
-            header.update(success=success, physics_steps=self.steps)
+        def send(success: bool) -> None:
+            header = {"success": success, "physics_steps": self.steps}
             self.send(header, {**self._state_and_samples(), **self._observation(request["observe"])})
             if self.samples is not None:
                 self.samples.clear()
 
-        def on_step():
+        def on_step() -> None:
             if self.steps % every == 0:
                 send(self._fulfilled())
                 if self.receive()[0]["op"] == "stop":
@@ -506,18 +537,18 @@ class Simulator:
         finally:
             self.on_step = self.samples = None
 
-    def _fulfilled(self):
-        """Whether the scene fulfils the task now. Some checks latch what they see: nothing of it may stay."""
+    def _fulfilled(self) -> bool:
+        """Whether the scene fulfils the task now. Restores all attributes, because some checks set them."""
         attributes = dict(vars(self.env))
         try:
             return bool(self.env.check_success())
-        except AttributeError:  # it reads what the expert hasn't set yet
+        except AttributeError:  # the check reads an attribute that the expert hasn't set yet
             return False
         finally:
             vars(self.env).clear()
             vars(self.env).update(attributes)
 
-    def fk(self, request, arrays):
+    def fk(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Each arm's TCP pose at the joint positions of a `qpos` action: (2, 7)."""
         robot, poses = self.env.robot, []
         for arm, joints in zip(ARMS, np.split(arrays["qpos"], [request["split"]])):
@@ -530,7 +561,7 @@ class Simulator:
             model.compute_forward_kinematics(qpos)
             link = [link.get_name() for link in entity.get_links()].index(ee.child_link.get_name())
             joint_pose = entity.get_root_pose() * model.get_link_pose(link) * ee.get_pose_in_child()
-            # RoboTwin's own way from the joint to the tool, with the joint put where it would be.
+            # RoboTwin computes the tool pose from the joint's pose, which is replaced by the one at `qpos`.
             setattr(robot, arm + "_ee", _Posed(joint_pose))
             try:
                 poses.append(getattr(robot, f"get_{arm}_tcp_pose")())
@@ -538,8 +569,8 @@ class Simulator:
                 setattr(robot, arm + "_ee", ee)
         return {}, {"tcp": np.array(poses, np.float64)}
 
-    def instructions(self, request, arrays):
-        """The sentences, seen or unseen, that RoboTwin's generator makes of what the expert told of the scene."""
+    def instructions(self, request: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
+        """Seen or unseen instructions of RoboTwin's generator, from the expert's description of the scene."""
         from generate_episode_instructions import generate_episode_descriptions
 
         state = random.getstate()
@@ -551,26 +582,37 @@ class Simulator:
         return {"instructions": found[0].get(request["split"], []) if found else []}
 
 
-def _goes_nowhere(path):
+def _load_yaml(*path: str) -> dict[str, Any]:
+    import yaml
+
+    with open(os.path.join(*path), encoding="utf-8") as stream:
+        return yaml.safe_load(stream)
+
+
+def _goes_nowhere(path: np.ndarray) -> bool:
     return bool(np.abs(path[-1] - path[0]).max() < THERE)
 
 
 class _Posed:
-    def __init__(self, pose):
+    """Stands in for a joint at another pose."""
+
+    def __init__(self, pose: Any) -> None:
         self.global_pose = pose
 
 
-def serve(root, source, sink):
-    def send(header, arrays=None):
+def serve(root: str, source: BinaryIO, sink: BinaryIO) -> NoReturn:
+    """Answers requests until the other side closes the pipe."""
+
+    def send(header: dict[str, Any], arrays: Arrays | None = None) -> None:
         write_message(sink, header, arrays)
 
-    def read(size):
+    def read(size: int) -> bytes:
         data = source.read(size)
         if len(data) < size:
-            os._exit(0)  # the other side is gone
+            os._exit(0)  # the other side has closed the pipe
         return data
 
-    def receive():
+    def receive() -> tuple[dict[str, Any], Arrays]:
         return read_message(read)
 
     simulator = Simulator(root, send, receive)
@@ -586,26 +628,26 @@ def serve(root, source, sink):
         send(*(answer if isinstance(answer, tuple) else (answer,)))
 
 
-def end_with_parent():
-    """Starts a process that ends this one, and what it started, when the pipe closes: the simulator may be busy for
-    minutes in which no thread of Python runs."""
+def end_with_parent() -> None:
+    """Starts a process that kills this one and its children when the pipe closes, because the simulator may be busy
+    for minutes in which no Python thread runs."""
     if os.fork() == 0:
-        os.close(1)  # or the worker's own end would go unseen
+        os.close(1)  # otherwise the client wouldn't notice the end of the worker
         poll = select.poll()
         poll.register(0, 0)
         poll.poll()
         os.killpg(0, signal.SIGKILL)
 
 
-def main():
+def main() -> None:
     root = sys.argv[1]
     end_with_parent()
-    # RoboTwin prints much, and may ask: the pipe moves away from the standard streams.
+    # RoboTwin prints to stdout and may read stdin, so the pipe is moved away from them.
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(2, 1)
-    sys.dont_write_bytecode = True  # no file in the checkout
+    sys.dont_write_bytecode = True  # write no file to the checkout
     os.chdir(root)
     sys.path[0] = root
     sys.path.insert(1, os.path.join(root, "description", "utils"))

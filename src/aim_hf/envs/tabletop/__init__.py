@@ -1,4 +1,4 @@
-"""A bimanual robot of primitives at a table, in miniature: SAPIEN 3 alone, nothing to download."""
+"""The tabletop suite: a bimanual robot of primitives at a table. It needs only SAPIEN 3 and no downloads."""
 
 from ...utils.extras import extra
 

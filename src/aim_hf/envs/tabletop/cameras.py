@@ -1,6 +1,6 @@
-"""The three cameras: where they are, what they see, and their matrices.
+"""The three cameras: their poses, pictures and matrices.
 
-Matrices are computed here and not read from the renderer, so that they exist without one.
+Matrices are computed here instead of read from the renderer, so that they are available without rendering.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ...utils.extras import SimulatorFailed
 from ..base import CAMERAS, Camera
 from .scene import TabletopScene
 
-SUPERSAMPLING = 2  # pictures are rendered this much larger and averaged over areas
+SUPERSAMPLING = 2  # pictures are rendered larger by this factor and averaged
 
 SIZES = {"head_camera": (96, 64), "left_camera": (48, 32), "right_camera": (48, 32)}  # width, height
 FOVY = {"head_camera": np.deg2rad(31.5), "left_camera": np.deg2rad(65), "right_camera": np.deg2rad(65)}
@@ -22,8 +22,8 @@ FOVY = {"head_camera": np.deg2rad(31.5), "left_camera": np.deg2rad(65), "right_c
 HEAD_POSITION = np.array([0.0, -0.40, 1.36])
 HEAD_TARGET = np.array([0.0, -0.005, 0.76])
 
-# On the hand, on the side towards the robot, looking past the fingertips. Hand frame: x to the fingertips, z away
-# from the robot.
+# The wrist cameras are on the robot's side of the hand and look past the fingertips. Hand frame: x to the fingertips,
+# z away from the robot.
 _WRIST_POSITION = np.array([-0.11, 0.0, -0.075])
 _WRIST_TARGET = np.array([0.03, 0.0, 0.012])
 
@@ -31,7 +31,7 @@ _OPENCV_FROM_SAPIEN = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0
 
 
 class RendererMissing(SimulatorFailed):
-    """The machine offers no Vulkan device that SAPIEN can render with."""
+    """SAPIEN found no Vulkan device to render with."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -43,7 +43,7 @@ class RendererMissing(SimulatorFailed):
 
 
 def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> sapien.Pose:
-    """A camera pose in SAPIEN's convention (x forward, y left, z up)."""
+    """The pose of a camera at `position` that looks at `target`, in SAPIEN's convention (x forward, y left, z up)."""
     forward = (target - position) / np.linalg.norm(target - position)
     left = np.cross(up, forward)
     left /= np.linalg.norm(left)
@@ -54,9 +54,9 @@ def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> sapien.
 
 
 class CameraRig:
-    """The head camera, which stands still, and a camera on either hand.
+    """The fixed head camera, and a camera on each hand.
 
-    `head_jitter` (6,) moves the head camera: meters along x, y, z and radians about x, y, z. `sizes`: camera ->
+    `head_jitter` (6,) displaces the head camera: meters along x, y, z and radians about x, y, z. `sizes`: camera ->
     (width, height) of its pictures.
     """
 
@@ -94,7 +94,7 @@ class CameraRig:
         return self._scene.arms[name.removesuffix("_camera")].links[6].entity
 
     def cameras(self) -> dict[str, Camera]:
-        """Each camera's matrices as it stands now."""
+        """All cameras in their current poses."""
         found = {}
         for name in CAMERAS:
             pose = self._head_pose if name == "head_camera" else self._hand(name).pose * self._wrist_pose
@@ -106,20 +106,20 @@ class CameraRig:
         return found
 
     def pictures(self, tint: np.ndarray, depth: bool = False) -> dict[str, dict[str, np.ndarray]]:
-        """Renders every camera: `rgb` uint8 (height, width, 3) and, if wanted, `depth` float32 (height, width) in m.
-        `tint` (3,) multiplies colors, as colored light would."""
+        """Renders every camera: `rgb` uint8 (height, width, 3) and, on request, `depth` float32 (height, width) in m.
+        `tint` (3,) multiplies colors, like colored light."""
         self._scene.sapien.update_render()
         pictures = {}
         for name, component in self._components.items():
             component.take_picture()
             large = component.get_picture("Color")[..., :3]
             width, height = self._sizes[name]
-            # Slices added up take an eighth of the time that numpy's mean over two short axes does.
+            # Adding slices takes an eighth of the time of numpy's mean over two short axes.
             offsets = itertools.product(range(SUPERSAMPLING), repeat=2)
             mean = sum(large[down::SUPERSAMPLING, right::SUPERSAMPLING] for down, right in offsets) / SUPERSAMPLING**2
             pictures[name] = {"rgb": np.clip(mean * tint * 255 + 0.5, 0, 255).astype(np.uint8)}
             if depth:
-                # OpenGL camera coordinates: z points backwards. An average of depths would lie on no surface.
+                # In OpenGL camera coordinates z points backwards. Depths aren't averaged: means lie on no surface.
                 position = component.get_picture("Position")[::SUPERSAMPLING, ::SUPERSAMPLING, 2]
                 pictures[name]["depth"] = np.where(position < 0, -position, np.inf).astype(np.float32)
         return pictures

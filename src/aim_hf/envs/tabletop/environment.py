@@ -1,4 +1,4 @@
-"""The tabletop suite's environment: actions in, observations and success out."""
+"""The environment of the tabletop suite, which implements the protocol of `envs.base`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .randomization import add_clutter, sample_look
 from .scene import PHYSICS_DT, ArmBuilders, TabletopScene
 from .tasks import TASKS
 
-PHYSICS_STEPS = 20  # a control step
+PHYSICS_STEPS = 20  # per control step
 _SETTLING_STEPS = 25
-_LARGEST_JOINT_CHANGE = 0.5  # rad a control step: a wild target makes the arm fast, not infinitely fast
-_LARGEST_FINGER_CHANGE = 0.02  # m a control step: fingers close fully within three
+_LARGEST_JOINT_CHANGE = 0.5  # rad per control step, which limits the speed towards far targets
+_LARGEST_FINGER_CHANGE = 0.02  # m per control step: fingers close within three steps
 
 
 class TabletopEnvironment:
     """One task of the tabletop suite; see `envs.base.Environment` for the methods' contracts.
 
-    Observations' `endpose` is the measured pose of the tool center point itself, and `joint_action/vector` holds
-    measured positions. With `render=False` observations carry no `rgb`, and neither Vulkan nor a GPU is needed; with
-    `depth=True` each camera has its `depth` beside its `rgb`. `sizes`: camera -> (width, height) of its pictures.
+    In observations, `endpose` is the measured pose of the tool center point, and `joint_action/vector` holds measured
+    positions. With `render=False` observations have no `rgb`, and neither Vulkan nor a GPU is needed. With
+    `depth=True` each camera also has `depth`. `sizes`: camera -> (width, height) of its pictures.
 
-    Raises ValueError for an unknown task or split, RendererMissing where pictures are wanted but can't be made.
+    Raises ValueError for an unknown task or split, RendererMissing if pictures are requested but can't be rendered.
     """
 
     suite = "tabletop"
@@ -77,7 +77,7 @@ class TabletopEnvironment:
     def reset(self, seed: int) -> Observation:
         """Sets up the scene of (task, split, seed). Raises ValueError for a seed outside `envs.seeds.SEED_RANGES`."""
         self._seed = check_seed(seed)
-        # A new scene for every episode: a used one keeps caches that change the last bits of what follows.
+        # A new scene for every episode, because caches of a used scene would change results by rounding.
         scene = TabletopScene(self._arm_builders, visual=self._render)
         look = sample_look(self.split, self._generator("look"))
         scene.add_table(look.table_color, look.table_offset, look.table_texture)
@@ -100,7 +100,7 @@ class TabletopEnvironment:
         return self.observe()
 
     def step(self, action: np.ndarray, mode: str = "ee", observe: bool = True) -> StepResult:
-        """Executes one action in 0.08 s. `info["reached"]` tells of each arm whether the target was within reach.
+        """Executes one action in 0.08 s. `info["reached"]`: arm -> whether the target was within reach.
 
         Raises ValueError for a bad action or mode, RuntimeError before `reset` and after the last step.
         """
@@ -153,7 +153,7 @@ class TabletopEnvironment:
     def close(self) -> None:
         self._scene = None
 
-    # What can be seen and measured
+    # Observations and measurements
 
     def observe(self) -> Observation:
         scene = self._active_scene()
@@ -204,7 +204,7 @@ class TabletopEnvironment:
     def velocities(self, of: Collection[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         return self._active_scene().velocities(of)
 
-    # Inside
+    # Internals
 
     def _active_scene(self) -> TabletopScene:
         if self._scene is None:
@@ -215,7 +215,7 @@ class TabletopEnvironment:
         return scene_generator(self.task, self.split, self._seed, stream)
 
     def _simulate(self, joints: dict[str, np.ndarray], fingers: dict[str, float]) -> None:
-        """Brings the drives' targets to the given ones, evenly over the control step."""
+        """Moves the drive targets linearly to the given ones over a control step."""
         scene = self._active_scene()
         start = np.concatenate([[*self._joints[arm], self._fingers[arm], self._fingers[arm]] for arm in ARMS])
         end = np.concatenate([[*joints[arm], fingers[arm], fingers[arm]] for arm in ARMS])
@@ -232,7 +232,7 @@ class TabletopEnvironment:
 
 
 def _use_fast_shader() -> None:
-    """Chooses the unlit shader, on whatever device SAPIEN finds."""
+    """Selects the unlit shader. Raises RendererMissing without a device to render with."""
     try:
         sapien.render.RenderSystem()
     except RuntimeError as error:

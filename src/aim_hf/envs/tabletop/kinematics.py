@@ -7,22 +7,22 @@ import sapien
 
 from . import robot
 
-# Where the search for joint angles starts when the current ones lead nowhere: forward, and towards either side.
+# Initial joint angles for the search if it fails from the current ones: forward, and to either side.
 _STARTS = np.array(
     [[0.0, 0.3, 0.4, 0.0, -0.7, 0.0], [-0.8, 0.6, 0.2, 0.0, -0.8, -0.8], [0.8, 0.6, 0.2, 0.0, -0.8, 0.8]]
 )
-_TOLERANCE = 1e-4  # norm of the pose error (m, rad) at which a solution counts
+_TOLERANCE = 1e-4  # norm of the pose error (m, rad) below which a solution is accepted
 _REACH_FRACTIONS = (1.0, 0.75, 0.5, 0.25)
 
 
 def to_pose(values: np.ndarray) -> sapien.Pose:
-    """(7,) xyz + wxyz to a sapien.Pose, the quaternion normalised."""
+    """Converts (7,) xyz + wxyz to a sapien.Pose, with a normalised quaternion."""
     values = np.asarray(values, dtype=np.float64)
     return sapien.Pose(values[:3], values[3:] / np.linalg.norm(values[3:]))
 
 
 def from_pose(pose: sapien.Pose) -> np.ndarray:
-    """A sapien.Pose to (7,) xyz + wxyz, float64."""
+    """Converts a sapien.Pose to (7,) xyz + wxyz, float64."""
     return np.concatenate([pose.p, pose.q]).astype(np.float64)
 
 
@@ -43,8 +43,8 @@ class ArmKinematics:
     def inverse(self, target: np.ndarray, current: np.ndarray) -> tuple[np.ndarray, bool]:
         """Joint angles (6,) that bring the tool center point to `target` (7,), and whether it can be reached.
 
-        Of a target out of reach, the farthest reachable pose of a few on the way from the current one is taken; where
-        none is, the current joints.
+        For a target out of reach, several poses between the current one and the target are tried, the farthest first.
+        If none can be reached, the result is the current joint angles.
         """
         solution = self._solve(to_pose(target), current)
         if solution is not None:
@@ -75,7 +75,7 @@ class ArmKinematics:
 
 
 def _blend(start: np.ndarray, end: np.ndarray, fraction: float) -> np.ndarray:
-    """A pose between two: straight in position, the shorter way in orientation (normalised linear interpolation)."""
+    """A pose between two: linear in position, and in orientation along the shorter arc (`to_pose` normalises it)."""
     position = start[:3] + fraction * (end[:3] - start[:3])
     towards = end[3:] if np.dot(start[3:], end[3:]) >= 0 else -end[3:]
     return np.concatenate([position, (1 - fraction) * start[3:] + fraction * towards])

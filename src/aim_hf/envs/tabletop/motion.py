@@ -1,25 +1,27 @@
-"""The experts' language: a path is told arm by arm as keyframes and becomes one action a control step."""
+"""Builds an expert's path from movements of each arm, as one action per control step."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from ..base import ARMS, ExpertPath
 from . import robot
 
-SPEED = 0.032  # meters a control step, on average over a movement
+SPEED = 0.032  # meters per control step, averaged over a movement
 OPEN, CLOSED = 1.0, 0.0
 _CAREFUL_SPEED = 0.025  # near the table
 
 
 class Motion:
-    """Writes down what both arms do. Each arm has a time line of its own, and `wait` aligns them.
+    """Records the movements of both arms. Each arm has its own time line; `wait` aligns them.
 
-    The path depends on nothing but the calls made, so it is a deterministic function of the scene.
+    The path depends only on the calls, so it is a deterministic function of the scene.
     """
 
     def __init__(self, home: dict[str, np.ndarray], gripper: float = OPEN) -> None:
-        """`home`: each arm's pose (7,) at the start; `gripper`: both grippers' opening then."""
+        """`home`: each arm's initial pose (7,); `gripper`: initial opening of both grippers."""
         self._home = home
         self._rows = {arm: [np.concatenate([home[arm], [gripper]])] for arm in ARMS}
         self._key_steps: set[int] = set()
@@ -27,8 +29,8 @@ class Motion:
     def move(
         self, arm: str, position: np.ndarray, speed: float = SPEED, minimum: int = 2, opening: float | None = None
     ) -> None:
-        """Moves straight to `position` (3,), easing in and out a little. The gripper stays as it is, or goes to
-        `opening` on the way."""
+        """Moves straight to `position` (3,), with slight acceleration and deceleration. The gripper keeps its opening,
+        or is set to `opening` from the first step on."""
         start = self._rows[arm][-1]
         change = np.asarray(position, dtype=np.float64) - start[:3]
         steps = max(minimum, int(np.ceil(np.linalg.norm(change) / speed)))
@@ -39,7 +41,7 @@ class Motion:
             self._rows[arm].append(row)
 
     def grip(self, arm: str, opening: float, steps: int = 3) -> None:
-        """Opens or closes the gripper in place. A key step."""
+        """Opens or closes the gripper in place, as a key step."""
         self._mark(arm)
         for _ in range(steps):
             row = self._rows[arm][-1].copy()
@@ -47,26 +49,26 @@ class Motion:
             self._rows[arm].append(row)
 
     def pick(self, arm: str, position: np.ndarray, lift: float) -> None:
-        """Grasps what lies at `position` from above and lifts it."""
+        """Grasps the object at `position` from above and lifts it."""
         self.move(arm, above(position, lift), opening=OPEN)
         self.move(arm, position, _CAREFUL_SPEED)
         self.grip(arm, CLOSED)
         self.move(arm, above(position, lift), _CAREFUL_SPEED)
 
     def place(self, arm: str, position: np.ndarray, lift: float) -> None:
-        """Carries what the arm holds to `position`, sets it down, lets go and retreats upwards."""
+        """Carries the held object to `position`, sets it down, releases it and retreats upwards."""
         self.move(arm, above(position, lift))
         self.move(arm, position, _CAREFUL_SPEED)
         self.grip(arm, OPEN, steps=2)
         self.move(arm, above(position, lift))
 
     def press(self, arm: str, position: np.ndarray, speed: float = 0.016) -> None:
-        """Moves straight down onto something. Its last steps are key steps."""
+        """Moves straight to `position` to press an object there. The last step is a key step."""
         self.move(arm, position, speed)
         self._key_steps.add(len(self._rows[arm]) - 2)
 
     def push(self, arm: str, position: np.ndarray, speed: float = 0.016) -> None:
-        """Moves straight to `position` and shoves along what is in the way. All its steps are key steps."""
+        """Moves straight to `position` and pushes along objects in the way. All steps are key steps."""
         first = len(self._rows[arm]) - 1
         self.move(arm, position, speed)
         self._key_steps.update(range(first, len(self._rows[arm]) - 1))
@@ -75,20 +77,21 @@ class Motion:
         self._rows[arm].extend(self._rows[arm][-1].copy() for _ in range(steps))
 
     def wait(self, *arms: str) -> None:
-        """Lets the named arms (both, if none is named) hold still until the last of them is done."""
+        """Lets the named arms (default: both) hold still until the last of them has finished."""
         length = max(len(self._rows[arm]) for arm in arms or ARMS)
         for arm in arms or ARMS:
             self.hold(arm, length - len(self._rows[arm]))
 
     def wait_until(self, arm: str, other: str, earlier: int = 0) -> None:
-        """Lets `arm` hold still until `earlier` steps before the end of what the other arm has been told so far."""
+        """Lets `arm` hold still until `earlier` steps before the end of the other arm's movements so far."""
         self.hold(arm, max(0, len(self._rows[other]) - earlier - len(self._rows[arm])))
 
-    def go_home(self, arm: str, **options) -> None:
+    def go_home(self, arm: str, **options: Any) -> None:
+        """Moves to the home position. `options`: of `move`."""
         self.move(arm, self._home[arm][:3], **options)
 
     def path(self, holding_steps: int = 3) -> ExpertPath:
-        """Both time lines side by side, with some steps of holding still at the end."""
+        """The path of both arms, with `holding_steps` of holding still at the end."""
         self.wait()
         for arm in ARMS:
             self.hold(arm, holding_steps)
@@ -100,12 +103,12 @@ class Motion:
 
 
 def above(position: np.ndarray, height: float) -> np.ndarray:
-    """A point `height` meters over another."""
+    """The point `height` meters above `position`."""
     return np.asarray(position, dtype=np.float64) + [0, 0, height]
 
 
 def home_poses() -> dict[str, np.ndarray]:
-    """Where the tool center points wait: beside the workspace, tools down."""
+    """The home pose (7,) of each arm's tool center point: beside the workspace, tools down."""
     return {
         "left": np.concatenate([[-0.30, -0.14, 0.92], robot.TOOL_DOWN]),
         "right": np.concatenate([[0.30, -0.14, 0.92], robot.TOOL_DOWN]),

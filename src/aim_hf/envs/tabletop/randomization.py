@@ -1,6 +1,6 @@
-"""What differs between Easy and Hard apart from the objects of the task: looks, table height, camera, clutter.
+"""Randomization of Hard scenes besides the task's objects: looks, table height, head camera, clutter.
 
-Easy always looks the same. Hard draws all of it anew for every seed.
+Easy scenes always look the same. Hard scenes draw all of these for every seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .scene import Part, TabletopScene
 _TABLE_COLOR = (0.86, 0.84, 0.80)
 _FLOOR_COLOR = (0.24, 0.27, 0.33)
 
-# Nothing that a task uses has these colors.
+# Colors that no task object has.
 _CLUTTER_COLORS = (
     (0.55, 0.55, 0.55),
     (0.35, 0.35, 0.37),
@@ -24,13 +24,13 @@ _CLUTTER_COLORS = (
     (0.66, 0.78, 0.72),
     (0.82, 0.72, 0.66),
 )
-_CLUTTER_DISTANCE = 0.115  # between the middles of a distractor and of anything that must stay clear, m
+_CLUTTER_DISTANCE = 0.115  # m, from the center of a distractor to any point that must stay clear
 _CLUTTER_SPACING = 0.07
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a scene looks. `tint` (3,) multiplies the pictures' colors; `head_jitter` (6,) is in meters and radians."""
+    """A scene's look. `tint` (3,) multiplies the pictures' colors; `head_jitter` (6,) is in meters and radians."""
 
     table_color: tuple = _TABLE_COLOR
     table_texture: np.ndarray | None = None
@@ -86,7 +86,7 @@ def _muted_color(rng: np.random.Generator, darkest: float, brightest: float) -> 
 
 
 def _texture(color: tuple, rng: np.random.Generator) -> np.ndarray | None:
-    """None (plain), stripes, checks or soft blotches around a color: (128, 128, 3) uint8."""
+    """A texture of stripes, checks or blotches around a color, (128, 128, 3) uint8; None for a plain table."""
     kind = rng.integers(4)
     if kind == 0:
         return None

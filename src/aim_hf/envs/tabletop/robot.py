@@ -1,7 +1,7 @@
-"""The robot: two arms of primitives, six revolute joints and a two-finger gripper each, as URDF text.
+"""The robot as URDF text: two arms of primitives, each with six revolute joints and a two-finger gripper.
 
-All joints at zero: upper arm up, forearm forward, hand down. An arm's last link (`hand`) has its frame at the tool
-center point (TCP), between the fingertips: x is the approach direction, the fingers move along y.
+At joint angles 0, the upper arm points up, the forearm forward and the hand down. The last link of an arm, `hand`, has
+its frame at the tool center point (TCP), between the fingertips: x is the approach direction, the fingers move along y.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ UPPER_ARM = 0.36
 FOREARM = 0.36
 WRIST_TO_TCP = 0.15
 
-FINGER_STROKE = 0.05  # each; the gripper opens twice this
-FINGER_GAP = 0.002  # from the middle plane when closed: fingers that touch each other would jitter
+FINGER_STROKE = 0.05  # of each finger; the gripper opens by twice this
+FINGER_GAP = 0.002  # from a closed finger to the middle plane, because touching fingers would jitter
 FINGER_WIDTH = 0.022
-FINGER_TIP = 0.012  # how far the fingertips reach beyond the TCP
+FINGER_TIP = 0.012  # from the TCP to the fingertips
 
 JOINT_LIMITS = np.array(
     [[-2.6, 2.6], [-1.2, 1.9], [-1.6, 2.2], [-1.6, 1.6], [-2.2, 2.2], [-2.9, 2.9]]
 )  # rad, for q1 to q6
 
-# Bases stand beside the workspace: the arms reach it from the sides and don't pass before the head camera.
+# Bases are beside the workspace, so that the arms reach it from the sides and don't block the head camera.
 BASE_POSITIONS = {"left": (-0.42, -0.34, 0.74), "right": (0.42, -0.34, 0.74)}
 BASE_QUATERNION = (np.sqrt(0.5), 0.0, 0.0, np.sqrt(0.5))  # an arm's x is the world's y
 
@@ -48,7 +48,7 @@ def _shape(geometry: str, xyz: tuple, rpy: tuple, color: tuple, visual: bool, co
 
 
 def _link(name: str, mass: float, shapes: str) -> str:
-    # Inertias are a ball's of 5 cm radius: the drives work on accelerations, so only their order of magnitude counts.
+    # Inertia of a ball of 5 cm radius. Drives act on accelerations, so only the order of magnitude matters.
     inertia = 0.4 * mass * 0.05**2
     tensor = f'ixx="{inertia}" iyy="{inertia}" izz="{inertia}" ixy="0" ixz="0" iyz="0"'
     return (
@@ -67,7 +67,7 @@ def _joint(name: str, kind: str, parent: str, child: str, xyz: tuple, rpy: tuple
 
 
 def arm_urdf(arm: str, visual: bool = True) -> str:
-    """The URDF text of one arm. `visual=False` leaves out what only a renderer needs; the physics is the same."""
+    """The URDF text of one arm. `visual=False` omits visual shapes; the physics is the same."""
 
     def box(size: tuple, xyz: tuple, color: tuple, collision: bool = True) -> str:
         return _shape(f'<box size="{size[0]} {size[1]} {size[2]}"/>', xyz, (0, 0, 0), color, visual, collision)
@@ -76,7 +76,7 @@ def arm_urdf(arm: str, visual: bool = True) -> str:
         return _shape(f'<cylinder radius="{radius}" length="{length}"/>', xyz, rpy, color, visual, False)
 
     across = (np.pi / 2, 0, 0)  # turns a URDF cylinder (along z) to lie along y
-    forward = (0, np.pi / 2, 0)  # ... along x
+    forward = (0, np.pi / 2, 0)  # turns it to lie along x
     finger_length = 0.078 + FINGER_TIP
     finger_center = FINGER_TIP - finger_length / 2
 

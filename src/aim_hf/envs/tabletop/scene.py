@@ -1,7 +1,7 @@
-"""The physical scene: table, objects and the two arms, and what can be measured in it.
+"""The physical scene of table, objects and two arms, and its measurements.
 
-Nothing here knows of tasks, actions or cameras. With `visual=False` the scene needs no renderer at all; the physics is
-the same to the last bit.
+It is independent of tasks, actions and cameras. With `visual=False` the scene needs no renderer; the physics is
+bitwise the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import sapien
+from sapien.wrapper.actor_builder import ActorBuilder
 from sapien.wrapper.urdf_loader import URDFLoader
 
 from ..base import ARMS, Body, Contact
@@ -25,17 +26,17 @@ PHYSICS_DT = 1 / 250
 DENSITY = 600.0  # kg/m³, of objects: wood
 
 _FRICTION = 1.2
-_SIDE_SHADE = 0.72  # of a shape's color on all but its top: the shader is unlit, so edges would vanish otherwise
-_LID = 0.0006  # thickness of the bright top, m
+_SIDE_SHADE = 0.72  # factor on the color below a shape's top, so that edges show under the unlit shader
+_LID = 0.0006  # m, thickness of the bright top
 
 # A drive's stiffness and damping act on accelerations: critically damped at 60 rad/s.
 _ARM_DRIVE = {"stiffness": 3600.0, "damping": 120.0, "force_limit": 60.0, "mode": "acceleration"}
-# At most 40 N on a finger; a 5 cm cube is held with 25 N by each.
+# At most 40 N per finger; each holds a 5 cm cube with 25 N.
 _FINGER_DRIVE = {"stiffness": 1000.0, "damping": 40.0, "force_limit": 40.0, "mode": "force"}
 
 _TOUCHING = 0.001  # m: PhysX also reports shapes that are merely close, up to 2 cm
 
-_LARGEST_PUSH_OUT = 1.0  # m/s: what an arm presses into the table slips away and isn't shot away
+_LARGEST_PUSH_OUT = 1.0  # m/s, so that an object pressed into the table slips away slowly
 
 _REST_SPEED = 0.01  # m/s
 _REST_SPIN = 0.2  # rad/s
@@ -45,7 +46,7 @@ _REST_SPIN = 0.2  # rad/s
 class Part:
     """A primitive of a body: a `box` of full extents `size` (3,), or an upright `cylinder` of `size` (radius, height).
 
-    `center` (3,) is in the body's frame. `solid=False` is seen but touches nothing.
+    `center` (3,) is in the body's frame. `solid=False`: visible, without collisions.
     """
 
     shape: str
@@ -64,19 +65,19 @@ _UPRIGHT = [np.sqrt(0.5), 0.0, np.sqrt(0.5), 0.0]
 
 
 def yaw_quaternion(yaw: float) -> np.ndarray:
-    """The quaternion (4,) wxyz of a turn about z, in radians."""
+    """The quaternion (4,) wxyz of a rotation about z by `yaw` (rad)."""
     return np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
 
 
 class ArmBuilders:
-    """The two arms, parsed once from URDF text and built into as many scenes as needed."""
+    """Builders of the two arms, which are parsed once from URDF text and built into any number of scenes."""
 
     def __init__(self, visual: bool) -> None:
         loader = URDFLoader()
-        loader.set_scene(sapien.Scene([sapien.physx.PhysxCpuSystem()]))  # a stand-in: `build` names the real one
+        loader.set_scene(sapien.Scene([sapien.physx.PhysxCpuSystem()]))  # a placeholder: `build` sets the real scene
         loader.set_material(_FRICTION, _FRICTION, 0.0)
         self._builders = {}
-        with tempfile.TemporaryDirectory() as folder:  # the loader reads files only
+        with tempfile.TemporaryDirectory() as folder:  # the loader reads only files
             for arm in ARMS:
                 path = Path(folder) / f"{arm}.urdf"
                 path.write_text(robot.arm_urdf(arm, visual))
@@ -98,7 +99,7 @@ class ArmBuilders:
 
 
 class TabletopScene:
-    """One scene: built part by part, then stepped."""
+    """One scene, which is built part by part and then stepped."""
 
     def __init__(self, builders: ArmBuilders, visual: bool) -> None:
         systems = [sapien.physx.PhysxCpuSystem()]
@@ -128,7 +129,7 @@ class TabletopScene:
     # Building
 
     def add_table(self, color: tuple, height_offset: float = 0.0, texture: np.ndarray | None = None) -> None:
-        """The table, its top `height_offset` above the usual height. `texture` (H, W, 3) uint8 replaces `color`."""
+        """Adds the table, its top `height_offset` above `TABLE_TOP`. `texture` (H, W, 3) uint8 replaces `color`."""
         self.table_top = TABLE_TOP + height_offset
         builder = self.sapien.create_actor_builder()
         builder.add_box_collision(half_size=TABLE_HALF_SIZE, material=self._material)
@@ -142,7 +143,7 @@ class TabletopScene:
         self._entities["table"] = builder.build_static("table")
 
     def add_floor(self, color: tuple) -> None:
-        """What the cameras see beyond the table, and what stops objects that fall off it."""
+        """Adds the floor, which is the background of pictures and stops falling objects."""
         half_size = (4.0, 4.0, 0.05)
         builder = self.sapien.create_actor_builder()
         builder.add_box_collision(half_size=half_size, material=self._material)
@@ -162,10 +163,11 @@ class TabletopScene:
         density: float = DENSITY,
         friction: float = _FRICTION,
     ) -> None:
-        """A body of primitives that stands on the table at (x, y). Its frame's origin lies in its bottom's middle:
-        every part's `center` counts from there. Where two bodies touch, the mean of their `friction` counts.
+        """Adds a body of primitives that stands on the table at (x, y). The origin of its frame, to which each part's
+        `center` refers, is the center of its bottom. The friction between two bodies is the mean of their `friction`.
 
-        Raises ValueError if the name is taken."""
+        Raises ValueError if the name is taken.
+        """
         if name in self._entities:
             raise ValueError(f"name={name!r} is taken in this scene: give each body a name of its own.")
         material = self._material
@@ -252,18 +254,19 @@ class TabletopScene:
                 found.append(Contact(first, second, table[:, :3], table[:, 3:6], table[:, 6:9], table[:, 9]))
         return found
 
-    def _body_id(self, component) -> int:
-        """The id of a physics component's body: remembered, for asking the simulator costs as much as a contact."""
+    def _body_id(self, component: sapien.physx.PhysxBaseComponent) -> int:
+        """The id of a component's body. It is cached, because reading it takes as long as reading a contact."""
         if component not in self._ids:
             self._ids[component] = component.entity.per_scene_id
         return self._ids[component]
 
-    # What success checks ask
+    # For success checks
 
     def touching(self, name: str, others: list[int]) -> list[Contact]:
         """The contacts between a body and any of the bodies with the ids `others`."""
         own = self.body_id(name)
-        return [c for c in self.contacts([own]) if c.body_a in others or c.body_b in others]
+        contacts = self.contacts([own])
+        return [contact for contact in contacts if contact.body_a in others or contact.body_b in others]
 
     def is_free(self, name: str) -> bool:
         """Whether no finger touches the body."""
@@ -281,7 +284,7 @@ class TabletopScene:
         return float(np.arccos(np.clip(1 - 2 * (x * x + y * y), -1, 1)))
 
 
-def _velocity(component) -> tuple[np.ndarray, np.ndarray]:
+def _velocity(component: sapien.physx.PhysxRigidBodyComponent) -> tuple[np.ndarray, np.ndarray]:
     linear, angular = component.linear_velocity, component.angular_velocity
     return np.asarray(linear, dtype=np.float64), np.asarray(angular, dtype=np.float64)
 
@@ -291,7 +294,7 @@ def _render_material(color: tuple) -> sapien.render.RenderMaterial:
 
 
 def _geometry(part: Part, height: float, lift: float) -> tuple[sapien.Pose, tuple[float, ...]]:
-    """Pose and SAPIEN's half sizes of a part, its height replaced and its center lifted."""
+    """Pose and SAPIEN's half sizes of a part with the given height, its center raised by `lift`."""
     center = np.array(part.center) + [0, 0, lift]
     if part.shape == "box":
         return sapien.Pose(center), (part.size[0] / 2, part.size[1] / 2, height / 2)
@@ -300,7 +303,7 @@ def _geometry(part: Part, height: float, lift: float) -> tuple[sapien.Pose, tupl
     raise ValueError(f"shape={part.shape!r} is unknown: use 'box' or 'cylinder'.")
 
 
-def _add_visual(builder, part: Part, height: float, lift: float, color: tuple) -> None:
+def _add_visual(builder: ActorBuilder, part: Part, height: float, lift: float, color: tuple) -> None:
     pose, size = _geometry(part, height, lift)
     if part.shape == "box":
         builder.add_box_visual(pose=pose, half_size=size, material=_render_material(color))

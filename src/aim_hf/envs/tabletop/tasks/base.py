@@ -1,4 +1,4 @@
-"""What a task of the tabletop suite is made of."""
+"""The base class of the tabletop suite's tasks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from ...base import ExpertPath
 from ..scene import Part, TabletopScene
 
-# Saturated and far apart; distractors are never like them.
+# Saturated and distinct; distractors never have similar colors.
 COLORS = {
     "red": (0.90, 0.10, 0.10),
     "green": (0.10, 0.72, 0.18),
     "blue": (0.12, 0.25, 0.95),
     "yellow": (0.98, 0.85, 0.05),
 }
-# For what objects are placed on or beside.
+# Colors of the bodies that objects are placed on or beside.
 TARGET_COLORS = {
     "purple": (0.52, 0.12, 0.75),
     "cyan": (0.05, 0.75, 0.85),
@@ -28,14 +28,14 @@ LARGEST_YAW = {"easy": np.deg2rad(10), "hard": np.deg2rad(20)}
 
 
 class Task(ABC):
-    """One episode's task. `build` draws the scene; everything else describes that scene.
+    """The task of one episode. `build` draws the scene; all other methods refer to that scene.
 
-    `seen` and `unseen` are instruction templates, filled by `words`.
+    `seen` and `unseen` are instruction templates, filled in by `words`.
     """
 
     step_limit: ClassVar[int]
-    press_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers are to press
-    push_targets: ClassVar[tuple[str, ...]] = ()  # ... and of those that they are to push along
+    press_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers must press
+    push_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers must push along
     seen: ClassVar[tuple[str, ...]]
     unseen: ClassVar[tuple[str, ...]]
 
@@ -48,7 +48,7 @@ class Task(ABC):
         """The points (x, y) of the table that clutter must stay away from."""
 
     def words(self) -> dict[str, str]:
-        """What the templates' names in braces stand for."""
+        """The values of the placeholders in the templates."""
         return {}
 
     @abstractmethod
