@@ -149,7 +149,7 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
 
 
 def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list[str]]]:
-    """Of each episode, the cameras of the processor without pictures (`missing_views`) and without value maps
+    """For each episode, the cameras of the processor without pictures (`missing_views`) and without value maps
     (`missing_maps`). A complete episode has an empty dict."""
     entries: list[dict[str, list[str]]] = [{} for _ in range(len(dataset))]
     for name, column in (("missing_views", "rgb"), ("missing_maps", "value")):
@@ -180,7 +180,7 @@ def row_digests(dataset: HubDataset) -> Iterator[str]:
 
 
 def _present(dataset: HubDataset, column: str) -> np.ndarray:
-    """Which rows aren't null in a column, (len(dataset),) bool. No video is read."""
+    """The rows that aren't null in a column, (len(dataset),) bool. No video is read."""
     return dataset.data.column(column).is_valid().to_numpy()
 
 

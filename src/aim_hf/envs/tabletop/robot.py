@@ -1,7 +1,7 @@
 """The robot as URDF text: two arms of primitives, each with six revolute joints and a two-finger gripper.
 
 At joint angles 0, the upper arm points up, the forearm forward and the hand down. The last link of an arm, `hand`, has
-its frame at the tool center point (TCP), between the fingertips: x is the approach direction, the fingers move along y.
+its frame at the tool center point (TCP) between the fingertips: x is the approach direction, fingers move along y.
 """
 
 from __future__ import annotations
