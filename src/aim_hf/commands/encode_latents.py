@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,30 +27,26 @@ if TYPE_CHECKING:
 
     from ..data.latents import LatentShard
     from ..model.configuration_aim import AIMConfig
-    from ..model.processing_aim import AIMProcessor
-    from ..pipeline.codec import VideoCodec
 
 
-def main(argv: list[str]) -> None:
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("encode-latents", __doc__)
     parser.add_argument("--dataset", required=True, help="folder or repo id of episodes")
     parser.add_argument("--policy", required=True, help="checkpoint whose codec and text encoder are used")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--preset", choices=sorted(PRESETS), help="size of a new model; default: the policy's model")
     parser.add_argument("--shard_size", type=int, default=128, help="episodes in a file")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
 
     import torch
     from accelerate import PartialState
 
-    from ..data.latents import (
-        begin_encoding,
-        described,
-        fit_processor,
-        made_from,
-        plan_shards,
-        write_index,
-    )
+    from ..data import latents
+    from ..data.episodes import Episode
     from ..data.shards import load_episodes
     from ..model.checkpoint import fingerprint, local_folder
     from ..model.processing_aim import AIMProcessor
@@ -66,8 +61,8 @@ def main(argv: list[str]) -> None:
     codec = VideoCodec(load_vae(policy).to(state.device))
     text_encoder = load_text_encoder(policy).to(state.device)
     dataset = load_episodes(args.dataset)
-    processor = fit_processor(AIMProcessor.from_pretrained(policy / "processor"), dataset)
-    settings = made_from(
+    processor = latents.fit_processor(AIMProcessor.from_pretrained(policy / "processor"), dataset)
+    settings = latents.made_from(
         config,
         processor,
         codec,
@@ -76,10 +71,10 @@ def main(argv: list[str]) -> None:
         fps=dataset["fps"][0],
         shard_size=args.shard_size,
     )
-    shards = plan_shards(args.output_dir, described(dataset, processor), settings)
+    shards = latents.plan_shards(args.output_dir, latents.described(dataset, processor), settings)
     with state.main_process_first():
         if state.is_main_process:
-            print(begin_encoding(args.output_dir, shards))
+            print(latents.begin_encoding(args.output_dir, shards))
 
     @torch.no_grad()
     def encode_text(text: str, allow_empty: bool = False) -> torch.Tensor:
@@ -87,10 +82,19 @@ def main(argv: list[str]) -> None:
         features = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[0]
         return features[: int(tokens.attention_mask.sum())].half()
 
-    encode_shards(shards, dataset, state, EpisodeEncoder(config, codec, processor, encode_text))
+    @torch.no_grad()
+    def encode_row(row: dict[str, Any]) -> dict[str, torch.Tensor]:
+        episode = Episode.from_row(row)
+        tensors = latents.encode_episode(
+            episode, codec, processor, config.actions_per_latent_frame, config.chunk_latent_frames
+        )
+        tensors["prompt_embeds"] = encode_text(episode.instruction)
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    encode_shards(shards, dataset, state, encode_row)
     state.wait_for_everyone()
     if state.is_main_process:
-        write_index(args.output_dir, shards, processor, encode_text("", allow_empty=True).cpu())
+        latents.write_index(args.output_dir, shards, processor, encode_text("", allow_empty=True).cpu())
 
 
 def model_config(args: argparse.Namespace, policy: Path) -> AIMConfig:
@@ -108,35 +112,12 @@ def model_config(args: argparse.Namespace, policy: Path) -> AIMConfig:
     raise ValueError(f"{args.policy} holds no model that tells the sizes of a chunk; give --preset")
 
 
-@dataclass(frozen=True)
-class EpisodeEncoder:
-    """Encodes one row of a dataset. `encode_text` returns text features (tokens, text_dim) without padding."""
-
-    config: AIMConfig
-    codec: VideoCodec
-    processor: AIMProcessor
-    encode_text: Callable[[str], torch.Tensor]
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, torch.Tensor]:
-        import torch
-
-        from ..data.episodes import Episode
-        from ..data.latents import encode_episode
-
-        episode = Episode.from_row(row)
-        with torch.no_grad():
-            tensors = encode_episode(
-                episode,
-                self.codec,
-                self.processor,
-                self.config.actions_per_latent_frame,
-                self.config.chunk_latent_frames,
-            )
-            tensors["prompt_embeds"] = self.encode_text(episode.instruction)
-        return {name: tensor.cpu() for name, tensor in tensors.items()}
-
-
-def encode_shards(shards: list[LatentShard], dataset: Dataset, state: PartialState, encode: EpisodeEncoder) -> None:
+def encode_shards(
+    shards: list[LatentShard],
+    dataset: Dataset,
+    state: PartialState,
+    encode_row: Callable[[dict[str, Any]], dict[str, torch.Tensor]],
+) -> None:
     """Writes the missing shards among those of this process."""
     from tqdm import tqdm
 
@@ -146,7 +127,7 @@ def encode_shards(shards: list[LatentShard], dataset: Dataset, state: PartialSta
 
         def encode_rows(rows: range) -> Iterator[dict[str, torch.Tensor]]:
             for row in rows:
-                yield encode(dataset[row])
+                yield encode_row(dataset[row])
                 bar.update()
 
         for index, shard in enumerate(shards):
