@@ -127,7 +127,7 @@ _STAGES = ("after stage 1", "after stage 2")
 CARD_COMPARISONS = [
     (change, names, split, f"aim-tiny/{file}-{split.lower()}")
     for change, names, file in (
-        ("action noise left out (`action_noise_scale` 0), after stage 1", ("from noise", "without"), "noise"),
+        ("actions without noise (`action_noise_scale` 0), after stage 1", ("from noise", "without"), "noise"),
         ("stage 2", _STAGES, "stage2"),
         ("stage 2, both without action noise", _STAGES, "stage2-without-noise"),
         ("value maps, after stage 1", ("without value maps", "with"), "value-maps"),
