@@ -95,7 +95,9 @@ def success_table(results: dict[str, dict[str, Any]]) -> str:
     columns = {
         "task": lambda task: f"`{task}`" if task in tasks else task,
         **{name: rate(result) for name, result in results.items()},
-        f"first value map's peak near the contact, {title}": lambda task: format_peaks(first["tasks"].get(task, first)),
+        f"first value map's peak near the contact, {title}": lambda task: format_peaks(
+            first["tasks"].get(task, first)
+        ),
     }
     return table(columns, tasks + ["mean"] if len(tasks) > 1 else tasks)
 
@@ -338,8 +340,8 @@ def dataset() -> str:
 Measured on {machine(collect["hardware"])}, one process; commands and commits are in `benchmarks/results/dataset`.
 
 30,000 episodes of {frames} frames are {hard["gigabytes_of_30000_episodes"]:.0f} GB at Hard's size. Labelling and \
-encoding one takes {seconds:.1f} s of a core. The time of RoboTwin's own simulation, ray tracing and planning on a GPU \
-has not been measured here. Days of one process, by the time for a seed and the share of seeds on which the expert \
+encoding one takes {seconds:.1f} s of a core. The time of RoboTwin's own simulation, ray tracing and planning on a \
+GPU has not been measured here. Days of one process, by the time for a seed and the share of seeds on which the expert \
 succeeds:
 
 {table(plan, (20, 60, 120))}"""
@@ -391,7 +393,7 @@ def eval_results(results: dict[str, dict[str, Any]]) -> list[EvalResult]:
             task_type="robotics",
             task_name="closed-loop manipulation",
             dataset_type=result["suite"],
-            dataset_name=f"{SUITES[result['suite']]}, {result['split'].capitalize()}",
+            dataset_name=f"{SUITES.get(result['suite'], result['suite'])}, {result['split'].capitalize()}",
             dataset_split=result["split"],
             metric_type="success_rate",
             metric_name=f"success rate, {name}",
@@ -405,9 +407,7 @@ def eval_results(results: dict[str, dict[str, Any]]) -> list[EvalResult]:
     return entries
 
 
-def model_card(
-    name: str, results: dict[str, dict[str, Any]], training: Path, repo_id: str, **words: str
-) -> ModelCard:
+def model_card(name: str, results: dict[str, dict[str, Any]], training: Path, repo_id: str, **words: str) -> ModelCard:
     """The card that model_cards/NAME.md is the text of.
 
     Args:
@@ -466,7 +466,9 @@ def run_card(
             raise ValueError("adapters need --base_model, the id of the repo that they were trained on.")
         config = json.loads((folder / "adapter_config.json").read_text())
         whole = ", ".join(f"`{name}`" for name in config["modules_to_save"])
-        adapters = f"rank {config['r']} (alpha {config['lora_alpha']:g}) on the video stream, with {whole} trained in full,"
+        adapters = (
+            f"rank {config['r']} (alpha {config['lora_alpha']:g}) on the video stream, with {whole} trained in full,"
+        )
         words = {"adapters": adapters, "base_model": base_model}
     card = model_card(name, results, training, repo_id, **words)
     if base_model is not None:
