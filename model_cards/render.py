@@ -341,8 +341,8 @@ Measured on {machine(collect["hardware"])}, one process; commands and commits ar
 
 30,000 episodes of {frames} frames are {hard["gigabytes_of_30000_episodes"]:.0f} GB at Hard's size. Labelling and \
 encoding one takes {seconds:.1f} s of a core. The time of RoboTwin's own simulation, ray tracing and planning on a \
-GPU has not been measured here. Days of one process, by the time for a seed and the share of seeds on which the expert \
-succeeds:
+GPU has not been measured here. Days of one process, by the time for a seed and the share of seeds on which the \
+expert succeeds:
 
 {table(plan, (20, 60, 120))}"""
 
