@@ -37,8 +37,8 @@ def test_a_table_of_results():
 
     whole = {"mean_rate": 0.3, "first_chunk_peak_within_10_percent": {"share": 0.9, "count": 99}}
     results = {
-        "easy": whole | {"tasks": {"push": task(10), "pull": task(20)}},
-        "hard": whole | {"tasks": {"push": task(5), "pull": task(0)}, "mean_rate": 0.05},
+        "Easy": whole | {"tasks": {"push": task(10), "pull": task(20)}},
+        "Hard": whole | {"tasks": {"push": task(5), "pull": task(0)}, "mean_rate": 0.05},
     }
     lines = render.success_table(results).splitlines()
     assert lines[0] == "| task | Easy | Hard | first value map's peak near the contact, Easy |"
