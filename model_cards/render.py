@@ -102,10 +102,6 @@ def success_table(results: dict[str, dict[str, Any]]) -> str:
     return table(columns, tasks + ["mean"] if len(tasks) > 1 else tasks)
 
 
-def evaluation_commands(name: str) -> str:
-    return bullets({f"`{name}`, {title}": result for title, result in read_evaluations(RESULTS / name).items()})
-
-
 def training_text(path: Path) -> str:
     """Steps and origin of stage 1, from its training.json, and of stage 2 if stage2-hard.json lies beside it."""
     if not path.exists():
@@ -165,12 +161,12 @@ def comparison_table(comparisons: list[tuple[str, tuple[str, str], str, str]]) -
     return table(columns, rows)
 
 
-def comparison_commands(comparisons: list[tuple[str, tuple[str, str], str, str]]) -> str:
-    named = {}
-    for change, names, split, file in comparisons:
-        compared = read(file)
-        named |= {f"{change}, {split}, {name}": compared[side] for name, side in zip(names, ("before", "after"))}
-    return bullets(named)
+def comparison_origins(comparisons: list[tuple[str, tuple[str, str], str, str]]) -> dict[str, dict[str, Any]]:
+    return {
+        f"{change}, {split}, {name}": read(file)[side]
+        for change, names, split, file in comparisons
+        for name, side in zip(names, ("before", "after"))
+    }
 
 
 def comparison_details() -> str:
@@ -214,11 +210,10 @@ def grpo_rewards() -> str:
     runs = {rewards: read(name) for rewards, name in REWARDS.items()}
 
     def rolled(metric: str, form: str) -> Callable[[str], str]:
-        def cell(rewards: str) -> str:
-            training = runs[rewards]["training"]
-            return f"{training['first'][metric]:{form}} to {training['last'][metric]:{form}}"
-
-        return cell
+        means = {
+            rewards: [run["training"][part][metric] for part in ("first", "last")] for rewards, run in runs.items()
+        }
+        return lambda rewards: " to ".join(f"{mean:{form}}" for mean in means[rewards])
 
     columns = {
         "rewards": str,
@@ -279,34 +274,56 @@ def noise_study() -> str:
 
 SIZES = {"tiny": "`tiny`", "tiny-x4": "`tiny`, 4 times wider", "wan2.2-ti2v-5b-2-layers": "5B's width, two layers"}
 RATIOS = {
-    "a chunk after 16 others without a cache, over ours": ("rollout", "uncached_over_cached_at_16"),
-    "the 32nd chunk over the first one with a full window": ("rollout", "flatness_after_window"),
-    "a chunk at LingBot-VA's settings over ours at our defaults": ("latency", "lingbot_settings_over_ours"),
-    "the same, operations counted, all layers": ("latency", "lingbot_settings_over_ours_counted"),
-    "the action steps through the video backbone, over ours": ("latency", "backbone_action_loop_over_ours"),
-    "those, operations counted, all layers": ("latency", "backbone_action_loop_over_ours_counted"),
-    "an action step over a video step": ("latency", "action_step_over_video_step"),
-    "supervised tokens a second, eight chunks packed over one at a time": ("training", "packed_over_single_chunk"),
+    "uncached_over_cached_at_16": "a chunk after 16 others without a cache, over ours",
+    "flatness_after_window": "the 32nd chunk over the first one with a full window",
+    "lingbot_settings_over_ours": "a chunk at LingBot-VA's settings over ours at our defaults",
+    "lingbot_settings_over_ours_counted": "the same, operations counted, all layers",
+    "backbone_action_loop_over_ours": "the action steps through the video backbone, over ours",
+    "backbone_action_loop_over_ours_counted": "those, operations counted, all layers",
+    "action_step_over_video_step": "an action step over a video step",
+    "packed_over_single_chunk": "supervised tokens a second, eight chunks packed over one at a time",
 }
+
+
+def pairs(rows: dict[str, str]) -> str:
+    return table({"what": itemgetter(0), "measured": itemgetter(1)}, rows.items())
 
 
 def speed() -> str:
     """The benchmarks' ratios at each size that was measured."""
-
-    def ratio(size: str) -> Callable[[str], str]:
-        def cell(meaning: str) -> str:
-            kind, name = RATIOS[meaning]
-            measured = read(f"{kind}/{size}") if (RESULTS / kind / f"{size}.json").exists() else {}
-            return f"{measured[name]:.3g}" if measured.get(name) is not None else ""
-
-        return cell
-
-    hardware = read("latency/tiny")["hardware"]
+    columns = {"ratio": RATIOS.get}
+    for size, title in SIZES.items():
+        kinds = [kind for kind in ("rollout", "latency", "training") if (RESULTS / kind / f"{size}.json").exists()]
+        measured = {name: value for kind in kinds for name, value in read(f"{kind}/{size}").items()}
+        columns[title] = lambda name, found=measured: f"{found[name]:.3g}" if found.get(name) is not None else ""
     return (
-        table({"ratio": str, **{title: ratio(size) for size, title in SIZES.items()}}, RATIOS)
-        + f"\nMeasured on {machine(hardware)}, float32; alternatives in turn within one run. Times of each stage, "
-        "commands and commits are in `benchmarks/results`.\n"
+        f"{table(columns, RATIOS)}\nMeasured on {machine(read('latency/tiny')['hardware'])}, float32; alternatives in "
+        "turn within one run. Times of each stage, commands and commits are in `benchmarks/results`.\n"
     )
+
+
+def experts() -> str:
+    """Success of the simulator's scripted experts."""
+    found = read("tabletop_experts")
+    columns = {"task": lambda task: f"`{task}`"}
+    for split in ("easy", "hard"):
+        columns[split.capitalize()] = lambda task, split=split: "{successes}/{episodes}".format(
+            **found["tasks"][task][split]
+        )
+    return f"{table(columns, found['tasks'])}\nMeasured by {origin(found)}.\n"
+
+
+def serving() -> str:
+    """Requests and latency of the policy server under load."""
+    found = read("serving/tiny")
+    settings, requests, latency = found["settings"], found["requests"], found["latency_seconds"]
+    rows = {
+        "clients, rows of a batch": f"{settings['clients']}, {settings['rows']}",
+        "requests answered, lost": f"{requests['answered']}, {requests['lost']}",
+        "requests a second": f"{found['requests_per_second']:.1f}",
+        "latency, median and 99th percentile": f"{latency['p50']:.1f} s, {latency['p99']:.1f} s",
+    }
+    return f"{pairs(rows)}\nMeasured by {origin(found)}.\n"
 
 
 def dataset() -> str:
@@ -336,7 +353,7 @@ def dataset() -> str:
         f"{share} % of seeds succeed": lambda seed, share=share: f"{300 * (100 * seed / share + seconds) / 864:.1f}"
         for share in (90, 60, 30)
     }
-    return f"""{table({"what": itemgetter(0), "measured": itemgetter(1)}, rows.items())}
+    return f"""{pairs(rows)}
 Measured on {machine(collect["hardware"])}, one process; commands and commits are in `benchmarks/results/dataset`.
 
 30,000 episodes of {frames} frames are {hard["gigabytes_of_30000_episodes"]:.0f} GB at Hard's size. Labelling and \
@@ -368,8 +385,13 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "aim-tiny": lambda: success_table(read_evaluations(RESULTS / "aim-tiny")),
     "click-bell": lambda: success_table(read_evaluations(RESULTS / "click-bell")),
     "comparisons": lambda: comparison_table(COMPARISONS),
-    "commands": lambda: "".join(
-        [evaluation_commands("aim-tiny"), evaluation_commands("click-bell"), comparison_commands(COMPARISONS)]
+    "commands": lambda: bullets(
+        {
+            f"`{name}`, {title}": result
+            for name in ("aim-tiny", "click-bell")
+            for title, result in read_evaluations(RESULTS / name).items()
+        }
+        | comparison_origins(COMPARISONS)
     ),
     "grpo": grpo_tasks,
     "rewards": grpo_rewards,
@@ -377,6 +399,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "noise": noise_study,
     "delays": lambda: study("delays"),
     "speed": speed,
+    "experts": experts,
+    "serving": serving,
     "dataset": dataset,
     "installation": installation,
 }
@@ -427,7 +451,7 @@ def model_card(name: str, results: dict[str, dict[str, Any]], training: Path, re
         "safety": (ROOT / "model_cards" / "parts" / "safety.md").read_text().strip(),
         "comparisons": comparison_table(CARD_COMPARISONS),
         "comparison_details": comparison_details(),
-        "comparison_commands": comparison_commands(CARD_COMPARISONS),
+        "comparison_commands": bullets(comparison_origins(CARD_COMPARISONS)),
         "status": "" if results else NO_WEIGHTS,
     }
     card = ModelCard(Template((ROOT / "model_cards" / f"{name}.md").read_text()).substitute(words))
