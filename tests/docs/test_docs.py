@@ -127,7 +127,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Run({"--episodes 100": "--tasks click_bell --episodes 1"}),
         Run(
             {"max_steps=20, gradient_accumulation_steps=8": "max_steps=1, num_generations=2, save_strategy='no', "}
-            | {'"runs/grpo"': '"runs/own", per_device_train_batch_size=2', "stack_blocks_two": "click_bell"}
+            | {'"runs/quick"': '"runs/quick", per_device_train_batch_size=2', "stack_blocks_two": "click_bell"}
             | {"160": "1"}
         ),
         Run(
