@@ -1,11 +1,11 @@
-"""Attention over visible sets: rows of eq. (10), as slices of the keys that they let a token see.
+"""Self-attention under eq. (10): each group of query tokens attends to a few slices of the keys.
 
-A pass attends in one of two ways, with the same numbers. Training lays all tokens into one sequence, under the mask of
-`visibility.py`: on a GPU one FlexAttention kernel; elsewhere the tokens that see the same keys attend together, over
-just those. Inference lays the keys of the cache before those of the pass, and a few slices say who sees what.
+Training and inference give the same numbers. Training packs all tokens into one sequence under the mask of
+`visibility.py`; a GPU runs one FlexAttention kernel, and other devices run one attention call for each group of tokens
+that see the same keys. Inference puts the cached keys before the new ones, and selects keys by slices.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,10 +20,10 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]  # (B, heads, tokens, head_dim) e
 
 @dataclass(frozen=True)
 class VisibleSet:
-    """Tokens of a pass that see the same keys.
+    """Query tokens that see the same keys.
 
-    queries: slices of the pass's tokens. keys: slices of the keys, those of the cache first. key_mask: (B, 1, 1,
-    keys), which of them each row has; None where every row has all of them.
+    queries: slices of the query tokens. keys: slices of the keys, cached keys first. key_mask: (B, 1, 1, keys), False
+    for keys that a row doesn't have; None if every row has all of them.
     """
 
     queries: tuple[slice, ...]
@@ -35,16 +35,17 @@ Visible = list[VisibleSet] | BlockMask
 
 
 def packed_visible(mask: torch.Tensor, lengths: list[int], device: torch.device) -> Visible:
-    """Who sees whom in one packed sequence.
+    """Attention mask of one packed sequence, as a FlexAttention mask on a GPU and as visible sets elsewhere.
 
     Args:
-        mask: (U, U) bool, from `visible`, on the CPU: it steers the work, and a GPU would have to be waited for.
-        lengths: tokens of each unit.
+        mask: (U, U) bool, from `visible`, on the CPU: Python reads it, and reading from a GPU would synchronize.
+        lengths: number of tokens of each unit.
     """
     return unit_block_mask(mask, lengths, device) if device.type == "cuda" else visible_sets(mask, lengths)
 
 
 def unit_block_mask(mask: torch.Tensor, lengths: list[int], device: torch.device) -> BlockMask:
+    """FlexAttention mask over tokens, from a mask over units."""
     unit = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)
     seen = mask.to(device)
     tokens = len(unit)
@@ -52,7 +53,7 @@ def unit_block_mask(mask: torch.Tensor, lengths: list[int], device: torch.device
 
 
 def visible_sets(mask: torch.Tensor, lengths: list[int]) -> list[VisibleSet]:
-    """The units that see the same ones, together."""
+    """One `VisibleSet` for all units that have the same row in `mask`."""
     queries_of: dict[tuple[int, ...], list[int]] = {}
     for query, row in enumerate(mask.tolist()):
         queries_of.setdefault(tuple(key for key, seen in enumerate(row) if seen), []).append(query)
@@ -60,7 +61,7 @@ def visible_sets(mask: torch.Tensor, lengths: list[int]) -> list[VisibleSet]:
 
 
 def _slices(units: Iterable[int], lengths: list[int]) -> tuple[slice, ...]:
-    """The tokens of ascending units; neighbors share a slice."""
+    """Token slices of units in ascending order; adjacent units are merged into one slice."""
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
@@ -75,52 +76,55 @@ def _slices(units: Iterable[int], lengths: list[int]) -> tuple[slice, ...]:
 
 @torch.compiler.disable
 def attend(module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: Visible) -> torch.Tensor:
-    """What each query sees.
+    """Attention of each query to the keys that it may see.
 
     Args:
-        module: whose `config._attn_implementation` is used, where there is no mask.
-        q: (B, heads, tokens, head_dim). k, v: (B, heads, keys, head_dim), of which the last are the queries' own.
+        module: its `config._attn_implementation` selects the implementation where no mask is needed.
+        q: (B, heads, tokens, head_dim).
+        k, v: (B, heads, keys, head_dim); the last ones belong to the query tokens.
 
     Returns:
         (B, heads, tokens, head_dim).
     """
     if isinstance(visible, BlockMask):
         return _flex_attention()(q, k, v, block_mask=visible)
-    pieces: list[tuple[int, torch.Tensor]] = []
-    for one in visible:
-        queries, keys, values = _taken(q, one.queries), _taken(k, one.keys), _taken(v, one.keys)
-        answer = attention(module, queries, keys, values, one.key_mask)
-        lengths = [piece.stop - piece.start for piece in one.queries]
-        pieces += zip((piece.start for piece in one.queries), answer.split(lengths, dim=2))
-    return joined([piece for _, piece in sorted(pieces, key=lambda piece: piece[0])])
+    outputs: list[tuple[int, torch.Tensor]] = []  # first token and output of each query slice
+    for group in visible:
+        queries, keys, values = _select(q, group.queries), _select(k, group.keys), _select(v, group.keys)
+        output = attention(module, queries, keys, values, group.key_mask)
+        lengths = [tokens.stop - tokens.start for tokens in group.queries]
+        outputs += zip((tokens.start for tokens in group.queries), output.split(lengths, dim=2))
+    return joined([output for _, output in sorted(outputs, key=lambda entry: entry[0])])
 
 
 def attention(
     module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, key_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Attention of all q over all k and v, by the implementation that the model was loaded with
-    (`attn_implementation=`). Rows of different age need a mask of keys, and for them it is PyTorch's."""
+    """Full attention of q to k and v, by the implementation that the model was loaded with (`attn_implementation=`).
+
+    A batch whose rows have different histories needs `key_mask`, and then uses PyTorch's SDPA.
+    """
     implementation = module.config._attn_implementation
     if key_mask is None and implementation not in ("sdpa", "eager"):
         run = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, None)
         return run(module, q, k, v, None, is_causal=False)[0].transpose(1, 2)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # PyTorch's CPU kernel for the backward pass is several times slower in bfloat16 than in float32.
+        # PyTorch's CPU kernel of the backward pass is several times slower in bfloat16 than in float32.
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=key_mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
 
 
 @cache
-def _flex_attention():
-    # Compiled when it is first used: torch.compile imports its whole backend, which takes seconds on any machine.
+def _flex_attention() -> Callable[..., torch.Tensor]:
+    # Compiled on first use: torch.compile imports its whole backend, which takes seconds.
     return torch.compile(flex_attention)
 
 
-def _taken(tensor: torch.Tensor, slices: tuple[slice, ...]) -> torch.Tensor:
-    return joined([tensor[:, :, piece] for piece in slices])
+def _select(tensor: torch.Tensor, slices: tuple[slice, ...]) -> torch.Tensor:
+    return joined([tensor[:, :, tokens] for tokens in slices])
 
 
 def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One after the other along the tokens; a single part as it is, without a copy."""
+    """`torch.cat` along the token axis, which returns a single part without copying it."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

@@ -1,18 +1,17 @@
-"""What a model keeps of a rollout: keys and values of the past, and what a chunk's denoising sees of it.
+"""Key-value cache of a rollout, and the parts of it that the denoising of a chunk attends to.
 
 One buffer per layer holds
 
-    [ action history, growing left | observations, growing right ]
+    [ executed actions, growing left | observations, growing right ]
 
-so that the visible sets of eq. (10) are plain slices of it. Positions are absolute, so keys stay valid for as long as
-they are kept.
+so that the visible sets of eq. (10) are plain slices of it. Rotary positions are absolute, so cached keys stay valid.
 
-Attention has no order of keys. It is what lets actions grow left, and what makes both histories rings once
-`history_chunks` is reached: latent frame f lives in slot f modulo the number of slots, and a new chunk overwrites the
-oldest one where it lies. Nothing is ever moved.
+Attention doesn't depend on the order of keys. Therefore actions may grow left, and both histories become ring buffers
+once `history_chunks` is reached: latent frame f has slot f modulo the number of slots, and a new chunk overwrites the
+oldest one. Nothing is moved.
 
-Rows may differ in age, when some of them have been reset. Each fills its slots from the middle outwards, so rows of
-the same length need no mask; others get one for what they don't have yet.
+Rows have different numbers of frames after some of them were reset. Each row fills its slots from the middle outwards.
+Rows with equally many frames need no mask; otherwise a key mask hides the slots that a row hasn't filled yet.
 """
 
 import copy
@@ -23,14 +22,15 @@ import torch
 import torch.nn.functional as F
 
 from .attention import KeysValues, VisibleSet
+from .configuration_aim import AIMConfig
 
 
 @dataclass(frozen=True)
 class WorldContext:
-    """What RGB and value tokens of the next chunk see and are told; [`AIMForWorldAction.world_context`] makes it.
+    """Keys and values that RGB and value tokens of the next chunk attend to; from [`AIMForWorldAction.world_context`].
 
-    past: of each layer, kept actions and observations. text: of each layer, the instruction. The cache that it was
-    made from must not be appended to before it is used.
+    past: cached actions and observations of each layer. These are views of the cache: use the context before appending
+    to it. text: keys and values of the instruction, of each layer.
     """
 
     past: list[KeysValues]
@@ -41,9 +41,10 @@ class WorldContext:
 
 @dataclass(frozen=True)
 class ActionContext:
-    """What the actions of the next chunk see, V_a of eq. (10); [`AIMForWorldAction.action_context`] makes it.
+    """Keys and values that the next chunk's actions attend to, V_a of eq. (10); from
+    [`AIMForWorldAction.action_context`].
 
-    past: of each layer, the last observed latent frame, kept actions, and the tokens of the finished value map.
+    past: of each layer, the last observed latent frame, cached actions, and the clean value tokens of the chunk.
     """
 
     past: list[KeysValues]
@@ -51,7 +52,7 @@ class ActionContext:
     rotary_emb: KeysValues
 
     def repeat_interleave(self, draws: int) -> "ActionContext":
-        """The context of `draws` predictions of each row, one after the other."""
+        """The context with each row repeated `draws` times, as `torch.repeat_interleave`."""
 
         def repeated(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.repeat_interleave(draws, dim=0)
@@ -59,8 +60,8 @@ class ActionContext:
         return ActionContext(
             [(repeated(keys), repeated(values)) for keys, values in self.past],
             [
-                VisibleSet(one.queries, one.keys, None if one.key_mask is None else repeated(one.key_mask))
-                for one in self.visible
+                VisibleSet(group.queries, group.keys, None if group.key_mask is None else repeated(group.key_mask))
+                for group in self.visible
             ],
             tuple(part if len(part) == 1 else repeated(part) for part in self.rotary_emb),
         )
@@ -70,23 +71,33 @@ class AIMCache:
     """Keys and values of a batch of rollouts.
 
     Args:
-        config: the model's `AIMConfig`.
+        config: of the model.
         batch_size: B.
         grid: rows and columns of video tokens in one latent frame.
         device, dtype: of the buffers.
 
-    `frames` (B,), on the CPU, counts the latent frames that each row has observed so far, `chunks` the chunks. With
-    `config.history_chunks` = H a row keeps its last H chunks, and the buffers never grow.
+    Attributes:
+        frames: (B,), on the CPU, number of latent frames that each row has observed so far.
+        text: keys and values of the instruction, of each layer; None before `set_text`.
+
+    With `config.history_chunks` = H a row keeps its last H chunks, and the buffers never grow.
     """
 
-    def __init__(self, config, batch_size: int, grid: tuple[int, int], device=None, dtype=None):
+    def __init__(
+        self,
+        config: AIMConfig,
+        batch_size: int,
+        grid: tuple[int, int],
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         self.config = config
         self.grid = grid
         self.tokens_per_frame = grid[0] * grid[1]
         self.device, self.dtype = device, dtype
         self.frames = torch.zeros(batch_size, dtype=torch.long, device="cpu")
-        self.text: list[KeysValues] | None = None  # of each layer
-        # Latent frames that fit, and actions of as many.
+        self.text: list[KeysValues] | None = None
+        # Capacity in latent frames, of observations and of actions each.
         self._slots = (config.history_chunks or 4) * config.chunk_latent_frames
         self._buffers = [self._new_buffer() for _ in range(config.num_layers)]
 
@@ -94,7 +105,7 @@ class AIMCache:
         config = self.config
         tokens = self._slots * (config.actions_per_latent_frame + self.tokens_per_frame)
         shape = (self.batch_size, config.num_attention_heads, tokens, config.attention_head_dim)
-        # Zeros: masked keys must be finite.
+        # Zeros, because masked keys must be finite.
         return tuple(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2))
 
     @property
@@ -103,77 +114,112 @@ class AIMCache:
 
     @property
     def chunks(self) -> torch.Tensor:
-        """(B,), chunks observed; the first observation is one."""
-        F_ = self.config.chunk_latent_frames
-        return (self.frames + F_ - 1) // F_
+        """(B,), number of observed chunks; the first observation counts as one."""
+        chunk_latent_frames = self.config.chunk_latent_frames
+        return (self.frames + chunk_latent_frames - 1) // chunk_latent_frames
 
     # ------------------------------------------------------------------------------------------------ borders
 
     @property
     def _origin(self) -> int:
-        """Where actions end and observations begin."""
+        """Index of the first observation token; action tokens lie before it."""
         return self._slots * self.config.actions_per_latent_frame
 
     @property
     def _kept_observations(self) -> torch.Tensor:
-        """(B,), latent frames."""
+        """(B,), number of latent frames whose observation is cached."""
         return self.frames.clamp(max=self._slots)
 
     @property
     def _kept_actions(self) -> torch.Tensor:
-        """(B,), latent frames that actions are kept of. The first observation has none."""
+        """(B,), number of latent frames whose actions are cached. The first observation has no actions."""
         return (self.frames - 1).clamp(min=0, max=self._slots)
 
     @property
     def held(self) -> torch.Tensor:
-        """(B,), the same for rows that have keys in the same slots: those of equal age, and all whose history is
-        full."""
+        """(B,), equal for rows that have filled the same slots: rows with equally many frames, and all full rows."""
         return self.frames.clamp(max=self._slots + 1)
 
     @property
     def observation_tokens(self) -> int:
-        """Of the row that has the most."""
+        """Number of cached observation tokens, of the row that has most."""
         return int(self._kept_observations.max()) * self.tokens_per_frame
 
     @property
     def action_tokens(self) -> int:
-        """Of the row that has the most."""
+        """Number of cached action tokens, of the row that has most."""
         return int(self._kept_actions.max()) * self.config.actions_per_latent_frame
 
     def next_frames(self, count: int) -> torch.Tensor:
-        """Indices of the `count` latent frames after the last observed one: (B, count), or (1, count) where all rows
-        agree."""
+        """Indices of the `count` latent frames after the last observed one: (B, count), or (1, count) if they are the
+        same in all rows."""
         frames = self.frames[:1] if (self.frames == self.frames[0]).all() else self.frames
         return frames[:, None] + torch.arange(count, device="cpu")
 
     def mask(self, *, actions: bool, observations: bool, before: int = 0, after: int = 0) -> torch.Tensor | None:
-        """Which keys each row has, (B, 1, 1, keys), in `before` keys that all have, the kept actions and observations
-        if asked for, and `after` more that all have. None where every row has all of them."""
+        """Key mask (B, 1, 1, keys), False for keys that a row doesn't have; None if every row has all keys.
+
+        Args:
+            actions, observations: whether the keys contain the cached actions, and the cached observations.
+            before, after: number of keys before and after these, which every row has.
+        """
         if (self.held == self.held[0]).all():
             return None
-        held = []
-        for kept, tokens, reverse in (
-            (self._kept_actions, self.config.actions_per_latent_frame, True),
-            (self._kept_observations, self.tokens_per_frame, False),
-        ):
-            slots = torch.arange(int(kept.max()), device="cpu")
-            seen = (slots < kept[:, None]).repeat_interleave(tokens, dim=1)
-            held.append(seen.flip(1) if reverse else seen)
-        wanted = [part for part, asked in zip(held, (actions, observations)) if asked]
-        return F.pad(torch.cat(wanted, dim=1)[:, None, None].to(self.device), (before, after), value=True)
+        parts = []
+        if actions:
+            slots = torch.arange(int(self._kept_actions.max()), device="cpu")
+            filled = (slots < self._kept_actions[:, None]).repeat_interleave(
+                self.config.actions_per_latent_frame, dim=1
+            )
+            parts.append(filled.flip(1))  # actions grow left
+        if observations:
+            slots = torch.arange(int(self._kept_observations.max()), device="cpu")
+            filled = slots < self._kept_observations[:, None]
+            parts.append(filled.repeat_interleave(self.tokens_per_frame, dim=1))
+        return F.pad(torch.cat(parts, dim=1)[:, None, None].to(self.device), (before, after), value=True)
+
+    # ------------------------------------------------------------------------------------------------- checks
+
+    def check_started(self) -> None:
+        """Raises ValueError, naming them, if rows hold no observation yet."""
+        if waiting := (self.frames == 0).nonzero().flatten().tolist():
+            raise ValueError(f"rows {waiting} of the cache hold no observation yet; call append first.")
+
+    def check_appended(self, latents: torch.Tensor, actions: torch.Tensor | None) -> None:
+        """Raises ValueError if the next observation can't have these latents and executed actions."""
+        config, f = self.config, latents.shape[2]
+        if self.text is None:
+            raise ValueError("the cache has no instruction yet; call set_text first.")
+        started = self.frames > 0
+        if started.any() != started.all():
+            raise ValueError(
+                f"rows {(~started).nonzero().flatten().tolist()} have observed nothing yet and others have; append to "
+                "them apart, by `rows`."
+            )
+        if not started.any() and (f != 1 or actions is not None):
+            raise ValueError(f"the first observation is one latent frame without actions, got {f} frames.")
+        if started.any() and f != config.chunk_latent_frames:
+            raise ValueError(
+                f"an observation after the first has {config.chunk_latent_frames} latent frames, got {f}."
+            )
+        expected = (latents.shape[0], f * config.actions_per_latent_frame, config.action_dim)
+        if started.any() and (actions is None or actions.shape != expected):
+            raise ValueError(
+                f"executed actions are {None if actions is None else tuple(actions.shape)}; expected {expected}."
+            )
 
     # --------------------------------------------------------------------------------------- reading and writing
 
     def history(self, layer: int) -> KeysValues:
-        """The kept actions, and then the kept observations."""
+        """Cached actions, followed by cached observations."""
         return self._view(layer, self._origin - self.action_tokens, self._origin + self.observation_tokens)
 
     def current_frame(self, layer: int) -> KeysValues:
         """The last observed latent frame of each row."""
         slots = (self.frames - 1) % self._slots * self.tokens_per_frame + self._origin
-        places = (slots[:, None] + torch.arange(self.tokens_per_frame, device="cpu")).to(self.device)
+        tokens = (slots[:, None] + torch.arange(self.tokens_per_frame, device="cpu")).to(self.device)
         rows = torch.arange(self.batch_size, device=self.device)[:, None]
-        return tuple(buffer[rows, :, places].transpose(1, 2) for buffer in self._buffers[layer])
+        return tuple(buffer[rows, :, tokens].transpose(1, 2) for buffer in self._buffers[layer])
 
     def action_history(self, layer: int) -> KeysValues:
         return self._view(layer, self._origin - self.action_tokens, self._origin)
@@ -183,8 +229,8 @@ class AIMCache:
         return keys[:, :, start:stop], values[:, :, start:stop]
 
     def reserve(self, latent_frames: int) -> None:
-        """Makes room for `latent_frames` more. Only unlimited history ever grows; it doubles, so that the copies cost
-        O(1) a token."""
+        """Makes room for `latent_frames` more. Only an unlimited history grows; its capacity doubles, so that copying
+        costs O(1) per token."""
         needed = int(self.frames.max()) + latent_frames
         if self.config.history_chunks is None and needed > self._slots:
             self._grow(max(needed, 2 * self._slots))
@@ -200,8 +246,8 @@ class AIMCache:
                 after[:, :, start + shift : stop + shift] = before[:, :, start:stop]
 
     def observed_slots(self, latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where `latent_frames` new frames of observations, and the actions that led to them, shall lie: (B, tokens)
-        each, for `keep`."""
+        """Token indices, for `keep`, of `latent_frames` new observed frames and of the actions before them: (B,
+        tokens) each."""
         frames = self.frames[:, None] + torch.arange(latent_frames, device="cpu")
         L, n = self.tokens_per_frame, self.config.actions_per_latent_frame
         observation_starts = self._origin + frames % self._slots * L
@@ -212,19 +258,19 @@ class AIMCache:
         )
 
     def keep(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Writes what was observed to `slots`, over the oldest chunk once the history is full."""
+        """Writes keys and values to `slots`, which overwrites the oldest chunk once the history is full."""
         rows = torch.arange(self.batch_size, device=self.device)[:, None]
         for buffer, new in zip(self._buffers[layer], (keys, values)):
             buffer[rows, :, slots] = new.transpose(1, 2)
 
     def advance(self, latent_frames: int) -> None:
-        """Counts a chunk that has been kept."""
+        """Counts `latent_frames` frames as observed, after `keep` wrote them in all layers."""
         self.frames = self.frames + latent_frames
 
     # --------------------------------------------------------------------------------------------------- rows
 
     def select(self, rows: torch.Tensor) -> "AIMCache":
-        """A cache of these rows, in this order; a row may be taken several times. It shares nothing with this one."""
+        """A copy of these rows, in this order; a row may be given several times."""
         other = copy.copy(self)
         other.frames = self.frames[rows]
         rows = rows.to(self.device)
@@ -234,7 +280,7 @@ class AIMCache:
 
     @staticmethod
     def stack(caches: "Sequence[AIMCache]") -> "AIMCache":
-        """The inverse of `select`: a cache of the rows of all of these, in order. It shares nothing with them."""
+        """A copy of the rows of all caches, in order; the inverse of `select`."""
         slots = max(cache._slots for cache in caches)
         for cache in caches:
             if cache._slots < slots:
@@ -246,7 +292,7 @@ class AIMCache:
         return other
 
     def assign(self, rows: torch.Tensor, other: "AIMCache") -> None:
-        """Sets `rows` to the histories of `other`'s rows; texts stay."""
+        """Replaces the histories of `rows` by those of `other`'s rows; the instructions stay."""
         if other._slots > self._slots:
             self._grow(other._slots)
         shift = self._origin - other._origin
@@ -258,11 +304,11 @@ class AIMCache:
                 buffer[rows, :, start + shift : stop + shift] = new[:, :, start:stop]
 
     def reset(self, rows: torch.Tensor) -> None:
-        """Forgets what `rows` have observed."""
+        """Clears the history of `rows`."""
         self.frames = self.frames.index_fill(0, rows, 0)
         rows = rows.to(self.device)
         for buffer in (buffer for pair in self._buffers for buffer in pair):
-            buffer[rows] = 0  # a mask keeps out old keys, but not NaN among them
+            buffer[rows] = 0  # a mask hides old keys, but not NaN among them
 
 
 def _stacked(layers: "Sequence[list[KeysValues]]") -> list[KeysValues]:

@@ -1,9 +1,8 @@
-"""Checkpoint folders are whole, or refused.
+"""Checks that checkpoint folders are complete, and reads them from safetensors only.
 
-transformers and diffusers only warn where a file lacks tensors of the model, or holds some that the model doesn't
-know, and name no file where one is cut short. These functions turn each of that into an error, and let a folder appear
-only once it is complete. Tensors are read from safetensors alone: a pickle may run code, and nobody can tell what it
-lacks before it has been loaded.
+transformers and diffusers only warn if a file lacks tensors of the model or has unknown ones, and don't name a file
+that is truncated. These functions raise an error in each case. Pickled weights are refused: a pickle may run code, and
+its tensors can't be listed before it has been loaded.
 """
 
 import hashlib
@@ -12,49 +11,50 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-# What a checkpoint is made of; pictures and videos of a repository stay on the Hub.
+# Files of a checkpoint; pictures and videos of a repository are not downloaded.
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-# What diffusers and transformers write into configurations of parts that were loaded.
+# Keys that diffusers and transformers add to the configurations of loaded components.
 _WHERE_FROM = ("_name_or_path", "is_local", "local_files_only")
-# The arguments of `from_pretrained` that say which files to download, and how.
+# Download arguments of `from_pretrained`.
 DOWNLOAD_KWARGS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-# transformers' Trainer leaves these pickles beside a model; none of them holds weights.
+# Prefixes of pickles that transformers' Trainer writes beside a model; none of them holds weights.
 _OF_TRAINER = ("optimizer.", "rng_state", "scaler.", "scheduler.", "training_args.")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
-# Names in checkpoints of aim-hf 0.1.0, whose action heads held the action experts -> names of today.
+# Parameter names of aim-hf 0.1.0, where the action heads owned the action experts -> current names.
 EARLIER_NAMES = {
     r"^action_head\.blocks\.(\d+)\.": r"blocks.\1.action.",
     r"^history_head\.blocks\.(\d+)\.": r"blocks.\1.history.",
 }
 
 
-def name_of_today(name: str) -> str:
-    """The parameter that a stored tensor belongs to."""
-    for pattern, today in EARLIER_NAMES.items():
-        name = re.sub(pattern, today, name)
+def current_name(name: str) -> str:
+    """Name of the parameter that a stored tensor belongs to."""
+    for pattern, replacement in EARLIER_NAMES.items():
+        name = re.sub(pattern, replacement, name)
     return name
 
 
-def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, **download_kwargs) -> Path:
+def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, **download_kwargs: Any) -> Path:
     """The folder itself, or the downloaded snapshot of a Hub repository.
 
     Args:
         name_or_path: folder or repo id.
-        subfolder: download this one only; what is returned is the folder or snapshot that it lies in.
+        subfolder: download only this one; the returned path is its parent.
         download_kwargs: of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
 
     Raises:
-        OSError: if it is neither a folder nor a repo id, or the repo can't be read: it doesn't exist, or needs a
-            token, or the Hub is out of reach and the cache lacks it.
+        OSError: if `name_or_path` is neither a folder nor a repo id, or the repo can't be read: it doesn't exist, it
+            needs a token, or the Hub is unreachable and the cache lacks it.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(f"the checkpoint is {name_or_path!r}; expected a folder or a repo id.")
@@ -71,7 +71,7 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """A dtype of weights, given as it is or by its name. Raises ValueError for anything else."""
+    """The `torch.dtype` of that name, or the given dtype. Raises ValueError for anything else than `DTYPES`."""
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found not in DTYPES.values():
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
@@ -79,11 +79,13 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of a checkpoint's configurations and tensors: the same for the same checkpoint, wherever it lies, and
-    wherever its parts were loaded from before, which their configurations tell. A published one has another than its
-    folder, since two of its configurations name the code that goes with it."""
+    """SHA-256 of a checkpoint's configurations and tensors.
+
+    It doesn't depend on the checkpoint's location, nor on where its components were loaded from. A published
+    checkpoint has another fingerprint than its folder, since two of its configurations name the published code.
+    """
     digest = hashlib.sha256()
-    for file in sorted(f for pattern in ("**/*.json", "**/*.safetensors") for f in folder.glob(pattern)):
+    for file in sorted(file for pattern in ("**/*.json", "**/*.safetensors") for file in folder.glob(pattern)):
         digest.update(f"{file.relative_to(folder)}\n".encode())
         if file.suffix == ".json":
             content = json.loads(file.read_bytes())
@@ -100,10 +102,10 @@ def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, set[s
     """Opens every file of a pipeline folder, and returns component -> names of its tensors.
 
     Args:
-        given: components that come from elsewhere and are not looked at.
+        given: components that are passed in by the caller, and not checked here.
 
     Raises:
-        OSError: naming the file, if one is damaged, cut short or missing.
+        OSError: for a damaged, truncated or missing file, which it names.
     """
     index = folder / "model_index.json"
     if not index.is_file():
@@ -118,7 +120,7 @@ def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, set[s
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Raises OSError for a folder of weights that holds a pickle, which it names."""
+    """Raises OSError, naming the file, if a folder holds a pickle that may contain weights."""
     for file in sorted(folder.iterdir()):
         if file.suffix in PICKLES and not file.name.startswith(_OF_TRAINER):
             raise OSError(
@@ -129,10 +131,10 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def component_tensors(folder: Path, components: Collection[str]) -> dict[str, set[str]]:
-    """Opens every weights file of some components, and returns component -> names of its tensors.
+    """Opens every weights file of the given components, and returns component -> names of its tensors.
 
     Raises:
-        OSError: naming the file, if one is damaged, cut short or missing, or a pickle.
+        OSError: for a damaged, truncated, missing or pickled file, which it names.
     """
     names: dict[str, set[str]] = {}
     for file in sorted(file for name in components for file in _weights(folder / name)):
@@ -144,7 +146,7 @@ def tensor_names(file: Path) -> set[str]:
     """Names of the tensors in a safetensors file.
 
     Raises:
-        OSError: naming the file, if it is damaged, cut short or missing.
+        OSError: for a damaged, truncated or missing file, which it names.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -154,14 +156,14 @@ def tensor_names(file: Path) -> set[str]:
 
 
 def check_all_loaded(module: torch.nn.Module, stored: set[str], source: str) -> None:
-    """Checks that a loaded module took each of its tensors from the file, and left none of the file's over.
+    """Checks that a loaded module has exactly the tensors that are stored.
 
     A tensor that is tied to a stored one (shared embeddings) counts as stored.
 
     Raises:
         ValueError: naming the tensors.
     """
-    state, stored = module.state_dict(), {name_of_today(name) for name in stored}
+    state, stored = module.state_dict(), {current_name(name) for name in stored}
     tied = {state[name].data_ptr() for name in stored & state.keys()}
     missing = sorted(name for name in state.keys() - stored if state[name].data_ptr() not in tied)
     unknown = sorted(stored - state.keys())
@@ -176,7 +178,7 @@ def _weights(component: Path) -> list[Path]:
     files = list(component.glob("*.safetensors"))
     if component.is_dir():
         refuse_pickles(component)
-    # Without its configuration a model would be made at its default size, which may be huge.
+    # Without a configuration, a model would be made at its default size, which may be huge.
     if not any(component.glob("*.json")) or (files and not (component / "config.json").is_file()):
         raise OSError(f"{component} has no configuration; save or download the checkpoint again.")
     return files

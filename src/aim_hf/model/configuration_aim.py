@@ -1,15 +1,16 @@
 """The configuration of AIM.
 
-Every size and every reading of the paper that a user may want to change is a field here; nothing in the model is
-decided anywhere else. Field names of the video stream are those of diffusers' `WanTransformer3DModel`.
+Every size of the model, and every interpretation of the paper that a user may want to change, is a field here. Fields
+of the video stream have the names of diffusers' `WanTransformer3DModel`.
 """
 
 import math
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# Keys that `PreTrainedConfig` itself accepts beside the declared fields.
+# Keys that `PreTrainedConfig` accepts in addition to the declared fields.
 _BASE_KEYS = {
     "model_type",
     "name_or_path",
@@ -25,7 +26,7 @@ _BASE_KEYS = {
     "auto_map",
     "is_encoder_decoder",
 }
-# Fields of earlier checkpoints, which were False in all that were published.
+# Fields of earlier versions; they are False in every published checkpoint.
 _REMOVED = ("value_text_cross_attention", "joint_denoising")
 
 
@@ -36,24 +37,23 @@ class AIMConfig(PreTrainedConfig):
 
     Args:
         patch_size: (time, height, width) of a video token in latent cells; the time patch must be 1.
-        num_attention_heads, attention_head_dim: the shared attention; their product is the width of the video stream.
+        num_attention_heads, attention_head_dim: of the shared attention; their product is the video stream's width.
         in_channels, out_channels: channels of the VAE's latents.
         text_dim: width of the text encoder's features.
         freq_dim: width of the sinusoidal time embedding.
         ffn_dim, num_layers, cross_attn_norm, eps: as in `WanTransformer3DModel`.
         action_dim: numbers in one dual-arm action (16 for `ee`, 14 for `qpos`).
-        action_hidden_size, action_ffn_dim: width of the action head; it has `num_layers` layers too.
-        chunk_latent_frames: F, latent frames that one chunk predicts.
+        action_hidden_size, action_ffn_dim: widths of the action expert; it also has `num_layers` layers.
+        chunk_latent_frames: F, latent frames in one chunk.
         actions_per_latent_frame: n, actions in one latent frame; a chunk holds F * n actions.
-        action_lookahead_frames: latent frames beyond its chunk that a prediction's actions go on for, so that there is
-            something to execute while the next chunk is computed (real-time chunking). The paper has none, 0.
-        history_chunks: how many past chunks (the current observation's included) a query may look back on; `None`
+        action_lookahead_frames: A, latent frames beyond the chunk for which actions are predicted too. The robot
+            executes these actions while the next chunk is computed (real-time chunking). The paper uses 0.
+        history_chunks: number of past chunks that a query may attend to, with the current observation's chunk; `None`
             for all of them.
-        separate_history_head: whether executed actions are encoded by a copy of the action head that stays as it is
-            while the action head is trained further by itself (stage 2). See
-            [`AIMForWorldAction.separate_history_head`].
-        action_reads_value: `False` cuts the value tokens from V_a. It makes the ablation "observations only" of
-            the same network, and nothing else should use it.
+        separate_history_head: whether a frozen copy of the action head encodes executed actions while stage 2 trains
+            the action head. See [`AIMForWorldAction.separate_history_head`].
+        action_reads_value: `False` removes the value tokens from V_a. Use it only for the ablation "observations
+            only" of the same network.
         value_loss_weight, action_loss_weight: lambda_m and lambda_a of eq. (9).
         video_shift, action_shift: shifts of the two flow-matching schedules, t = s*u / (1 + (s-1)*u).
         initializer_range: standard deviation of new weights.
@@ -83,7 +83,7 @@ class AIMConfig(PreTrainedConfig):
     action_lookahead_frames: int = 0
     history_chunks: int | None = None
     separate_history_head: bool = False
-    # readings of eq. (10)
+    # visible sets, eq. (10)
     action_reads_value: bool = True
     # objective, eq. (9)
     value_loss_weight: float | int = 1.0
@@ -92,7 +92,7 @@ class AIMConfig(PreTrainedConfig):
     action_shift: float | int = 1.0
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in _REMOVED:
             if kwargs.pop(name, False):
                 raise ValueError(f"{name} is True; this version of aim-hf has no such model, 0.1.0 had.")
@@ -104,13 +104,13 @@ class AIMConfig(PreTrainedConfig):
         self.patch_size = tuple(self.patch_size)
         super().__post_init__(**kwargs)
 
-    def validate_architecture(self):
-        """Part of `@strict`'s validation: refuses sizes that no AIM model can have."""
-        positive = (
+    def validate_architecture(self) -> None:
+        """Checks sizes and ranges; `@strict` calls it. Raises ValueError for values that no AIM model can have."""
+        at_least_one = (
             *("num_attention_heads", "in_channels", "out_channels", "text_dim", "ffn_dim", "num_layers", "action_dim"),
             *("action_hidden_size", "action_ffn_dim", "chunk_latent_frames", "actions_per_latent_frame"),
         )
-        for name in positive:
+        for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
@@ -137,7 +137,7 @@ class AIMConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the video stream, which is also the common attention width of eq. (7)."""
+        """Width of the video stream and of the shared attention, eq. (7)."""
         return self.num_attention_heads * self.attention_head_dim
 
     @property
@@ -146,5 +146,5 @@ class AIMConfig(PreTrainedConfig):
 
     @property
     def action_horizon(self) -> int:
-        """Actions in one prediction: the chunk's and the lookahead's."""
+        """P, actions in one prediction: those of the chunk and of the lookahead."""
         return (self.chunk_latent_frames + self.action_lookahead_frames) * self.actions_per_latent_frame

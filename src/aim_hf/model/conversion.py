@@ -1,11 +1,11 @@
-"""The weights of a video model as AIM's video stream, and an action head that starts from them.
+"""Loads a video model's weights into AIM's video stream, and initializes the action head from them.
 
 Notable choices:
 - AIM's video stream has the parameter names of diffusers' `WanTransformer3DModel`, so hardly anything is renamed.
-- The model is made on the meta device and filled tensor by tensor from the files: memory holds the weights once.
-- Every tensor of the files must be used, and every parameter of the model must come from somewhere: taken as it is,
-  resampled from a video weight, or made new because no video model has it. [`LoadingReport`] lists all of them, and
-  anything else is an error. What another model has and AIM doesn't need is named here, by [`Layout`].
+- The model is made on the meta device and filled from the files tensor by tensor: memory holds the weights once.
+- Every parameter of the model is either taken from the files, resampled from a video weight, or new because no video
+  model has it. Every tensor of the files is used, or listed as unneeded by [`Layout`]. [`LoadingReport`] lists all of
+  them; anything else is an error.
 """
 
 import math
@@ -24,12 +24,12 @@ from .configuration_aim import AIMConfig
 
 MEND = "download the checkpoint again"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# Fields of WanTransformer3DModel's config that AIM has under the same name ...
+# Fields of WanTransformer3DModel's config that AIMConfig has under the same name.
 SHARED_FIELDS = (
     *("patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim"),
     *("freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps"),
 )
-# ... and those that must have the value of the text-to-video models, the only ones that AIM's video stream is.
+# Fields that must have the values of the text-to-video models, since AIM's video stream is one.
 FIXED_FIELDS = {
     "qk_norm": "rms_norm_across_heads",
     "image_dim": None,
@@ -37,31 +37,32 @@ FIXED_FIELDS = {
     "pos_embed_seq_len": None,
 }
 
-# What only the action head has: the way in from action vectors and the way out to them.
+# Layers of the action head that no video model has: its input and output layers.
 NEW_IN_HEAD = ("action_head.action_embedder.", "action_head.proj_out.")
-SILENT = ("action_head.proj_out.weight", "action_head.proj_out.bias")
+# New parameters that start at zero.
+ZERO_INITIALIZED = ("action_head.proj_out.weight", "action_head.proj_out.bias")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model's files name what becomes the video stream.
+    """Tensor names in the files of a video model.
 
-    left_over: beginnings of the names of tensors that AIM has no use for. renamed: name in the files -> AIM's; such a
-    tensor may have its numbers in another shape.
+    left_over: prefixes of tensors that AIM doesn't use. renamed: name in the files -> AIM's parameter; these tensors
+    may have another shape with equally many numbers.
     """
 
     left_over: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
 
     def parameter(self, name: str) -> str | None:
-        """The parameter that the tensor `name` belongs to; None for one that is left over."""
+        """The parameter that the tensor `name` belongs to; None for a tensor that AIM doesn't use."""
         return None if name.startswith(self.left_over) else self.renamed.get(name, name)
 
 
 WAN = Layout()
-# One backbone for video and actions, with an entrance and an exit of its own for each. The video's entrance is a
-# linear layer, whose inputs lie in the order of the convolution's; the released files still hold a `patch_embedding`
-# of an earlier version under Wan's own name, which that model doesn't read.
+# LingBot-VA has one backbone for video and actions, with separate input and output layers. Its video input is a linear
+# layer, whose inputs have the order of the convolution's. The released files also hold a `patch_embedding` of an
+# earlier version, which LingBot-VA doesn't read.
 LINGBOT_VA = Layout(
     left_over=("patch_embedding.", "action_embedder.", "action_proj_out.", "condition_embedder_action."),
     renamed={f"patch_embedding_mlp.{name}": f"patch_embedding.{name}" for name in ("weight", "bias")},
@@ -70,10 +71,10 @@ LINGBOT_VA = Layout(
 
 @dataclass
 class LoadingReport:
-    """Where each parameter came from, and what became of each tensor of the files.
+    """Source of each parameter, and use of each tensor in the files.
 
-    taken: parameters whose numbers the files hold. resampled: parameter of the action head -> the video weight that it
-    was resampled from. new: parameters that no video model has. left_over: tensors of the files that AIM doesn't use.
+    taken: parameters that the files hold. resampled: parameter of the action head -> the video weight that it was
+    resampled from. new: parameters that no video model has. left_over: tensors of the files that AIM doesn't use.
     """
 
     source: str
@@ -96,7 +97,7 @@ class TensorFolder:
     """The tensors of a diffusers component folder: one safetensors file, or several with an index.
 
     Raises:
-        OSError: if a file is missing, damaged, a pickle, or doesn't hold what the index says; it is named.
+        OSError: for a file that is missing, damaged, a pickle, or differs from the index; it is named.
     """
 
     def __init__(self, folder: Path):
@@ -124,7 +125,7 @@ class TensorFolder:
             self._files[file] = sorted(found)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and tensor, file by file."""
+        """Yields name and tensor, file by file."""
         for file, names in self._files.items():
             with safe_open(file, framework="pt") as tensors:
                 for name in names:
@@ -132,11 +133,14 @@ class TensorFolder:
 
 
 def wan_config(folder: Path, **fields: Any) -> AIMConfig:
-    """The AIMConfig of a `WanTransformer3DModel` folder; `fields` are those of the action head, of time and so on.
+    """The AIMConfig of a `WanTransformer3DModel` folder.
+
+    Args:
+        fields: other fields of AIMConfig, such as those of the action head.
 
     Raises:
         OSError: if the folder has no config.json.
-        ValueError: if the model is of another kind than AIM's video stream, or `fields` contradict it.
+        ValueError: if the model is no text-to-video model, or `fields` contradict it.
     """
     stored = read_json(folder / "config.json", "give the folder of a WanTransformer3DModel")
     for name, value in FIXED_FIELDS.items():
@@ -154,12 +158,12 @@ def wan_config(folder: Path, **fields: Any) -> AIMConfig:
 def load_video_stream(
     model: torch.nn.Module, folder: Path, layout: Layout = WAN, dtype: torch.dtype | None = None
 ) -> LoadingReport:
-    """Fills an [`AIMForWorldAction`] on the meta device: the video stream from `folder`, the action head from it.
+    """Fills an [`AIMForWorldAction`]: its video stream from `folder`, its action head by resampling that stream.
 
     Args:
-        model: all of its parameters on the meta device.
+        model: all of its parameters are on the meta device.
         folder: of a transformer in diffusers' layout.
-        layout: how its files name things.
+        layout: tensor names of its files.
         dtype: of the model; as stored if not given.
 
     Raises:
@@ -187,15 +191,15 @@ def load_video_stream(
             _set(model, target, resample(tensor, shapes[target], parts))
             report.resampled[target] = name
     for name in sorted(made_new):
-        # A new head starts silent; the rest is left to the model's own initialization.
-        _set(model, name, torch.zeros(shapes[name], dtype=dtype or model.dtype), is_filled=name in SILENT)
+        is_filled = name in ZERO_INITIALIZED  # a new head predicts zero velocity
+        _set(model, name, torch.zeros(shapes[name], dtype=dtype or model.dtype), is_filled)
         report.new.append(name)
-    model.initialize_weights()  # of what is not filled
+    model.initialize_weights()  # initializes the parameters that are not filled
     return report
 
 
 def counterpart(name: str) -> str:
-    """What the action head or expert calls its parameter of the same part as `name` of the video stream."""
+    """Name of the action head's or expert's parameter that corresponds to `name` of the video stream."""
     if name.startswith("blocks."):
         blocks, number, rest = name.split(".", 2)
         return f"{blocks}.{number}.action.{rest}"
@@ -220,13 +224,13 @@ def _check_fit(tensors: TensorFolder, expected: dict[str, tuple[int, ...]], layo
 
 
 def resample(weight: torch.Tensor, shape: tuple[int, ...], parts: int = 1) -> torch.Tensor:
-    """A video weight at the size of the action head: each axis interpolated linearly.
+    """A video weight at the size of the action head, by linear interpolation along each axis.
 
-    A matrix whose inputs change in number from n to m is multiplied by sqrt(n / m), so that its outputs keep their
-    size.
+    A matrix whose number of inputs changes from n to m is multiplied by sqrt(n / m), so that its outputs keep their
+    scale.
 
     Args:
-        parts: the first axis is this many blocks, one after the other, each to be resampled by itself.
+        parts: number of blocks along the first axis, which are resampled separately.
     """
     if parts > 1:
         pieces = [resample(piece, (shape[0] // parts, *shape[1:])) for piece in weight.chunk(parts)]
@@ -245,5 +249,5 @@ def resample(weight: torch.Tensor, shape: tuple[int, ...], parts: int = 1) -> to
 def _set(model: torch.nn.Module, name: str, tensor: torch.Tensor, is_filled: bool = True) -> None:
     module, _, leaf = name.rpartition(".")
     parameter = torch.nn.Parameter(tensor)
-    parameter._is_hf_initialized = is_filled  # transformers' mark; `initialize_weights` passes over what has it
+    parameter._is_hf_initialized = is_filled  # `initialize_weights` of transformers skips parameters with this flag
     setattr(model.get_submodule(module), leaf, parameter)

@@ -1,4 +1,4 @@
-"""The layer of AIM, a mixture of transformers, and what stands before and behind its layers."""
+"""AIM's mixture-of-transformers layer, with its position, time and action embeddings and its output heads."""
 
 from typing import NamedTuple
 
@@ -17,15 +17,20 @@ ROPE_THETA = 10000.0
 # --------------------------------------------------------------------------------------------- positions and norms
 
 
-Rotation = tuple[torch.Tensor, torch.Tensor]
-Modulation = tuple[torch.Tensor, ...]
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine
+Modulation = tuple[torch.Tensor, ...]  # shift, scale and gate of the self-attention; shift, scale and gate of the FFN
 
 
 def rotary(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
     """Cosine and sine of Wan's rotary embedding over (time, height, width).
 
-    positions: (B or 1, tokens, 3), float64; a coordinate that a token doesn't have is 0, which rotates nothing.
-    Returns two tensors (B or 1, 1, tokens, head_dim / 2), of `dtype` or float32 if that is less.
+    Args:
+        positions: (B or 1, tokens, 3), float64. A coordinate of 0 rotates nothing; action tokens have no rows and
+            columns.
+        dtype: of the result, at least float32.
+
+    Returns:
+        two tensors (B or 1, 1, tokens, head_dim / 2).
     """
     spatial = 2 * (head_dim // 6)
     angles = []
@@ -38,14 +43,14 @@ def rotary(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> Rotati
 
 
 def apply_rotary(hidden: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Rotates neighboring channel pairs of hidden, (B, heads, tokens, head_dim)."""
+    """Rotates pairs of adjacent channels of `hidden`, (B, heads, tokens, head_dim)."""
     cos, sin = rotation
     even, odd = hidden.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(hidden.dtype)
 
 
 def video_positions(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Positions (time, row, column) of the tokens of latent `frames`: (B, N) -> (B, N * height * width, 3)."""
+    """Positions (time, row, column) of the video tokens of latent `frames`: (B, N) -> (B, N * height * width, 3)."""
     rows, columns = torch.arange(height, device=frames.device), torch.arange(width, device=frames.device)
     grid = torch.cartesian_prod(rows.double(), columns.double()).expand(*frames.shape, -1, -1)
     time = frames.double()[..., None, None].expand(*grid.shape[:-1], 1)
@@ -53,7 +58,8 @@ def video_positions(frames: torch.Tensor, height: int, width: int) -> torch.Tens
 
 
 def action_positions(frames: torch.Tensor, actions_per_frame: int) -> torch.Tensor:
-    """Action j of latent frame f sits at time f + (j + 1) / (n + 1). (B, N) -> (B, N * n, 3)."""
+    """Positions of the action tokens of latent `frames`: (B, N) -> (B, N * n, 3). Action j of latent frame f has time
+    f + (j + 1) / (n + 1)."""
     steps = torch.arange(1, actions_per_frame + 1, device=frames.device, dtype=torch.float64) / (actions_per_frame + 1)
     time = (frames.double()[..., None] + steps).flatten(1)
     return F.pad(time[..., None], (0, 2))
@@ -64,7 +70,7 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class AIMLayerNorm(nn.LayerNorm):
-    """LayerNorm in at least float32, as Wan's `FP32LayerNorm`, that leaves float64 alone."""
+    """LayerNorm that computes in at least float32, as Wan's `FP32LayerNorm`, and keeps float64."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         weight = self.weight.to(at_least_float32(hidden).dtype) if self.weight is not None else None
@@ -73,12 +79,13 @@ class AIMLayerNorm(nn.LayerNorm):
 
 
 def modulate(hidden: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """hidden: (B, N * L, d) with N units of L tokens; scale, shift: (B, N, 1, d)."""
+    """Scales and shifts `hidden`, (B, N * L, d) of N units with L tokens. scale, shift: (B, N, 1, d)."""
     units = hidden.unflatten(1, (scale.shape[1], -1))
     return (units * (1 + scale) + shift).flatten(1, 2)
 
 
 def gate(hidden: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiplies `hidden`, (B, N * L, d) of N units with L tokens, by `factor`, (B, N, 1, d)."""
     return (hidden.unflatten(1, (factor.shape[1], -1)) * factor).flatten(1, 2)
 
 
@@ -86,11 +93,11 @@ def gate(hidden: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 class Tokens(NamedTuple):
-    """What one expert takes and gives.
+    """Tokens of one expert, as a layer takes and returns them.
 
-    hidden_states: (B, N * L, d), N units of L tokens. timestep_proj: (B, N, 6, d), of the unit's time. rotary_emb:
-    cosine and sine of the tokens' positions, (B or 1, 1, N * L, head_dim / 2). text_tokens: the first so many tokens
-    read the instruction.
+    hidden_states: (B, N * L, d), N units of L tokens. timestep_proj: (B, N, 6, d), projected time embedding of each
+    unit. rotary_emb: cosine and sine of the tokens' positions, (B or 1, 1, N * L, head_dim / 2). text_tokens: number
+    of tokens, counted from the first, that cross-attend to the instruction.
     """
 
     hidden_states: torch.Tensor
@@ -100,8 +107,7 @@ class Tokens(NamedTuple):
 
 
 class LayerOutput(NamedTuple):
-    """The experts' tokens, None for an absent one, and the keys and values of all of them, (B, heads, tokens,
-    head_dim) each."""
+    """Tokens of each expert, None for an absent one; keys and values of all of them, (B, heads, tokens, head_dim)."""
 
     video: Tokens | None
     history: Tokens | None
@@ -110,7 +116,7 @@ class LayerOutput(NamedTuple):
 
 
 class AIMAttention(nn.Module):
-    """Projections of one attention, eq. (7): from a stream's width to the common attention width and back."""
+    """Projections of one attention, eq. (7): from the expert's width to the shared attention width and back."""
 
     def __init__(self, dim: int, inner_dim: int, heads: int, eps: float):
         super().__init__()
@@ -128,7 +134,7 @@ class AIMAttention(nn.Module):
     def query(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.split(self.norm_q(self.to_q(hidden)))
 
-    def key_value(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def key_value(self, hidden: torch.Tensor) -> KeysValues:
         return self.split(self.norm_k(self.to_k(hidden))), self.split(self.to_v(hidden))
 
     def out(self, attended: torch.Tensor) -> torch.Tensor:
@@ -136,7 +142,8 @@ class AIMAttention(nn.Module):
 
 
 class AIMExpert(nn.Module):
-    """One expert of a layer: Wan's transformer block, without the self-attention itself, which all experts share."""
+    """One expert of a layer: Wan's transformer block. The self-attention itself runs in `AIMLayer`, over the tokens of
+    all experts."""
 
     def __init__(self, config: AIMConfig, dim: int, ffn_dim: int, reads_text: bool = False):
         super().__init__()
@@ -152,21 +159,26 @@ class AIMExpert(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(1, 6, dim))
 
     def modulation(self, tokens: Tokens) -> Modulation:
-        """Six tensors (B, N, 1, d): shift, scale and gate of the self-attention, and of the FFN."""
+        """Shift, scale and gate of the self-attention, then of the FFN: six tensors (B, N, 1, d)."""
         return (self.scale_shift_table + at_least_float32(tokens.timestep_proj)).split(1, dim=2)
 
     def project(self, tokens: Tokens, modulation: Modulation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rotated queries and keys, and values, of the self-attention: (B, heads, N * L, head_dim) each."""
+        """Rotated queries, rotated keys, and values of the self-attention: (B, heads, N * L, head_dim) each."""
         hidden = tokens.hidden_states
         shift, scale, *_ = modulation
         normed = modulate(self.norm1(hidden), scale, shift).to(hidden.dtype)
         query, (key, value) = self.attn1.query(normed), self.attn1.key_value(normed)
         return apply_rotary(query, tokens.rotary_emb), apply_rotary(key, tokens.rotary_emb), value
 
-    def absorb(
+    def update(
         self, tokens: Tokens, modulation: Modulation, attended: torch.Tensor, text: KeysValues | None
     ) -> Tokens:
-        """Adds what was attended to, (B, heads, N * L, head_dim), the instruction, eq. (8), and the FFN."""
+        """Residual updates of one layer: self-attention, cross-attention to the instruction, eq. (8), and FFN.
+
+        Args:
+            attended: output of the self-attention for these tokens, (B, heads, N * L, head_dim).
+            text: keys and values of the instruction; needed if `tokens.text_tokens` is not 0.
+        """
         hidden, count = tokens.hidden_states, tokens.text_tokens
         _, _, attention_gate, shift, scale, ffn_gate = modulation
         hidden = (hidden + gate(self.attn1.out(attended), attention_gate)).to(hidden.dtype)
@@ -176,15 +188,15 @@ class AIMExpert(nn.Module):
             hidden = torch.cat([reading, others], dim=1) if others.shape[1] else reading
         normed = modulate(self.norm3(hidden), scale, shift).to(hidden.dtype)
         hidden = (hidden + gate(self.ffn(normed), ffn_gate)).to(hidden.dtype)
-        # Not `_replace`, which torch 2.11 compiles to a tuple without fields.
+        # Not `tokens._replace`: torch 2.11 compiles it to a tuple without fields.
         return Tokens(hidden, tokens.timestep_proj, tokens.rotary_emb, tokens.text_tokens)
 
 
 class AIMLayer(AIMExpert, GradientCheckpointingLayer):
-    """One layer of the mixture of transformers: experts of their own width that meet in one self-attention, eq. (11).
+    """One mixture-of-transformers layer: experts of different widths share one self-attention, eq. (11).
 
-    The layer is the video expert itself, under the names of Wan's block, and owns the other two: `action`, and
-    `history`, which encodes executed actions where the action expert has been trained further by itself.
+    The layer is the video expert itself, so that its parameters have the names of Wan's block. It owns two more
+    experts: `action`, and `history`, a frozen copy of `action` that encodes executed actions in stage 2.
     """
 
     def __init__(self, config: AIMConfig):
@@ -204,26 +216,32 @@ class AIMLayer(AIMExpert, GradientCheckpointingLayer):
     ) -> LayerOutput:
         """
         Args:
-            video, history, action: tokens of each expert, None for an absent one. They are attended to in this order.
-            visible: who sees whom, over the keys of `past` and then those of this pass.
+            video, history, action: tokens of each expert, None for an absent one. The sequence has them in this order.
+            visible: attention mask over the keys of `past`, followed by the keys of these tokens.
             past: keys and values from the cache, (B, heads, keys, head_dim) each.
-            text: keys and values of the instruction, or its features (B, S, d), for video tokens that read it.
+            text: keys and values of the instruction, or its features (B, S, d), for the video tokens' cross-attention.
         """
         experts = ((self, video), (self.history, history), (self.action, action))
         present = [(expert, tokens, expert.modulation(tokens)) for expert, tokens in experts if tokens is not None]
         projections = [expert.project(tokens, modulation) for expert, tokens, modulation in present]
-        q, k, v = (joined(parts) for parts in zip(*projections))
-        keys, values = (k, v) if past is None else (torch.cat(pair, dim=2) for pair in zip(past, (k, v)))
-        attended = attend(self, q, keys, values, visible)
+        query, key, value = (joined(parts) for parts in zip(*projections))
+        keys, values = (key, value) if past is None else (torch.cat(pair, dim=2) for pair in zip(past, (key, value)))
+        attended = attend(self, query, keys, values, visible)
         if torch.is_tensor(text):
             text = self.attn2.key_value(text)
-        shares = attended.split([tokens.hidden_states.shape[1] for _, tokens, _ in present], dim=2)
-        updated = iter([expert.absorb(*rest, share, text) for (expert, *rest), share in zip(present, shares)])
-        return LayerOutput(*(None if tokens is None else next(updated) for _, tokens in experts), (k, v))
+        attended_parts = attended.split([tokens.hidden_states.shape[1] for _, tokens, _ in present], dim=2)
+        outputs = iter(
+            [
+                expert.update(tokens, modulation, attended_part, text)
+                for (expert, tokens, modulation), attended_part in zip(present, attended_parts)
+            ]
+        )
+        video, history, action = (None if tokens is None else next(outputs) for _, tokens in experts)
+        return LayerOutput(video, history, action, (key, value))
 
 
 class AIMTimeEmbedding(nn.Module):
-    """Wan's timestep embedding. t in [0, 1] is scaled to Wan's 0..1000."""
+    """Wan's timestep embedding, which scales t in [0, 1] to Wan's 0..1000."""
 
     def __init__(self, dim: int, freq_dim: int):
         super().__init__()
@@ -232,14 +250,14 @@ class AIMTimeEmbedding(nn.Module):
         self.time_proj = nn.Linear(dim, 6 * dim)
 
     def forward(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, N) -> embedding (B, N, d) and its projection for the layers (B, N, 6, d)."""
+        """(B, N) -> time embedding (B, N, d), and its projection for the layers, (B, N, 6, d)."""
         waves = self.timesteps_proj(1000 * timestep.flatten()).to(self.time_proj.weight.dtype)
         embedding = self.time_embedder(waves).unflatten(0, timestep.shape)
         return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
 
 
 class AIMConditionEmbedding(AIMTimeEmbedding):
-    """Time and text embedding of the video stream, named as Wan's `condition_embedder`."""
+    """Time and text embedding of the video stream, with the parameter names of Wan's `condition_embedder`."""
 
     def __init__(self, config: AIMConfig):
         super().__init__(config.hidden_size, config.freq_dim)
@@ -247,7 +265,7 @@ class AIMConditionEmbedding(AIMTimeEmbedding):
 
 
 class AIMActionHead(nn.Module):
-    """The way of the action expert in from action vectors, and out to their velocities."""
+    """Input and output layers of the action expert: action vectors -> hidden states -> velocities."""
 
     def __init__(self, config: AIMConfig):
         super().__init__()
@@ -260,6 +278,7 @@ class AIMActionHead(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, dim))
 
     def velocity(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """(B, N * n, d) of N units, and their time embedding (B, N, d) -> (B, N * n, action_dim)."""
+        """Velocities (B, N * n, action_dim), from hidden states (B, N * n, d) and time embeddings (B, N, d) of N
+        units."""
         shift, scale = (self.scale_shift_table + at_least_float32(embedding).unsqueeze(2)).split(1, dim=2)
         return self.proj_out(modulate(self.norm_out(hidden), scale, shift).to(hidden.dtype))

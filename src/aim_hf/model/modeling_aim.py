@@ -4,9 +4,9 @@ Notable choices:
 - Time runs from t = 1 (noise) to t = 0 (data): x_t = (1 - t) * x_0 + t * eps, and the network predicts the velocity
   v = eps - x_0. This is diffusers' `FlowMatchEulerDiscreteScheduler` convention with sigma = t, used everywhere.
 - The video expert is Wan's transformer with Wan's parameter names (`blocks.N.attn1.to_q` ...). RGB and value tokens
-  share all of its weights; a learned vector tells value tokens apart. The action expert has its own, narrower weights,
-  and meets the video expert in one self-attention a layer (`AIMLayer`).
-- Whole latent frames share one timestep, so the time modulation is computed per frame, not per token.
+  share all of its weights; a learned vector marks value tokens. The action expert has its own, narrower weights, and
+  shares one self-attention with the video expert in every layer (`AIMLayer`).
+- All tokens of a latent frame have the same timestep, so the time modulation is computed per frame, not per token.
 - Training runs one packed sequence under the mask of `visibility.py`. Inference runs the same layers over an
   `AIMCache`, whose slices are the visible sets. Both give the same numbers.
 """
@@ -16,6 +16,7 @@ import os
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,11 +24,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .attention import VisibleSet, joined, packed_visible
+from .attention import KeysValues, VisibleSet, joined, packed_visible
 from .cache import ActionContext, AIMCache, WorldContext
 from .checkpoint import DOWNLOAD_KWARGS, EARLIER_NAMES, as_dtype, local_folder, refuse_pickles
 from .configuration_aim import AIMConfig
-from .conversion import LINGBOT_VA, WAN, load_video_stream, wan_config
+from .conversion import LINGBOT_VA, WAN, Layout, LoadingReport, load_video_stream, wan_config
 from .layers import (
     AIMActionHead,
     AIMConditionEmbedding,
@@ -58,8 +59,8 @@ class AIMOutput(ModelOutput):
 
 @dataclass
 class Segment:
-    """A stretch of the packed sequence. hidden_states: (B, tokens, d); timestep: t in [0, 1] of each unit, (B, units),
-    or of each token, (B, tokens)."""
+    """Consecutive units of the packed sequence. hidden_states: (B, tokens, d); timestep: t in [0, 1] of each unit, (B,
+    units), or of each token, (B, tokens)."""
 
     units: Units
     hidden_states: torch.Tensor
@@ -67,12 +68,12 @@ class Segment:
 
 
 class AIMForWorldAction(PreTrainedModel):
-    """AIM: imagines RGB, predicts spatial value maps on it, and decodes actions through the value maps alone.
+    """AIM: imagines RGB, predicts spatial value maps on it, and decodes actions from the value maps alone.
 
-    `forward` gives the velocities of all chunks of a window at once, for training ([`FlowMatchingLoss`]). A rollout
-    uses `new_cache`, `set_text` and `append` (a real observation); then for a chunk `world_context` and
+    `forward` returns the velocities of all chunks of a window at once, for training ([`FlowMatchingLoss`]). A rollout
+    calls `new_cache`, `set_text` and `append` (a real observation); then for each chunk `world_context` and
     `world_velocity`, `action_context` and `action_velocity`; and `append` again once the chunk has been executed.
-    [`AIMPipeline`] does all of it.
+    [`AIMPipeline`] makes all of these calls.
     """
 
     config_class = AIMConfig
@@ -88,8 +89,8 @@ class AIMForWorldAction(PreTrainedModel):
         super().__init__(config)
         dim = config.hidden_size
         self.patch_embedding = nn.Conv3d(config.in_channels, dim, config.patch_size, stride=config.patch_size)
-        # [z^m, n^m] of eq. (5): a learned vector concatenated to the channels of every value token, followed by the
-        # linear patch embedding, is the same as this learned vector added to the embedded token.
+        # [z^m, n^m] of eq. (5): concatenating a learned vector to a value token's channels, before the linear patch
+        # embedding, is the same as adding a learned vector to the embedded token.
         self.value_noise_token = nn.Embedding(1, dim)
         self.condition_embedder = AIMConditionEmbedding(config)
         self.blocks = nn.ModuleList(AIMLayer(config) for _ in range(config.num_layers))
@@ -98,14 +99,13 @@ class AIMForWorldAction(PreTrainedModel):
         self.proj_out = nn.Linear(dim, config.out_channels * patch)
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, dim))
         self.action_head = AIMActionHead(config)
-        # Executed actions are seen by video tokens too. Where the action expert has been trained further by itself,
-        # its copy from before encodes them still, so that what is imagined stays the same: this head, and each
-        # layer's `history`.
+        # Video tokens attend to executed actions. While stage 2 trains the action head and experts, frozen ones (this
+        # head and each layer's `history`) encode executed actions, so that RGB and value maps don't change.
         self.history_head = AIMActionHead(config) if config.separate_history_head else None
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Conv3d)):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -123,11 +123,13 @@ class AIMForWorldAction(PreTrainedModel):
             init.zeros_(module.proj_out.weight)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, but weights are read from safetensors alone.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> "AIMForWorldAction":
+        """As `PreTrainedModel.from_pretrained`, but reads weights from safetensors only.
 
         Raises:
-            OSError: for a folder that holds pickled weights, which it names, and whatever that one raises.
+            OSError: for a folder with pickled weights, which it names; and as `PreTrainedModel.from_pretrained`.
         """
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         if pretrained_model_name_or_path is not None and folder.is_dir():
@@ -135,22 +137,24 @@ class AIMForWorldAction(PreTrainedModel):
         kwargs.setdefault("key_mapping", EARLIER_NAMES)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | {"use_safetensors": True}))
 
-    @wraps(PreTrainedModel.save_pretrained)  # diffusers looks which arguments there are
-    def save_pretrained(self, *args, **kwargs) -> None:
-        # A model that was loaded under earlier names is saved under today's.
+    @wraps(PreTrainedModel.save_pretrained)  # diffusers inspects the signature
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        # A model that was loaded with earlier parameter names is saved with the current ones.
         super().save_pretrained(*args, **({"save_original_format": False} | kwargs))
 
     @classmethod
-    def from_wan(cls, name_or_path: str | os.PathLike, **kwargs):
-        """A new AIM whose video stream has the weights of a Wan2.2 model, and whose action head is resampled from it.
+    def from_wan(
+        cls, name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> "AIMForWorldAction | tuple[AIMForWorldAction, LoadingReport]":
+        """A new AIM: its video stream has the weights of a Wan2.2 model, its action head is resampled from them.
 
         Args:
             name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
             subfolder: of the transformer; `"transformer"` if not given.
-            dtype: of the model, as it is or by its name; as stored if not given or "auto".
-            output_loading_info: also return the [`LoadingReport`]: where each parameter came from.
-            kwargs: fields of [`AIMConfig`] that the video model doesn't decide (`action_hidden_size` ...), and those
-                of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
+            dtype: of the model, a `torch.dtype` or its name; as stored if not given or "auto".
+            output_loading_info: also return the [`LoadingReport`], which lists the source of each parameter.
+            kwargs: fields of [`AIMConfig`] that the video model doesn't determine (`action_hidden_size` ...), and
+                arguments of `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir` ...).
 
         Raises:
             OSError: for a missing or damaged file, which it names.
@@ -159,19 +163,27 @@ class AIMForWorldAction(PreTrainedModel):
         return cls._from_video_model(WAN, name_or_path, **kwargs)
 
     @classmethod
-    def from_lingbot_va(cls, name_or_path: str | os.PathLike, **kwargs):
-        """As `from_wan`, from the video side of LingBot-VA, such as `robbyant/lingbot-va-base`.
+    def from_lingbot_va(
+        cls, name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> "AIMForWorldAction | tuple[AIMForWorldAction, LoadingReport]":
+        """As `from_wan`, from the video stream of LingBot-VA, such as `robbyant/lingbot-va-base`.
 
-        Its action embedder, action output and action timesteps have no counterpart and are left over; the action head
-        is resampled from the shared backbone. That model lays out its cameras in another way: wrists above the head
-        camera, each encoded by itself.
+        LingBot-VA's action embedder, action output and action timesteps have no counterpart and are not used; the
+        action head is resampled from the shared backbone. LingBot-VA arranges its cameras differently: wrist cameras
+        above the head camera, each encoded by itself.
         """
         return cls._from_video_model(LINGBOT_VA, name_or_path, **kwargs)
 
     @classmethod
     def _from_video_model(
-        cls, layout, name_or_path, subfolder="transformer", dtype=None, output_loading_info=False, **kwargs
-    ):
+        cls,
+        layout: Layout,
+        name_or_path: str | os.PathLike,
+        subfolder: str = "transformer",
+        dtype: torch.dtype | str | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> "AIMForWorldAction | tuple[AIMForWorldAction, LoadingReport]":
         dtype = None if dtype in (None, "auto") else as_dtype(dtype)
         download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(name_or_path, subfolder=subfolder, **download) / subfolder
@@ -183,15 +195,17 @@ class AIMForWorldAction(PreTrainedModel):
         return (model, report) if output_loading_info else model
 
     def get_input_embeddings(self) -> nn.Module:
-        """What adapters with activation checkpointing, and quantizers, ask a model for."""
+        """The patch embedding; PEFT with activation checkpointing and quantizers ask for it."""
         return self.patch_embedding
 
     def separate_history_head(self) -> None:
-        """From here on the action head and expert as they are encode executed actions, frozen. Copies of them, the new
-        `action_head` and each layer's `action`, may be trained by themselves: RGB and value maps don't depend on them
-        any more."""
+        """Freezes the action head and experts for encoding executed actions, and makes trainable copies of them.
+
+        The frozen modules become `history_head` and each layer's `history`; the copies are the new `action_head` and
+        each layer's `action`. RGB and value maps don't depend on the copies, so training these doesn't change them.
+        """
         if self.history_head is None:
-            # The copies are those to be trained: a product of matrices that lie elsewhere may round differently.
+            # The frozen modules keep their tensors: a matrix product may round differently in copied memory.
             self.history_head = self.action_head.requires_grad_(False)
             self.action_head = copy.deepcopy(self.action_head).requires_grad_(True)
             for layer in self.blocks:
@@ -200,33 +214,29 @@ class AIMForWorldAction(PreTrainedModel):
             self.config.separate_history_head = True
 
     def join_history_head(self) -> None:
-        """Undoes `separate_history_head`: one head and one expert again, those that encode executed actions. What the
-        others have learned since is dropped: a model after stage 2 is then what stage 1 left, to the last bit."""
+        """Undoes `separate_history_head`: keeps the frozen head and experts, and drops the trained ones. A model after
+        stage 2 becomes the model of stage 1 again, bit for bit."""
         if self.history_head is not None:
             self.action_head, self.history_head = self.history_head.requires_grad_(True), None
             for layer in self.blocks:
                 layer.action, layer.history = layer.history.requires_grad_(True), None
             self.config.separate_history_head = False
 
-    def compile_blocks(self, **options) -> None:
-        """Compiles the layers, all but their attention, once for all of them.
-
-        Args:
-            options: of `torch.compile`.
-        """
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles the layers without their attention, once for all of them. `options`: of `torch.compile`."""
         for layer in self.blocks:
             layer.compile(**options)
 
     # ------------------------------------------------------------------------------------------------ tokens
 
     def _embed_video(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, C, N, h, w) -> (B, N * tokens_per_frame, d)."""
+        """Latents (B, C, N, h, w) -> video tokens (B, N * tokens_per_frame, d)."""
         return self.patch_embedding(latents).flatten(2).transpose(1, 2)
 
     def _video_velocity(
         self, hidden: torch.Tensor, embedding: torch.Tensor, frames: int, height: int, width: int
     ) -> torch.Tensor:
-        """(B, N * tokens_per_frame, d) -> (B, C, N, h, w)."""
+        """Hidden states (B, N * tokens_per_frame, d) -> velocity (B, C, N, h, w)."""
         shift, scale = (self.scale_shift_table + at_least_float32(embedding).unsqueeze(2)).split(1, dim=2)
         hidden = self.proj_out(modulate(self.norm_out(hidden), scale, shift).to(hidden.dtype))
         _, ph, pw = self.config.patch_size
@@ -234,7 +244,7 @@ class AIMForWorldAction(PreTrainedModel):
         return hidden.permute(0, 6, 1, 2, 4, 3, 5).reshape(hidden.shape[0], -1, frames, height, width)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens in a latent frame."""
+        """Rows and columns of video tokens in a latent frame."""
         _, ph, pw = self.config.patch_size
         if height % ph or width % pw:
             raise ValueError(f"latents of {height} x {width} cells don't divide into patches of {ph} x {pw}.")
@@ -247,12 +257,9 @@ class AIMForWorldAction(PreTrainedModel):
         positions = action_positions(frames, self.config.actions_per_latent_frame)
         return rotary(positions, self.config.attention_head_dim, self.dtype)
 
-    def _executed(self, tokens: Tokens | None) -> tuple[Tokens | None, Tokens | None]:
-        """Tokens of executed actions as those of the history and of the action expert, whichever encodes them."""
-        return (None, tokens) if self.history_head is None else (tokens, None)
-
     @property
     def _executed_head(self) -> AIMActionHead:
+        """The head that encodes executed actions."""
         return self.action_head if self.history_head is None else self.history_head
 
     # ---------------------------------------------------------------------------------------------- training
@@ -270,21 +277,21 @@ class AIMForWorldAction(PreTrainedModel):
         action_timestep: torch.Tensor,
         history_timestep: torch.Tensor | None = None,
     ) -> AIMOutput:
-        """Velocities of K chunks at once, each denoised from its real history (teacher forcing), in one packed
-        sequence [o | x | m | clean m] of video tokens and [a | a*] of actions.
+        """Velocities of K chunks at once, each denoised from its real history (teacher forcing).
 
-        Where no action reads the clean value tokens, they are left out. Times are in [0, 1], 1 is noise.
+        All tokens form one packed sequence: [o | x | m | clean m] of video tokens, then [a | a*] of actions. The clean
+        value tokens are left out if no action attends to them. Times are in [0, 1]; 1 is noise.
 
         Args:
             latents: (B, C, 1 + K*F, h, w), real RGB: a current latent frame and the K chunks after it. More chunks
-                before them are history alone.
+                before these are history only.
             value_latents: (B, C, K*F, h, w), the true value maps of the K chunks.
-            executed_actions: (B, K*F*n, action_dim), normalized, and those of the history.
+            executed_actions: (B, K*F*n, action_dim), normalized, with those of the history.
             prompt_embeds: (B, S, text_dim), zero beyond each prompt.
-            noisy_latents, noisy_value_latents: (B, D, C, K*F, h, w), D noise draws of each chunk. They share the clean
-                tokens.
-            noisy_actions: (B, E, K*P, action_dim), E draws of each chunk's P actions. They cost the action expert
-                alone.
+            noisy_latents, noisy_value_latents: (B, D, C, K*F, h, w), D noise samples of each chunk. They share the
+                clean tokens.
+            noisy_actions: (B, E, K*P, action_dim), E noise samples of each chunk's P actions. Only the action expert
+                computes on them.
             timestep: (B, D, K*F), of each latent frame.
             action_timestep: (B, E, K*(F + A)) of each latent frame, or (B, E, K*P) of each action.
             history_timestep: (B,), noise level of the real observations; 0 if not given.
@@ -294,7 +301,7 @@ class AIMForWorldAction(PreTrainedModel):
         at_zero = timestep.new_zeros(B, 1)
         history_timestep = at_zero if history_timestep is None else history_timestep[:, None]
 
-        # 1. Segments: video tokens, those that read the instruction first; then actions, the executed ones first.
+        # 1. Segments. Video tokens with cross-attention to the instruction, and executed actions, come first.
         videos = [
             self._video_segment(Kind.OBSERVATION, past, latents, history_timestep.expand(B, len(past))),
             *(self._video_segment(Kind.FUTURE_RGB, future, noisy_latents[:, d], timestep[:, d], d) for d in range(D)),
@@ -307,7 +314,7 @@ class AIMForWorldAction(PreTrainedModel):
             clean = self._video_segment(Kind.CLEAN_VALUE, future, value_latents, at_zero.expand(B, T))
             videos.append(clean)
         chunks = (future[:: config.chunk_latent_frames] - 1) // config.chunk_latent_frames + 1
-        # Executed actions have a time for each latent frame, or for each action, as the predicted ones do.
+        # Executed actions have one time per latent frame, or one per action, as the predicted actions do.
         times = executed_actions.shape[1] * action_timestep.shape[2] // noisy_actions.shape[2]
         actions = [
             self._executed_segment(past[1:], executed_actions, at_zero.expand(B, times)),
@@ -318,7 +325,7 @@ class AIMForWorldAction(PreTrainedModel):
         text = self.condition_embedder.text_embedder(prompt_embeds.to(self.dtype))
         videos, actions = self._packed_pass(videos, actions, text, self._grid(height, width))
 
-        # 3. Velocities of what is denoised.
+        # 3. Velocities of the noisy segments.
         rgb, value = (
             torch.stack([self._video_velocity(*segment, T, height, width) for segment in draws], dim=1)
             for draws in (videos[1 : 1 + D], videos[1 + D : 1 + 2 * D])
@@ -341,22 +348,22 @@ class AIMForWorldAction(PreTrainedModel):
     def _predicted_segment(
         self, chunks: torch.Tensor, actions: torch.Tensor, timestep: torch.Tensor, draw: int = 0
     ) -> Segment:
-        sizes = self.config.chunk_latent_frames, self.config.action_lookahead_frames
-        units = Units.future_actions(chunks, *sizes, draw)
+        config = self.config
+        units = Units.future_actions(chunks, config.chunk_latent_frames, config.action_lookahead_frames, draw)
         return Segment(units, self.action_head.action_embedder(actions.to(self.dtype)), timestep)
 
     def _packed_pass(
         self, videos: list[Segment], actions: list[Segment], text: torch.Tensor, grid: tuple[int, int]
     ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """All layers over the segments of one packed sequence, under the mask of `visibility.py`.
+        """Runs all layers over the segments of one packed sequence, under the mask of `visibility.py`.
 
         Args:
-            videos: those that read the instruction first.
+            videos: those with cross-attention to the instruction first.
             actions: the executed ones first.
             text: features of the instruction, (B, S, d).
 
         Returns:
-            of each segment, its last hidden states and time embedding.
+            last hidden states and time embedding of each video segment, and of each action segment.
         """
         config, L = self.config, grid[0] * grid[1]
         units = Units.concatenate([segment.units for segment in (*videos, *actions)])
@@ -364,36 +371,37 @@ class AIMForWorldAction(PreTrainedModel):
         is_action = (units.kind == Kind.ACTION) | (units.kind == Kind.FUTURE_ACTION)
         lengths = torch.where(is_action, config.actions_per_latent_frame, L).tolist()
         packed = packed_visible(mask, lengths, videos[0].hidden_states.device)
-        reading = [segment for segment in videos if segment.units.kind[0] <= Kind.FUTURE_RGB]
+        with_text = [segment for segment in videos if segment.units.kind[0] <= Kind.FUTURE_RGB]
 
-        def tokens(
-            segments: list[Segment], head: nn.Module, text_tokens: int = 0
+        def expert_tokens(
+            segments: list[Segment], head: nn.Module | None, text_tokens: int = 0
         ) -> tuple[Tokens | None, torch.Tensor | None]:
             if not segments:
                 return None, None
-            at = torch.cat([segment.units.frame for segment in segments])[None].to(text.device)
-            rotation = self._video_rotary(at, grid) if segments is videos else self._action_rotary(at)
+            frames = torch.cat([segment.units.frame for segment in segments])[None].to(text.device)
+            rotation = self._video_rotary(frames, grid) if segments is videos else self._action_rotary(frames)
             hidden = torch.cat([segment.hidden_states for segment in segments], dim=1)
             embedding, proj = head.condition_embedder(torch.cat([segment.timestep for segment in segments], dim=1))
             return Tokens(hidden, proj, rotation, text_tokens), embedding
 
         executed, own = ([], actions) if self.history_head is None else (actions[:1], actions[1:])
-        video, video_embedding = tokens(videos, self, sum(s.hidden_states.shape[1] for s in reading))
-        history, history_embedding = tokens(executed, self.history_head)
-        action, action_embedding = tokens(own, self.action_head)
+        text_tokens = sum(segment.hidden_states.shape[1] for segment in with_text)
+        video, video_embedding = expert_tokens(videos, self, text_tokens)
+        history, history_embedding = expert_tokens(executed, self.history_head)
+        action, action_embedding = expert_tokens(own, self.action_head)
         for layer in self.blocks:
             video, history, action, _ = layer(video, history, action, packed, text=text)
-        of_executed, of_own = _parts(executed, history, history_embedding), _parts(own, action, action_embedding)
-        return _parts(videos, video, video_embedding), of_executed + of_own
+        action_outputs = _split(executed, history, history_embedding) + _split(own, action, action_embedding)
+        return _split(videos, video, video_embedding), action_outputs
 
     # ---------------------------------------------------------------------------------------------- rollout
 
     def new_cache(self, batch_size: int, height: int, width: int) -> AIMCache:
-        """An empty cache for latents of `height` x `width` cells."""
+        """An empty cache for latent frames of `height` x `width` cells."""
         return AIMCache(self.config, batch_size, self._grid(height, width), self.device, self.dtype)
 
     def set_text(self, cache: AIMCache, prompt_embeds: torch.Tensor, rows: torch.Tensor | None = None) -> None:
-        """Computes the instruction's keys and values once. prompt_embeds: (B, S, text_dim), or of `rows` only."""
+        """Stores the instruction's keys and values in `cache`. prompt_embeds: (B, S, text_dim), or of `rows` only."""
         features = self.condition_embedder.text_embedder(prompt_embeds)
         text = [layer.attn2.key_value(features) for layer in self.blocks]
         if rows is not None:
@@ -411,23 +419,23 @@ class AIMForWorldAction(PreTrainedModel):
         """Appends a real observation o_c, (B, C, f, h, w), and the executed actions a_c, (B, f*n, action_dim).
 
         A row's first observation is one latent frame without actions; every later one is a whole chunk with them.
-        `rows`: long tensor on the CPU, when only some rows have observed something; the arguments are theirs alone.
+        `rows`: long tensor on the CPU, to append to some rows only; the other arguments then have these rows.
 
         Raises:
             ValueError: for shapes that don't fit, or a cache without an instruction.
         """
         if rows is not None:
-            some = cache.select(rows)
-            self.append(some, latents, actions)
-            cache.assign(rows, some)
+            selected = cache.select(rows)
+            self.append(selected, latents, actions)
+            cache.assign(rows, selected)
             return
-        self._check_appended(cache, latents, actions)
+        cache.check_appended(latents, actions)
         f, grid = latents.shape[2], self._grid(*latents.shape[3:])
         L, count = grid[0] * grid[1], 0 if actions is None else actions.shape[1]
         cache.reserve(f)
         frames = cache.next_frames(f).to(latents.device)
 
-        # Keys: the current frame, kept actions, kept observations, and then what is appended.
+        # Keys: the current frame, cached actions, cached observations, new observation, new actions.
         past_actions = L + cache.action_tokens
         past = past_actions + cache.observation_tokens
         visible = [
@@ -438,8 +446,7 @@ class AIMForWorldAction(PreTrainedModel):
             )
         ]
         _, timestep_proj = self.condition_embedder(latents.new_zeros(latents.shape[0], f))
-        text_tokens = f * L
-        video = Tokens(self._embed_video(latents), timestep_proj, self._video_rotary(frames, grid), text_tokens)
+        video = Tokens(self._embed_video(latents), timestep_proj, self._video_rotary(frames, grid), text_tokens=f * L)
         executed = None
         if actions is not None:
             visible.append(
@@ -452,21 +459,21 @@ class AIMForWorldAction(PreTrainedModel):
             head = self._executed_head
             _, timestep_proj = head.condition_embedder(actions.new_zeros(actions.shape[0], f))
             executed = Tokens(head.action_embedder(actions), timestep_proj, self._action_rotary(frames))
-        history, action = self._executed(executed)
+        history, action = (None, executed) if self.history_head is None else (executed, None)
         video_slots, action_slots = cache.observed_slots(f)
         for index, layer in enumerate(self.blocks):
-            seen = tuple(joined(parts) for parts in zip(cache.current_frame(index), cache.history(index)))
-            video, history, action, new = layer(video, history, action, visible, seen, cache.text[index])
+            past_keys_values = tuple(joined(parts) for parts in zip(cache.current_frame(index), cache.history(index)))
+            video, history, action, new = layer(video, history, action, visible, past_keys_values, cache.text[index])
             cache.keep(index, video_slots, *(part[:, :, : f * L] for part in new))
             if actions is not None:
                 cache.keep(index, action_slots, *(part[:, :, f * L :] for part in new))
         cache.advance(f)
 
     def world_context(self, cache: AIMCache) -> WorldContext:
-        """What RGB and value tokens of the chunk after what `cache` holds see: V_x and V_m of eq. (10)."""
-        self._check_observed(cache)
+        """Keys and values that RGB and value tokens of the next chunk attend to: V_x and V_m of eq. (10)."""
+        cache.check_started()
         frames = self.config.chunk_latent_frames
-        world = frames * cache.tokens_per_frame  # RGB tokens, and as many value tokens
+        world = frames * cache.tokens_per_frame  # number of RGB tokens, and of value tokens
         past, actions = cache.action_tokens + cache.observation_tokens, cache.action_tokens
         visible = [
             VisibleSet(
@@ -493,7 +500,7 @@ class AIMForWorldAction(PreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Velocities of the next chunk's RGB and value latents, (B, C, F, h, w) each, at `timestep` (B,) in [0, 1].
 
-        Both run through the video expert together, eq. (6); the value tokens see the RGB tokens, never the reverse.
+        Both run through the video expert together, eq. (6). Value tokens attend to RGB tokens, never the reverse.
         """
         hidden, embedding, _ = self._run_world(context, rgb, value, timestep)
         frames, (height, width) = rgb.shape[2], rgb.shape[3:]
@@ -501,36 +508,39 @@ class AIMForWorldAction(PreTrainedModel):
         return velocity[:, :, :frames], velocity[:, :, frames:]
 
     def action_context(self, cache: AIMCache, rgb: torch.Tensor, value: torch.Tensor) -> ActionContext:
-        """What the chunk's actions see, V_a of eq. (10): the current frame, executed actions, and the finished value
-        latents, whose tokens a pass at t = 0 over the finished RGB and value latents gives."""
-        self._check_observed(cache)
+        """Keys and values that the chunk's actions attend to, V_a of eq. (10): the current frame, executed actions and
+        clean value tokens. A pass at t = 0 over the finished `rgb` and `value` latents computes the value tokens."""
+        cache.check_started()
         config, L = self.config, cache.tokens_per_frame
         past = [[cache.current_frame(layer), cache.action_history(layer)] for layer in range(config.num_layers)]
-        values = 0
+        value_tokens = 0
         if config.action_reads_value:
             _, _, keys_values = self._run_world(self.world_context(cache), rgb, value, rgb.new_zeros(rgb.shape[0]))
-            values = config.chunk_latent_frames * L
-            for seen, new in zip(past, keys_values):
-                seen.append(tuple(part[:, :, values:] for part in new))
+            value_tokens = config.chunk_latent_frames * L
+            for layer_past, new in zip(past, keys_values):
+                layer_past.append(tuple(part[:, :, value_tokens:] for part in new))
         count = config.action_horizon
-        everything = VisibleSet(
+        all_keys = VisibleSet(
             queries=(slice(0, count),),
-            keys=(slice(0, L + cache.action_tokens + values + count),),
-            key_mask=cache.mask(actions=True, observations=False, before=L, after=values + count),
+            keys=(slice(0, L + cache.action_tokens + value_tokens + count),),
+            key_mask=cache.mask(actions=True, observations=False, before=L, after=value_tokens + count),
         )
         frames = cache.next_frames(config.chunk_latent_frames + config.action_lookahead_frames)
         return ActionContext(
-            [tuple(joined(parts) for parts in zip(*seen)) for seen in past],
-            [everything],
+            [tuple(joined(parts) for parts in zip(*layer_past)) for layer_past in past],
+            [all_keys],
             self._action_rotary(frames.to(cache.device)),
         )
 
     def action_velocity(
         self, context: ActionContext, actions: torch.Tensor, timestep: torch.Tensor, reference: bool = False
     ) -> torch.Tensor:
-        """Velocity of the next normalized actions, (B, config.action_horizon, action_dim), at `timestep` in [0, 1]:
-        (B,), or (B, action_horizon) where some are committed. `reference`: by the head and expert that encode executed
-        actions, those from before the action head was trained by itself."""
+        """Velocity of the next normalized actions, (B, config.action_horizon, action_dim).
+
+        Args:
+            timestep: in [0, 1], (B,), or (B, action_horizon) if some actions are committed.
+            reference: use the frozen `history_head` and `history` experts, the reference policy of stage 2.
+        """
         head = self.history_head if reference else self.action_head
         timestep = timestep[:, None] if timestep.dim() == 1 else timestep
         embedding, timestep_proj = head.condition_embedder(timestep)
@@ -541,9 +551,10 @@ class AIMForWorldAction(PreTrainedModel):
             tokens = output.history if reference else output.action
         return head.velocity(tokens.hidden_states, embedding)
 
-    def _run_world(self, context: WorldContext, rgb: torch.Tensor, value: torch.Tensor, timestep: torch.Tensor):
-        """[x | m] through the video expert. Returns last hidden states, time embedding, and each layer's keys and
-        values."""
+    def _run_world(
+        self, context: WorldContext, rgb: torch.Tensor, value: torch.Tensor, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, list[KeysValues]]:
+        """Runs the video expert over [x | m]. Returns hidden states, time embedding, and keys and values per layer."""
         if rgb.shape[2] != self.config.chunk_latent_frames or value.shape != rgb.shape:
             raise ValueError(
                 f"RGB and value latents are {tuple(rgb.shape)} and {tuple(value.shape)}; expected the same shape with "
@@ -559,35 +570,8 @@ class AIMForWorldAction(PreTrainedModel):
             keys_values.append(new)
         return tokens.hidden_states, embedding, keys_values
 
-    @staticmethod
-    def _check_observed(cache: AIMCache) -> None:
-        if waiting := (cache.frames == 0).nonzero().flatten().tolist():
-            raise ValueError(f"rows {waiting} of the cache hold no observation yet; call append first.")
 
-    def _check_appended(self, cache: AIMCache, latents: torch.Tensor, actions: torch.Tensor | None) -> None:
-        config, f = self.config, latents.shape[2]
-        if cache.text is None:
-            raise ValueError("the cache has no instruction yet; call set_text first.")
-        started = cache.frames > 0
-        if started.any() != started.all():
-            raise ValueError(
-                f"rows {(~started).nonzero().flatten().tolist()} have observed nothing yet and others have; append to "
-                "them apart, by `rows`."
-            )
-        if not started.any() and (f != 1 or actions is not None):
-            raise ValueError(f"the first observation is one latent frame without actions, got {f} frames.")
-        if started.any() and f != config.chunk_latent_frames:
-            raise ValueError(
-                f"an observation after the first has {config.chunk_latent_frames} latent frames, got {f}."
-            )
-        expected = (latents.shape[0], f * config.actions_per_latent_frame, config.action_dim)
-        if started.any() and (actions is None or actions.shape != expected):
-            raise ValueError(
-                f"executed actions are {None if actions is None else tuple(actions.shape)}; expected {expected}."
-            )
-
-
-def _parts(
+def _split(
     segments: list[Segment], tokens: Tokens | None, embedding: torch.Tensor | None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Hidden states and time embedding of each segment."""

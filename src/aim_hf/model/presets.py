@@ -1,7 +1,7 @@
-"""The two sizes of AIM that have a name, as fields of [`AIMConfig`] that differ from its defaults."""
+"""Named model sizes: the fields of [`AIMConfig`] that differ from its defaults."""
 
 PRESETS = {
-    # The miniature that two CPU cores can train: a chunk is 4 RGB frames and 8 actions.
+    # Two CPU cores can train it: a chunk is 4 RGB frames and 8 actions.
     "tiny": {
         "patch_size": (1, 1, 1),
         "num_attention_heads": 5,
@@ -18,6 +18,6 @@ PRESETS = {
         "actions_per_latent_frame": 8,
         "history_chunks": 1,
     },
-    # The full size: Wan2.2-TI2V-5B's video stream with a 0.63 B action head; a chunk is 8 RGB frames, 32 actions.
+    # Wan2.2-TI2V-5B's video stream with a 0.63 B action head: a chunk is 8 RGB frames and 32 actions.
     "wan2.2-ti2v-5b": {},
 }

@@ -1,13 +1,13 @@
-"""Between the robot's world and AIM's: camera pictures, value maps, actions and words, there and back.
+"""Converts camera pictures, value maps, actions and instructions to network inputs, and network outputs back.
 
 Notable choices:
-- Pictures are numpy arrays, (..., height, width, 3), as simulators and datasets hold them. What a network eats, and
-  actions, are torch tensors.
-- Cameras are packed into one T-pose canvas. Each has the size that it delivers and the slot that it fills; where the
-  two differ the picture is resized (antialiased bilinear, which averages over the area when it shrinks).
-- Public methods take and give actions in physical units. The network sees them relative to the episode's first pose
-  (action space `ee`) and scaled by quantiles, or by their whole range where quantiles would cut off what a number
-  seldom does; both steps are undone exactly.
+- Pictures are numpy arrays, (..., height, width, 3), as in simulators and datasets. Network inputs and actions are
+  torch tensors.
+- The cameras are packed into one T-pose canvas. Each camera has a picture size and a slot on the canvas; if these
+  differ, the picture is resized (antialiased bilinear interpolation, which averages when it shrinks).
+- Public methods take and return actions in physical units. The network sees actions relative to the episode's first
+  pose (action space `ee`), scaled by quantiles; a number that rarely leaves its quantiles, but then by far, is scaled
+  by its whole range. Both steps are inverted exactly.
 - Quaternions are wxyz everywhere.
 """
 
@@ -22,36 +22,38 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import BatchFeature, ProcessorMixin
+from numpy.typing import ArrayLike
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..utils.checks import check_number, check_whole, quoted
 
 ACTION_SPACES = ("ee", "qpos")
-# `ee`: left xyz (3), quaternion wxyz (4), gripper (1); right likewise.
+# `ee`: left xyz (3), quaternion wxyz (4), gripper (1); then the same of the right arm.
 EE_ACTION_DIM = 16
-QUANTILES, RANGE = ("q01", "q99"), ("min", "max")  # of action statistics
-FURTHEST = 5.0  # where the quantiles would scale a number of the training set beyond this, its range scales it
-# Whatever a robot says of itself lies within this: metres of a pose, and half-ranges of an action. Far beyond what any
-# of them does, and near enough for the network's numbers to stay finite in every dtype but float16.
+QUANTILES, RANGE = ("q01", "q99"), ("min", "max")  # keys of action statistics
+# A number of the training set that the quantiles would scale beyond this is scaled by its range instead.
+FURTHEST = 5.0
+# Limit of poses, in metres, and of executed actions, in half-ranges. It is far beyond what robots do, and keeps the
+# network's numbers finite in every dtype but float16.
 LARGEST = 1000.0
 
-# The first call sets how a tokenizer pads, which fails while another one runs.
+# A tokenizer's first call sets its padding, which fails while another call runs.
 _tokenizer_lock = threading.Lock()
 
 
 def t_pose_canvas(
     canvas_size: tuple[int, int], head_size: tuple[int, int], wrist_size: tuple[int, int]
 ) -> dict[str, dict[str, list[int]]]:
-    """The T-pose layout: the head camera on the upper two thirds, left and right wrist side by side below.
+    """The T-pose layout: the head camera on the upper two thirds, left and right wrist camera side by side below.
 
     Args:
-        canvas_size, head_size, wrist_size: (height, width) in pixels of the canvas, and of what the cameras deliver.
+        canvas_size, head_size, wrist_size: (height, width) in pixels of the canvas and of the cameras' pictures.
 
     Returns:
         The `cameras` of [`AIMProcessor`].
 
     Raises:
-        ValueError: if the canvas can't be cut into thirds of its height and halves of its width.
+        ValueError: if the canvas height isn't divisible by 3, or its width by 2.
     """
     height, width = canvas_size
     if height % 3 or width % 2:
@@ -66,27 +68,28 @@ def t_pose_canvas(
 
 class AIMProcessor(ProcessorMixin):
     r"""
-    Packs and unpacks what goes into and comes out of [`AIMForWorldAction`]; all its fields are saved in
+    Prepares inputs of [`AIMForWorldAction`] and converts its outputs back. All fields are saved in
     `processor_config.json`.
 
     Args:
-        tokenizer: the tokenizer of the text encoder.
+        tokenizer: of the text encoder.
         canvas_size: (height, width) of the canvas in pixels.
-        cameras: camera name -> `{"size": [height, width], "slot": [top, left, height, width]}`: the size that the
-            camera delivers, and its place on the canvas. See [`t_pose_canvas`].
+        cameras: camera name -> `{"size": [height, width], "slot": [top, left, height, width]}`: the size of the
+            camera's pictures, and its slot on the canvas. See [`t_pose_canvas`].
         action_space: `"ee"` or `"qpos"`.
             `ee`: 16 numbers, per arm (left, right) xyz in metres, unit quaternion wxyz, gripper 0 closed .. 1 open.
-            The network sees them relative to the episode's first pose (p0, q0) of that arm: `xyz - p0` along the
-            world's axes, `q0^-1 * q` with w >= 0 (the two signs name one rotation), gripper as it is.
+            The network sees them relative to that arm's first pose (p0, q0) of the episode: `xyz - p0` along the world
+            axes, `q0^-1 * q` with w >= 0 (q and -q are the same rotation), and the gripper unchanged.
             `qpos`: joint angles in radians and grippers, absolute.
-        action_dim: numbers in one action; 16 for `ee`, the robot's own for `qpos` (14 for 6 joints + gripper an arm).
-        action_statistics: `{"q01": [...], "q99": [...], "min": [...], "max": [...]}` of what the network sees before
-            scaling, from `compute_action_statistics`. May be set later; (un)normalizing needs it. Older checkpoints
-            know the quantiles alone.
-        minimum_half_range: least half-range of a dimension in its own unit, so that one which hardly moves in the
-            data (an idle arm) is not blown up to noise.
-        max_text_length: tokens that every instruction is padded to.
-        fps: control steps a second that the actions were recorded at, and are to be executed at; None if unknown.
+        action_dim: numbers in one action; 16 for `ee`, depends on the robot for `qpos` (14 for two arms of 6 joints
+            and a gripper).
+        action_statistics: `{"q01": [...], "q99": [...], "min": [...], "max": [...]}` of relative actions, from
+            `compute_action_statistics`. May be set later; (un)normalizing needs it. Older checkpoints have only the
+            quantiles.
+        minimum_half_range: lower limit of a dimension's half-range, in its own unit. Without it, noise of a dimension
+            that hardly moves in the data (an idle arm) would be amplified.
+        max_text_length: number of tokens that every instruction is padded to.
+        fps: control steps per second at which actions were recorded and are executed; None if unknown.
 
     Raises:
         ValueError: if slots overlap or leave the canvas, or action fields don't fit together.
@@ -94,7 +97,7 @@ class AIMProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         canvas_size: Sequence[int],
         cameras: Mapping[str, Mapping[str, Sequence[int]]],
         action_space: str = "ee",
@@ -107,7 +110,7 @@ class AIMProcessor(ProcessorMixin):
         self.canvas_size = _whole_numbers("canvas_size", canvas_size, 2)
         if not cameras:
             raise ValueError("cameras are none; expected at least one, name -> its size and slot.")
-        # Sorted as in the saved JSON, so that a loaded processor goes through them in the same order.
+        # Sorted as in the saved JSON, so that a loaded processor has the same order.
         self.cameras = {}
         for name in sorted(cameras):
             if missing := [key for key in ("size", "slot") if key not in cameras[name]]:
@@ -135,18 +138,18 @@ class AIMProcessor(ProcessorMixin):
         super().__init__(tokenizer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AIMProcessor":
-        """As `ProcessorMixin.from_pretrained`. Raises OSError for a path that is no folder, without asking the Hub."""
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "AIMProcessor":
+        """As `ProcessorMixin.from_pretrained`, but raises OSError for a `Path` that is no folder."""
         folder = pretrained_model_name_or_path
         if isinstance(folder, os.PathLike) and not os.path.isdir(folder):
             raise OSError(f"{folder} is no folder; expected the processor/ of a checkpoint.")
         return super().from_pretrained(folder, **kwargs)
 
     @classmethod
-    def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
-        # The base class fills in what a damaged processor_config.json lacks, and drops what it doesn't know.
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # The base class would fill in missing fields of a damaged processor_config.json, and drop unknown ones.
         fields = set(inspect.signature(cls.__init__).parameters) - {"self", "tokenizer"}
-        # Processors of before there was a rate don't know theirs.
+        # Processors of aim-hf 0.1.0 have no fps.
         found = set(processor_dict) - {"processor_class", "auto_map"} | {"fps"}
         if found != fields:
             raise ValueError(
@@ -155,7 +158,7 @@ class AIMProcessor(ProcessorMixin):
             )
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
-    def _check_slots(self):
+    def _check_slots(self) -> None:
         height, width = self.canvas_size
         taken = np.zeros((height, width), dtype=bool)
         for name, camera in self.cameras.items():
@@ -174,7 +177,7 @@ class AIMProcessor(ProcessorMixin):
         return self.__dict__["action_statistics"]
 
     @action_statistics.setter
-    def action_statistics(self, statistics: Mapping[str, Sequence[float]] | None):
+    def action_statistics(self, statistics: Mapping[str, Sequence[float]] | None) -> None:
         if statistics is not None:
             if set(statistics) not in ({*QUANTILES}, {*QUANTILES, *RANGE}):
                 raise ValueError(
@@ -199,17 +202,17 @@ class AIMProcessor(ProcessorMixin):
         return self.__dict__["fps"]
 
     @fps.setter
-    def fps(self, fps: float | None):
+    def fps(self, fps: float | None) -> None:
         self.__dict__["fps"] = None if fps is None else check_number("fps", fps, least=1e-3)
 
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
         views: Mapping[str, np.ndarray] | None = None,
-        actions=None,
-        initial_pose=None,
+        actions: ArrayLike | torch.Tensor | None = None,
+        initial_pose: ArrayLike | torch.Tensor | None = None,
     ) -> BatchFeature:
-        """What a network eats, for whatever is given.
+        """Network inputs for the given arguments.
 
         Args:
             text: instruction(s); gives `input_ids` and `attention_mask` (B, max_text_length).
@@ -231,10 +234,10 @@ class AIMProcessor(ProcessorMixin):
         """`input_ids` and `attention_mask`, long (B, max_text_length), padded at the end.
 
         Args:
-            allow_empty: take "" too: the absence of an instruction, which guidance compares with.
+            allow_empty: accept "", no instruction, which classifier-free guidance needs.
 
         Raises:
-            ValueError: for an instruction that is empty, no words or too long (nothing is cut off silently).
+            ValueError: for an instruction that is empty, no text or too long (nothing is truncated silently).
         """
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, Sequence) or not len(texts):
@@ -261,13 +264,13 @@ class AIMProcessor(ProcessorMixin):
     # Pictures
 
     def pack_canvas(self, views: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Packs one picture, or clip, or batch of clips, a camera into canvases.
+        """Packs a picture, a clip or a batch of clips of each camera into canvases.
 
         Args:
-            views: camera -> uint8 (..., H, W, 3), H and W the camera's size; the same leading shape for all.
+            views: camera -> uint8 (..., H, W, 3), H and W the camera's size; the same leading shape for all cameras.
 
         Returns:
-            uint8 (..., canvas height, canvas width, 3); black where no camera has its slot.
+            uint8 (..., canvas height, canvas width, 3); black outside of the cameras' slots.
 
         Raises:
             ValueError: for wrong camera names, sizes or dtypes.
@@ -291,8 +294,8 @@ class AIMProcessor(ProcessorMixin):
         return canvas
 
     def unpack_canvas(self, canvas: np.ndarray) -> dict[str, np.ndarray]:
-        """Cuts canvases into the cameras' pictures, at the cameras' sizes: the inverse of `pack_canvas`, exact where
-        slot and size agree.
+        """Cuts canvases into pictures of the cameras' sizes: the inverse of `pack_canvas`, exact if a slot has its
+        camera's size.
 
         Args:
             canvas: (..., canvas height, canvas width, channels), uint8 or floating point.
@@ -327,7 +330,7 @@ class AIMProcessor(ProcessorMixin):
         return (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1).cpu().numpy()
 
     def value_to_rgb(self, value_map: np.ndarray) -> np.ndarray:
-        """Scalar map in [0, 1], (..., H, W) -> gray RGB picture, uint8 (..., H, W, 3)."""
+        """Value map (..., H, W) in [0, 1] -> gray RGB picture, uint8 (..., H, W, 3)."""
         value_map = _array("value map", value_map)
         if value_map.dtype.kind not in "fiub":
             raise ValueError(f"value map has dtype {value_map.dtype}; expected numbers in [0, 1].")
@@ -339,8 +342,8 @@ class AIMProcessor(ProcessorMixin):
         return np.repeat(gray[..., None], 3, axis=-1)
 
     def rgb_to_value(self, rgb: np.ndarray) -> np.ndarray:
-        """The scalar of a value picture: its channel mean, clamped. (..., H, W, 3), uint8 or floating point in
-        [0, 1] -> float32 (..., H, W) in [0, 1]."""
+        """RGB picture of a value map -> the map, which is the clamped channel mean. (..., H, W, 3), uint8 or floating
+        point in [0, 1] -> float32 (..., H, W) in [0, 1]."""
         rgb = np.asarray(rgb)
         scale = 255 if rgb.dtype == np.uint8 else 1
         return np.clip(rgb.mean(axis=-1, dtype=np.float32) / scale, 0, 1)
@@ -348,23 +351,23 @@ class AIMProcessor(ProcessorMixin):
     # Observations, in RoboTwin's layout
 
     def observation_views(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """camera -> uint8 (H, W, 3) of one observation; cameras without a slot are left out."""
+        """Camera -> uint8 (H, W, 3) of one observation; cameras without a slot are left out."""
         pictures = observation.get("observation") if isinstance(observation, Mapping) else None
         if not isinstance(pictures, Mapping):
             raise ValueError(
                 f'observation is {type(observation).__name__} without "observation"; expected a dict in RoboTwin\'s '
                 'layout, with observation["observation"][camera]["rgb"] for each of ' + f"{sorted(self.cameras)}."
             )
-        taken = {name for name, camera in pictures.items() if isinstance(camera, Mapping) and "rgb" in camera}
-        if missing := [name for name in self.cameras if name not in taken]:
+        available = {name for name, camera in pictures.items() if isinstance(camera, Mapping) and "rgb" in camera}
+        if missing := [name for name in self.cameras if name not in available]:
             raise ValueError(
-                f"observation has no camera {', '.join(missing)} (it has {sorted(taken)}); expected "
+                f"observation has no camera {', '.join(missing)} (it has {sorted(available)}); expected "
                 'observation["observation"][camera]["rgb"] for each of ' + f"{sorted(self.cameras)}."
             )
         return {name: pictures[name]["rgb"] for name in self.cameras}
 
     def initial_pose(self, observation: Mapping[str, Any]) -> torch.Tensor:
-        """Both arms' measured pose in the layout of an `ee` action, float64 (16,); actions are relative to it."""
+        """Measured pose of both arms in the layout of an `ee` action, float64 (16,); actions are relative to it."""
         endpose = observation.get("endpose") or {}
         keys = ("left_endpose", "left_gripper", "right_endpose", "right_gripper")
         missing = [key for key in keys if key not in endpose]
@@ -390,8 +393,10 @@ class AIMProcessor(ProcessorMixin):
 
     # Actions
 
-    def relative_actions(self, actions, initial_pose=None) -> torch.Tensor:
-        """Physical actions as the network sees them before scaling.
+    def relative_actions(
+        self, actions: ArrayLike | torch.Tensor, initial_pose: ArrayLike | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Actions relative to the episode's first pose, in physical units, as the network sees them before scaling.
 
         Args:
             actions: (..., T, action_dim).
@@ -408,9 +413,11 @@ class AIMProcessor(ProcessorMixin):
             parts += [xyz - xyz0, rotation, gripper]
         return torch.cat(parts, dim=-1)
 
-    def absolute_actions(self, actions, initial_pose=None) -> torch.Tensor:
-        """The inverse of `relative_actions`. Quaternions are brought to unit length (a network's output is not), and
-        come back in the hemisphere of the first pose's."""
+    def absolute_actions(
+        self, actions: ArrayLike | torch.Tensor, initial_pose: ArrayLike | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The inverse of `relative_actions`. Predicted quaternions are normalized to unit length; the results lie in
+        the hemisphere of the first pose's quaternion."""
         actions = torch.as_tensor(actions)
         if self.action_space == "qpos":
             return actions
@@ -424,8 +431,8 @@ class AIMProcessor(ProcessorMixin):
             parts += [xyz + xyz0, _quaternion_product(quaternion0, rotation), gripper]
         return torch.cat(parts, dim=-1)
 
-    def compute_action_statistics(self, actions) -> dict[str, list[float]]:
-        """1 % and 99 % quantiles, least and largest of each dimension. Assign them to `action_statistics`.
+    def compute_action_statistics(self, actions: ArrayLike | torch.Tensor) -> dict[str, list[float]]:
+        """1 % and 99 % quantiles, minimum and maximum of each dimension. Assign them to `action_statistics`.
 
         Args:
             actions: (N, action_dim), results of `relative_actions` over the whole training set.
@@ -441,17 +448,20 @@ class AIMProcessor(ProcessorMixin):
 
     @property
     def moving_dimensions(self) -> torch.Tensor:
-        """(action_dim,), False for numbers that never change in the training set: an arm that this robot lacks."""
+        """(action_dim,), False for numbers that are constant in the training set, such as an arm that the robot
+        lacks."""
         self._check_statistics()
         low, high = self._statistics(RANGE if "min" in self.action_statistics else QUANTILES)
         return high > low
 
-    def normalize_actions(self, actions, initial_pose=None) -> torch.Tensor:
-        """Physical actions -> what the network sees: relative, with q01 at -1 and q99 at 1.
+    def normalize_actions(
+        self, actions: ArrayLike | torch.Tensor, initial_pose: ArrayLike | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Relative actions, scaled so that q01 is at -1 and q99 at 1, as the network sees them.
 
         Nothing is clipped: the 2 % of actions outside the quantiles lie outside [-1, 1], so that the inverse is exact.
-        A number that would come to lie beyond 5 there, such as a gripper that closes in 0.6 % of the frames, is scaled
-        by its whole range: least at -1, largest at 1.
+        A dimension whose training data would exceed `FURTHEST`, such as a gripper that closes in 0.6 % of the frames,
+        is scaled by its whole range: minimum at -1, maximum at 1.
 
         Args:
             actions: (..., T, action_dim) in physical units.
@@ -461,25 +471,27 @@ class AIMProcessor(ProcessorMixin):
             (..., T, action_dim), the dtype of `actions`.
 
         Raises:
-            ValueError: for a wrong width, NaN, quaternions that aren't unit, or missing statistics.
+            ValueError: for a wrong width, NaN, quaternions not of unit length, or missing statistics.
         """
         return self.scale_actions(self.relative_actions(actions, initial_pose))
 
     def scale_actions(self, relative: torch.Tensor) -> torch.Tensor:
-        """The second half of `normalize_actions`: what `relative_actions` gave, scaled."""
+        """Scales the output of `relative_actions`, as `normalize_actions` does."""
         relative = _floating(relative)
         center, half_range = self._scale(relative)
         return (relative - center) / half_range
 
-    def normalize_executed(self, name: str, actions: torch.Tensor, initial_pose=None) -> torch.Tensor:
-        """`normalize_actions` of what a robot says that it executes: numbers that none can have executed are refused,
-        before a network sees them.
+    def normalize_executed(
+        self, name: str, actions: torch.Tensor, initial_pose: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`normalize_actions` of actions that a robot reports as executed; refuses implausibly large numbers.
 
         Args:
-            name: of the actions in messages.
+            name: of the actions in error messages.
 
         Raises:
-            ValueError: for numbers further than `LARGEST` half-ranges from the middle of the training set's, too.
+            ValueError: as `normalize_actions`, and for numbers more than `LARGEST` half-ranges from the middle of the
+                training set's range.
         """
         relative = self.relative_actions(actions, initial_pose)
         center, half_range = self._scale(relative)
@@ -487,8 +499,10 @@ class AIMProcessor(ProcessorMixin):
         check_magnitude(name, relative, center, half_range)
         return (relative - center) / half_range
 
-    def unnormalize_actions(self, actions, initial_pose=None) -> torch.Tensor:
-        """The inverse of `normalize_actions`: the network's (..., T, action_dim) -> physical units, absolute.
+    def unnormalize_actions(
+        self, actions: ArrayLike | torch.Tensor, initial_pose: ArrayLike | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The inverse of `normalize_actions`: normalized (..., T, action_dim) -> absolute, in physical units.
 
         Raises:
             ValueError: for a wrong width, NaN or missing statistics.
@@ -499,9 +513,10 @@ class AIMProcessor(ProcessorMixin):
         return self.absolute_actions(actions * half_range + center, initial_pose)
 
     def _scale(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Center and half-range of each dimension, in the dtype and on the device of `actions`."""
         self._check_statistics()
 
-        def scale(low, high):
+        def scale(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return (low + high) / 2, ((high - low) / 2).clamp(min=self.minimum_half_range)
 
         center, half_range = scale(*self._statistics(QUANTILES))
@@ -514,13 +529,13 @@ class AIMProcessor(ProcessorMixin):
     def _statistics(self, names: tuple[str, str]) -> tuple[torch.Tensor, ...]:
         return tuple(torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in names)
 
-    def _check_statistics(self):
+    def _check_statistics(self) -> None:
         if self.action_statistics is None:
             raise ValueError(
                 "action_statistics are not set; assign what compute_action_statistics(...) gives for the training set."
             )
 
-    def _check_numbers(self, actions: torch.Tensor, name: str):
+    def _check_numbers(self, actions: torch.Tensor, name: str) -> None:
         if actions.ndim < 1 or actions.shape[-1] != self.action_dim:
             raise ValueError(
                 f"{name} have shape {tuple(actions.shape)}; expected (..., {self.action_dim}) for action space "
@@ -529,7 +544,7 @@ class AIMProcessor(ProcessorMixin):
         if not torch.isfinite(actions).all():
             raise ValueError(f"{name} have NaN or infinite numbers; find where they come from.")
 
-    def _check_actions(self, actions, name: str) -> torch.Tensor:
+    def _check_actions(self, actions: ArrayLike | torch.Tensor, name: str) -> torch.Tensor:
         actions = _floating(actions)
         self._check_numbers(actions, name)
         if self.action_space == "ee":
@@ -542,7 +557,9 @@ class AIMProcessor(ProcessorMixin):
                     )
         return actions
 
-    def _check_initial_pose(self, initial_pose, actions: torch.Tensor) -> torch.Tensor:
+    def _check_initial_pose(
+        self, initial_pose: ArrayLike | torch.Tensor | None, actions: torch.Tensor
+    ) -> torch.Tensor:
         if initial_pose is None:
             raise ValueError("initial_pose is missing; actions of space 'ee' are relative to the first pose.")
         initial = self._check_actions(initial_pose, "initial_pose").to(actions)
@@ -555,7 +572,7 @@ class AIMProcessor(ProcessorMixin):
 
 
 def _whole_numbers(name: str, numbers: Sequence[int], count: int, least: float = 1) -> list[int]:
-    """Raises ValueError unless these are `count` whole numbers of at least `least`."""
+    """`numbers` as a list. Raises ValueError unless these are `count` integers of at least `least`."""
     several = isinstance(numbers, Sequence | np.ndarray) and not isinstance(numbers, str) and len(numbers) == count
     if not several or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= least for n in numbers):
         above = f", each at least {least}" if math.isfinite(least) else ""
@@ -563,22 +580,24 @@ def _whole_numbers(name: str, numbers: Sequence[int], count: int, least: float =
     return [int(number) for number in numbers]
 
 
-def _array(name: str, values) -> np.ndarray:
-    """Raises ValueError, by name, for lists of unequal length."""
+def _array(name: str, values: ArrayLike) -> np.ndarray:
+    """`values` as an array. Raises ValueError, with `name`, for nested lists of unequal length."""
     try:
         return np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name} is no array ({error}); expected an array of numbers.") from error
 
 
-def _floating(numbers) -> torch.Tensor:
-    """As a tensor; whole numbers in float64, since an integer has no room for what they are scaled to."""
+def _floating(numbers: ArrayLike | torch.Tensor) -> torch.Tensor:
+    """`numbers` as a floating-point tensor; integers become float64."""
     tensor = torch.as_tensor(numbers)
     return tensor if tensor.is_floating_point() else tensor.double()
 
 
-def check_magnitude(name: str, numbers: torch.Tensor, center=0.0, unit=1.0) -> None:
-    """Raises ValueError for a number that is further than `LARGEST` units from the center, naming its place."""
+def check_magnitude(
+    name: str, numbers: torch.Tensor, center: torch.Tensor | float = 0.0, unit: torch.Tensor | float = 1.0
+) -> None:
+    """Raises ValueError, with its index, for a number that is more than `LARGEST` units from the center."""
     far = (numbers - center).abs() > LARGEST * unit
     if far.any():
         place = far.nonzero()[0].tolist()
@@ -591,7 +610,7 @@ def check_magnitude(name: str, numbers: torch.Tensor, center=0.0, unit=1.0) -> N
 
 
 def _resize(pictures: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """(..., H, W, C) -> (..., *size, C), same dtype; the very same pictures where the size is right already."""
+    """(..., H, W, C) -> (..., *size, C), same dtype. Pictures that have this size already are returned unchanged."""
     *leading, height, width, channels = pictures.shape
     if (height, width) == tuple(size):
         return pictures
@@ -604,7 +623,7 @@ def _resize(pictures: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def _arms(actions: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """xyz, quaternion and gripper of the left, then of the right arm."""
+    """Yields xyz, quaternion and gripper of the left arm, then of the right arm."""
     for arm in actions.split(8, dim=-1):
         yield arm[..., :3], arm[..., 3:7], arm[..., 7:]
 
@@ -620,12 +639,12 @@ def _quaternion_product(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return torch.cat([scalar, pw * qv + qw * pv + torch.linalg.cross(pv, qv)], dim=-1)
 
 
-def robotwin_processor(tokenizer, action_space: str = "ee", **kwargs) -> AIMProcessor:
+def robotwin_processor(tokenizer: PreTrainedTokenizerBase, action_space: str = "ee", **kwargs: Any) -> AIMProcessor:
     """The processor for RoboTwin 2.0: three cameras of 240 x 320 on a T-pose canvas of 384 x 320.
 
     Args:
         tokenizer: of the text encoder.
-        kwargs: other fields of [`AIMProcessor`]; `action_statistics` come with the data.
+        kwargs: other fields of [`AIMProcessor`]; `action_statistics` are computed from a dataset.
     """
     canvas = (384, 320)
     cameras = t_pose_canvas(canvas, (240, 320), (240, 320))
