@@ -1,45 +1,45 @@
-"""The shared, frozen VAE E of eq. (2): pixels <-> normalized latents, whole clips or as a stream.
+"""The shared, frozen VAE E of eq. (2): pixels <-> normalized latents, of whole clips or of streams.
 
-`AutoencoderKLWan` is causal in time: each convolution needs the last frames that it saw, and `encode`/`decode` keep
-them in a feature cache while they walk through a clip, one latent frame at a time. Here the caller holds that cache,
-as a `CodecState`. So a rollout encodes only its new frames, and gets what encoding the whole video from its start
-would have given; and an imagined future is decoded from a fork of the state that the real past has left behind.
+`AutoencoderKLWan` is causal in time: each convolution needs the last frames of its input, and `encode`/`decode` keep
+these in a feature cache while they process a clip, one latent frame at a time. Here the caller holds that cache, as a
+`CodecState`. A rollout therefore encodes only its new frames, with the same result as encoding the video from its
+start. An imagined future is decoded from a fork of the state after the real past.
 
 Latents are normalized per channel, (z - latents_mean) / latents_std, as in diffusers' `WanPipeline`; encoding takes
-the posterior's mode. Tiling and slicing, which cut a clip in space or batch, are not used.
+the posterior's mode. Tiling and slicing, which split a clip in space or batch, are not used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 
-BLACK = -1.0
+BLACK = -1.0  # pixel value
 
 
 @dataclass
 class CodecState:
-    """Where a stream stands: the feature cache of each causal convolution, and whether a first frame was seen.
+    """State of a stream: the feature cache of each causal convolution, and whether a first frame was processed.
 
     The VAE replaces entries of `features` and never writes into them, so forks share their tensors safely.
     """
 
-    features: list
+    features: list[torch.Tensor | str | None]  # "Rep" is the VAE's mark of a first frame
     started: bool = False
 
     def fork(self) -> "CodecState":
         return CodecState(list(self.features), self.started)
 
     def expand(self, batch_size: int) -> "CodecState":
-        """The state of `batch_size` rows that have all seen what this state's one row has."""
+        """The state of `batch_size` rows that are all in the state of this one's single row."""
         features = [f.expand(batch_size, -1, -1, -1, -1) if torch.is_tensor(f) else f for f in self.features]
         return CodecState(features, self.started)
 
     @staticmethod
     def stack(states: "Sequence[CodecState]") -> "CodecState":
-        """One state of as many rows, from states of one row each that have the same form."""
+        """One state of several rows, from states of one row each that have the same `form`."""
         if len(states) == 1:
             return states[0].fork()
         columns = zip(*(state.features for state in states), strict=True)
@@ -47,20 +47,21 @@ class CodecState:
         return CodecState(features, states[0].started)
 
     def unstack(self, rows: int) -> "list[CodecState]":
+        """States of one row each; the inverse of `stack`."""
         columns = [f.split(1) if torch.is_tensor(f) else [f] * rows for f in self.features]
         return [CodecState([column[row] for column in columns], self.started) for row in range(rows)]
 
     @property
-    def form(self) -> tuple:
-        """What must be equal to stack: streams that have just begun keep less than others."""
+    def form(self) -> tuple[bool | int | str | None, ...]:
+        """Key that must be equal for states to be stacked: a stream that has just started caches fewer frames."""
         return self.started, *(f.shape[2] if torch.is_tensor(f) else f for f in self.features)
 
 
 @dataclass(frozen=True)
 class StreamDecoder:
-    """Where the decoder of one row stands.
+    """Decoder of one row's stream.
 
-    unseen: latent frames (C, 1, h, w) of the row's stream that it hasn't decoded, since nobody has asked for pictures.
+    unseen: latent frames (C, 1, h, w) of the stream that it hasn't decoded yet, because no pictures were requested.
     """
 
     state: CodecState
@@ -90,16 +91,16 @@ class VideoCodec:
         self._black_states: dict[tuple, tuple[CodecState, CodecState]] = {}
 
     def encoder_state(self) -> CodecState:
-        """The state of an encoder that has seen nothing."""
+        """The state of an encoder before a clip's first frame."""
         return CodecState([None] * _count_causal_convolutions(self.vae.encoder))
 
     def decoder_state(self) -> CodecState:
-        """The state of a decoder that has seen nothing."""
+        """The state of a decoder before a clip's first latent frame."""
         return CodecState([None] * _count_causal_convolutions(self.vae.decoder))
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, state: CodecState | None = None) -> torch.Tensor:
-        """Encodes a clip, or what follows the frames that `state` has seen; advances `state`.
+        """Encodes a clip, or the frames that follow those of `state`; advances `state`.
 
         Args:
             pixels: (B, 3, T, H, W) in [-1, 1]. T is 1 + k * temporal_factor at a clip's start, k * temporal_factor
@@ -109,7 +110,7 @@ class VideoCodec:
             (B, C, f, h, w), normalized; f is 1 + k at a clip's start, k after it.
 
         Raises:
-            ValueError: for another number of frames, or a size that the VAE can't halve often enough.
+            ValueError: for another number of frames, or a size not divisible by `spatial_factor`.
         """
         state = state if state is not None else self.encoder_state()
         self._check_pixels(pixels, started=state.started)
@@ -125,7 +126,7 @@ class VideoCodec:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, state: CodecState | None = None) -> torch.Tensor:
-        """Decodes a clip, or what follows the latent frames that `state` has seen; advances `state`.
+        """Decodes a clip, or the latent frames that follow those of `state`; advances `state`.
 
         Args:
             latents: (B, C, f, h, w), normalized, f >= 1.
@@ -148,17 +149,17 @@ class VideoCodec:
         return pixels.clamp(-1, 1)
 
     def encode_streams(self, pixels: torch.Tensor, states: list[CodecState]) -> list[torch.Tensor]:
-        """`encode` where each row is a stream of its own, with a state of one row; advances all of them. Returns
-        (C, f, h, w) for each."""
+        """`encode` of a batch whose rows are separate streams, with a state of one row each; advances the states.
+        Returns (C, f, h, w) of each row."""
         return self._by_form(self.encode, pixels, states)
 
     def decode_streams(self, latents: torch.Tensor, states: list[CodecState]) -> list[torch.Tensor]:
-        """`decode` where each row is a stream of its own, with a state of one row; advances all of them. Returns
-        (3, T, H, W) for each, T being less for those that begin."""
+        """`decode` of a batch whose rows are separate streams, with a state of one row each; advances the states.
+        Returns (3, T, H, W) of each row; T is smaller for a row at its stream's start."""
         return self._by_form(self.decode, latents, states)
 
     def caught_up(self, decoders: list[StreamDecoder]) -> list[StreamDecoder]:
-        """These decoders once they have seen all of their streams; they themselves stay as they are."""
+        """Copies of the decoders that have decoded their `unseen` latent frames."""
         states = [decoder.state.fork() for decoder in decoders]
         unseen = [list(decoder.unseen) for decoder in decoders]
         while rows := [row for row, frames in enumerate(unseen) if frames]:
@@ -167,23 +168,26 @@ class VideoCodec:
         return [StreamDecoder(state) for state in states]
 
     @staticmethod
-    def _by_form(run, inputs: torch.Tensor, states: list[CodecState]) -> list[torch.Tensor]:
-        """Runs together what can be stacked: nearly always all rows."""
+    def _by_form(
+        run: Callable[[torch.Tensor, CodecState], torch.Tensor], inputs: torch.Tensor, states: list[CodecState]
+    ) -> list[torch.Tensor]:
+        """Calls `run` once for all rows whose states can be stacked; usually these are all rows."""
         groups: dict[tuple, list[int]] = {}
         for row, state in enumerate(states):
             groups.setdefault(state.form, []).append(row)
         results: list[torch.Tensor] = [None] * len(states)
         for rows in groups.values():
-            together = CodecState.stack([states[row] for row in rows])
-            for row, result, state in zip(rows, run(inputs[rows], together), together.unstack(len(rows)), strict=True):
-                results[row] = result
+            stacked = CodecState.stack([states[row] for row in rows])
+            outputs = run(inputs[rows], stacked)
+            for row, output, state in zip(rows, outputs, stacked.unstack(len(rows)), strict=True):
+                results[row] = output
                 states[row].features, states[row].started = state.features, state.started
         return results
 
     def encode_value_maps(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encodes one chunk's value maps as the clip [black frame, maps] and drops the black frame's latent.
+        """Encodes one chunk's value maps as the clip [black frame, maps], and drops the black frame's latent.
 
-        A chunk's value latents so stand alone: they start from the null value prior and hold no history.
+        The value latents of a chunk therefore start from the null value prior and contain no history.
 
         Args:
             pixels: (B, 3, F * temporal_factor, H, W) in [-1, 1].
@@ -196,13 +200,13 @@ class VideoCodec:
         return self.encode(pixels, encoder.expand(len(pixels)))
 
     def decode_value_maps(self, latents: torch.Tensor) -> torch.Tensor:
-        """The inverse: (B, C, F, h, w) -> (B, 3, F * temporal_factor, H, W) in [-1, 1]."""
+        """The inverse of `encode_value_maps`: (B, C, F, h, w) -> (B, 3, F * temporal_factor, H, W) in [-1, 1]."""
         height, width = (n * self.spatial_factor for n in latents.shape[-2:])
         _, decoder = self._after_black_frame(height, width)
         return self.decode(latents, decoder.expand(len(latents)))
 
     def _after_black_frame(self, height: int, width: int) -> tuple[CodecState, CodecState]:
-        """Encoder and decoder states of one row after a black frame; computed once, every chunk forks them."""
+        """Encoder and decoder state of one row after a black frame, computed once per size, device and dtype."""
         key = (height, width, self.vae.device, self.vae.dtype)
         if key not in self._black_states:
             encoder, decoder = self.encoder_state(), self.decoder_state()
@@ -212,6 +216,7 @@ class VideoCodec:
         return self._black_states[key]
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """latents_mean and latents_std, (1, C, 1, 1, 1)."""
         config = self.vae.config
         mean, std = (
             torch.tensor(numbers, device=self.vae.device, dtype=self.vae.dtype).view(1, -1, 1, 1, 1)
@@ -219,7 +224,7 @@ class VideoCodec:
         )
         return mean, std
 
-    def _check_pixels(self, pixels: torch.Tensor, started: bool):
+    def _check_pixels(self, pixels: torch.Tensor, started: bool) -> None:
         if pixels.ndim != 5 or pixels.shape[1] != 3 or any(n % self.spatial_factor for n in pixels.shape[-2:]):
             raise ValueError(
                 f"pixels have shape {tuple(pixels.shape)}; expected (B, 3, T, H, W) with H and W divisible by "

@@ -1,26 +1,35 @@
-"""Reads what a caller hands to an [`AIMPipeline`]: observations, actions and value maps, checked and told by name."""
+"""Checks and converts the arguments of an [`AIMPipeline`]: observations, actions and value maps."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ..model.processing_aim import AIMProcessor
 
+Observation = Mapping[str, Any]  # in RoboTwin's layout
 
-def as_actions(name: str, actions) -> torch.Tensor:
-    """Actions in float64. Raises ValueError, naming them, for anything but numbers."""
+
+def as_actions(name: str, actions: ArrayLike | torch.Tensor) -> torch.Tensor:
+    """Actions in float64. Raises ValueError, with `name`, for anything but numbers."""
     try:
         return torch.tensor(np.asarray(actions), dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{name} are {type(actions).__name__}; expected an array of numbers.") from None
 
 
-def observation_rows(observations, count: int) -> list[list[Mapping]]:
-    """Observations as one list a row, whose outer list one row may leave out. Raises ValueError for another number of
-    rows than `count`, or anything but dicts."""
+def observation_rows(
+    observations: Observation | Sequence[Observation | Sequence[Observation]], count: int
+) -> list[list[Observation]]:
+    """Observations as one list per row; for a single row the outer list may be left out.
+
+    Raises:
+        ValueError: for another number of rows than `count`, or anything but dicts.
+    """
     rows = [observations] if isinstance(observations, Mapping) else observations
-    if isinstance(rows, Sequence) and count == 1 and all(isinstance(moment, Mapping) for moment in rows):
+    if isinstance(rows, Sequence) and count == 1 and all(isinstance(observation, Mapping) for observation in rows):
         rows = [rows]
     rows = [[row] if isinstance(row, Mapping) else row for row in rows] if isinstance(rows, Sequence) else [rows]
     if wrong := [type(row).__name__ for row in rows if not isinstance(row, Sequence) or isinstance(row, str)]:
@@ -30,11 +39,14 @@ def observation_rows(observations, count: int) -> list[list[Mapping]]:
     return [list(row) for row in rows]
 
 
-def observed_pixels(processor: AIMProcessor, rows: list[int], observations: list[list[Mapping]]) -> torch.Tensor:
-    """Canvases (B, 3, T, H, W) in [-1, 1] of T observations of each row. Raises ValueError, naming row and
-    observation, for pictures that the processor refuses."""
+def observed_pixels(processor: AIMProcessor, rows: list[int], observations: list[list[Observation]]) -> torch.Tensor:
+    """Canvases (B, 3, T, H, W) in [-1, 1] of T observations of each row.
 
-    def canvas(row: int, number: int, observation: Mapping) -> np.ndarray:
+    Raises:
+        ValueError: for pictures that the processor refuses; it names row and observation.
+    """
+
+    def canvas(row: int, number: int, observation: Observation) -> np.ndarray:
         try:
             canvas = processor.pack_canvas(processor.observation_views(observation))
             if canvas.ndim != 3:
@@ -44,17 +56,21 @@ def observed_pixels(processor: AIMProcessor, rows: list[int], observations: list
         return canvas
 
     clips = [
-        np.stack([canvas(row, number, observation) for number, observation in enumerate(moments)])
-        for row, moments in zip(rows, observations, strict=True)
+        np.stack([canvas(row, number, observation) for number, observation in enumerate(of_row)])
+        for row, of_row in zip(rows, observations, strict=True)
     ]
     return processor.canvas_to_pixels(np.stack(clips))
 
 
 def executed_actions(
-    processor: AIMProcessor, actions, initial_pose: torch.Tensor | None, rows: int, count: int
+    processor: AIMProcessor,
+    actions: ArrayLike | torch.Tensor | None,
+    initial_pose: torch.Tensor | None,
+    rows: int,
+    count: int,
 ) -> torch.Tensor:
-    """Normalized actions (rows, count, action_dim) of a chunk that was executed, whose outer axis one row may leave
-    out. Raises ValueError for another shape, or numbers that the processor refuses."""
+    """Normalized actions (rows, count, action_dim) of an executed chunk; for a single row, `actions` may lack the
+    first axis. Raises ValueError for another shape, or numbers that the processor refuses."""
     if actions is None:
         raise ValueError("executed_actions are missing; give the actions that led to these observations.")
     actions = as_actions("executed_actions", actions)
@@ -69,9 +85,11 @@ def executed_actions(
     return processor.normalize_executed("executed_actions", actions, initial_pose)
 
 
-def committed_actions(processor: AIMProcessor, actions, rows: int, horizon: int) -> torch.Tensor:
-    """Actions (rows, d, action_dim), d of 1 to horizon - 1, in physical units, whose outer axis one row may leave out.
-    Raises ValueError for another shape."""
+def committed_actions(
+    processor: AIMProcessor, actions: ArrayLike | torch.Tensor, rows: int, horizon: int
+) -> torch.Tensor:
+    """Actions (rows, d, action_dim) in physical units, d from 1 to horizon - 1; for a single row, `actions` may lack
+    the first axis. Raises ValueError for another shape."""
     actions = as_actions("committed_actions", actions)
     actions = actions[None] if rows == 1 and actions.ndim == 2 else actions
     if actions.ndim != 3 or actions.shape[::2] != (rows, processor.action_dim):
@@ -84,9 +102,11 @@ def committed_actions(processor: AIMProcessor, actions, rows: int, horizon: int)
     return actions
 
 
-def value_map_pixels(processor: AIMProcessor, value_maps: Mapping[str, np.ndarray], rows: int, frames: int):
-    """Canvases (rows, 3, frames, H, W) in [-1, 1] of maps (rows, frames, H, W) of each camera. Raises ValueError for
-    another shape, or maps that the processor refuses."""
+def value_map_pixels(
+    processor: AIMProcessor, value_maps: Mapping[str, np.ndarray], rows: int, frames: int
+) -> torch.Tensor:
+    """Canvases (rows, 3, frames, H, W) in [-1, 1], from value maps (rows, frames, H, W) of each camera. Raises
+    ValueError for another shape, or maps that the processor refuses."""
     if not isinstance(value_maps, Mapping):
         raise ValueError(f"value_maps are {type(value_maps).__name__}; expected a dict, camera -> (B, T, H, W).")
     canvas = processor.pack_canvas({name: processor.value_to_rgb(value_map) for name, value_map in value_maps.items()})

@@ -3,14 +3,14 @@
     session = pipe.start("put the red block on the blue one")
     out = pipe(observation, session=session)
     while True:
-        observations = execute(out.actions)          # one after every `pipe.actions_per_frame` actions
-        pipe.append(session, observations, out.actions)    # what really happened replaces what was imagined
+        observations = execute(out.actions)              # one after every `pipe.actions_per_frame` actions
+        pipe.append(session, observations, out.actions)  # the real observations replace the imagined ones
         out = pipe(session=session)
 
-A call leaves its session as it was: only `append` moves it on, so calling again gives another sample of the same
-chunk. A call is a list of public steps: `check_inputs`, `prepare_latents`, `denoise_world`, `denoise_actions`,
-`decode_frames`, `decode_value_maps`, `decode_actions`. Latents and noise stay in float32 whatever the model's dtype,
-and nothing here records gradients.
+A call doesn't change its session: only `append` extends it, so calling again samples the same chunk again. A call runs
+these public steps: `check_inputs`, `prepare_latents`, `denoise_world`, `denoise_actions`, `decode_frames`,
+`decode_value_maps`, `decode_actions`. Latents and noise stay in float32 for every dtype of the model, and nothing here
+records gradients.
 """
 
 import os
@@ -44,23 +44,24 @@ from .sampling_config import SamplingConfig
 from .session import AIMSession
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
-# An offloaded text encoder goes to the GPU and back with each call.
+# Concurrent calls would move an offloaded text encoder to the GPU and back at the same time.
 _encoding_lock = threading.Lock()
 
 
 @dataclass
 class AIMPipelineOutput(BaseOutput):
     """
-    What AIM imagines and does in one chunk, for B rows, T = `pipe.frames_per_chunk` frames. Moment k lies after action
-    (k + 1) * `pipe.actions_per_frame` of the chunk.
+    Imagined frames, value maps and actions of one chunk, for B rows and T = `pipe.frames_per_chunk` frames. Frame k
+    follows action (k + 1) * `pipe.actions_per_frame` of the chunk.
 
-    frames: camera -> imagined RGB in [0, 1]: `np` (B, T, H, W, 3), `pt` (B, T, 3, H, W), `pil` a list of T pictures a
-        row; `latent`: one tensor, the normalized latents (B, C, F, h, w); None with `decode_frames=False`.
-    value_maps: camera -> scalars in [0, 1]: (B, T, H, W), `pil` a list of T gray pictures a row; `latent`: the
-        normalized latents. It is the map that the actions were decoded from.
+    frames: camera -> imagined RGB in [0, 1]: `np` (B, T, H, W, 3), `pt` (B, T, 3, H, W), `pil` a list of T pictures
+        per row; `latent`: one tensor, the normalized latents (B, C, F, h, w); None with `decode_frames=False`.
+    value_maps: camera -> value maps in [0, 1]: (B, T, H, W), `pil` a list of T gray pictures per row; `latent`: the
+        normalized latents. The actions were decoded from these maps.
     actions: (B, `pipe.actions_per_chunk`, action_dim) in physical units, absolute; an array with `np` and `pil`.
-    lookahead_actions: (B, action_lookahead_frames * actions_per_latent_frame, action_dim), what is likely to follow;
-        None for a model without lookahead. For real-time chunking: to be executed while the next chunk is computed.
+    lookahead_actions: (B, action_lookahead_frames * actions_per_latent_frame, action_dim), predicted actions after the
+        chunk; None for a model without lookahead. In real-time chunking, the robot executes them during the inference
+        delay of the next chunk.
     """
 
     frames: dict[str, Any] | torch.Tensor | None
@@ -74,22 +75,22 @@ class AIMPipeline(DiffusionPipeline):
     Imagines RGB, predicts value maps, and decodes actions from them.
 
     Args:
-        vae: the frozen codec of RGB and value maps.
+        vae: the frozen VAE of RGB and value maps.
         text_encoder: the encoder of a T5-family model.
-        processor: packs pictures, actions and words.
+        processor: converts pictures, actions and instructions.
         model: the world-action model.
         scheduler: of RGB and value latents, which share one trajectory (eq. 6).
         action_scheduler: of actions.
-        sampling_config: how chunks are sampled where a call isn't told, a [`SamplingConfig`] or its fields; saved with
-            the pipeline.
-        action_noise_scale: in folders of aim-hf 0.1.0, what is a field of `sampling_config` now.
+        sampling_config: default sampling parameters of calls, a [`SamplingConfig`] or its fields; saved with the
+            pipeline.
+        action_noise_scale: of folders saved by aim-hf 0.1.0; now a field of `sampling_config`.
 
     Raises:
         ValueError: if the components don't fit together.
     """
 
-    # `enable_model_cpu_offload` keeps the text encoder, needed once an episode, off the GPU. Each component may also
-    # be placed by itself, with `pipe.text_encoder.to(...)`.
+    # `enable_model_cpu_offload` offloads only the text encoder, which is needed once per episode. Components may also
+    # be placed individually, with `pipe.text_encoder.to(...)`.
     model_cpu_offload_seq = "text_encoder"
     _exclude_from_cpu_offload = ["vae", "model"]
     _callback_tensor_inputs = ["latents", "value_latents", "action_latents"]
@@ -122,7 +123,7 @@ class AIMPipeline(DiffusionPipeline):
         self.register_modules(**components)
         self.sampling_config = sampling_config
         self._codec = VideoCodec(vae)
-        self._id = uuid.uuid4().hex  # of the sessions that it starts
+        self._id = uuid.uuid4().hex  # identifies the sessions that it starts
         config, temporal, spatial = model.config, vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
         for field, number, source, other in (
             ("in_channels", config.in_channels, "vae.config.z_dim", vae.config.z_dim),
@@ -148,20 +149,20 @@ class AIMPipeline(DiffusionPipeline):
         pretrained_model_name_or_path: str | os.PathLike,
         subfolder: str | None = None,
         dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> "AIMPipeline":
-        """Loads a pipeline folder or a Hub repository, whole or not at all.
+        """Loads a pipeline folder or a Hub repository, and checks that it is complete.
 
         Args:
             pretrained_model_name_or_path: folder or repo id.
-            subfolder: where in it the pipeline lies, if it holds several.
-            dtype: of the model and the text encoder, as it is or by its name; as stored if not given or "auto". The
-                VAE stays in float32, as in Wan, unless a dict names it: `{"vae": torch.bfloat16, "default": ...}`.
+            subfolder: of the pipeline, in a folder or repository that holds several.
+            dtype: of the model and the text encoder, a `torch.dtype` or its name; as stored if not given or "auto".
+                The VAE stays in float32, as in Wan, unless a dict names it: `{"vae": torch.bfloat16, "default": ...}`.
             kwargs: as in `DiffusionPipeline.from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`,
                 components to use instead of the stored ones ...
 
         Raises:
-            OSError: for a damaged, half-written or pickled file, which it names, or a repository that can't be read.
+            OSError: for a damaged, truncated or pickled file, which it names, or a repository that can't be read.
             ValueError: for tensors that are missing or unknown, which it names, components that don't fit, or an
                 unknown dtype.
         """
@@ -177,17 +178,18 @@ class AIMPipeline(DiffusionPipeline):
         return pipe
 
     @classmethod
-    def from_wan(cls, name_or_path: str | os.PathLike, **kwargs) -> "AIMPipeline":
-        """A new AIM on the weights of a Wan2.2 pipeline: its VAE and text encoder as they are, its transformer as the
-        video stream (see [`AIMForWorldAction.from_wan`]). To be trained: its action head and value maps are new.
+    def from_wan(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> "AIMPipeline":
+        """A new AIM from a Wan2.2 pipeline: it keeps the VAE and text encoder, and its video stream has the weights of
+        the transformer (see [`AIMForWorldAction.from_wan`]). It must be trained: its action head and value maps are
+        new.
 
         Args:
             name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
-            dtype: of the model and the text encoder, as it is or by its name; as stored if not given or "auto". The
-                VAE stays in float32, as in Wan.
+            dtype: of the model and the text encoder, a `torch.dtype` or its name; as stored if not given or "auto".
+                The VAE stays in float32, as in Wan.
             processor: the [`AIMProcessor`], with the text encoder's tokenizer; for RoboTwin's robots if not given.
-            kwargs: fields of [`AIMConfig`] that the video model doesn't decide, and the arguments that say what to
-                download (`revision`, `token` ...).
+            kwargs: fields of [`AIMConfig`] that the video model doesn't determine, and download arguments (`revision`,
+                `token` ...).
 
         Raises:
             OSError: for a damaged or missing file, which it names.
@@ -196,12 +198,19 @@ class AIMPipeline(DiffusionPipeline):
         return cls._from_video_model(AIMForWorldAction.from_wan, name_or_path, **kwargs)
 
     @classmethod
-    def from_lingbot_va(cls, name_or_path: str | os.PathLike, **kwargs) -> "AIMPipeline":
-        """As `from_wan`, from the folders of LingBot-VA; see [`AIMForWorldAction.from_lingbot_va`]."""
+    def from_lingbot_va(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> "AIMPipeline":
+        """As `from_wan`, from LingBot-VA; see [`AIMForWorldAction.from_lingbot_va`]."""
         return cls._from_video_model(AIMForWorldAction.from_lingbot_va, name_or_path, **kwargs)
 
     @classmethod
-    def _from_video_model(cls, load_model, name_or_path, dtype=None, processor=None, **kwargs):
+    def _from_video_model(
+        cls,
+        load_model: Callable[..., AIMForWorldAction],
+        name_or_path: str | os.PathLike,
+        dtype: torch.dtype | str | None = None,
+        processor: AIMProcessor | None = None,
+        **kwargs: Any,
+    ) -> "AIMPipeline":
         download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(name_or_path, **download)
         if processor is None:
@@ -223,15 +232,15 @@ class AIMPipeline(DiffusionPipeline):
         save_directory: str | os.PathLike,
         safe_serialization: bool = True,
         push_to_hub: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
-        """As `DiffusionPipeline.save_pretrained`, but the folder is there only once it is whole, and files of weights
-        have at most 5 GB (`max_shard_size`). Adds a `pipeline.py`, by which plain
+        """As `DiffusionPipeline.save_pretrained`, but the folder appears only once it is complete, and shards have at
+        most 5 GB (`max_shard_size`). Adds a `pipeline.py`, through which plain
         `DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)` finds this
         class.
 
         Raises:
-            ValueError: for `safe_serialization=False`: nothing here reads pickles.
+            ValueError: for `safe_serialization=False`, since AIM never reads pickles.
             OSError: if the folder can't be written.
         """
         if not safe_serialization:
@@ -243,8 +252,8 @@ class AIMPipeline(DiffusionPipeline):
             (folder / "pipeline.py").write_text("from aim_hf import AIMPipeline  # noqa: F401\n")
             super().save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
 
-    def to(self, *args, dtype: torch.dtype | str | None = None, **kwargs) -> "AIMPipeline":
-        """As `DiffusionPipeline.to`, but the VAE keeps its dtype, which only `pipe.vae.to(dtype)` changes.
+    def to(self, *args: Any, dtype: torch.dtype | str | None = None, **kwargs: Any) -> "AIMPipeline":
+        """As `DiffusionPipeline.to`, but the VAE keeps its dtype; only `pipe.vae.to(dtype)` changes it.
 
         Raises:
             ValueError: for an unknown dtype.
@@ -262,12 +271,12 @@ class AIMPipeline(DiffusionPipeline):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's."""
+        """Dtype of the model."""
         return self.model.dtype
 
     @property
     def sampling_config(self) -> SamplingConfig:
-        """How chunks are sampled where a call isn't told."""
+        """Default sampling parameters of calls."""
         return SamplingConfig(**self.config.sampling_config)
 
     @sampling_config.setter
@@ -276,25 +285,25 @@ class AIMPipeline(DiffusionPipeline):
 
     @property
     def codec(self) -> VideoCodec:
-        """Of the VAE."""
-        if self._codec.vae is not self.vae:  # another one was set
+        """Codec of the pipeline's VAE."""
+        if self._codec.vae is not self.vae:  # the VAE was replaced
             self._codec = VideoCodec(self.vae)
         return self._codec
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Height and width of a latent frame."""
+        """Height and width of a latent frame, in cells."""
         height, width = (size // self.codec.spatial_factor for size in self.processor.canvas_size)
         return height, width
 
     @property
     def fps(self) -> float | None:
-        """Control steps a second that actions are to be executed at; None if unknown."""
+        """Control steps per second at which actions are executed; None if unknown."""
         return self.processor.fps
 
     @property
     def frames_per_chunk(self) -> int:
-        """RGB frames that one chunk imagines, and that are appended after it."""
+        """RGB frames in one chunk, both imagined and observed."""
         return self.model.config.chunk_latent_frames * self.vae.config.scale_factor_temporal
 
     @property
@@ -308,7 +317,7 @@ class AIMPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode_prompt(self, instruction: str | Sequence[str], allow_empty: bool = False) -> torch.Tensor:
-        """Text features (B, max_text_length, text_dim), zero beyond each prompt, as Wan was trained with."""
+        """Text features (B, max_text_length, text_dim), zero beyond each prompt, as in Wan's training."""
         tokens = self.processor.tokenize(instruction, allow_empty)
         with _encoding_lock:
             mask = tokens.attention_mask.to(self.text_encoder.device)
@@ -323,16 +332,16 @@ class AIMPipeline(DiffusionPipeline):
         batch_size: int | None = None,
         negative_prompt: str | None = None,
     ) -> AIMSession:
-        """Starts a batch of episodes; the instruction is encoded here, once.
+        """Starts a batch of episodes, and encodes their instructions.
 
         Args:
-            instruction: one for all rows, or a list of one for each.
-            batch_size: number of rows; taken from `instruction` if not given.
-            negative_prompt: what `guidance_scale` leads away from, usually "", no instruction. A session with one
-                keeps a second history, and its calls with guidance cost twice as much for the world.
+            instruction: one for all rows, or a list with one per row.
+            batch_size: number of rows; the number of instructions if not given.
+            negative_prompt: prompt that `guidance_scale` leads away from, usually "". A session with a negative prompt
+                keeps a second history; with guidance, denoising RGB and value maps costs twice as much.
 
         Raises:
-            ValueError: for an empty instruction or what is none, or a list of another length than `batch_size`.
+            ValueError: for an empty or invalid instruction, or a list of another length than `batch_size`.
         """
         if batch_size is not None:
             check_whole("batch_size", batch_size)
@@ -366,26 +375,27 @@ class AIMPipeline(DiffusionPipeline):
     def append(
         self,
         session: AIMSession,
-        observations,
+        observations: inputs.Observation | Sequence[inputs.Observation | Sequence[inputs.Observation]],
         executed_actions: np.ndarray | torch.Tensor | None = None,
         rows: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Appends what really happened to a session. Bad input is refused before anything changes.
+        """Appends real observations and executed actions to a session. Invalid input is refused before anything
+        changes.
 
         Args:
-            observations: in RoboTwin's layout, in time order, one list a row; for one row the outer list may be left
-                out. To a row that has none yet a single observation, before any action; then, after each chunk, the
-                `frames_per_chunk` ones taken after every `actions_per_frame` actions.
-            executed_actions: (B, `actions_per_chunk`, action_dim), or without B for one row: the actions that were
-                executed since, in physical units. None with first observations.
-            rows: to which rows; the other arguments are of these alone. All if not given. Rows that wait for their
-                first observation and rows that have one are appended to apart.
+            observations: in RoboTwin's layout, in time order, one list per row; for a single row the outer list may be
+                left out. First one observation before any action; then, after each chunk, `frames_per_chunk`
+                observations, one after every `actions_per_frame` actions.
+            executed_actions: (B, `actions_per_chunk`, action_dim), or without B for a single row: the actions executed
+                since the last observation, in physical units. None with first observations.
+            rows: rows to append to, all if not given; the other arguments then have these rows only. First and later
+                observations can't be appended in the same call.
 
         Returns:
             the observations' latents, (rows, C, f, h, w).
 
         Raises:
-            ValueError: for another pipeline's session, wrong numbers of rows, observations or actions, and whatever
+            ValueError: for another pipeline's session, a wrong number of rows, observations or actions, and input that
                 the processor refuses.
         """
         self._check_session(session)
@@ -399,10 +409,10 @@ class AIMPipeline(DiffusionPipeline):
         first = bool(first.all())
         observations = inputs.observation_rows(observations, len(index))
         expected = 1 if first else self.frames_per_chunk
-        for row, moments in zip(index.tolist(), observations, strict=True):
-            if len(moments) != expected:
+        for row, of_row in zip(index.tolist(), observations, strict=True):
+            if len(of_row) != expected:
                 raise ValueError(
-                    f"row {row} has {len(moments)} observations; expected 1 before any action, and after each chunk "
+                    f"row {row} has {len(of_row)} observations; expected 1 before any action, and after each chunk "
                     f"{self.frames_per_chunk}, one after every {self.actions_per_frame} of its actions. "
                     f"{session.cache.chunks[row]} times something was appended to it so far."
                 )
@@ -416,13 +426,13 @@ class AIMPipeline(DiffusionPipeline):
         elif executed_actions is not None:
             raise ValueError("executed_actions came with the first observation; nothing was executed before it.")
         elif session.initial_pose is not None:
-            poses = torch.stack([self.processor.initial_pose(moments[0]) for moments in observations])
+            poses = torch.stack([self.processor.initial_pose(of_row[0]) for of_row in observations])
 
         encoders = [session.encoders[row].fork() for row in index]
         latents = torch.stack(self.codec.encode_streams(pixels, encoders))
-        seen = latents.to(self.model.device, self.model.dtype)
+        observed = latents.to(self.model.device, self.model.dtype)
         for cache in session.caches:
-            self.model.append(cache, seen, actions, rows=None if len(index) == session.batch_size else index)
+            self.model.append(cache, observed, actions, rows=None if len(index) == session.batch_size else index)
         if poses is not None:
             session.initial_pose[index] = poses
         for row, encoder, frames in zip(index.tolist(), encoders, latents, strict=True):
@@ -433,16 +443,16 @@ class AIMPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def reset(self, session: AIMSession, rows: int | Sequence[int], instruction: str | Sequence[str]) -> None:
-        """Starts new episodes in `rows` of a session, while the others go on. A first observation is appended to them
+        """Starts new episodes in `rows` of a session; the other rows continue. Append a first observation to `rows`
         next.
 
         Args:
-            rows: one, or some.
-            instruction: one for all of them, or a list of one for each.
+            rows: index or indices.
+            instruction: one for all of these rows, or a list with one per row.
 
         Raises:
-            ValueError: for another pipeline's session, an empty instruction, another number of them, or rows that the
-                session doesn't have.
+            ValueError: for another pipeline's session, an empty instruction, a wrong number of instructions, or rows
+                that the session doesn't have.
         """
         self._check_session(session)
         index = session.row_index(rows)
@@ -475,7 +485,7 @@ class AIMPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
-        """Raises ValueError for arguments of a call, by their names, that don't fit."""
+        """Raises ValueError, naming it, for an invalid argument of a call."""
         self._check_session(session)
         waiting = session.waiting
         if observation is None and len(waiting) == session.batch_size:
@@ -516,7 +526,7 @@ class AIMPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        observation=None,
+        observation: inputs.Observation | Sequence[inputs.Observation] | None = None,
         session: AIMSession | None = None,
         sampling_config: SamplingConfig | None = None,
         value_maps: Mapping[str, np.ndarray] | None = None,
@@ -532,28 +542,29 @@ class AIMPipeline(DiffusionPipeline):
         r"""Samples the session's next chunk: RGB, value maps and actions.
 
         Args:
-            observation: the first one of the session, a list with one a row (or just it, for one row); None later.
+            observation: the first one of the session, a list with one per row (or a single one, for one row); None
+                later.
             session: from `start`.
-            sampling_config: how to sample; the pipeline's own if not given.
+            sampling_config: sampling parameters; the pipeline's if not given.
             value_maps: camera -> (B, T, H, W) in [0, 1], maps to decode the actions from instead of the predicted
-                ones: the diagnostic that splits errors of the maps from errors of the actions.
-            committed_actions: (B, d, action_dim), or without B for one row, in physical units: the actions that the
-                robot executes while this call computes, so that what it returns starts with them and follows on from
-                them. See `lookahead_actions` of the output; needs a model that was trained for it.
-            generator: noise; with a list of one a row, a row's result doesn't depend on the rows beside it.
+                ones. This separates errors of the maps from errors of the actions.
+            committed_actions: (B, d, action_dim), or without B for a single row, in physical units: the actions that
+                the robot executes during the inference delay of this call. The returned actions start with them. See
+                `lookahead_actions` of the output; needs a model that was trained with committed actions.
+            generator: of the noise; with a list of one per row, a row's result doesn't depend on the other rows.
             output_type: `"np"`, `"pt"`, `"pil"` or `"latent"`; see [`AIMPipelineOutput`]. `"latent"` decodes no
-                pictures at all.
-            decode_frames: whether to decode the imagined RGB, which acting doesn't need.
-            callback_on_step_end: called after each step as `callback(pipe, step, timestep, tensors)`, the action steps
-                counted on after the world's; it returns a dict, whose tensors are used from there on.
-            callback_on_step_end_tensor_inputs: which of `latents`, `value_latents` (B, C, F, h, w) and
-                `action_latents` (B, F * n, action_dim) it gets.
+                pictures.
+            decode_frames: whether to decode the imagined RGB, which the actions don't need.
+            callback_on_step_end: called after each denoising step as `callback(pipe, step, timestep, tensors)`; action
+                steps are counted after the world's. It returns a dict, whose tensors replace the current ones.
+            callback_on_step_end_tensor_inputs: its tensors, of `latents`, `value_latents` (B, C, F, h, w) and
+                `action_latents` (B, action_horizon, action_dim).
             return_dict: False for a plain tuple (frames, value_maps, actions, lookahead_actions).
             sampling: fields of [`SamplingConfig`] that this call changes, such as `num_inference_steps=3`.
 
         Raises:
-            ValueError: for inputs that don't fit; the session is then unchanged. Also for what a callback returns.
-            RuntimeError: if actions come out that are not finite, naming their rows.
+            ValueError: for invalid inputs, which leave the session unchanged, and invalid results of a callback.
+            RuntimeError: if actions are not finite, naming their rows.
         """
         # 1. Check inputs.
         config = _changed(sampling_config or self.sampling_config, sampling)
@@ -605,7 +616,7 @@ class AIMPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Noise of a chunk, eq. (5): of RGB and value latents, (B, C, F, h, w) each, and of actions, (B,
-        action_horizon, action_dim), scaled by `action_noise_scale`."""
+        action_horizon, action_dim), multiplied by `action_noise_scale`."""
         config = sampling_config or self.sampling_config
         return prepare_latents(
             self.model.config, config, batch_size, self.latent_size, generator, device=self.model.device
@@ -619,8 +630,8 @@ class AIMPipeline(DiffusionPipeline):
         sampling_config: SamplingConfig | None = None,
         on_step_end: OnStepEnd | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """RGB and value latents (B, C, F, h, w) of the session's next chunk, from noise, eq. (6). `on_step_end` gets
-        each step's index, timestep and latents by their names, and returns those to go on with."""
+        """RGB and value latents (B, C, F, h, w) of the session's next chunk, from noise, eq. (6). `on_step_end` is
+        called after each step with its index, timestep and latents by name, and returns the latents to use."""
         return denoise_world(
             self.model,
             session.cache,
@@ -642,8 +653,8 @@ class AIMPipeline(DiffusionPipeline):
         committed_actions: torch.Tensor | None = None,
         on_step_end: OnStepEnd | None = None,
     ) -> torch.Tensor:
-        """Normalized actions (B, action_horizon, action_dim) from noise and the finished RGB and value latents, eq.
-        (10). They follow on from `committed_actions` (B, d, action_dim), normalized, which they start with."""
+        """Normalized actions (B, action_horizon, action_dim) from noise and the denoised RGB and value latents, eq.
+        (10). They start with `committed_actions` (B, d, action_dim), normalized, if given."""
         return denoise_actions(
             self.model,
             session.cache,
@@ -657,8 +668,9 @@ class AIMPipeline(DiffusionPipeline):
         )
 
     def decode_frames(self, session: AIMSession, latents: torch.Tensor) -> dict[str, np.ndarray]:
-        """Camera -> RGB (B, T, H, W, 3) in [0, 1] of imagined latents, as the continuation of the session's frames."""
-        # The decoders catch up with the real frames once; it changes no result, only what the next call costs.
+        """Camera -> RGB (B, T, H, W, 3) in [0, 1] of imagined latents, decoded as continuation of the session's
+        frames."""
+        # The session keeps decoders that have decoded its real frames; this only makes the next call cheaper.
         session.decoders = self.codec.caught_up(session.decoders)
         states = [decoder.state.fork() for decoder in session.decoders]
         return self._cameras(torch.stack(self.codec.decode_streams(latents, states)))
@@ -669,7 +681,7 @@ class AIMPipeline(DiffusionPipeline):
         return {name: self.processor.rgb_to_value(rgb) for name, rgb in cameras.items()}
 
     def decode_actions(self, session: AIMSession, action_latents: torch.Tensor) -> torch.Tensor:
-        """Actions in physical units, absolute, float32 on the CPU, in the shape of the normalized ones.
+        """Absolute actions in physical units, float32 on the CPU, with the shape of `action_latents`.
 
         Raises:
             RuntimeError: if some are not finite, naming their rows.
@@ -701,8 +713,8 @@ class AIMPipeline(DiffusionPipeline):
 
 
 class _StepCallback:
-    """Keeps the latents of a call step by step in `tensors`, shows progress, and calls a user's function with those
-    that it asked for."""
+    """Stores the latents of each denoising step in `tensors`, updates the progress bar, and calls the user's function
+    with the latents that it asked for."""
 
     def __init__(
         self,
@@ -725,7 +737,7 @@ class _StepCallback:
 
 
 def _changed(config: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
-    """Raises TypeError for what is no field of it, as for any argument that a call doesn't take."""
+    """`config` with `changes`. Raises TypeError for unknown fields, as Python does for unknown arguments."""
     known = [field.name for field in fields(SamplingConfig)]
     if unknown := sorted(changes.keys() - set(known)):
         raise TypeError(f"AIMPipeline got unexpected arguments {unknown}; SamplingConfig has {', '.join(known)}.")
@@ -733,7 +745,7 @@ def _changed(config: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConf
 
 
 def _returned(returned: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a callback returned, checked against what there was."""
+    """Tensors returned by a callback, checked against the current `tensors`."""
     if not isinstance(returned, Mapping):
         raise ValueError(f"callback_on_step_end returned {returned!r}; expected a dict of tensors, {{}} for none.")
     for name, tensor in returned.items():
@@ -746,7 +758,7 @@ def _returned(returned: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torc
 
 
 def _as_output_type(cameras: dict[str, np.ndarray], output_type: str) -> dict[str, Any]:
-    """RGB (B, T, H, W, 3) or scalars (B, T, H, W) in [0, 1] as arrays, tensors or lists of pictures."""
+    """RGB (B, T, H, W, 3) or value maps (B, T, H, W) in [0, 1] as arrays, tensors or lists of pictures."""
     if output_type == "pt":
         tensors = {name: torch.from_numpy(np.ascontiguousarray(clips)) for name, clips in cameras.items()}
         return {name: clips.permute(0, 1, 4, 2, 3) if clips.ndim == 5 else clips for name, clips in tensors.items()}

@@ -1,4 +1,4 @@
-"""How a chunk is sampled from noise: first the world, then the actions."""
+"""Samples a chunk from noise: first RGB and value latents (the world), then actions."""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ..model.configuration_aim import AIMConfig
 from ..model.modeling_aim import AIMForWorldAction
 from .sampling_config import SamplingConfig
 
-# Called after each step with its index, its timestep and the latents by their names; returns those to go on with.
+# Called after each denoising step with its index, its timestep and the latents by name; returns the latents to use.
 OnStepEnd = Callable[[int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
@@ -26,7 +26,7 @@ def prepare_latents(
     device: torch.device | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Noise of a chunk, eq. (5), in float32: RGB and value latents, (B, C, F, h, w) each, and normalized actions, (B,
-    action_horizon, action_dim), scaled by `action_noise_scale`."""
+    action_horizon, action_dim), multiplied by `action_noise_scale`."""
     world = (batch_size, config.in_channels, config.chunk_latent_frames, *latent_size)
     latents, value_latents, action_latents = (
         randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -46,12 +46,12 @@ def denoise_world(
     unguided_cache: AIMCache | None = None,
     on_step_end: OnStepEnd | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """RGB and value latents of the chunk that follows `cache`, from noise, on one trajectory, eq. (6).
+    """RGB and value latents of the chunk after `cache`, denoised together on one trajectory, eq. (6).
 
     Args:
-        latents, value_latents: noise, (B, C, F, h, w), in float32 whatever the model's dtype.
-        unguided_cache: the same history under the text that guidance leads away from, v = v_unguided + guidance_scale
-            * (v - v_unguided).
+        latents, value_latents: noise, (B, C, F, h, w), in float32 for every dtype of the model.
+        unguided_cache: the same history under the negative prompt, for classifier-free guidance: v = v_unguided +
+            guidance_scale * (v - v_unguided).
     """
     scheduler = with_steps(scheduler, config.num_inference_steps, model.device)
     context = model.world_context(cache)
@@ -85,48 +85,46 @@ def denoise_actions(
     committed_actions: torch.Tensor | None = None,
     on_step_end: OnStepEnd | None = None,
 ) -> torch.Tensor:
-    """Normalized actions, (B, action_horizon, action_dim), from noise and the finished world, eq. (10).
+    """Normalized actions, (B, action_horizon, action_dim), from noise and finished RGB and value latents, eq. (10).
 
     Args:
-        latents, value_latents: finished, (B, C, F, h, w).
-        action_latents: noise, in float32 whatever the model's dtype.
-        committed_actions: (B, d, action_dim), normalized: the first d actions are certain already, since they are
-            executed while this runs; the others are chosen to follow them.
-        on_step_end: its index goes on from the world's steps.
+        latents, value_latents: denoised, (B, C, F, h, w).
+        action_latents: noise, in float32 for every dtype of the model.
+        committed_actions: (B, d, action_dim), normalized: the first d actions are fixed, since the robot executes them
+            during the inference delay; the others are sampled to follow them.
+        on_step_end: its step index continues after the world's steps.
     """
     context = model.action_context(cache, latents.to(model.dtype), value_latents.to(model.dtype))
     scheduler = with_steps(scheduler, config.num_action_inference_steps, model.device)
-    certain = 0 if committed_actions is None else committed_actions.shape[1]
+    delay = 0 if committed_actions is None else committed_actions.shape[1]
     for i, t in enumerate(scheduler.timesteps):
         time = _unit_time(scheduler, t, len(action_latents))
-        if certain:
-            # What is certain is given as it is, each action with a time of its own.
-            action_latents = torch.cat([committed_actions.to(action_latents), action_latents[:, certain:]], dim=1)
+        if delay:
+            # Committed actions are given clean, at time 0; every action then has its own time.
+            action_latents = torch.cat([committed_actions.to(action_latents), action_latents[:, delay:]], dim=1)
             time = time[:, None].repeat(1, action_latents.shape[1])
-            time[:, :certain] = 0
+            time[:, :delay] = 0
         velocity = model.action_velocity(context, action_latents.to(model.dtype), time)
         stepped = scheduler.step(velocity.float(), t, action_latents).prev_sample
-        action_latents = torch.cat([action_latents[:, :certain], stepped[:, certain:]], dim=1) if certain else stepped
+        action_latents = torch.cat([action_latents[:, :delay], stepped[:, delay:]], dim=1) if delay else stepped
         if on_step_end is not None:
-            action_latents = on_step_end(config.world_steps + i, t, {"action_latents": action_latents})[
-                "action_latents"
-            ]
+            tensors = on_step_end(config.world_steps + i, t, {"action_latents": action_latents})
+            action_latents = tensors["action_latents"]
     return action_latents
 
 
 def _unit_time(scheduler: FlowMatchEulerDiscreteScheduler, timestep: torch.Tensor, rows: int) -> torch.Tensor:
-    """t in [0, 1] for each row, (B,); diffusers' timesteps run over its training steps."""
+    """Time in [0, 1] of each row, (B,), from a timestep of diffusers, which counts training steps."""
     return (timestep / scheduler.config.num_train_timesteps).expand(rows)
 
 
 def with_steps(
     scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device: torch.device
 ) -> FlowMatchEulerDiscreteScheduler:
-    """A copy of the scheduler that is set to `steps` steps: a scheduler counts the steps that it has taken, so calls
-    that run at the same time need one each.
+    """A copy of the scheduler, set to `steps` denoising steps.
 
-    Its times are given explicitly: the scheduler's own default shifts its last sigma twice, so that the last of few
-    steps is next to none.
+    A scheduler counts its steps, so concurrent calls need a copy each. The sigmas are given explicitly: diffusers'
+    default shifts the last sigma twice, which makes the last of few steps almost empty.
     """
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)

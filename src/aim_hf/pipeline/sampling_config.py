@@ -1,27 +1,28 @@
-"""How chunks are sampled, as numbers: the command line knows them before it imports torch."""
+"""Sampling parameters of a chunk, in a module without torch, so that the command line can parse them quickly."""
 
 from dataclasses import dataclass
 
 from ..utils.checks import check_number, check_whole
 
-MOST_STEPS = 1000  # diffusers' training steps
+MOST_STEPS = 1000  # number of diffusers' training steps
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How chunks are sampled. A pipeline keeps one, `pipe.sampling_config`, and saves it.
+    """Sampling parameters of a chunk. A pipeline has one as `pipe.sampling_config`, and saves it.
 
     num_inference_steps: denoising steps of RGB and value maps.
     num_action_inference_steps: denoising steps of actions.
-    stop_after: end the denoising of RGB and value maps after this many of its steps, at the sample that the last of
-        them predicts, x_t - t * v; it costs less, and blurs. None to take them all.
-    guidance_scale: of RGB and value maps, 1 for none; above, they follow the instruction more closely. Needs a session
-        with a `negative_prompt`, and a model trained with dropped instructions. Actions are never guided.
-    action_noise_scale: of the noise that actions start from, 0 to 1. 1 samples what the model has learned; 0 leaves
-        nothing to chance but what is imagined, and gives actions near the middle of what it would sample.
+    stop_after: number of steps after which the denoising of RGB and value maps ends, with the predicted clean sample
+        x_t - t * v. It is cheaper and blurs. None for all steps.
+    guidance_scale: classifier-free guidance of RGB and value maps; 1 for none, more to follow the instruction more
+        closely. Needs a session with a `negative_prompt`, and a model trained with dropped instructions. Actions are
+        never guided.
+    action_noise_scale: factor of the initial noise of actions, 0 to 1. 1 samples the learned distribution; 0 makes
+        actions deterministic given the imagined future, near the middle of that distribution.
 
     Raises:
-        ValueError: for numbers that don't fit.
+        ValueError: for numbers out of range.
     """
 
     num_inference_steps: int = 5
@@ -43,5 +44,5 @@ class SamplingConfig:
 
     @property
     def world_steps(self) -> int:
-        """Denoising steps of RGB and value maps that are really taken."""
+        """Number of denoising steps of RGB and value maps, with `stop_after`."""
         return self.num_inference_steps if self.stop_after is None else self.stop_after

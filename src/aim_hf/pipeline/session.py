@@ -1,4 +1,4 @@
-"""A batch of episodes in progress: what an [`AIMPipeline`] has been told and shown so far, row by row."""
+"""A batch of episodes in progress: instruction and history of each row, for an [`AIMPipeline`]."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from .codec import CodecState, StreamDecoder
 
 @dataclass
 class AIMSession:
-    """Instruction and real history of each row. [`AIMPipeline.start`] makes it, [`AIMPipeline.append`] moves it on.
+    """Instruction and real history of each row. [`AIMPipeline.start`] makes a session, [`AIMPipeline.append`] extends
+    it.
 
-    A session is data: it computes nothing. Rows don't influence each other, and may differ in age. `select` drops
-    rows, or forks them; `stack` joins sessions.
+    A session is data: it computes nothing. Rows don't influence each other, and may have different numbers of frames.
+    `select` drops rows or forks them; `stack` joins sessions.
 
-    pipeline_id: tells the pipeline that made it from others, whose keys and values mean something else.
+    pipeline_id: identifies the pipeline that made it; keys and values of another pipeline don't fit.
     cache: keys and values of the history under the instruction.
-    negative_cache: those of the same history under the negative prompt, None without one. Text reaches every video
-        token, so nothing of it can be shared.
-    initial_pose: (B, 16), what actions of space `ee` are relative to; a row's first observation sets it. None for
-        other spaces.
-    encoders, decoders: of each row, where the video codec stands.
+    negative_cache: keys and values of the same history under the negative prompt, None without one. Every video token
+        depends on the text, so the two caches share nothing.
+    initial_pose: (B, 16), pose that actions of space `ee` are relative to; a row's first observation sets it. None for
+        other action spaces.
+    encoders, decoders: state of the video codec, of each row.
     """
 
     pipeline_id: str
@@ -41,18 +42,18 @@ class AIMSession:
 
     @property
     def caches(self) -> list[AIMCache]:
-        """The cache, and the negative one where there is one."""
+        """The cache, and the negative cache if there is one."""
         return [self.cache] if self.negative_cache is None else [self.cache, self.negative_cache]
 
     @property
     def chunks(self) -> list[int]:
-        """Chunks that each row has executed so far."""
+        """Number of chunks that each row has executed so far."""
         return (self.cache.chunks - 1).clamp(min=0).tolist()
 
     @property
-    def forms(self) -> list[tuple]:
-        """Of each row, the form of its past in memory. Rows of one form run together as one batch; a call on rows of
-        several forms masks what some of them lack, and encodes them apart."""
+    def forms(self) -> list[tuple[bool | int | str | None, ...]]:
+        """Memory layout of each row's history. Rows of the same form run as one batch without masks; a call on rows of
+        different forms masks missing keys, and encodes each form separately."""
         return [(held, *encoder.form) for held, encoder in zip(self.cache.held.tolist(), self.encoders, strict=True)]
 
     @property
@@ -61,8 +62,8 @@ class AIMSession:
         return (self.cache.frames == 0).nonzero().flatten().tolist()
 
     def select(self, rows: Sequence[int]) -> AIMSession:
-        """A session of these rows, in this order, that goes on by itself. A row may be taken several times, which
-        forks its episode: nothing of the common past is computed again.
+        """An independent session of these rows, in this order. Giving a row several times forks its episode, without
+        computing the common history again.
 
         Raises:
             ValueError: for rows that the session doesn't have.
@@ -79,10 +80,10 @@ class AIMSession:
 
     @staticmethod
     def stack(sessions: Sequence[AIMSession]) -> AIMSession:
-        """The inverse of `select`: a session of the rows of all of these, in order, that goes on by itself.
+        """An independent session of the rows of all sessions, in order; the inverse of `select`.
 
         Raises:
-            ValueError: for no session, those of several pipelines, or of which only some have a negative prompt.
+            ValueError: for no session, sessions of different pipelines, or if only some have a negative prompt.
         """
         if not isinstance(sessions, Sequence) or not sessions or not all(isinstance(s, AIMSession) for s in sessions):
             raise ValueError(f"sessions are {sessions!r}; expected a list of at least one AIMSession.")
@@ -103,8 +104,8 @@ class AIMSession:
         )
 
     def row_index(self, rows: int | Iterable[int] | None, several: bool = False) -> torch.Tensor:
-        """`rows` as an index, all of them for None. Raises ValueError for rows that the session doesn't have, and,
-        unless `several`, for one that is given twice."""
+        """`rows` as an index tensor; None for all rows. Raises ValueError for rows that the session doesn't have, and,
+        unless `several`, for repeated rows."""
         rows = range(self.batch_size) if rows is None else rows.tolist() if torch.is_tensor(rows) else rows
         rows = list(rows) if isinstance(rows, Iterable) else [rows]
         known = [row for row in rows if isinstance(row, Integral) and not isinstance(row, bool)]
