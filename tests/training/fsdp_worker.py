@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from aim_hf.training.trainer import computing_alone, split_like, whole_tensor
+from aim_hf.training.trainer import without_casts, split_like, whole_tensor
 from aim_hf.utils.versions import ACTIVATION_CHECKPOINTING
 
 from ..model.test_modeling import make_batch, make_model, objective
@@ -53,7 +53,7 @@ plugin = FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy="
 times = []
 for policy, tolerance in (
     (plugin.mixed_precision_policy, 0.05),
-    (computing_alone(plugin.mixed_precision_policy), 1e-6),
+    (without_casts(plugin.mixed_precision_policy), 1e-6),
 ):
     split = split_up(make_model().float(), mp_policy=policy)
     split.condition_embedder.register_forward_pre_hook(lambda module, given: times.append(given[0]))

@@ -1,11 +1,14 @@
-"""Checkpoints that are whole, and hold what our trainers need besides what the Trainer saves."""
+"""Checkpoints of the trainers: additional files, checks for completeness, and the choice of one to resume from."""
 
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from ..utils.files import UnreadableFile, read_json, reading
 
@@ -14,31 +17,35 @@ MEND = "delete this checkpoint, and the run goes on from the one before it"
 
 
 class CheckpointedTrainer(Trainer):
-    """Saves and restores more than the Trainer does. A checkpoint's `trainer_state.json` is written last, once every
-    process has written its part: so a checkpoint that has it is whole."""
+    """A Trainer with additional files in its checkpoints, and checks on resume.
 
-    resumed_from: Path | None = None  # the checkpoint that this run goes on from
+    A checkpoint's `trainer_state.json` is written last, after every process has written its files. A checkpoint with
+    this file is therefore complete.
+    """
 
-    def __init__(self, *args, **kwargs):
+    resumed_from: Path | None = None  # checkpoint that this run was resumed from
+
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # The Trainer divides a batch's loss by their number itself; transformers 5.5 has accelerate divide it again.
+        # The Trainer divides the loss by this number; in transformers 5.5 accelerate would divide it a second time.
         self.accelerator.gradient_accumulation_steps = 1
 
     def save_to_checkpoint(self, folder: Path) -> None:
-        """Writes what else this trainer goes on from. Called in every process."""
+        """Writes the additional files of this trainer. Called in every process."""
         raise NotImplementedError
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """As the Trainer's. Raises UnreadableFile for a checkpoint that lacks something, or holds a damaged file."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`. Raises UnreadableFile for an incomplete checkpoint, or one with a damaged file."""
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoint_to_resume(Path(self.args.output_dir), resume_from_checkpoint)
-            split = self.is_fsdp_enabled or self.is_deepspeed_enabled  # the optimizer is, in a folder of its own
+            # FSDP and DeepSpeed shard the optimizer, and save it in a folder of its own.
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
             check_checkpoint(
-                Path(resume_from_checkpoint), ("scheduler.pt",) if split else ("scheduler.pt", "optimizer.pt")
+                Path(resume_from_checkpoint), ("scheduler.pt",) if sharded else ("scheduler.pt", "optimizer.pt")
             )
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,24 +57,24 @@ class CheckpointedTrainer(Trainer):
                 "the same command again."
             ) from error
 
-    def _save_rng_state(self, output_dir) -> None:
+    def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.resumed_from = Path(resume_from_checkpoint)
 
 
 def checkpoint_to_resume(output_dir: Path, given: str | bool | None) -> str | None:
-    """The checkpoint that a run goes on from.
+    """The checkpoint to resume a run from.
 
     Args:
-        given: `resume_from_checkpoint`: a folder; True for the newest whole one of `output_dir`; None for that if
-            there is one.
+        given: `resume_from_checkpoint`: a folder; True for the newest complete checkpoint in `output_dir`; None for
+            that one if it exists.
 
     Raises:
-        UnreadableFile: if the folder isn't there or isn't whole, or there is none.
+        UnreadableFile: if the folder is missing or incomplete, or for True if there is no complete checkpoint.
     """
     if given not in (None, True, "True", "true"):
         check_checkpoint(Path(given))
@@ -81,7 +88,7 @@ def checkpoint_to_resume(output_dir: Path, given: str | bool | None) -> str | No
 
 
 def check_checkpoint(folder: Path, names: tuple[str, ...] = ()) -> None:
-    """Raises UnreadableFile, which names the file, if one of `names` is missing, or any is cut short."""
+    """Raises UnreadableFile, naming the file, if one of `names` is missing, or any file is truncated."""
     read_json(folder / STATE, f"{folder} is no whole checkpoint; choose another")
     for path in (*(folder / name for name in names), *sorted(folder.glob("*"))):
         with reading(path, MEND):
@@ -96,7 +103,7 @@ def check_checkpoint(folder: Path, names: tuple[str, ...] = ()) -> None:
 
 
 def last_checkpoint(output_dir: Path) -> str | None:
-    """The newest whole checkpoint of a run; one that a kill left half-written is passed over."""
+    """The newest complete checkpoint of a run; None if there is none."""
     found = [(int(match[1]), path) for path in output_dir.glob("*") if (match := _NAME.fullmatch(path.name))]
     return next((str(path) for _, path in sorted(found, reverse=True) if _is_whole(path)), None)
 

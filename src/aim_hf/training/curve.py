@@ -1,8 +1,17 @@
-"""Training curves, and what stage 2 changed."""
+"""Plots of training runs, and of success before and after stage 2."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..utils.extras import extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GRPO_PANELS = {
     "rewards, eq. (12)": ("reward", "rewards/value_map_reward/mean", "rewards/success_reward/mean"),
@@ -18,16 +27,16 @@ PANELS = {
 }
 
 
-def plot_training(log_history: list[dict], path: Path) -> None:
-    """Draws the entries that the Trainer logged (`trainer.state.log_history`) as a picture."""
+def plot_training(log_history: list[dict[str, Any]], path: Path) -> None:
+    """Plots the log entries of a stage 1 run (`trainer.state.log_history`)."""
     figure, axes = _draw_panels(PANELS, log_history, width=5, legend_size=8)
     axes[0].set_yscale("log")
     axes[2].set_ylim(0, 1.02)
     _save(figure, path)
 
 
-def plot_grpo(log_history: list[dict], path: Path) -> None:
-    """Draws what the GRPO trainer logged: rewards, success, divergence, clipping and value hits over the steps."""
+def plot_grpo(log_history: list[dict[str, Any]], path: Path) -> None:
+    """Plots the log entries of a GRPO run: rewards, success, divergence, clipping and value hits over the steps."""
     figure, axes = _draw_panels(GRPO_PANELS, log_history, width=4.4, legend_size=7)
     names = ("step", "eval_success_low", "eval_success_high")
     bands = [[entry[name] for name in names] for entry in log_history if names[1] in entry]
@@ -37,14 +46,17 @@ def plot_grpo(log_history: list[dict], path: Path) -> None:
     _save(figure, path)
 
 
-def plot_comparison(comparison: dict, path: Path) -> None:
-    """Draws success before and after, task by task, of [`compare`]."""
+def plot_comparison(comparison: dict[str, Any], path: Path) -> None:
+    """Plots success before and after of each task, from the result of [`compare`]."""
     tasks = comparison["tasks"]
     figure, axis = _figure(1, 1.6 + 1.3 * len(tasks))
     for offset, side in ((-0.2, "before"), (0.2, "after")):
         rates = [task[side]["rate"] for task in tasks.values()]
         bounds = [task[side]["wilson"] for task in tasks.values()]
-        errors = [[r - low for r, (low, _) in zip(rates, bounds)], [high - r for r, (_, high) in zip(rates, bounds)]]
+        errors = [
+            [rate - low for rate, (low, _) in zip(rates, bounds)],
+            [high - rate for rate, (_, high) in zip(rates, bounds)],
+        ]
         axis.bar([i + offset for i in range(len(tasks))], rates, 0.38, label=side, yerr=errors, capsize=3)
     axis.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right", fontsize=8)
     axis.set_ylim(0, 1.05)
@@ -53,8 +65,10 @@ def plot_comparison(comparison: dict, path: Path) -> None:
     _save(figure, path)
 
 
-def _draw_panels(panels: dict[str, tuple[str, ...]], log_history: list[dict], width: float, legend_size: float):
-    """A figure with a panel for each title, which shows what was logged under its names; marked, if seldom."""
+def _draw_panels(
+    panels: dict[str, tuple[str, ...]], log_history: list[dict[str, Any]], width: float, legend_size: float
+) -> tuple[Figure, np.ndarray]:
+    """A figure with one panel per title, which plots the logged values of its names; evaluations have markers."""
     figure, axes = _figure(len(panels), width * len(panels))
     for axis, (title, names) in zip(axes, panels.items()):
         for name in names:
@@ -69,14 +83,14 @@ def _draw_panels(panels: dict[str, tuple[str, ...]], log_history: list[dict], wi
     return figure, axes
 
 
-def _figure(panels: int, width: float):
-    """A figure and its axes; training itself needs no matplotlib."""
+def _figure(panels: int, width: float) -> tuple[Figure, np.ndarray | Axes]:
+    """A figure and its axes. matplotlib is imported here, since training works without it."""
     with extra("plot"):
         from matplotlib.figure import Figure
     figure = Figure(figsize=(width, 3.6))
     return figure, figure.subplots(1, panels)
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=90)

@@ -1,19 +1,25 @@
-"""The model that stage 1 starts from."""
+"""The initial model of stage 1."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..model.modeling_aim import AIMForWorldAction
 
 
-def initial_model(folder: Path, fields: dict, adapters: bool) -> AIMForWorldAction:
-    """The model in `folder`, in float32 (updates vanish in less), with other `fields` of its config. For a robot with
-    another number of joints, the layers at both ends of the action head are new. Of a model after stage 2, stage 1
-    goes on with the head that it left; with `adapters`, which have to fit the folder's model, both heads stay.
+def initial_model(folder: Path, fields: dict[str, Any], adapters: bool) -> AIMForWorldAction:
+    """Loads the model in `folder` for stage 1, in float32, since small updates vanish in lower precision.
+
+    For a robot with another number of joints, the input and output layers of the action head are initialized anew. A
+    model after stage 2 continues with its stage 1 head, as `join_history_head` restores it.
+
+    Args:
+        fields: of the config, to be changed.
+        adapters: whether LoRA adapters are trained. They must fit the model in `folder`, so both heads are kept.
 
     Raises:
-        ValueError: if other tensors don't fit.
+        ValueError: if tensors other than those input and output layers don't fit.
     """
     model, report = AIMForWorldAction.from_pretrained(
         folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **fields

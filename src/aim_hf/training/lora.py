@@ -1,7 +1,7 @@
-"""Fine-tuning with LoRA on the video stream, by PEFT.
+"""LoRA adapters on the video stream, by PEFT.
 
-The action head, the action experts and the value noise token, which no video model has, are trained in full and saved
-with the adapter.
+No video model has the action head, the action experts and the value noise token. Therefore these are trained in full,
+and saved with the adapters.
 """
 
 from ..model.modeling_aim import AIMForWorldAction
@@ -10,13 +10,13 @@ from ..utils.extras import extra
 with extra("lora"):
     from peft import LoraConfig, PeftModel, get_peft_model
 
-# Every matrix product of the video experts. PEFT matches whole names, so those of the action experts don't.
+# All matrices of the video experts. PEFT matches full names, so those of the action experts don't match.
 VIDEO_LAYERS = r"blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ffn\.net\.(0\.proj|2))"
 TRAINED_IN_FULL = ["action_head", "action", "value_noise_token"]
 
 
 def with_lora(model: AIMForWorldAction, rank: int, alpha: float | None = None) -> PeftModel:
-    """`model` with new adapters of this rank, which change nothing yet. `alpha`: their scale times the rank; the rank
-    if not given."""
+    """`model` with new adapters of this rank, which don't change its outputs yet. `alpha`: scale of the adapters times
+    the rank; the rank if not given."""
     config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=VIDEO_LAYERS, modules_to_save=TRAINED_IN_FULL)
     return get_peft_model(model, config)

@@ -1,14 +1,17 @@
-"""Muon: momentum whose every step is an orthogonal matrix, for hidden weights; AdamW for everything else.
+"""Muon for hidden weights, with AdamW for all other parameters.
 
-A weight of shape (out, in, ...) is taken as a matrix (out, in * ...). Its momentum is replaced by the nearest
-semi-orthogonal matrix (five Newton-Schulz steps), so that all directions of the matrix learn at the same speed, where
-Adam leaves the rare ones behind. Biases, gains, and the layers that lead in and out of a network keep AdamW.
-`torch.optim.Muon` takes matrices only, no kernels, and one after the other; here those of one shape go together.
+Muon treats a weight of shape (out, in, ...) as a matrix (out, in * ...). It replaces the momentum by the nearest
+semi-orthogonal matrix (five Newton-Schulz steps), so that all directions of the matrix learn at the same speed; Adam
+learns rare directions slowly. Biases, gains, and input and output layers of a network use AdamW. `torch.optim.Muon`
+doesn't accept convolution kernels, and updates matrices one by one; this class batches matrices of the same shape.
 """
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
-# Of the quintic iteration in Jordan et al., "Muon" (2024): steep at 0, and every singular value ends in 0.7 .. 1.2.
+# Quintic iteration of Jordan et al., "Muon" (2024): steep at 0, and all singular values end in 0.7 .. 1.2.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -17,21 +20,22 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Args:
         matrices: parameters of at least two dimensions, for Muon.
         others: parameters for AdamW.
-        lr: size of a step of `matrices`, as the singular values of a square matrix.
+        lr: learning rate of `matrices`: the singular values of a square matrix's update.
         adam_lr: learning rate of `others`.
-        momentum: decay of Muon's averaged gradient, with Nesterov's look-ahead.
-        betas, eps: AdamW's.
+        momentum: decay of Muon's gradient average, with Nesterov momentum.
+        betas, eps: of AdamW.
         weight_decay: of both, decoupled: a step shrinks a weight by lr * weight_decay.
-        dtype: of the Newton-Schulz steps; bfloat16 is exact enough, and several times faster on hardware that has it.
+        dtype: of the Newton-Schulz steps; bfloat16 is accurate enough, and several times faster on hardware with
+            bfloat16 support.
 
     Raises:
-        ValueError: for a matrix of fewer dimensions.
+        ValueError: for a parameter of `matrices` with fewer than two dimensions.
     """
 
     def __init__(
         self,
-        matrices,
-        others,
+        matrices: Iterable[torch.nn.Parameter],
+        others: Iterable[torch.nn.Parameter],
         lr: float = 0.02,
         adam_lr: float = 1e-3,
         momentum: float = 0.95,
@@ -52,7 +56,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 raise ValueError(f"a parameter has shape {tuple(parameter.shape)}; expected 2 or more axes.")
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
@@ -65,22 +69,22 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 (self._muon if group["muon"] else self._adam)(parameters, group)
 
-    def _muon(self, parameters, group):
-        shapes: dict[tuple[int, int], list] = {}
+    def _muon(self, parameters: list[torch.nn.Parameter], group: dict[str, Any]) -> None:
+        by_shape: dict[tuple[int, ...], list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
         for parameter in parameters:
             average = self.state[parameter]["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            ahead = parameter.grad.lerp(average, group["momentum"]).flatten(1)
-            shapes.setdefault(tuple(ahead.shape), []).append((parameter, ahead))
-        for (rows, columns), entries in shapes.items():
-            updates = orthogonalize(torch.stack([ahead for _, ahead in entries]).to(self.dtype))
+            nesterov = parameter.grad.lerp(average, group["momentum"]).flatten(1)
+            by_shape.setdefault(tuple(nesterov.shape), []).append((parameter, nesterov))
+        for (rows, columns), entries in by_shape.items():
+            updates = orthogonalize(torch.stack([nesterov for _, nesterov in entries]).to(self.dtype))
             scale = max(1.0, rows / columns) ** 0.5
             for (parameter, _), update in zip(entries, updates):
                 parameter.add_(update.to(parameter.dtype).view_as(parameter), alpha=-group["lr"] * scale)
 
-    def _adam(self, parameters, group):
+    def _adam(self, parameters: list[torch.nn.Parameter], group: dict[str, Any]) -> None:
         (beta1, beta2), states = group["betas"], [self.state[parameter] for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters]
-        means, variances = [s["momentum"] for s in states], [s["variance"] for s in states]
+        means, variances = [state["momentum"] for state in states], [state["variance"] for state in states]
         for state in states:
             state["step"] += 1
         step = states[0]["step"].item()
@@ -94,7 +98,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """(..., rows, columns) -> about U V^T of each one's singular value decomposition."""
+    """Approximately U V^T of the singular value decomposition of each matrix, (..., rows, columns)."""
     a, b, c = _NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices

@@ -1,16 +1,19 @@
-"""What training looks at, beside its loss: sampled chunks of held-out episodes, as numbers and as a picture.
+"""Sampled chunks of held-out episodes during training, as metrics and as a picture.
 
-The value loss is a poor guide, since most of a map is black; the distance between the predicted and the true peak is
-what decides whether the robot touches the right thing. Actions are sampled twice, from the predicted and from the true
-map, which splits errors of the map from errors of the action head.
+The value loss says little about success, since most of a map is black. The distance between the predicted and the true
+peak decides whether the robot touches the right object. Actions are sampled twice, from the predicted and from the
+true map, which separates errors of the map from errors of the action head.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils.data import default_collate
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..data.latents import LatentWindows
 from ..envs.base import CAMERAS
@@ -21,6 +24,7 @@ from ..pipeline.sampling import denoise_actions, denoise_world, prepare_latents
 from ..pipeline.sampling_config import SamplingConfig
 from ..utils.extras import extra
 from ..value_maps.peak import peak
+from .arguments import AIMTrainingArguments
 from .trainer import AIMTrainer
 
 
@@ -28,7 +32,7 @@ from .trainer import AIMTrainer
 def sample_first_chunk(
     model: AIMForWorldAction, batch: dict[str, torch.Tensor], generator: torch.Generator | None = None
 ) -> dict[str, torch.Tensor]:
-    """Samples the first chunk of each window from its first latent frame.
+    """Samples the first chunk of each window, given its first latent frame.
 
     Returns:
         rgb, value (B, C, F, h, w); actions and actions_from_true_map (B, action_horizon, action_dim), normalized.
@@ -51,22 +55,24 @@ def sample_first_chunk(
 
 
 def head_peaks(codec: VideoCodec, processor: AIMProcessor, value_latents: torch.Tensor) -> torch.Tensor:
-    """Peak of the last frame's map of the head camera (without it, of the first one), (B, 3): x and y on the canvas,
-    and the map's maximum in [0, 1]."""
+    """Peak of the head camera's value map in the last frame, (B, 3): x and y on the canvas, and the map's maximum in
+    [0, 1]. Without a head camera, the first available camera of `CAMERAS` is used."""
     canvas = processor.pixels_to_canvas(codec.decode_value_maps(value_latents))[:, -1]
     first = next(camera for camera in CAMERAS if camera in processor.cameras)
     top, left, h, w = processor.cameras[first]["slot"]
-    maps = processor.rgb_to_value(canvas)[:, top : top + h, left : left + w]
-    return torch.tensor([(left + x, top + y, map_.max()) for map_ in maps for x, y in [peak(map_)]])
+    value_maps = processor.rgb_to_value(canvas)[:, top : top + h, left : left + w]
+    return torch.tensor(
+        [(left + x, top + y, value_map.max()) for value_map in value_maps for x, y in [peak(value_map)]]
+    )
 
 
 class SampleCallback(TrainerCallback):
-    """Every `args.sample_steps` steps, samples the first chunks of held-out episodes with the averaged weights.
+    """Samples the first chunks of held-out episodes with the averaged weights, every `args.sample_steps` steps.
 
-    Adds to the next log (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas pixels,
-    and `peak_within`, share of peaks closer than 10 % of the canvas width, both where a map is known; `action_error`
-    and `action_error_true_map`, mean absolute errors of normalized actions. Writes `samples/step-N.png`. Does nothing
-    where no episode is held out.
+    Adds metrics to the next log (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas
+    pixels, and `peak_within`, share of peaks closer than 10 % of the canvas width, both over episodes with a value
+    map; `action_error` and `action_error_true_map`, mean absolute errors of normalized actions. Writes
+    `samples/step-N.png`. Does nothing if no episode is held out.
 
     Args:
         held_out: the first chunk of each episode.
@@ -78,14 +84,17 @@ class SampleCallback(TrainerCallback):
         self.batch = default_collate([held_out[i] for i in range(len(held_out))]) if len(held_out) else None
         if trainer.args.sample_steps and self.batch:
             with extra("plot"):
-                import matplotlib  # noqa: F401  said now, and not in the middle of training
+                import matplotlib  # noqa: F401  a missing package is reported now, not in the middle of training
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: AIMTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         due = args.sample_steps and state.global_step % args.sample_steps == 0
         if due and self.batch and state.is_world_process_zero:
             self.sample(state.global_step)
 
     def sample(self, step: int) -> dict[str, float]:
+        """Samples all held-out episodes, writes the picture, and returns the metrics."""
         batch = {name: tensor.to(self.trainer.args.device) for name, tensor in self.batch.items()}
         generator = torch.Generator().manual_seed(0)
         with self.trainer.averaged_model() as model:
@@ -97,29 +106,39 @@ class SampleCallback(TrainerCallback):
         true_actions = batch["actions"][:, : config.action_horizon]
         true_peaks = head_peaks(self.codec, self.processor, true_value)
         peaks = head_peaks(self.codec, self.processor, sampled["value"])
-        seen = true_peaks[:, 2] > 0.5
+        has_map = true_peaks[:, 2] > 0.5
         if "value_mask" in batch:
-            seen &= (batch["value_mask"].flatten(1).amax(dim=1) > 0).to(seen.device)
-        distance = (peaks - true_peaks)[seen, :2].norm(dim=1)
+            has_map &= (batch["value_mask"].flatten(1).amax(dim=1) > 0).to(has_map.device)
+        distance = (peaks - true_peaks)[has_map, :2].norm(dim=1)
         metrics = {"sample_action_error": (sampled["actions"] - true_actions).abs().mean().item()}
-        if seen.any():
+        if has_map.any():
             metrics["sample_peak_error"] = distance.median().item()
             within = distance < 0.1 * self.processor.canvas_size[1]
             metrics["sample_peak_within"] = within.float().mean().item()
         error = (sampled["actions_from_true_map"] - true_actions).abs().mean().item()
         metrics["sample_action_error_true_map"] = error
-        # Not trainer.log: called from within a step it would cancel that step's own log, in this process alone.
+        # Not trainer.log: called within a step, it would suppress that step's own log, in this process only.
         self.trainer.sample_metrics = metrics
         self.folder.mkdir(parents=True, exist_ok=True)
         self._draw(batch, sampled, true_value, true_actions, metrics, self.folder / f"step-{step:07d}.png")
         return metrics
 
-    def _draw(self, batch, sampled, true_value, true_actions, metrics, path: Path, rows: int = 6):
+    def _draw(
+        self,
+        batch: dict[str, torch.Tensor],
+        sampled: dict[str, torch.Tensor],
+        true_value: torch.Tensor,
+        true_actions: torch.Tensor,
+        metrics: dict[str, float],
+        path: Path,
+        rows: int = 6,
+    ) -> None:
+        """Draws the last frame of each column, and the actions, of the first `rows` episodes."""
         from matplotlib.figure import Figure
 
         frames = self.trainer.model.config.chunk_latent_frames
 
-        def canvases(latents, decode):
+        def canvases(latents: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
             return self.processor.pixels_to_canvas(decode(latents[:rows]))
 
         now = canvases(batch["latents"][:, :, :1], self.codec.decode)[:, -1]
@@ -141,8 +160,8 @@ class SampleCallback(TrainerCallback):
                 )
             axis = axes[row, 5]
             shown = range(6) if self.processor.action_space == "qpos" else (0, 1, 2, 8, 9, 10)
-            for color, number in enumerate(number for number in shown if number < true_actions.shape[-1]):
-                color = f"C{color}"
+            for index, number in enumerate(number for number in shown if number < true_actions.shape[-1]):
+                color = f"C{index}"
                 axis.plot(true_actions[row, :, number].cpu(), color=color, linewidth=1)
                 axis.plot(sampled["actions"][row, :, number].cpu(), color=color, linestyle="--", linewidth=1)
             axis.set_ylim(-1.5, 1.5)

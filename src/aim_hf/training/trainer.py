@@ -1,26 +1,26 @@
-"""Stage 1: supervised flow matching, eq. (9), on the Hugging Face Trainer."""
+"""Stage 1: supervised flow matching, eq. (9), with the Hugging Face Trainer."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..model.modeling_aim import AIMForWorldAction
 from ..utils.files import reading
 from .arguments import AIMTrainingArguments
 from .checkpoints import MEND, CheckpointedTrainer
-from .flow_matching import FlowMatchingLoss
+from .flow_matching import FlowMatchingLoss, FlowMatchingOutput
 from .muon import MuonWithAdamW
 
-if TYPE_CHECKING:  # adapters are an extra
+if TYPE_CHECKING:  # PEFT is an extra
     from peft import PeftModel
 
 EMA_FILE = "ema.safetensors"
@@ -30,19 +30,19 @@ LOSS_TERMS = ("rgb_loss", "value_loss", "action_loss")
 class AIMTrainer(CheckpointedTrainer):
     """Trains [`AIMForWorldAction`] on windows of latents, logs each loss term, and keeps averaged weights.
 
-    The model may have adapters (`lora.py`); then these, and what is trained beside them, are all that is saved. The
-    averaged weights (`ema`) are saved with every checkpoint and restored on resume; `averaged_model` gives them.
+    If the model has adapters (`lora.py`), only these and the fully trained modules are saved. The averaged weights
+    (`ema`) are saved with every checkpoint and restored on resume; `averaged_model` swaps them in.
     """
 
-    def __init__(self, model: AIMForWorldAction | PeftModel, args: AIMTrainingArguments, **kwargs):
+    def __init__(self, model: AIMForWorldAction | PeftModel, args: AIMTrainingArguments, **kwargs: Any):
         super().__init__(model=model, args=args, **kwargs)
-        # Trainer sets this field of language models on every config; ours refuses fields that it doesn't have.
+        # The Trainer sets this field of language models on every config; AIMConfig refuses unknown fields.
         del model.config.use_cache
         if self.is_fsdp_enabled:
             self._set_up_fsdp()
-        self.ema: EMAModel | None = None  # once training begins
+        self.ema: EMAModel | None = None  # set when training begins
         self.sample_metrics: dict[str, float] = {}  # of the last sample, until they are logged
-        self._terms = {name: [] for name in LOSS_TERMS}
+        self._terms: dict[str, list[torch.Tensor]] = {name: [] for name in LOSS_TERMS}
         self.objective = FlowMatchingLoss(model.config, args.num_draws, args.num_action_draws)
         horizon = model.config.action_horizon
         if args.committed_probability and not 1 <= args.committed_max < horizon:
@@ -65,22 +65,21 @@ class AIMTrainer(CheckpointedTrainer):
             )
         plugin = self.accelerator.state.fsdp_plugin
         if isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
-            plugin.mixed_precision_policy = computing_alone(plugin.mixed_precision_policy)
+            plugin.mixed_precision_policy = without_casts(plugin.mixed_precision_policy)
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained, by name: all of the model, or adapters and what goes with them."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """Trained parameters by name: all of the model, or the adapters and the fully trained modules."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         args = self.args
         if not args.muon_learning_rate:
             return super().create_optimizer(model)
         named = self._trained()
-        matrices = [p for name, p in named.items() if "blocks." in name and p.ndim == 2]
-        taken = {id(p) for p in matrices}
+        matrices = {name: p for name, p in named.items() if "blocks." in name and p.ndim == 2}
         self.optimizer = MuonWithAdamW(
-            matrices,
-            [p for p in named.values() if id(p) not in taken],
+            matrices.values(),
+            [parameter for name, parameter in named.items() if name not in matrices],
             lr=args.muon_learning_rate,
             adam_lr=args.learning_rate,
             betas=(args.adam_beta1, args.adam_beta2),
@@ -89,13 +88,19 @@ class AIMTrainer(CheckpointedTrainer):
         )
         return self.optimizer
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, FlowMatchingOutput]:
         inputs = dict(inputs)
-        # Value maps are mostly black; without more weight on their bright cells the peak is learned last.
+        # Value maps are mostly black; without more weight on bright cells, the peak is learned last.
         inputs["value_weights"] = 1 + self.args.value_foreground_weight * inputs["value_weights"]
         if "value_mask" in inputs:
-            # Nobody knows the map there: no loss, and noise in its place, so that other tokens and the action head
-            # learn to make nothing of what will be imagined there.
+            # Cells without a known value map have no loss, and noise as input, so that other tokens and the action
+            # head learn to ignore the values predicted there.
             mask, latents = inputs.pop("value_mask"), inputs["value_latents"]
             inputs["value_weights"] = inputs["value_weights"] * mask
             inputs["value_latents"] = torch.where(mask[:, None] > 0, latents, torch.randn_like(latents))
@@ -111,7 +116,7 @@ class AIMTrainer(CheckpointedTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _augmentations(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What is random about a window beside the noise that is to be removed."""
+        """Random changes of a batch: noisy history, committed actions and dropped instructions."""
         args, latents, changed = self.args, inputs["latents"], {}
         if args.history_noise_probability:
             level, chosen = torch.rand(2, len(latents), device=latents.device, dtype=latents.dtype)
@@ -129,7 +134,7 @@ class AIMTrainer(CheckpointedTrainer):
             changed["prompt_embeds"] = torch.where(dropped[:, None, None], no_prompt, inputs["prompt_embeds"])
         return changed
 
-    def log(self, logs, *args, **kwargs):
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             for name, values in self._terms.items():
                 if values:
@@ -140,7 +145,7 @@ class AIMTrainer(CheckpointedTrainer):
         super().log(logs, *args, **kwargs)
 
     def start_averaging(self) -> None:
-        """Starts from the weights as they are, or from where a resumed run was."""
+        """Initializes the averaged weights from the current weights, or from the checkpoint of a resumed run."""
         self.ema = EMAModel(self._trained().values(), decay=self.args.ema_decay, use_ema_warmup=True, power=0.75)
         if self.resumed_from is not None:
             with reading(self.resumed_from / EMA_FILE, MEND):
@@ -150,14 +155,14 @@ class AIMTrainer(CheckpointedTrainer):
             self.ema.optimization_step = int(self.resumed_from.name.rsplit("-", 1)[1])
 
     def averaged_tensors(self) -> dict[str, torch.Tensor]:
-        """Averaged weights of all that is trained, whole, on the CPU. Under FSDP all processes must ask for them."""
+        """Averaged weights of all trained parameters, unsharded, on the CPU. Under FSDP, call it in all processes."""
         return {
             name: whole_tensor(shadow).cpu()
             for name, shadow in zip(self._trained(), self.ema.shadow_params, strict=True)
         }
 
     def averaged_model(self) -> AveragedWeights:
-        """Context in which the model has its averaged weights."""
+        """Context manager in which the model has its averaged weights."""
         return AveragedWeights(self)
 
     def save_to_checkpoint(self, folder: Path) -> None:
@@ -166,25 +171,27 @@ class AIMTrainer(CheckpointedTrainer):
             save_file(averaged, folder / EMA_FILE)
 
 
-def computing_alone(policy: MixedPrecisionPolicy) -> MixedPrecisionPolicy:
-    """FSDP's policy with what modules are given and give left as it is. It would round rotary positions and the loss;
-    the model itself casts what its layers compute on."""
+def without_casts(policy: MixedPrecisionPolicy) -> MixedPrecisionPolicy:
+    """FSDP's policy without casts of module inputs and outputs, which would round rotary positions and the loss. The
+    model casts the inputs of its layers itself."""
     return replace(policy, cast_forward_inputs=False, output_dtype=None)
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, gathered if FSDP has split it over the processes."""
+    """The full tensor, gathered from all processes if FSDP has sharded it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def split_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The tensor, split over the processes if `like` is."""
+    """The tensor, sharded over the processes as `like` is."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 class AveragedWeights:
+    """Swaps the averaged weights into the model on entry, and the trained weights back on exit."""
+
     def __init__(self, trainer: AIMTrainer):
         self.trainer = trainer
 
@@ -193,7 +200,7 @@ class AveragedWeights:
         self.trainer.ema.copy_to(self.trainer._trained().values())
         return self.trainer.model
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.trainer.ema.restore(self.trainer._trained().values())
 
 
@@ -201,8 +208,12 @@ class _UpdateEMA(TrainerCallback):
     def __init__(self, trainer: AIMTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.start_averaging()  # not before: FSDP splits the parameters when training is set up
+    def on_train_begin(
+        self, args: AIMTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.start_averaging()  # not earlier, since FSDP shards the parameters when training is set up
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: AIMTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.ema.step(self.trainer._trained().values())
