@@ -4,11 +4,11 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from .model import auto  # noqa: F401  AIM among transformers' Auto classes, once transformers is imported
+from .model import auto  # noqa: F401  registers AIM with transformers' Auto classes
 
-# Imported when first asked for: simulators and the command line import this package too, and need neither torch nor
-# transformers.
+# Imported on first access: simulators and the command line import this package without torch and transformers.
 _MODULES = {
     "AIMConfig": ".model.configuration_aim",
     "AIMForWorldAction": ".model.modeling_aim",
@@ -23,12 +23,12 @@ _MODULES = {
 }
 __all__ = sorted([*_MODULES, "AIM_TINY"])
 
-# The checkpoint that comes with the project: a wheel holds it (setup.py), a checkout has it beside `src/`.
+# The checkpoint of the project: inside the package in a wheel (setup.py), beside `src/` in a checkout.
 _INSTALLED = Path(__file__).parent / "checkpoints" / "aim-tiny"
 AIM_TINY = str(_INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "checkpoints" / "aim-tiny")
 
 
-# Modules that folders saved by aim-hf 0.1.0 name, and where they lie now.
+# Module names in folders saved by aim-hf 0.1.0 -> current module names.
 _MOVED = {
     "aim_hf.modeling_aim": "aim_hf.model.modeling_aim",
     "aim_hf.pipeline_aim": "aim_hf.pipeline.pipeline_aim",
@@ -37,8 +37,10 @@ _MOVED = {
 
 
 class _Moved(ModuleType):
-    def __getattr__(self, name: str):
-        if name.startswith("__"):  # looked for in all modules, and no reason to import this one
+    """Forwards attributes to the current module, which is imported on first access."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # tools look up dunder attributes in all modules, which must not import torch
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(import_module(_MOVED[self.__name__]), name)
 
@@ -46,7 +48,7 @@ class _Moved(ModuleType):
 sys.modules |= {name: _Moved(name) for name in _MOVED}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name], __name__), name)

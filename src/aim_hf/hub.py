@@ -1,19 +1,19 @@
-"""What goes to the Hub: a pipeline, LoRA adapters, a dataset of episodes or a Space, with its card, checked, as one
-commit.
+"""Publishes a pipeline, LoRA adapters, a dataset of episodes or a Space on the Hub, with its card, in one commit.
 
 Notable choices:
-- What a folder is, is told by what is in it; it is checked as a whole before anything is sent.
-- One commit holds all of it, so a repository is either as it was or complete. `upload_folder` of huggingface_hub makes
-  several commits of many files, so it is not used.
-- A pipeline goes with the modules that its model and processor need, in one flat folder, so that transformers loads
-  those two without this package (`trust_remote_code=True`). The folder on disk gets none of them.
-- Tensors are safetensors. Pickles, hidden files (unfinished shards, temporary names) are never sent.
+- The files of a folder determine its kind; the whole folder is checked before anything is sent.
+- One commit holds all files, so a repository is either unchanged or complete. `upload_folder` of huggingface_hub may
+  split many files into several commits, so it is not used.
+- A pipeline is published with the modules that its model and processor need, in one flat folder, so that transformers
+  loads these without this package (`trust_remote_code=True`). They are not added to the folder on disk.
+- Tensors are safetensors. Pickles are refused; hidden files (unfinished shards, temporary files) are not sent.
 """
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import (
     CommitInfo,
@@ -33,21 +33,21 @@ from .model.checkpoint import PICKLES, stored_tensors, tensor_names
 from .utils.files import read_json
 
 PACKAGE = Path(__file__).parent
-# The configuration of a part -> Auto class -> module and class, as transformers' `auto_map` wants them.
+# Configuration file of a component -> its `auto_map` for transformers: Auto class -> module and class.
 AUTO_MAPS = {
     "model/config.json": {"AutoConfig": "configuration_aim.AIMConfig", "AutoModel": "modeling_aim.AIMForWorldAction"},
     "processor/processor_config.json": {"AutoProcessor": "processing_aim.AIMProcessor"},
 }
 CARDS = {"pipeline": ModelCard, "adapters": ModelCard, "dataset": DatasetCard, "space": SpaceCard}
-# Links of a card to files of the repository: no address, no anchor.
+# Links of a card to files of the repository, without URLs and anchors.
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 _RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What would be sent. kind: "pipeline", "adapters", "dataset" or "space". files: path in the repository -> a file,
-    or what it will hold. sdk: what runs a Space."""
+    """Files to publish. kind: "pipeline", "adapters", "dataset" or "space". files: path in the repository -> local file
+    or content. sdk: of a Space."""
 
     kind: str
     files: dict[str, Path | bytes]
@@ -58,17 +58,18 @@ class Publication:
         return self.kind if self.kind in ("dataset", "space") else "model"
 
     def size(self, path: str) -> int:
+        """Size in bytes of the file at `path` in the repository."""
         content = self.files[path]
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def prepare(folder: Path) -> Publication:
-    """Checks a folder, and lists what of it would be sent. Needs no network and changes nothing.
+    """Checks a folder, and lists its files to publish. Needs no network and changes nothing.
 
     Raises:
-        OSError: naming the file, if one is damaged, cut short or missing.
-        ValueError: if the folder is of no known kind, its card is missing or lacks something, or it holds pickles or
-            an unfinished shard; and what `check_folder` and `check_manifests` say of a dataset.
+        OSError: for a damaged, truncated or missing file, which it names.
+        ValueError: if the folder is of no known kind, its card is missing or incomplete, or it holds pickles or an
+            unfinished shard; for a dataset also as `check_folder` and `check_manifests`.
     """
     files = {
         str(path.relative_to(folder)): path
@@ -103,24 +104,24 @@ def prepare(folder: Path) -> Publication:
         files |= remote_code(folder)
     elif kind == "adapters":
         config = read_json(folder / "adapter_config.json", "save the adapters again")
-        config["base_model_name_or_path"] = card.data.base_model  # PEFT wrote where it lay on this machine
+        config["base_model_name_or_path"] = card.data.base_model  # PEFT wrote a local path
         files["adapter_config.json"] = _json(config)
     return Publication(kind, files, card.data.get("sdk"))
 
 
-def check_card(folder: Path, kind: str, files: dict) -> RepoCard:
-    """The card of a folder that is about to be published.
+def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoCard:
+    """The card of a folder, checked for publication.
 
     Raises:
-        ValueError: if it is missing, its metadata can't be read or lack what the Hub finds models and datasets by, or
-            it points to a file that isn't there.
+        ValueError: if the card is missing, its metadata can't be read or lack fields that the Hub needs, or a link
+            points to a missing file.
     """
     path = folder / "README.md"
     if not path.is_file():
         raise ValueError(f"{folder} has no README.md; the Hub needs a card. Write it with model_cards/render.py.")
     try:
         card = CARDS[kind].load(path)
-    except Exception as error:  # YAML's own, and several of huggingface_hub's
+    except Exception as error:  # errors of YAML, and several classes of huggingface_hub
         raise ValueError(
             f"{path}: its metadata can't be read ({error}); mend the lines between the two ---."
         ) from error
@@ -146,15 +147,16 @@ def check_card(folder: Path, kind: str, files: dict) -> RepoCard:
 
 
 def remote_code(folder: Path) -> dict[str, bytes]:
-    """What a pipeline's repository holds beside the folder's own files, so that `trust_remote_code=True` works: path
-    -> content of this package's modules that model and processor need, and the two configurations that name them."""
+    """Additional files of a pipeline's repository for `trust_remote_code=True`, path -> content: the modules of this
+    package that model and processor import, and the two configurations with their `auto_map`."""
     files: dict[str, bytes] = {}
-    wanted = ["configuration_aim", "modeling_aim", "processing_aim"]
-    while wanted:
-        module = f"{wanted.pop()}.py"
-        path = next(path for room in ("model", "utils") if (path := PACKAGE / room / module).is_file())
-        files[module] = path.read_bytes().replace(b"from ..utils.", b"from .")  # transformers wants one flat folder
-        wanted += [name for name in _RELATIVE_IMPORT.findall(files[module].decode()) if f"{name}.py" not in files]
+    modules = ["configuration_aim", "modeling_aim", "processing_aim"]
+    while modules:
+        name = f"{modules.pop()}.py"
+        path = next(path for subpackage in ("model", "utils") if (path := PACKAGE / subpackage / name).is_file())
+        files[name] = path.read_bytes().replace(b"from ..utils.", b"from .")  # transformers needs one flat folder
+        imported = _RELATIVE_IMPORT.findall(files[name].decode())
+        modules += [module for module in imported if f"{module}.py" not in files]
     for name, auto_map in AUTO_MAPS.items():
         files[name] = _json(read_json(folder / name, "save the pipeline again") | {"auto_map": auto_map})
     return files
@@ -167,12 +169,13 @@ def publish(
     private: bool | None = None,
     message: str = "Publish with aim-hf",
 ) -> CommitInfo:
-    """Sends it, as one commit; makes the repository, and the branch, if they aren't there. Of a model repository, what
-    the commit's folders held before and `publication` doesn't is deleted: an old shard beside new ones would make the
-    checkpoint unreadable.
+    """Publishes the files in one commit, and creates the repository and the branch if they don't exist.
+
+    In a model repository, other files in the published subfolders are deleted: an old shard beside new ones would make
+    the checkpoint unreadable.
 
     Raises:
-        RuntimeError: if that failed; the repository then holds what it held before.
+        RuntimeError: if publishing failed; the repository is then unchanged.
     """
     api, repo_type = HfApi(), publication.repo_type
     try:
@@ -197,7 +200,7 @@ def publish(
             parent_commit=before.sha,
         )
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        # huggingface_hub names the file in a RuntimeError, and what went wrong with it in that one's cause.
+        # huggingface_hub names the file in a RuntimeError, and the reason in its cause.
         reasons = [error, error.__cause__] if type(error) is RuntimeError else [error]
         reason = " ".join(" ".join(str(reason) for reason in reasons).split())
         raise RuntimeError(
@@ -206,5 +209,5 @@ def publish(
         ) from error
 
 
-def _json(content: dict) -> bytes:
+def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Checks of arguments, told by name."""
+"""Checks of arguments, with errors that name the argument."""
 
 import math
 from numbers import Integral, Real
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int. Raises ValueError unless it is a whole number, no bool, of at least `least`."""
+    """`value` as an int. Raises ValueError unless it is an integer, not a bool, of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}.")
     return int(value)
 
 
 def check_number(name: str, value: Any, least: float, most: float = math.inf) -> float:
-    """`value` as a float. Raises ValueError unless it is a finite number, no bool, of `least` to `most`."""
+    """`value` as a float. Raises ValueError unless it is a finite number, not a bool, from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, Real) or not (least <= value <= most and math.isfinite(value)):
         expected = f"{least:g} to {most:g}" if math.isfinite(most) else f"a finite number, at least {least:g}"
         raise ValueError(f"{name} is {value!r}; expected {expected}.")
@@ -21,5 +21,5 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf) ->
 
 
 def quoted(text: str, length: int = 40) -> str:
-    """`text` in quotes and on one line, cut to `length` characters."""
+    """`repr` of `text`, truncated to `length` characters."""
     return repr(text if len(text) <= length else text[:length] + "…")

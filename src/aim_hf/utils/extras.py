@@ -1,4 +1,4 @@
-"""Packages that only some uses need are extras of this one: a missing one is told by the extra that brings it.
+"""Imports of optional packages, whose error names the extra to install.
 
 with extra("sim"):
     import sapien
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 
 class MissingExtra(ImportError):
-    """A package is missing that an extra brings."""
+    """A package of an extra is not installed."""
 
 
 class SimulatorFailed(RuntimeError):
-    """A simulator can't run here, or its own code failed; the message says what is missing."""
+    """A simulator can't run on this machine, or its own code failed; the message names the cause."""
 
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around imports of the packages of an extra. Raises MissingExtra if one isn't installed."""
+    """Context manager for imports of an extra's packages. Raises MissingExtra if one isn't installed."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,9 +1,8 @@
-"""Files and folders that are whole or not there at all, that say what they were made from, and whose damage is told.
+"""Atomic writes, records of an output folder's inputs, and clear errors for unreadable files.
 
 - `written_file`, `write_text`, `written_folder` write under a temporary name and rename.
-- `claim` records what an output folder is made from, and refuses one that was made from something else.
-- `reading`, `read_json`, `read_json_lines` turn whatever goes wrong in a file of somebody else's into an
-  `UnreadableFile` that names it.
+- `claim` records the inputs of an output folder, and refuses a folder with other inputs.
+- `reading`, `read_json`, `read_json_lines` raise `UnreadableFile`, which names the file, for every error in it.
 """
 
 import errno
@@ -21,18 +20,18 @@ MADE_FROM = "made_from.json"
 
 
 class UnreadableFile(OSError, ValueError):
-    """A file that is missing, damaged or of another kind. Its message names it, what is wrong, and the mend."""
+    """A file that is missing, damaged or of another format. The message names the file, the error and a remedy."""
 
 
 @contextmanager
 def reading(path: str | os.PathLike, mend: str) -> Iterator[None]:
-    """Around code that reads `path` and nothing else.
+    """Context manager for code that reads `path` and nothing else.
 
     Args:
-        mend: what the reader of the error can do, such as "download it again".
+        mend: remedy for the error message, such as "download it again".
 
     Raises:
-        UnreadableFile: for whatever goes wrong in it.
+        UnreadableFile: for any error of the code.
     """
     try:
         yield
@@ -41,7 +40,7 @@ def reading(path: str | os.PathLike, mend: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UnreadableFile(f"{path} is missing; {mend}.") from error
     except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, SafetensorError) as error:
-        # LookupError prints its key alone, which says nothing to whoever doesn't know the code.
+        # A LookupError prints only its key.
         reason = f"has no {error}" if isinstance(error, LookupError) else str(error) or type(error).__name__
         raise UnreadableFile(f"{path} can't be read ({reason}); {mend}.") from error
 
@@ -51,10 +50,10 @@ def read_json(path: str | os.PathLike, mend: str, kind: type = dict) -> Any:
 
     Args:
         mend: as in `reading`.
-        kind: the type that it must have, `dict` or `list`.
+        kind: type of the content, `dict` or `list`.
 
     Raises:
-        UnreadableFile: if it is missing, damaged, or holds something else.
+        UnreadableFile: if the file is missing or damaged, or holds another type.
     """
     with reading(path, mend):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -64,17 +63,17 @@ def read_json(path: str | os.PathLike, mend: str, kind: type = dict) -> Any:
 
 
 def read_json_lines(path: str | os.PathLike, mend: str, needed: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The objects of a file that holds one a line.
+    """The objects of a JSON lines file.
 
     Args:
-        needed: names that each of them must have.
+        needed: keys that every object must have.
 
     Raises:
-        UnreadableFile: if the file is missing or damaged; names the line.
+        UnreadableFile: if the file is missing or damaged; it names the line.
     """
     records = []
     with reading(path, mend):
-        # str.splitlines would also cut at separators that may be part of a JSON text.
+        # str.splitlines would also split at separators that may occur in a JSON string.
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
             if line.strip():
                 try:
@@ -88,17 +87,18 @@ def read_json_lines(path: str | os.PathLike, mend: str, needed: tuple[str, ...] 
 
 
 def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = MADE_FROM) -> None:
-    """Records what the output folder of a command is made from, before anything else is written to it.
+    """Records the inputs of a command in its output folder, before the command writes anything else to it.
 
     Several processes may claim a folder one after the other: `with state.main_process_first(): claim(...)`.
 
     Args:
-        made_from: JSON-able; whatever the output depends on, and nothing that may change from one call to the next.
-        outputs: glob pattern of what the command leaves in `folder`, by which an output without a record is told.
-        record: name of the record's file.
+        made_from: everything that the outputs depend on, and nothing that may change when a run is resumed; must be
+            JSON-serializable.
+        outputs: glob pattern of the command's outputs in `folder`, to find outputs without a record.
+        record: file name of the record.
 
     Raises:
-        FileExistsError: if the folder holds outputs of other settings, which it names, or outputs without a record.
+        FileExistsError: if the folder has outputs of other settings, which it names, or outputs without a record.
         UnreadableFile: if the record is damaged.
     """
     made_from = json.loads(json.dumps(made_from, allow_nan=False))
@@ -121,17 +121,17 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
 
 @contextmanager
 def written_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file to; it becomes `path` at the end, or nothing is left.
+    """Yields a temporary path, which is renamed to `path` on success, and deleted on failure.
 
     Raises:
-        OSError: if the file can't be written, such as on a full disk: names it and says that the rest is safe.
+        OSError: if the file can't be written, for example on a full disk; it names the file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except UnreadableFile:  # what was to be written couldn't be read
+    except UnreadableFile:  # an input couldn't be read
         raise
     except (OSError, SafetensorError) as error:
         raise OSError(
@@ -140,7 +140,7 @@ def written_file(path: Path) -> Iterator[Path]:
             "whole. Make room, or choose a folder that can be written, then run the command again",
         ) from error
     finally:
-        with suppress(OSError):  # there is nothing where not even the folder could be made
+        with suppress(OSError):  # the file doesn't exist after success, or if its folder couldn't be made
             temporary.unlink()
 
 
@@ -151,16 +151,16 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """Gives an empty folder to write into, and moves what is in it to `folder` when all is written.
+    """Yields an empty folder, whose content is moved to `folder` on success.
 
-    If writing fails, `folder` stays as it was. Other files in an existing `folder` stay too. `model_index.json` goes
-    first and comes last, so that an interrupted move leaves a folder that `stored_tensors` refuses.
+    If writing fails, `folder` doesn't change. Other files in an existing `folder` are kept. `model_index.json` is
+    deleted first and moved last, so that `stored_tensors` refuses the folder of an interrupted move.
 
     Raises:
-        OSError: if the folder can't be made or written, such as on a full disk; it is named.
+        OSError: if the folder can't be made or written, for example on a full disk; it names the folder.
     """
     folder = Path(folder).resolve()
-    # Within a folder that is there already: what it lies in may be another disk, or not to be written to.
+    # Inside an existing folder, since its parent may be on another disk, or not writable.
     partial = folder / ".partial" if folder.exists() else folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -175,7 +175,7 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
                 shutil.rmtree(folder / entry.name, ignore_errors=True)
             entry.replace(folder / entry.name)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is None:  # the Hub's, when what was written is sent
+        if isinstance(error, OSError) and error.errno is None:  # an error of the Hub, from a push inside the context
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(

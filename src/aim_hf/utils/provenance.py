@@ -1,4 +1,4 @@
-"""Where numbers and data come from: versions, commit, hardware and command."""
+"""Provenance of results and data: versions, commit, hardware and command."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PACKAGES = ("aim-hf", "torch", "transformers", "diffusers", "accelerate", "sapie
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Where numbers come from: versions, commit, hardware and command."""
-    import torch  # not above: simulator processes import this file too, and need no network
+    """Versions, commit, hardware and command of this process."""
+    import torch  # imported here, since simulator processes import this module without torch
 
     hardware = {"device": device.type, "cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
@@ -33,18 +33,18 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command that runs, as it can be given again."""
+    """The command line of this process, quoted for a shell."""
     script = Path(sys.argv[0])
     return shlex.join(["aim-hf" if script.name in ("aim-hf", "__main__.py") else sys.argv[0], *sys.argv[1:]])
 
 
 def machine(hardware: dict[str, Any]) -> str:
-    """The `hardware` of `provenance`, in a few words."""
+    """Short description of the `hardware` of `provenance`."""
     return hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores"
 
 
 def package_version(name: str) -> str | None:
-    """None where it isn't installed: a GPU machine that only times the model needs no simulator."""
+    """Version of an installed package; None if it isn't installed, since simulators are optional."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -58,8 +58,10 @@ def _cpu_name() -> str:
 
 
 def source_commit(folder: Path = Path(__file__).parent) -> str | None:
-    """The commit of the checkout that a folder (this package's) is in, marked if files differ from it other than
-    measured results; None outside of one. Nothing is written."""
+    """Commit of the checkout that contains `folder`, by default this package; None outside of a checkout.
+
+    The suffix "-dirty" marks uncommitted changes of tracked files other than benchmark results. Git writes nothing.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

@@ -1,12 +1,12 @@
-"""Where the oldest and the newest supported versions of other libraries differ; nothing else asks for a version."""
+"""Differences between the supported versions of diffusers and transformers."""
 
 from importlib.metadata import version
 
 import transformers
 
-# How diffusers' pipelines call the dtype to load in; its models take `torch_dtype` throughout.
+# Name of the dtype argument of diffusers' pipelines; its models take `torch_dtype` in all versions.
 PIPELINE_DTYPE = "dtype" if [int(part) for part in version("diffusers").split(".")[:2]] >= [0, 40] else "torch_dtype"
-# transformers' option and methods of the same name with `_enable`; older versions know the other one alone.
+# Name of transformers' training argument and, with `_enable`, of the model's method; older versions have the second.
 ACTIVATION_CHECKPOINTING = (
     "activation_checkpointing"
     if hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable")
