@@ -46,8 +46,8 @@ _RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Publication:
-    """Files to publish. kind: "pipeline", "adapters", "dataset" or "space". files: path in the repository -> local file
-    or content. sdk: of a Space."""
+    """Files to publish. kind: "pipeline", "adapters", "dataset" or "space". files: path in the repository -> local
+    file or content. sdk: of a Space."""
 
     kind: str
     files: dict[str, Path | bytes]

@@ -1,30 +1,31 @@
 """Sets the encoder of a small `AutoencoderKLWan` to principal components of the training pictures.
 
-A small VAE trained from nothing spends most of its time finding a projection of patches that linear algebra gives in
-seconds. Here each downsampling layer of the encoder becomes a projection to principal components, stage by stage: four
-neighboring cells in space, then two moments in time, twice. What the encoder can't do linearly is made linear enough:
-residual branches start at zero, and a constant offset far above the signal carries it through the last normalization
-and SiLU (x / |x| around a large constant is linear, and so is SiLU far right of zero).
+A small VAE trained from scratch spends most of its time on finding a projection of patches, which linear algebra
+computes in seconds. Here each downsampling layer of the encoder becomes a projection to principal components, stage by
+stage: four neighboring cells in space, then two frames in time, twice. Nonlinear layers are made approximately linear:
+residual branches are zero, and a constant offset far above the signal carries it through the last normalization and
+SiLU (x / |x| is linear around a large constant, and so is SiLU far right of zero).
 
-Two moments in time are kept as mean and half difference. The difference of a still picture is zero, so a clip's first
-frame, which Wan's VAE passes around the temporal layers, has the latents of a clip that stands still.
+Two frames are encoded as mean and half difference. The difference of a static clip is zero, so a clip's first frame,
+which bypasses the temporal layers of Wan's VAE, has the latents of a static clip.
 
-An offset on each channel leaves bfloat16 no digits for the signal. `condition_encoder` turns the last features, so
-that one channel carries the offset and all others their signal alone, which nothing but rounding can tell.
+An offset on every channel leaves bfloat16 no digits for the signal. `condition_encoder` reflects the last features, so
+that one channel carries the offset and the others only their signal. Except for rounding, the latents are the same.
 """
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResidualBlock, patchify
 
-OFFSET_STDS = 20.0  # offset of the last features, in their largest standard deviation
-SILU_CENTER = 8.0  # where the offset lies on SiLU: its slope is 1.002 there
+OFFSET_STDS = 20.0  # offset of the last features, in units of their largest standard deviation
+SILU_CENTER = 8.0  # SiLU's input at the offset, where its slope is 1.002
 LOG_VARIANCE = -8.0
 
 
 @torch.no_grad()
 def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor) -> None:
-    """Overwrites the encoder of `vae`, whose latents then are principal components of what it sees.
+    """Overwrites the encoder of `vae`, so that its latents are principal components of its input.
 
     Args:
         vae: not residual, with `num_res_blocks=0` in the encoder, `dim_mult` all ones and two temporal downsamplings.
@@ -36,12 +37,12 @@ def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor)
     config, encoder = vae.config, vae.encoder
     _check_shape(config)
     for module in encoder.modules():
-        if isinstance(module, WanResidualBlock | WanAttentionBlock):  # nothing but their shortcuts
+        if isinstance(module, WanResidualBlock | WanAttentionBlock):  # only their shortcuts remain
             for parameter in module.parameters():
                 parameter.zero_()
     spatial, temporal = zip(*((layer.resample[1], layer.time_conv) for layer in encoder.down_blocks))
     dim = spatial[0].out_channels
-    means = dim * 3 // 4  # channels for the mean of two moments; the rest holds half differences
+    means = dim * 3 // 4  # number of channels for the mean of two frames; the others hold half differences
     frames = patchify(pixels, patch_size=config.patch_size)
 
     # Pixels to channels.
@@ -59,7 +60,7 @@ def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor)
         space.bias.zero_()
         space.weight[: components.shape[1], :, :2, :2] = components.T.unflatten(1, (-1, 2, 2))
         space.bias[: components.shape[1]] = -mean @ components
-        # Two moments to mean and half difference; the third, older tap stays silent.
+        # Two frames to mean and half difference; the kernel's third, oldest tap is zero.
         time.weight.zero_()
         time.bias.zero_()
         for channel in range(means):
@@ -90,20 +91,20 @@ def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor)
 
 @torch.no_grad()
 def condition_encoder(vae: AutoencoderKLWan) -> None:
-    """Re-parametrizes an encoder of `set_principal_component_encoder` so that bfloat16 acts: the same latents, with
-    activations and biases of their own size, and normalized already (`latents_mean` 0, `latents_std` 1).
+    """Reparametrizes an encoder of `set_principal_component_encoder` for bfloat16: the same latents, but without large
+    biases and activations, and already normalized (`latents_mean` 0, `latents_std` 1).
 
-    1. Pixels are centered first, so that no bias has to.
-    2. The offset points along (1, 1 ... 1). A reflection turns that direction to the last channel: the norm, and so
-       what the normalization makes of the others, stay the same.
-    3. The others come out near 0, where SiLU is x / 2 + x^2 / 4. Their gain gives it the slope and the curvature that
-       SiLU had around the offset.
+    1. The mean pixel is subtracted at the input, so that later biases are small.
+    2. The offset has the direction (1, 1 ... 1). A reflection maps this direction to the last channel. It preserves
+       the norm, and therefore the effect of the normalization on the other channels.
+    3. The other channels are near 0, where SiLU is x / 2 + x^2 / 4. A new gain gives SiLU the ratio of slope and
+       curvature that it had at the offset.
 
-    What lies along the offset is lost, as it was but for terms of second order: a latent that holds nothing else (the
-    last one, where there are as many latents as channels) becomes its mean, 0.
+    The signal's component along the offset is lost; before, only its second-order terms were kept. A latent with no
+    other component (the last one, if there are as many latents as channels) becomes its mean, 0.
 
     Raises:
-        ValueError: for an encoder that wasn't made so, or is conditioned already.
+        ValueError: for an encoder that wasn't made by that function, or is conditioned already.
     """
     config, encoder = vae.config, vae.encoder
     _check_shape(config)
@@ -113,29 +114,30 @@ def condition_encoder(vae: AutoencoderKLWan) -> None:
     dim, pixels, (first, last) = len(gain), config.in_channels, encoder.down_blocks
     space, time = last.resample[1], last.time_conv
 
-    # 1. The mean pixel, as far as the first components know it.
+    # 1. Subtract the mean pixel, as far as the first components determine it.
     cells = first.resample[1].weight[:, :pixels, :2, :2].double()
     bias = first.resample[1].bias.double()
     mean = -(torch.linalg.pinv(cells.flatten(1)) @ bias).view(pixels, 4).mean(dim=1)
     encoder.conv_in.bias[:pixels] -= mean.to(encoder.conv_in.bias)
     first.resample[1].bias.copy_(bias + cells.sum(dim=(2, 3)) @ mean)
 
-    # 2. The reflection, of what the last spatial layer gives and what the temporal one makes of it. The first channels
-    #    hold means of two moments, and can be told from all but the carrier.
+    # 2. Reflect the outputs of the last spatial layer, and the inputs and outputs of the last temporal layer. The
+    #    first channels hold means of two frames, and can be recovered from all channels but the carrier.
     axis = torch.full((dim,), dim**-0.5, dtype=torch.float64)
     axis[-1] -= 1
-    turn = torch.eye(dim, dtype=torch.float64) - 2 * torch.outer(axis, axis) / axis.dot(axis)
+    reflection = torch.eye(dim, dtype=torch.float64) - 2 * torch.outer(axis, axis) / axis.dot(axis)
     means = dim * 3 // 4
-    back = torch.zeros(dim, dim, dtype=torch.float64)
-    back[:means, :-1] = torch.linalg.pinv(turn[:-1, :means])
-    carrier = space.bias[-1].item() * dim**0.5  # is made 1, for the normalization doesn't care
-    space.weight.copy_(torch.einsum("po,oc...->pc...", turn, space.weight.double()) / carrier)
-    space.bias.copy_(turn @ space.bias.double() / carrier)
-    time.weight[..., 0, 0] = torch.einsum("po,oct,cq->pqt", turn, time.weight[..., 0, 0].double(), back).float()
+    inverse = torch.zeros(dim, dim, dtype=torch.float64)
+    inverse[:means, :-1] = torch.linalg.pinv(reflection[:-1, :means])
+    carrier = space.bias[-1].item() * dim**0.5  # scaled to 1, since the normalization is invariant to scale
+    space.weight.copy_(torch.einsum("po,oc...->pc...", reflection, space.weight.double()) / carrier)
+    space.bias.copy_(reflection @ space.bias.double() / carrier)
+    time_weight = time.weight[..., 0, 0].double()
+    time.weight[..., 0, 0] = torch.einsum("po,oct,cq->pqt", reflection, time_weight, inverse).float()
     time.bias.zero_()
     time.bias[-1] = 1
 
-    # 3. SiLU's value, slope and curvature at the offset, and from 0 on.
+    # 3. Replace SiLU around the offset, by its value, slope and curvature, with SiLU around 0.
     center = gain[0]
     sigmoid = torch.sigmoid(center)
     value, slope = center * sigmoid, sigmoid * (1 + center * (1 - sigmoid))
@@ -147,25 +149,23 @@ def condition_encoder(vae: AutoencoderKLWan) -> None:
         torch.tensor(config[name], dtype=torch.float64) for name in ("latents_mean", "latents_std")
     )
     at_offset = encoder.conv_out.bias[: config.z_dim].double() + weight.sum(dim=1) * value
-    turned = weight @ turn
-    along_offset = turned[:, -1].abs() > 0.5 * weight.norm(dim=1)
-    turned[:, -1] = 0
-    weight, bias = (
-        turned * center * slope * 2 / new_gain / latents_std[:, None],
-        (at_offset - latents_mean) / latents_std,
-    )
+    reflected = weight @ reflection
+    along_offset = reflected[:, -1].abs() > 0.5 * weight.norm(dim=1)
+    reflected[:, -1] = 0
+    weight = reflected * center * slope * 2 / new_gain / latents_std[:, None]
+    bias = (at_offset - latents_mean) / latents_std
     weight[along_offset], bias[along_offset] = 0, 0
     encoder.conv_out.weight[: config.z_dim, :, -1, 1, 1] = weight.float()
     encoder.conv_out.bias[: config.z_dim] = bias.float()
 
-    # The decoder is given what it was before.
-    into = vae.post_quant_conv
-    into.bias += (into.weight[..., 0, 0, 0].double() @ latents_mean).float()
-    into.weight *= latents_std.float().view(1, -1, 1, 1, 1)
+    # The decoder gets the same inputs as before.
+    decoder_input = vae.post_quant_conv
+    decoder_input.bias += (decoder_input.weight[..., 0, 0, 0].double() @ latents_mean).float()
+    decoder_input.weight *= latents_std.float().view(1, -1, 1, 1, 1)
     vae.register_to_config(latents_mean=[0.0] * config.z_dim, latents_std=[1.0] * config.z_dim)
 
 
-def _check_shape(config) -> None:
+def _check_shape(config: FrozenDict) -> None:
     if config.is_residual or config.num_res_blocks or set(config.dim_mult) != {1} or len(config.dim_mult) != 3:
         raise ValueError(
             f"the VAE has is_residual={config.is_residual}, num_res_blocks={config.num_res_blocks}, dim_mult="
@@ -174,18 +174,19 @@ def _check_shape(config) -> None:
 
 
 def _cells(frames: torch.Tensor) -> torch.Tensor:
-    """(N, C, T, H, W) -> (samples, C * 2 * 2), each a block of 2 x 2 cells."""
+    """Blocks of 2 x 2 cells: (N, C, T, H, W) -> (samples, C * 2 * 2)."""
     blocks = frames.unflatten(4, (-1, 2)).unflatten(3, (-1, 2))  # N, C, T, H/2, 2, W/2, 2
     return blocks.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(0, 3)
 
 
 def _apply_space(conv: torch.nn.Conv2d, frames: torch.Tensor) -> torch.Tensor:
+    """Applies a spatial downsampling layer, with Wan's padding, to each frame of (N, C, T, H, W)."""
     flat = torch.nn.functional.pad(frames.transpose(1, 2).flatten(0, 1), (0, 1, 0, 1))
     return conv(flat).unflatten(0, (frames.shape[0], -1)).transpose(1, 2)
 
 
 def _principal_components(samples: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mean (D,), the first `count` components (D, count), and the largest standard deviation."""
+    """Mean (D,), first `count` components (D, count) and largest standard deviation of `samples`, (N, D)."""
     samples = samples.double()
     mean = samples.mean(dim=0)
     centered = samples - mean

@@ -1,11 +1,11 @@
-"""Trains the tiny text encoder: a small UMT5 encoder and its tokenizer, from the instructions of a dataset.
+"""Trains the tiny text encoder: a small UMT5 encoder and its tokenizer, on the instructions of a dataset.
 
 Notable choices:
 - The classes are those of Wan2.2's text encoder; only the sizes differ.
-- Byte-pair encoding over lower-case text, with every printable ASCII character in its alphabet: a word that was never
-  seen is spelled out and never unknown. In training some words are spelled out too, so that letters have learned
-  embeddings. (`tokenizers`' own BPE dropout takes no seed.)
-- The encoder learns to restore masked tokens of varied instructions. Its output layer is the embedding table itself.
+- The tokenizer is byte-pair encoding of lower-case text, with every printable ASCII character in its alphabet: an
+  unseen word is spelled out and never unknown. Training spells some words out too, so that letters have learned
+  embeddings. (The BPE dropout of `tokenizers` takes no seed.)
+- The encoder learns to predict masked tokens of varied instructions. Its output layer is the embedding table.
 """
 
 import random
@@ -20,14 +20,14 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 PAD, END, UNKNOWN, MASK = "<pad>", "</s>", "<unk>", "<extra_id_0>"
-SPELLING_RATE = 0.05  # how often a word is spelled out in training
-MASK_RATE = 0.25
+SPELLING_RATE = 0.05  # share of words that are spelled out in training
+MASK_RATE = 0.25  # share of tokens that are masked in training
 
 
 def train_tokenizer(
     instructions: Sequence[str], vocab_size: int = 400, max_length: int = 64
 ) -> PreTrainedTokenizerFast:
-    """A T5-style tokenizer: pieces with a leading space mark, `</s>` at the end, `<pad>` beyond, one mask token.
+    """A T5-style tokenizer: pieces with a leading space mark, `</s>` at the end, then `<pad>`, and one mask token.
 
     Raises:
         ValueError: without instructions.
@@ -76,7 +76,7 @@ def tiny_text_encoder(vocab_size: int, width: int = 64) -> UMT5EncoderModel:
 
 
 def vary(instruction: str, rng: random.Random) -> str:
-    """The same request in other words' clothes: a word or two missing, polite, or without its full stop."""
+    """A random variation of an instruction: with words dropped, "please" added, or other punctuation."""
     words = instruction.rstrip(".").split()
     kept = [word for word in words if rng.random() > 0.1] or words
     opening, ending = rng.choice(["", "", "", "please "]), rng.choice(["", ".", ".", "!"])
@@ -84,7 +84,7 @@ def vary(instruction: str, rng: random.Random) -> str:
 
 
 def spell(instruction: str, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> list[int]:
-    """Token ids of an instruction, some words of it letter by letter."""
+    """Token ids of an instruction, with some words spelled out letter by letter."""
     backend = tokenizer.backend_tokenizer
     ids = []
     for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(instruction)):
@@ -104,32 +104,32 @@ def train_text_encoder(
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> float:
-    """Masked-token training on varied instructions; returns the accuracy over the last 100 steps' masked tokens."""
+    """Trains on masked tokens of varied instructions; returns the accuracy over those of the last 100 steps."""
     corpus = sorted(set(instructions))
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     encoder.train()
-    right, masked = [], []
+    correct, masked = [], []  # numbers of tokens, of each step
     with tqdm(range(steps), desc="text encoder", unit="step") as progress:
         for step in progress:
             texts = [vary(text, rng) for text in rng.choices(corpus, k=batch_size)]
             rows = [torch.tensor(spell(text, tokenizer, rng)) for text in texts]
             ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
             attention = (ids != tokenizer.pad_token_id).long()
-            hidden_out = (torch.rand(ids.shape, generator=generator) < MASK_RATE) & (ids > tokenizer.eos_token_id)
-            inputs = ids.masked_fill(hidden_out, tokenizer.mask_token_id)
-            features = encoder(inputs, attention_mask=attention).last_hidden_state[hidden_out]
+            is_masked = (torch.rand(ids.shape, generator=generator) < MASK_RATE) & (ids > tokenizer.eos_token_id)
+            inputs = ids.masked_fill(is_masked, tokenizer.mask_token_id)
+            features = encoder(inputs, attention_mask=attention).last_hidden_state[is_masked]
             logits = features @ encoder.shared.weight.T * encoder.config.d_model**-0.5
-            loss = F.cross_entropy(logits, ids[hidden_out])
+            loss = F.cross_entropy(logits, ids[is_masked])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            right.append((logits.argmax(dim=-1) == ids[hidden_out]).sum().item())
-            masked.append(int(hidden_out.sum()))
+            correct.append((logits.argmax(dim=-1) == ids[is_masked]).sum().item())
+            masked.append(int(is_masked.sum()))
             if step % 50 == 0:
-                progress.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right[-1] / max(1, masked[-1]):.2f}")
+                progress.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{correct[-1] / max(1, masked[-1]):.2f}")
     encoder.eval()
-    return sum(right[-100:]) / max(1, sum(masked[-100:]))
+    return sum(correct[-100:]) / max(1, sum(masked[-100:]))

@@ -1,18 +1,19 @@
-"""Makes the tiny VAE: diffusers' `AutoencoderKLWan` at a width that two CPU cores can train from nothing.
+"""Trains the tiny VAE: diffusers' `AutoencoderKLWan` at a width that two CPU cores can train from scratch.
 
 Notable choices:
 - The encoder is computed, not trained: principal components of the data (`principal_components.py`). Only the decoder
-  learns, so latents are fixed from the start and the world-action model can train beside it.
-- RGB and value maps share one VAE (eq. 2), so every batch holds both. A value clip starts with a black frame, as each
-  chunk's does when the robot acts.
-- Most of a canvas is table. A loss that counts all pixels alike learns the table and forgets the bell, so a pixel
-  counts more the further it is from the background: the median canvas for RGB, black for value maps.
-- The decoder first learns single pictures and then clips, as Wan's did: its temporal kernels start as "stand still",
-  and a batch of pictures shows more than a clip of as many frames.
+  is trained, so latents are fixed from the start, and the world-action model can be trained at the same time.
+- RGB and value maps share one VAE (eq. 2), so every batch holds both. A value clip starts with a black frame, as in
+  inference.
+- Most of a canvas shows the table. With equal weights the loss would ignore small objects, so the weight of a pixel
+  grows with its distance from the background: the median canvas for RGB, black for value maps.
+- The decoder is trained on single pictures first, then on clips, as Wan's: its temporal kernels start by repeating a
+  frame, and a batch of pictures is more diverse than a clip of as many frames.
 - Muon trains the convolutions, AdamW the rest.
-- Whatever is random in step i follows from (seed, i, process) alone, so a resumed run is the uninterrupted one.
+- All random numbers of step i depend on (seed, i, process) only, so a resumed run equals an uninterrupted one.
 
-Left out: the adversarial and perceptual losses of large VAEs, which serve texture; a small robot world has little.
+The adversarial and perceptual losses of large VAEs are left out: they improve texture, of which these scenes have
+little.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,16 +42,16 @@ from ..utils.files import claim, read_json, reading, written_folder
 from .principal_components import condition_encoder, set_principal_component_encoder
 from .vae_arguments import VAETrainingArguments
 
-RGB_CHUNKS = {1: 0.5, 2: 0.35, 4: 0.15}  # latent frames of an RGB clip after its first: how often
-MAY_CHANGE = ("steps", "report_steps", "save_steps")  # of a run that goes on
-STATISTICS_CLIPS = 200  # of each kind, for principal components and latents' statistics
+RGB_CHUNKS = {1: 0.5, 2: 0.35, 4: 0.15}  # number of latent frames of an RGB clip after its first -> probability
+MAY_CHANGE = ("steps", "report_steps", "save_steps")  # arguments that may change when a run is resumed
+STATISTICS_CLIPS = 200  # clips of each kind, for principal components and latent statistics
 
 
 def tiny_vae(z_dim: int = 96, base_dim: int = 96, decoder_base_dim: int = 32) -> AutoencoderKLWan:
-    """A VAE of Wan2.2's compression, 4 x 16 x 16, whose encoder can hold principal components.
+    """A VAE with Wan2.2's compression, 4 x 16 x 16, whose encoder can represent principal components.
 
-    The decoder starts as a shallow network of pictures: residual branches and attention begin at zero, spatial kernels
-    are orthogonal, and temporal kernels repeat the moment that they are given.
+    The decoder is initialized as a shallow network on pictures: residual branches and attention are zero, spatial
+    kernels are orthogonal, and temporal kernels repeat the current frame.
     """
     vae = AutoencoderKLWan(
         base_dim=base_dim,
@@ -75,8 +77,8 @@ def tiny_vae(z_dim: int = 96, base_dim: int = 96, decoder_base_dim: int = 32) ->
             elif isinstance(module, WanCausalConv3d):
                 torch.nn.init.zeros_(module.weight)
                 torch.nn.init.zeros_(module.bias)
-                present = module.weight[:, :, -1]  # the kernel's other moments see the past
-                if module.kernel_size == (3, 1, 1):  # makes two moments of one
+                present = module.weight[:, :, -1]  # the kernel's other taps see past frames
+                if module.kernel_size == (3, 1, 1):  # makes two frames of one
                     present.copy_(torch.eye(module.in_channels).repeat(2, 1)[..., None, None])
                 else:
                     present.copy_(torch.nn.init.orthogonal_(torch.empty(present.shape)))
@@ -90,14 +92,14 @@ def tiny_vae(z_dim: int = 96, base_dim: int = 96, decoder_base_dim: int = 32) ->
 
 @dataclass(frozen=True)
 class CanvasEpisode:
-    """An episode as the VAE sees it: `rgb` (T, height, width, 3) and `value` (T, height, width), uint8."""
+    """Canvases of an episode: `rgb` (T, height, width, 3) and `value` (T, height, width), uint8."""
 
     rgb: np.ndarray
     value: np.ndarray
 
 
-def canvas_episodes(rows: Iterable[dict], processor: AIMProcessor) -> list[CanvasEpisode]:
-    """Decodes rows of an episode dataset into memory, at 4 bytes a pixel and frame."""
+def canvas_episodes(rows: Iterable[dict[str, Any]], processor: AIMProcessor) -> list[CanvasEpisode]:
+    """Decodes rows of an episode dataset into memory, with 4 bytes per pixel and frame."""
     episodes = []
     for row in tqdm(rows, desc="decode", unit="episode"):
         episode = Episode.from_row(row)
@@ -118,10 +120,10 @@ def sample_clips(
 ) -> torch.Tensor:
     """Random clips of 1 + 4 * latent_frames frames, (count, 3, frames, height, width) in [-1, 1].
 
-    An episode that ends within a clip stands still.
+    An episode that ends within a clip is extended by its last frame.
 
     Args:
-        kind: "rgb", or "value": then the first frame is black, unless it is the only one.
+        kind: "rgb" or "value". The first frame of a value clip is black, unless it is the only one.
     """
     clips = []
     for index in rng.integers(len(episodes), size=count):
@@ -139,7 +141,7 @@ def sample_clips(
 
 
 class DecoderLoss(torch.nn.Module):
-    """Reconstruction error of a batch; a module, so that `accelerate` can wrap the decoder's training forward.
+    """Reconstruction error of a batch. It is a module, so that `accelerate` can wrap the forward pass of training.
 
     Args:
         background: (3, height, width), the RGB median canvas.
@@ -152,7 +154,8 @@ class DecoderLoss(torch.nn.Module):
         self.register_buffer("value_background", torch.full((1, 3, 1, 1, 1), BLACK))
 
     def pixel_weights(self, clips: torch.Tensor, kind: str) -> torch.Tensor:
-        """(B, 1, T, height, width): 1 on the background, 1 + foreground_weight from a quarter of the range on."""
+        """Loss weights (B, 1, T, height, width): 1 on the background, growing to 1 + foreground_weight at a distance
+        of a quarter of the pixel range."""
         background = self.rgb_background if kind == "rgb" else self.value_background
         distance = (clips - background).abs().amax(dim=1, keepdim=True)
         return 1 + self.foreground_weight * (2 * distance).clamp(max=1)
@@ -168,7 +171,7 @@ class DecoderLoss(torch.nn.Module):
                 latents = self.vae.encode(clips).latent_dist.mode()
                 noise = torch.randn(latents.shape, generator=generator, device=latents.device)
             difference = self.vae.decode(latents + latent_noise * scale * noise).sample - clips
-            # The absolute error keeps edges sharp; the square finds what is missing altogether.
+            # The absolute error keeps edges sharp; the squared error emphasizes missing objects.
             error = difference.abs() + 2 * difference.square()
             weights = self.pixel_weights(clips, kind)
             terms[kind] = (error * weights).sum() / (3 * weights.sum())
@@ -183,9 +186,8 @@ def evaluate_vae(
 
     Returns:
         metrics: `rgb_psnr`, `value_psnr` (dB, mean over clips), `rgb_foreground_psnr` and `value_foreground_psnr`
-            (over pixels that are an eighth of the range or more away from the background), `peak_error`: pixels from
-            the reconstructed map's brightest pixel to the nearest one that is within 5 % of the true map's peak (a
-            map's top may be flat), the mean over frames whose map is bright somewhere, and `largest_peak_error`.
+            (over pixels that differ from the background by at least an eighth of the range), `peak_error` and
+            `largest_peak_error` (mean and maximum of `peak_errors`).
         reconstructions: like `clips`.
     """
     metrics, reconstructions = {}, {}
@@ -201,26 +203,30 @@ def evaluate_vae(
 
 
 def peak_errors(true: torch.Tensor, reconstructed: torch.Tensor) -> torch.Tensor:
-    """Per frame with a bright spot: distance in pixels, as `evaluate_vae` says. Arguments (B, 3, T, height, width)."""
-    true, reconstructed = (x.mean(dim=1).flatten(0, 1) for x in (true, reconstructed))
+    """Distance in pixels of the reconstructed map's peak, of each frame whose map is not dark.
+
+    It is the distance from the reconstruction's brightest pixel to the nearest pixel within 5 % of the true map's
+    peak, since a map's top may be flat. Arguments: (B, 3, T, height, width) in [-1, 1].
+    """
+    true, reconstructed = (clips.mean(dim=1).flatten(0, 1) for clips in (true, reconstructed))
     width = true.shape[-1]
     errors = []
-    for map_, guess in zip(true, reconstructed):
-        if map_.max() > 0:
-            top = (map_ >= map_.max() - 0.05 * (map_.max() + 1)).nonzero().float()
-            peak = torch.tensor(divmod(int(guess.argmax()), width), dtype=torch.float32, device=top.device)
+    for true_map, reconstruction in zip(true, reconstructed):
+        if true_map.max() > 0:
+            top = (true_map >= true_map.max() - 0.05 * (true_map.max() + 1)).nonzero().float()
+            peak = torch.tensor(divmod(int(reconstruction.argmax()), width), dtype=torch.float32, device=top.device)
             errors.append((top - peak).norm(dim=1).min())
     return torch.stack(errors) if errors else torch.zeros(1)
 
 
 @torch.no_grad()
 def set_encoder(vae: AutoencoderKLWan, episodes: Sequence[CanvasEpisode], stride: int, seed: int = 0) -> None:
-    """Sets the encoder to principal components, which come out normalized: `latents_mean` of the VAE's config is 0,
-    and `latents_std` 1.
+    """Sets the encoder to principal components with normalized latents: in the VAE's config, `latents_mean` is 0 and
+    `latents_std` 1.
 
-    Statistics count as many RGB as value latents, those that the model will see: the black frame's latent is left out.
-    The scale is the square root of each channel's standard deviation (times that of the mean one). Full whitening
-    would give the faint details of the last components as much weight as where things are.
+    The statistics use equally many RGB and value latents, without the latents of a clip's first frame. Each channel is
+    divided by the square root of (its standard deviation times the mean one). Full whitening would give faint details
+    of the last components as much weight as the positions of objects.
     """
     rng = np.random.default_rng(seed)
     count = STATISTICS_CLIPS
@@ -238,14 +244,14 @@ def set_encoder(vae: AutoencoderKLWan, episodes: Sequence[CanvasEpisode], stride
 
 
 class VAETrainer:
-    """Trains the decoder of `vae` on `episodes` and leaves a run in `folder`: `checkpoint/`, `samples/step-N.png`,
-    `log.jsonl`. The encoder stays as it is.
+    """Trains the decoder of `vae` on `episodes`, with a frozen encoder. Writes `checkpoint/`, `samples/step-N.png` and
+    `log.jsonl` to `folder`.
 
     Args:
-        held_out: episodes that reports look at and training doesn't; without any, they look at those of training.
+        held_out: episodes for reports, without training on them; if empty, reports use the training episodes.
 
     Raises:
-        FileExistsError: if the folder holds a run on other episodes, of another encoder or with other arguments.
+        FileExistsError: if the folder holds a run with other episodes, another encoder or other arguments.
         UnreadableFile: if its checkpoint is damaged.
     """
 
@@ -257,7 +263,7 @@ class VAETrainer:
         args: VAETrainingArguments,
         folder: Path,
     ):
-        # Single pictures leave temporal kernels without a gradient.
+        # On single pictures, temporal kernels get no gradient.
         self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
@@ -269,8 +275,8 @@ class VAETrainer:
         self.loss = DecoderLoss(vae, median_canvas(episodes), args.foreground_weight)
         trained = [p for p in vae.parameters() if p.requires_grad]
         kernels = [p for p in trained if p.ndim >= 4 and p.shape[0] > 1 and p[0].numel() > 1]
-        rest = {id(p) for p in kernels}
-        others = [p for p in trained if id(p) not in rest]
+        kernel_ids = {id(p) for p in kernels}
+        others = [p for p in trained if id(p) not in kernel_ids]
         self.optimizer = MuonWithAdamW(kernels, others, lr=args.learning_rate, adam_lr=args.adam_learning_rate)
         if (self.folder / "checkpoint").is_dir():
             self._load()
@@ -303,7 +309,7 @@ class VAETrainer:
 
     def _train_step(self) -> dict[str, torch.Tensor]:
         args, device = self.args, self.accelerator.device
-        shared = np.random.default_rng([args.seed, self.step])  # the same in all processes: equal work for each
+        shared = np.random.default_rng([args.seed, self.step])  # the same in all processes: equal clip lengths
         rng = np.random.default_rng([args.seed, self.step, self.accelerator.process_index])
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
         if self.step < args.picture_share * args.steps:
@@ -326,7 +332,7 @@ class VAETrainer:
         self.optimizer.zero_grad()
         return terms
 
-    def _set_learning_rates(self):
+    def _set_learning_rates(self) -> None:
         warmup = min(1, (self.step + 1) / self.args.warmup_steps)
         factor = warmup * (0.03 + 0.97 * (1 + math.cos(math.pi * self.step / self.args.steps)) / 2)
         rates = (self.args.learning_rate, self.args.adam_learning_rate)
@@ -343,13 +349,13 @@ class VAETrainer:
             log.write(json.dumps({name: round(value, 5) for name, value in entry.items()}) + "\n")
         return metrics
 
-    def _save(self):
+    def _save(self) -> None:
         with written_folder(self.folder / "checkpoint") as folder:
             self.vae.save_pretrained(folder)
             save_file(_tensors(self.optimizer), folder / "optimizer.safetensors")
             (folder / "training.json").write_text(json.dumps({"step": self.step, **asdict(self.args)}, indent=1))
 
-    def _load(self):
+    def _load(self) -> None:
         folder = self.folder / "checkpoint"
         mend = f"delete {folder}, and training begins anew"
         self.step = read_json(folder / "training.json", mend)["step"]
@@ -368,15 +374,17 @@ def _digest(episodes: Sequence[CanvasEpisode]) -> str:
     return digest.hexdigest()
 
 
-def draw_reconstructions(clips: dict[str, torch.Tensor], reconstructions: dict[str, torch.Tensor], scale: int = 2):
-    """Rows of frames: true clips over their reconstructions; RGB on the left, value maps on the right."""
+def draw_reconstructions(
+    clips: dict[str, torch.Tensor], reconstructions: dict[str, torch.Tensor], scale: int = 2
+) -> Image.Image:
+    """Picture of true clips above their reconstructions, one row of frames each; RGB left, value maps right."""
 
     def strip(clip: torch.Tensor) -> np.ndarray:
         frames = ((clip[:, [0, 1, 2, 4]] + 1) * 127.5).round().byte().cpu().numpy()
         return frames.transpose(2, 1, 3, 0).reshape(clip.shape[2], -1, 3)
 
     sides = [
-        np.concatenate([strip(x) for pair in list(zip(clips[kind], reconstructions[kind]))[:4] for x in pair])
+        np.concatenate([strip(clip) for pair in list(zip(clips[kind], reconstructions[kind]))[:4] for clip in pair])
         for kind in clips
     ]
     picture = Image.fromarray(np.concatenate(sides, axis=1))
@@ -384,6 +392,7 @@ def draw_reconstructions(clips: dict[str, torch.Tensor], reconstructions: dict[s
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """State tensors of an optimizer, named by parameter index and state name."""
     return {
         f"{index}.{name}": value
         for index, state in optimizer.state_dict()["state"].items()
@@ -391,9 +400,10 @@ def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]):
-    description = optimizer.state_dict()
+def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Loads the result of `_tensors`."""
+    state_dict = optimizer.state_dict()
     for key, tensor in tensors.items():
         index, name = key.split(".")
-        description["state"].setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict(description)
+        state_dict["state"].setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict(state_dict)

@@ -1,20 +1,20 @@
-"""How the tiny VAE is trained, as numbers: the command line knows them before it imports torch."""
+"""Training arguments of the tiny VAE, in a module without torch, so that the command line can parse them quickly."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class VAETrainingArguments:
-    """How to train.
+    """Training arguments of the tiny VAE.
 
-    steps: optimizer steps; the first `picture_share` of them look at single pictures.
-    picture_batch_size, clip_batch_size: of a step in each process; half RGB, half value maps.
-    learning_rate: of Muon; AdamW's is `adam_learning_rate`. Both warm up, then fall along a cosine to 3 %.
-    foreground_weight: how much more a pixel far from the background counts.
-    latent_noise: noise on the latents that the decoder learns from, in their standard deviation: what a model imagines
-        is never quite what the encoder gives.
+    steps: optimizer steps; the first `picture_share` of them train on single pictures.
+    picture_batch_size, clip_batch_size: per step and process; half RGB, half value maps.
+    learning_rate: of Muon; AdamW's is `adam_learning_rate`. Both warm up, then decay along a cosine to 3 %.
+    foreground_weight: additional loss weight of pixels far from the background.
+    latent_noise: noise on the decoder's input latents, in units of their standard deviation, since imagined latents
+        differ from encoded ones.
     frame_stride: control steps between two frames of a clip.
-    report_steps, save_steps: steps between two reports (numbers and picture) and between two checkpoints.
+    report_steps, save_steps: steps between reports (metrics and picture) and between checkpoints.
     """
 
     steps: int = 6_000

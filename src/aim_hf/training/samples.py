@@ -61,9 +61,8 @@ def head_peaks(codec: VideoCodec, processor: AIMProcessor, value_latents: torch.
     first = next(camera for camera in CAMERAS if camera in processor.cameras)
     top, left, h, w = processor.cameras[first]["slot"]
     value_maps = processor.rgb_to_value(canvas)[:, top : top + h, left : left + w]
-    return torch.tensor(
-        [(left + x, top + y, value_map.max()) for value_map in value_maps for x, y in [peak(value_map)]]
-    )
+    peaks = [(*peak(value_map), value_map.max()) for value_map in value_maps]
+    return torch.tensor([(left + x, top + y, maximum) for x, y, maximum in peaks])
 
 
 class SampleCallback(TrainerCallback):
