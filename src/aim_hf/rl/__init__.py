@@ -1,4 +1,4 @@
-"""Stage 2: GRPO on the action head alone."""
+"""Stage 2: GRPO on the action head."""
 
 from .config import AIMGRPOConfig
 from .rewards import Outcome, RewardFunction, success_reward, value_map_reward

@@ -1,28 +1,32 @@
-"""Returns and advantages of a group of episodes, as pure functions of arrays."""
+"""Returns and advantages of a group of episodes, as pure functions of tensors."""
 
 import torch
 
-# Of each reward function, each episode's reward: a scalar, or one for each of its chunks, (chunks,).
+# Rewards of each reward function for each episode: a scalar, or one number per chunk, (chunks,).
 Rewards = list[list[torch.Tensor]]
 
 
 def mean_rewards(rewards: Rewards) -> torch.Tensor:
-    """(R, G) of R functions and G episodes; dense rewards are averaged over an episode's chunks."""
+    """Mean rewards (R, G) of R functions and G episodes; dense rewards are averaged over an episode's chunks."""
     return torch.stack([torch.stack([reward.mean() for reward in given]) for given in rewards])
 
 
 def group_returns(rewards: Rewards, weights: list[float]) -> torch.Tensor:
-    """(G,), the weighted sum of each episode's rewards."""
+    """Returns (G,): the weighted sum of each episode's mean rewards."""
     return torch.tensor(weights, dtype=torch.float64) @ mean_rewards(rewards)
 
 
 def group_advantages(
     rewards: Rewards, weights: list[float], num_chunks: torch.Tensor, scale: float, eps: float = 1e-4
 ) -> torch.Tensor:
-    """(G, C) for episodes of `num_chunks` (G,) chunks, at most C; zero beyond an episode's end.
+    """Advantages (G, C) of the chunks of G episodes; zero beyond an episode's end.
 
-    A chunk gets what the episode's return is above the group's mean, with the chunk's own dense reward, above the mean
-    of the group's same chunk, in place of their average. All is divided by `scale` + `eps`.
+    A scalar reward contributes its difference from the group's mean to all chunks of an episode. A dense reward
+    contributes to each chunk its difference from the mean of the same chunk over the group. The weighted sum is
+    divided by `scale` + `eps`.
+
+    Args:
+        num_chunks: (G,), number of chunks of each episode; C is the largest.
     """
     inside = torch.arange(int(num_chunks.max())) < num_chunks[:, None]  # (G, C)
     advantages = torch.zeros(inside.shape, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What an iteration learns from: groups of episodes, and the file that keeps them in a checkpoint."""
+"""Groups of episodes that an iteration learns from, and their file in a checkpoint."""
 
 import json
 from collections import defaultdict
@@ -16,15 +16,15 @@ from .scenes import PracticeScene
 
 @dataclass
 class Group:
-    """What the learner needs of G episodes of one scene, of up to C chunks (`num_chunks`) with S random steps each.
+    """Training data of G episodes of one scene, with up to C chunks and S random denoising steps per chunk.
 
-    prompt_embeds (L, text_dim); first (c, 1, h, w), the first observation.
-    rgb, value: (G, C, c, F, h, w), as imagined. observed: the same shape, what was really seen after each chunk.
-    executed (G, C, F * n, D), normalized.
-    steps (C, S): the random denoising steps. before, after (G, C, S, P, D): the samples around them. log_probs
-        (G, C, S, M): log-likelihoods of the steps under the policy that took them.
-    num_chunks (G,); success (G,). What is kept of a chunk is zero for an episode that ended before it.
-    advantages (G, C): set by the trainer.
+    prompt_embeds: (L, text_dim). first: (c, 1, h, w), latents of the first observation.
+    rgb, value: (G, C, c, F, h, w), imagined latents. observed: the same shape, real latents after each chunk.
+    executed: (G, C, F * n, D), normalized actions.
+    steps: (C, S), indices of the random denoising steps. before, after: (G, C, S, P, D), the samples before and after
+        these steps. log_probs: (G, C, S, M), log-likelihoods of these steps under the policy of the rollout.
+    num_chunks: (G,), number of chunks of each episode; all tensors are zero beyond it. success: (G,).
+    advantages: (G, C), set by the trainer.
     """
 
     scene: PracticeScene
@@ -43,15 +43,15 @@ class Group:
     advantages: torch.Tensor | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All of it but the scene."""
+        """All tensor fields that are set, by name."""
         return {f.name: value for f in fields(self) if torch.is_tensor(value := getattr(self, f.name))}
 
 
 @dataclass
 class Buffer:
-    """The groups of an iteration that are learned from.
+    """Groups of one iteration that are learned from.
 
-    groups: of each of its steps. tokens: by optimizer step and process, what the loss is divided by.
+    groups: of each batch. tokens: number of tokens per batch and process, which the loss is divided by.
     """
 
     groups: list[list[Group]] = field(default_factory=list)
@@ -71,12 +71,15 @@ class Buffer:
     def load(cls, path: Path) -> "Buffer":
         """Raises UnreadableFile, naming the file, if it is missing or damaged."""
         with reading(path, MEND), safe_open(path, "pt") as file:
-            described, names = file.metadata(), defaultdict(dict)
+            metadata, tensors = file.metadata(), defaultdict(dict)
             for key in file.keys():
                 step, number, name = key.split(".", 2)
-                names[int(step), int(number)][name] = file.get_tensor(key)
+                tensors[int(step), int(number)][name] = file.get_tensor(key)
             groups = [
-                [Group(PracticeScene(*scene), **names[step, number]) for number, scene in enumerate(scenes)]
-                for step, scenes in enumerate(json.loads(described["scenes"]))
+                [
+                    Group(PracticeScene(task, seed), **tensors[step, number])
+                    for number, (task, seed) in enumerate(scenes)
+                ]
+                for step, scenes in enumerate(json.loads(metadata["scenes"]))
             ]
-            return cls(groups, float(described["tokens"]))
+            return cls(groups, float(metadata["tokens"]))

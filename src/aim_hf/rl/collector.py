@@ -1,12 +1,12 @@
-"""Rollouts of the policy: groups of episodes that start from the same scene, in many environments at once.
+"""Rollouts of the policy: groups of episodes that start from the same scene, in many environments in parallel.
 
-The episodes of a group share all that the policy does not decide: the scene, the imagination of its first chunk, and
-the noise of every later one and of the actions' start. So what tells them apart are the policy's random steps, whose
-likelihood is known, and what came of them.
+The episodes of a group share everything but the policy's random denoising steps: the scene, the imagination of the
+first chunk, the noise of later chunks, and the initial noise of actions. They differ only by the random steps, whose
+likelihood is known, and by the consequences of these steps.
 
-A group's content depends on the weights, its scene, its generation and the seed, and on nothing that runs beside it:
-its network calls have a batch of their own. The imagined latents are kept as a part of the state, so that the learner
-rebuilds keys and values from them, and nothing is ever sampled again.
+A group depends on the weights, its scene, its generation and the seed only, and not on other groups: each group is a
+separate batch of network calls. The imagined latents are stored as a part of the state, so that the learner recomputes
+keys and values from them without sampling again.
 """
 
 import math
@@ -29,15 +29,25 @@ from .scenes import PracticeScene
 
 
 class Collector:
-    """Lets the action head of a pipeline act as a policy, on scenes.
+    """Rolls out the policy of a pipeline on scenes.
 
     Args:
-        pipe: its model is on the device already. policy: of that model. environments: of the suite and split.
-        sampling_config: with an `action_noise_scale` below 1, the last step alone may be random: the others renew
-            noise in whole.
-        num_generations: G. random_steps: that the S = num_random_steps of a chunk are drawn from. seed: of all noise.
-        max_completion_length: control steps after which an episode ends with the chunk, if it hasn't before; None for
-            the task's own limit.
+        pipe: its model is on the device already.
+        policy: of that model.
+        environments: of the suite and split.
+        sampling_config: with an `action_noise_scale` below 1, only the last denoising step may be random, since the
+            other random steps replace noise by noise of full scale.
+        num_generations: G, episodes of a group.
+        random_steps: denoising steps from which the S = `num_random_steps` random steps of a chunk are drawn.
+        max_completion_length: control steps after which an episode ends with the current chunk; None for the task's
+            limit.
+        seed: of all noise.
+
+    Attributes:
+        seconds: time spent on simulation and inference.
+        control_steps: executed in all kept episodes.
+        lost: number of lost episodes.
+        reasons: of the episodes lost in the last call of `collect`.
     """
 
     def __init__(
@@ -57,16 +67,17 @@ class Collector:
         self.random_steps, self.num_random_steps = random_steps, num_random_steps
         self.max_completion_length = math.inf if max_completion_length is None else max_completion_length
         self.chunks = Chunks(pipe.actions_per_chunk, pipe.actions_per_frame)
-        self.seconds: Counter[str] = Counter()  # spent in simulation and in the network
+        self.seconds: Counter[str] = Counter()
         self.control_steps = 0
-        self.lost = 0  # episodes
-        self.reasons: list[str] = []  # what became of those of the last call
+        self.lost = 0
+        self.reasons: list[str] = []
 
     @torch.no_grad()
     def collect(
         self, scenes: list[PracticeScene], generation: int, progress: tqdm | None = None
     ) -> list[tuple[Group, list[Outcome]] | None]:
-        """A group for each scene, and what rewards see of its episodes; None where fewer than two are left."""
+        """Rolls out a group for each scene. Returns each group with the outcomes of its episodes; None for a group
+        with fewer than two episodes left."""
         G = self.num_generations
         began = time.perf_counter()
         starts = self.environments.reset(
@@ -109,8 +120,11 @@ class Collector:
 
 
 class _Rollout:
-    """One group while it runs. Episodes that have ended cost nothing more: the session holds those that `running`
-    names, and whatever is kept of a chunk is zero for the others."""
+    """One group during its rollout.
+
+    running: indices of the episodes that continue; the session has only these rows. Stored tensors of a chunk are zero
+    for the other episodes. starts: None for an episode whose environment was lost.
+    """
 
     def __init__(self, collector: Collector, scene: PracticeScene, generation: int, starts: list[Start | None]):
         self.collector, self.scene = collector, scene
@@ -119,7 +133,7 @@ class _Rollout:
         self.instruction = start.instruction
         words = [collector.seed, generation, scene.seed, zlib.crc32(scene.task.encode())]
         self.generator = torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
-        # One row until the first observation is encoded and its future imagined; then a fork for each episode.
+        # One row for encoding the first observation and imagining its future; then a fork for each episode.
         self.session = self.pipe.start(start.instruction)
         self.prompt_embeds = self.pipe.encode_prompt(start.instruction)[0]
         self.first = self.pipe.append(self.session, start.observation)[0]
@@ -129,8 +143,8 @@ class _Rollout:
         self.parts: dict[str, list[torch.Tensor]] = {
             name: [] for name in ("rgb", "value", "observed", "executed", "steps", "before", "after", "log_probs")
         }
-        # Of each row, chunk by chunk.
-        self.seen: list[list[Progress]] = [[] for _ in starts]
+        # Progress and predicted value maps of each episode's chunks.
+        self.progress: list[list[Progress]] = [[] for _ in starts]
         self.value_maps: list[list[dict[str, np.ndarray]]] = [[] for _ in starts]
 
     def predict(self) -> dict[int, np.ndarray]:
@@ -169,14 +183,14 @@ class _Rollout:
         return {row: chunk.numpy() for row, chunk in zip(self.running, self.actions)}
 
     def observe(self, progress: dict[int, Progress | None]) -> None:
-        """What came of each running episode; None for one that was lost."""
+        """Records the progress of each running episode, None for a lost one, and appends its observations."""
         normalized = self.pipe.processor.normalize_actions(self.actions.double(), self.session.initial_pose)
         self._keep(executed=normalized.float())
         for row, latest in progress.items():
             if latest is None:
                 self.lost.append(row)
             else:
-                self.seen[row].append(latest)
+                self.progress[row].append(latest)
         going_on = [index for index, row in enumerate(self.running) if self._goes_on(progress[row])]
         self.just_ended = len(self.running) - len(going_on)
         self.running = [self.running[index] for index in going_on]
@@ -192,10 +206,11 @@ class _Rollout:
         return latest is not None and not latest.done and latest.steps < self.collector.max_completion_length
 
     def result(self) -> tuple[Group, list[Outcome]] | None:
-        rows = [row for row in range(len(self.seen)) if row not in self.lost]
+        """The group without its lost episodes, and their outcomes; None for fewer than two episodes."""
+        rows = [row for row in range(len(self.progress)) if row not in self.lost]
         if len(rows) < 2:
             return None
-        chunks = max(len(self.seen[row]) for row in rows)
+        chunks = max(len(self.progress[row]) for row in rows)
         steps = torch.stack(self.parts.pop("steps")[:chunks])
         stacked = {name: torch.stack(parts[:chunks], dim=1)[rows] for name, parts in self.parts.items()}
         group = Group(
@@ -203,33 +218,35 @@ class _Rollout:
             prompt_embeds=self.prompt_embeds.cpu(),
             first=self.first.cpu(),
             steps=steps,
-            num_chunks=torch.tensor([len(self.seen[row]) for row in rows]),
-            success=torch.tensor([self.seen[row][-1].success for row in rows]),
+            num_chunks=torch.tensor([len(self.progress[row]) for row in rows]),
+            success=torch.tensor([self.progress[row][-1].success for row in rows]),
             **stacked,
         )
         return group, [self._outcome(row) for row in rows]
 
     def _outcome(self, row: int) -> Outcome:
-        seen, maps = self.seen[row], self.value_maps[row]
+        chunks, value_maps = self.progress[row], self.value_maps[row]
 
         def calibration(camera: str, name: str) -> np.ndarray:
-            return np.stack([[o["observation"][camera][name] for o in chunk.observations] for chunk in seen])
+            return np.stack(
+                [[observation["observation"][camera][name] for observation in chunk.observations] for chunk in chunks]
+            )
 
         return Outcome(
             task=self.scene.task,
             seed=self.scene.seed,
             instruction=self.instruction,
-            success=seen[-1].success,
-            steps=seen[-1].steps,
-            targets=np.stack([chunk.targets for chunk in seen]),
-            value_maps={camera: np.stack([chunk[camera] for chunk in maps]) for camera in CAMERAS},
+            success=chunks[-1].success,
+            steps=chunks[-1].steps,
+            targets=np.stack([chunk.targets for chunk in chunks]),
+            value_maps={camera: np.stack([of_chunk[camera] for of_chunk in value_maps]) for camera in CAMERAS},
             intrinsics={camera: calibration(camera, "intrinsic_cv") for camera in CAMERAS},
             extrinsics={camera: calibration(camera, "extrinsic_cv") for camera in CAMERAS},
         )
 
     def _keep(self, **parts: torch.Tensor) -> None:
-        """Of the running episodes, (B, ...), as (G, ...)."""
+        """Stores tensors of the running episodes, (B, ...), as tensors of all episodes, (G, ...)."""
         for name, part in parts.items():
-            whole = torch.zeros(len(self.seen), *part.shape[1:], dtype=part.dtype)
-            whole[self.running] = part.cpu()
-            self.parts[name].append(whole)
+            of_group = torch.zeros(len(self.progress), *part.shape[1:], dtype=part.dtype)
+            of_group[self.running] = part.cpu()
+            self.parts[name].append(of_group)

@@ -1,4 +1,4 @@
-"""The arguments of stage 2. Names are those of TRL's `GRPOConfig` where the meaning is the same."""
+"""Training arguments of stage 2, with the names of TRL's `GRPOConfig` where the meaning is the same."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from ..training.arguments import ResumableArguments
 from .policy import FlowSDE
 
 LEVELS, LOSSES, SCALES = ("token", "sequence"), ("grpo", "dapo"), ("group", "batch", "none")
-# Numbers of the configuration, those that may be None too, by what they have to be.
+# Valid ranges of numbers; some of these fields may also be None.
 AT_LEAST_ONE = (
     *("num_iterations", "num_inference_steps", "num_action_inference_steps", "noise_modes"),
     *("steps_per_generation", "max_completion_length", "num_env_workers", "hacking_patience"),
@@ -21,46 +21,53 @@ NOT_NEGATIVE = ("beta", "noise_level", "last_step_std")
 
 @dataclass
 class AIMGRPOConfig(ResumableArguments):
-    """`TrainingArguments` and what GRPO adds to them; `per_device_train_batch_size` counts episodes, in whole groups.
+    """`TrainingArguments` of stage 2. `per_device_train_batch_size` counts episodes, in whole groups.
 
     Raises:
-        ValueError: for values out of range, or that don't fit together.
+        ValueError: for values that are out of range or don't fit together.
     """
 
     MAY_CHANGE: ClassVar = ("num_env_workers", "env_timeout", "max_kl", "hacking_patience")
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "AdamW's"})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "episodes of a forward pass, whole groups"})
-    num_generations: int = field(default=8, metadata={"help": "G, episodes of a group"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "learning rate of AdamW"})
+    per_device_train_batch_size: int = field(
+        default=8, metadata={"help": "episodes per forward pass; a multiple of num_generations"}
+    )
+    num_generations: int = field(default=8, metadata={"help": "G, episodes per group"})
     steps_per_generation: int | None = field(
         default=None,
         metadata={"help": "batches that are rolled out together; gradient_accumulation_steps if not given"},
     )
-    num_iterations: int = field(default=1, metadata={"help": "times that an iteration's episodes are learned from"})
+    num_iterations: int = field(default=1, metadata={"help": "number of times that each rollout is learned from"})
     max_completion_length: int | None = field(
         default=None,
-        metadata={"help": "control steps after which an episode of practice ends; the task's own limit if not given"},
+        metadata={"help": "control steps after which a training episode ends; the task's limit if not given"},
     )
-    epsilon: float = field(default=0.2, metadata={"help": "how far the ratio may fall below 1"})
-    epsilon_high: float | None = field(default=None, metadata={"help": "and rise above it; epsilon if not given"})
-    beta: float = field(default=0.0, metadata={"help": "weight of the KL divergence from the reference"})
+    epsilon: float = field(default=0.2, metadata={"help": "lower clip range: the ratio's lower bound is 1 - epsilon"})
+    epsilon_high: float | None = field(
+        default=None, metadata={"help": "upper clip range: the upper bound is 1 + epsilon_high; epsilon if not given"}
+    )
+    beta: float = field(default=0.0, metadata={"help": "weight of the KL divergence from the reference policy"})
     loss_type: str = field(
         default="dapo",
-        metadata={"help": "grpo: mean over episodes of their tokens' mean; dapo: mean over all tokens"},
+        metadata={"help": "grpo: mean over episodes of the mean over tokens; dapo: mean over all tokens"},
     )
     importance_sampling_level: str = field(
-        default="token", metadata={"help": "token: a ratio for each action; sequence: for each chunk, of the mean"}
+        default="token",
+        metadata={"help": "token: one likelihood ratio per action; sequence: one per chunk, of the mean"},
     )
     scale_rewards: str = field(
-        default="group", metadata={"help": "by which standard deviation advantages are divided: group, batch or none"}
+        default="group", metadata={"help": "standard deviation that advantages are divided by: group, batch or none"}
     )
-    reward_weights: list[float] | None = field(default=None, metadata={"help": "one for each reward; 1 if not given"})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "one weight per reward function; 1 if not given"}
+    )
     noise_level: float = field(default=0.7, metadata={"help": "a of the SDE, see rl/policy.py"})
     noise_modes: int | None = field(
         default=None,
         metadata={
-            "help": "cosine modes of a chunk's noise that random steps replace, 1 moves all its actions together; all "
-            "if not given"
+            "help": "number of cosine modes of a chunk's noise that random steps replace; 1 moves all its actions "
+            "together; all modes if not given"
         },
     )
     last_step_std: float = field(
@@ -69,40 +76,38 @@ class AIMGRPOConfig(ResumableArguments):
     )
     random_steps: list[int] | None = field(
         default=None,
-        metadata={
-            "help": "denoising steps, from 0 on, that random ones are drawn from; those that have noise if not given"
-        },
+        metadata={"help": "indices of denoising steps that may be random, from 0; all steps with noise if not given"},
     )
     num_random_steps: int = field(
-        default=1, metadata={"help": "how many of a chunk's denoising steps are random; 0: all of random_steps"}
+        default=1, metadata={"help": "number of random denoising steps per chunk; 0: all of random_steps"}
     )
     num_inference_steps: int = field(default=5, metadata={"help": "denoising steps of RGB and value maps"})
     num_action_inference_steps: int = field(default=10, metadata={"help": "denoising steps of actions"})
     action_noise_scale: float | None = field(
         default=None,
         metadata={
-            "help": "of the noise that actions start from, also of the trained pipeline; below 1 the last denoising "
-            "step alone may be random. The given pipeline's if not given"
+            "help": "factor of the actions' initial noise, which the trained pipeline keeps; below 1, only the last "
+            "denoising step may be random. The pipeline's value if not given"
         },
     )
-    suite: str = field(default="tabletop", metadata={"help": "of the scenes"})
-    split: str = field(default="easy", metadata={"help": "of the scenes"})
+    suite: str = field(default="tabletop", metadata={"help": "benchmark suite of the scenes"})
+    split: str = field(default="easy", metadata={"help": "split of the scenes"})
     num_env_workers: int | None = field(
-        default=None, metadata={"help": "environment processes; one for each core of this process if not given"}
+        default=None, metadata={"help": "environment processes; one per core of this process if not given"}
     )
     env_timeout: float = field(default=300, metadata={"help": "seconds after which an environment counts as hung"})
-    max_kl: float | None = field(default=None, metadata={"help": "stop when an iteration's mean KL exceeds this"})
+    max_kl: float | None = field(default=None, metadata={"help": "stop if an iteration's mean KL exceeds this"})
     hacking_patience: int | None = field(
         default=None,
-        metadata={"help": "stop after so many evaluations in a row with more value reward and less success"},
+        metadata={"help": "stop after this many evaluations in a row with more value reward and less success"},
     )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "of the head's gradient"})
-    logging_steps: float = field(default=1, metadata={"help": "optimizer steps between two logs"})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "of the learning rate"})
-    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "there are none"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "there are none"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "largest gradient norm, for clipping"})
+    logging_steps: float = field(default=1, metadata={"help": "optimizer steps between logs"})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "learning rate schedule"})
+    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "not needed: all parameters are used"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "not needed: all columns are used"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name, known in (
             ("loss_type", LOSSES),
@@ -133,19 +138,19 @@ class AIMGRPOConfig(ResumableArguments):
                 f"steps_per_generation is {self.steps_per_generation}; expected a multiple of "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}."
             )
-        random = self._steps_with_noise()
-        if not random:
+        with_noise = self._steps_with_noise()
+        if not with_noise:
             raise ValueError(
                 f"no denoising step is random with noise_level {self.noise_level}, last_step_std {self.last_step_std} "
                 f"and num_action_inference_steps {self.num_action_inference_steps}, and so nothing has a likelihood; "
                 "expected noise_level above 0 with at least 2 steps, or last_step_std above 0."
             )
         if self.random_steps is None:
-            self.random_steps = random
-        if not self.random_steps or sorted(set(self.random_steps) & set(random)) != self.random_steps:
+            self.random_steps = with_noise
+        if not self.random_steps or sorted(set(self.random_steps) & set(with_noise)) != self.random_steps:
             raise ValueError(
-                f"random_steps is {self.random_steps}; expected some of {random}, in ascending order: those that have "
-                f"noise, and so a likelihood, with noise_level={self.noise_level} and, for the last one, "
+                f"random_steps is {self.random_steps}; expected some of {with_noise}, in ascending order: those that "
+                f"have noise, and so a likelihood, with noise_level={self.noise_level} and, for the last one, "
                 f"last_step_std={self.last_step_std}."
             )
         if not 0 <= self.num_random_steps <= len(self.random_steps):
@@ -156,15 +161,13 @@ class AIMGRPOConfig(ResumableArguments):
         self.epsilon_high = self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     def _steps_with_noise(self) -> list[int]:
-        sde, count, x = (
-            FlowSDE(self.noise_level, None, self.last_step_std),
-            self.num_action_inference_steps,
-            torch.ones(1, 1),
-        )
+        """Indices of the denoising steps with noise, and therefore with a likelihood."""
+        sde, x = FlowSDE(self.noise_level, last_step_std=self.last_step_std), torch.ones(1, 1)
+        count = self.num_action_inference_steps
         times = [1 - step / count for step in range(count)] + [0]
-        return [step for step in range(count) if sde.step(x, x, *times[step : step + 2])[1] > 0]
+        return [step for step in range(count) if sde.step(x, x, t=times[step], s=times[step + 1])[1] > 0]
 
     def made_from(self) -> dict[str, Any]:
-        # An iteration's rollouts are shared among processes, and kept: so who learns from what stays too.
+        # A checkpoint holds each process's rollouts, so their distribution over processes must not change on resume.
         names = ("per_device_train_batch_size", "gradient_accumulation_steps")
         return super().made_from() | {name: getattr(self, name) for name in names} | {"processes": self.world_size}

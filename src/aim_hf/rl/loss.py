@@ -1,6 +1,7 @@
-"""The objective of stage 2, eq. (13), as pure functions of arrays.
+"""Objective of stage 2, eq. (13), as pure functions of tensors.
 
-Tokens are random steps of a chunk: (G, C, S, M) for G episodes, C chunks, S steps and M modes of the actions.
+A token is one mode of a chunk's actions at one random denoising step: (G, C, S, M) for G episodes, C chunks, S steps
+and M modes.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import torch
 
 
 class PolicyLoss(NamedTuple):
-    """Each (G, C, S, M): of each token, the loss, and the ratio of its likelihoods, new over old."""
+    """Loss and likelihood ratio (new / old) of each token, (G, C, S, M) each."""
 
     loss: torch.Tensor
     ratio: torch.Tensor
@@ -25,12 +26,13 @@ def policy_loss(
     beta: float,
     sequence_share: torch.Tensor | None = None,
 ) -> PolicyLoss:
-    """- min(ratio * A, clip(ratio) * A) + beta * KL of each token.
+    """Loss of each token: - min(ratio * A, clip(ratio) * A) + beta * KL.
 
     Args:
-        log_probs, old_log_probs, divergence: (G, C, S, M). advantages: (G, C).
-        sequence_share: (M,), how much of each mode counts: one ratio for each chunk, of the mean over its tokens. None
-            for a ratio of each token.
+        log_probs, old_log_probs, divergence: (G, C, S, M).
+        advantages: (G, C).
+        sequence_share: (M,), weight of each mode in the chunk's mean log-ratio, for one ratio per chunk; None for one
+            ratio per token.
     """
     advantages, log_ratio = advantages[:, :, None, None], log_probs - old_log_probs
     if sequence_share is not None:
@@ -45,11 +47,13 @@ def policy_loss(
 def token_weights(
     num_chunks: torch.Tensor, chunks: int, steps: int, share: torch.Tensor, loss_type: str
 ) -> torch.Tensor:
-    """What each token counts, (G, C, S, M): nothing beyond an episode's end, nor for actions that aren't executed.
+    """Loss weight of each token, (G, C, S, M): 0 beyond an episode's end, and for actions that aren't executed.
 
     Args:
-        num_chunks: (G,). share: (M,), how much of each mode is executed.
-        loss_type: "grpo" gives each episode the same weight, "dapo" each token.
+        num_chunks: (G,), of each episode.
+        chunks, steps: C and S.
+        share: (M,), executed share of each mode.
+        loss_type: "grpo" weights all episodes equally, "dapo" all tokens.
     """
     inside = (torch.arange(chunks) < num_chunks[:, None]).float()
     if loss_type == "grpo":

@@ -1,8 +1,8 @@
 """The action head as a policy with a likelihood.
 
-The head solves the ODE dx = v dt from noise (t = 1) to actions (t = 0): given the noise nothing about it is random,
-and nobody knows its likelihood. Flow-SDE (Flow-GRPO, arXiv 2505.05470; piRL, arXiv 2510.25889) puts noise into its
-steps and corrects the drift, so that at every t the samples are distributed as before:
+The head solves the ODE dx = v dt from noise (t = 1) to actions (t = 0). Given the noise, the result is deterministic,
+and its likelihood is unknown. Flow-SDE (Flow-GRPO, arXiv 2505.05470; piRL, arXiv 2510.25889) adds noise to the steps
+and corrects the drift, so that the samples have the same distribution at every t:
 
     dx = [v + sigma_t^2 / (2t) * eps] dt + sigma_t dw,    eps = x + (1 - t) * v,    sigma_t = a * sqrt(t / (1 - t))
 
@@ -17,15 +17,15 @@ For small steps it is the papers'; a = 0 gives the ODE's Euler step; at 10 steps
 that what is trained is what is used. The last step, to s = 0, has no noise, hence no likelihood, unless it is given
 some.
 
-Noise that is another for each action of a chunk mostly averages out on the way to where the chunk ends, and says
-little about what to do better. So the renewed noise may be kept to the smoothest cosine modes of the noise over a
-chunk's actions: with one mode, the whole chunk moves together. Renewing a part of white noise leaves it white, so the
-marginals stay as they are. The likelihood is that of the modes that are random, given x_t.
+Independent noise for each action of a chunk mostly averages out over the chunk, and gives little learning signal. The
+renewed noise may therefore be restricted to the smoothest cosine modes of the noise over a chunk's actions: with one
+mode, the whole chunk moves together. Renewing a part of white noise leaves it white, so the marginals don't change.
+The likelihood is that of the random modes, given x_t.
 
-Samples with the marginals of the ODE are no more diverse than what it makes: a policy that misses a place by more than
-its own spread never hits it, and success can't teach it. Wider noise within the denoising is seen by the steps after
-it, and what practice then teaches is to take it out again, which is worth nothing without it. So what explores beyond
-the policy's spread comes after the last step, where no network sees it: `last_step_std`.
+Samples with the ODE's marginals are no more diverse than the ODE's own: a policy that misses a target by more than its
+spread never hits it, and can't learn from success. Wider noise before the last step would be seen by later denoising
+steps, and training would teach these to remove it, which is useless without that noise. Exploration beyond the
+policy's spread is therefore added after the last step, where no network sees it: `last_step_std`.
 """
 
 import math
@@ -38,12 +38,12 @@ from torch import nn
 from ..model.cache import ActionContext
 from ..model.modeling_aim import AIMForWorldAction
 
-# What of a group of rollouts the policy looks at.
+# Fields of a `Group` that the policy needs.
 POLICY_INPUTS = (
     *("prompt_embeds", "first", "rgb", "value", "observed", "executed"),
     *("steps", "before", "after", "num_chunks"),
 )
-Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of x (B, P, D) at t (B,)
+Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x (B, P, D), t (B,) -> (B, P, D)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class FlowSDE:
 
 
 def _product(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """matrix @ x, small, in x's own precision: autocast would round a matrix product."""
+    """matrix @ x of small matrices in the precision of x; autocast would round a matrix product."""
     return (matrix[:, :, None] * x[..., None, :, :]).sum(dim=-2)
 
 
 def log_density(x: torch.Tensor, mean: torch.Tensor, std: float) -> torch.Tensor:
-    """Of N(mean, std^2) at x, elementwise."""
+    """Log-density of N(mean, std^2) at x, elementwise."""
     return -0.5 * ((x - mean) / std).square() - math.log(std) - 0.5 * math.log(2 * math.pi)
 
 
@@ -123,10 +123,10 @@ def kl_divergence(mean: torch.Tensor, reference: torch.Tensor, std: float) -> to
 
 @dataclass(frozen=True)
 class Decisions:
-    """The random steps of a batch of samples, and where they led.
+    """Random denoising steps of a batch of samples.
 
-    steps: their indices, S of them. before, after: (B, S, P, D), the samples around each. log_probs: (B, S, M), the
-    log-densities at which they were taken, of each mode, summed over the D numbers of an action.
+    steps: their S indices. before, after: (B, S, P, D), the samples before and after each step. log_probs: (B, S, M),
+    log-densities of the results, of each mode, summed over the D numbers of an action.
     """
 
     steps: list[int]
@@ -145,41 +145,42 @@ def sample(
     z: torch.Tensor,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Decisions]:
-    """Solves from `noise` (B, P, D) at times[0] = 1 to times[-1] = 0; the given `steps` by the SDE, others by the ODE.
+    """Denoises from `noise` (B, P, D) at times[0] = 1 to times[-1] = 0: `steps` by the SDE, other steps by the ODE.
 
     Args:
-        times: K + 1 of them, falling.
-        steps: indices of the random steps in ascending order, of 0 to K - 2, or to K - 1 if the last one has noise.
-        z: (B, S, M, D), their noise.
-        mask: over the last axis: 0 for numbers that are no part of the robot's actions, and of the likelihood.
+        times: K + 1 times in descending order.
+        steps: indices of the random steps in ascending order, from 0 to K - 2, or to K - 1 if the last step has noise.
+        z: (B, S, M, D), noise of the random steps.
+        mask: over the last axis, 0 for numbers that the robot lacks; these don't count in the likelihood.
 
     Raises:
-        ValueError: for steps that are none, or the last one where it has no noise, and so no likelihood.
+        ValueError: for no or unknown steps, or the last step if it has no noise and therefore no likelihood.
     """
     last = len(times) - (2 if sde.last_step_std else 3)
     if not steps or sorted(set(steps)) != steps or not 0 <= steps[0] <= steps[-1] <= last:
         raise ValueError(f"random steps are {steps}; expected some of 0 to {last}, in ascending order.")
-    x, before, after, log_probs, still = noise, [], [], [], FlowSDE(0.0)
+    x, before, after, log_probs, ode = noise, [], [], [], FlowSDE(0.0)
     for index, (t, s) in enumerate(zip(times, times[1:])):
         v = velocity(x, x.new_full((len(x),), t)).to(x.dtype)
         if index not in steps:
-            x, _ = still.step(x, v, t, s)
+            x, _ = ode.step(x, v, t, s)
             continue
         before.append(x)
         mean, std = sde.step(x, v, t, s)
         x = mean + std * sde.from_modes(z[:, steps.index(index)], x.shape[-2])
         after.append(x)
         log_probs.append(masked_sum(log_density(sde.to_modes(x), sde.to_modes(mean), std), mask))
-    return x, Decisions(steps, *(torch.stack(parts, dim=1) for parts in (before, after, log_probs)))
+    before, after, log_probs = (torch.stack(tensors, dim=1) for tensors in (before, after, log_probs))
+    return x, Decisions(steps, before, after, log_probs)
 
 
 def masked_sum(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Over the last axis."""
+    """Sum over the last axis, with an optional mask."""
     return (values if mask is None else values * mask).sum(dim=-1)
 
 
 def action_velocity(model: AIMForWorldAction, context: ActionContext, reference: bool = False) -> Velocity:
-    """The velocity of actions that see `context`; by the reference, the frozen head, if asked for."""
+    """Velocity of actions given `context`; `reference`: of the frozen reference policy."""
 
     def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return model.action_velocity(context, x.to(model.dtype), t, reference).float()
@@ -188,12 +189,11 @@ def action_velocity(model: AIMForWorldAction, context: ActionContext, reference:
 
 
 class ActionPolicy(nn.Module):
-    """The action head and the action experts of a model as what is trained: all else is frozen, and no part of this
-    module.
+    """The trained modules of stage 2: a model's action head and action experts.
 
-    Executed actions are encoded by head and experts as they were before
-    ([`AIMForWorldAction.separate_history_head`]), so that RGB and value maps stay as they are. These copies are the
-    reference of the divergence too.
+    All other parameters of the model are frozen, and no part of this module. The frozen head and experts of
+    [`AIMForWorldAction.separate_history_head`] encode executed actions, so that RGB and value maps don't change; they
+    are also the reference policy of the KL divergence.
     """
 
     def __init__(self, model: AIMForWorldAction, times: list[float], sde: FlowSDE, mask: torch.Tensor):
@@ -203,64 +203,89 @@ class ActionPolicy(nn.Module):
         self.head = model.action_head.requires_grad_(True)
         self.experts = nn.ModuleList(layer.action.requires_grad_(True) for layer in model.blocks)
         self.times, self.sde, self.mask = times, sde, mask
-        # Set past torch's back: what is frozen shall be neither moved, nor wrapped, nor saved with this module.
+        # Not registered as a submodule: the frozen model must not be moved, wrapped or saved with this module.
         self.__dict__["model"] = model
 
     def forward(
         self, groups: list[dict[str, torch.Tensor]]
     ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-        """Of each group, `POLICY_INPUTS` of a [`Group`]: log-likelihoods of its random steps under the policy, and
-        their KL divergence from the reference, (G, C, S, M) each, M modes of a prediction.
+        """Log-likelihoods of each group's random steps, and their KL divergence from the reference.
 
-        Also a zero that depends on every parameter: where no group is left, there is still a gradient to share.
+        Args:
+            groups: the fields `POLICY_INPUTS` of each [`Group`].
+
+        Returns:
+            log-likelihoods and divergences of each group, (G, C, S, M) each; and a zero that depends on every
+            parameter, so that a process without groups has gradients to reduce too.
         """
-        nothing = 0.0 * sum(parameter.sum() for parameter in self.parameters())
-        return [self._evaluate(**group) for group in groups], nothing
+        zero = 0.0 * sum(parameter.sum() for parameter in self.parameters())
+        return [self._evaluate(**group) for group in groups], zero
 
-    def _evaluate(self, prompt_embeds, first, rgb, value, observed, executed, steps, before, after, num_chunks):
-        """Keys and values of each chunk's state are rebuilt once, without gradient, and serve all of its steps.
-        Episodes that have ended are left out, as they were in the rollout, so that every number is the same as there;
-        theirs are zero."""
+    def _evaluate(
+        self,
+        prompt_embeds: torch.Tensor,
+        first: torch.Tensor,
+        rgb: torch.Tensor,
+        value: torch.Tensor,
+        observed: torch.Tensor,
+        executed: torch.Tensor,
+        steps: torch.Tensor,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        num_chunks: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-likelihoods and divergences of one group; the arguments are fields of a [`Group`].
+
+        The context of each chunk is recomputed once, without gradients, and used for all of its random steps. As in
+        the rollout, ended episodes are left out of the batch, so that numbers are the same; their results are zero.
+        """
         log_probs, divergences = [], []
         for chunk, rows, context in self._states(prompt_embeds, first, rgb, value, observed, executed, num_chunks):
             # All steps of a chunk at once: (B * S, ...).
-            x, taken = before[rows, chunk].flatten(0, 1), after[rows, chunk]
+            x, results = before[rows, chunk].flatten(0, 1), after[rows, chunk]
             chosen = steps[chunk].tolist()
             context = context.repeat_interleave(len(chosen))
-            policy, reference = (action_velocity(self.model, context, reference) for reference in (False, True))
-            time = x.new_tensor([self.times[step] for step in chosen]).repeat(len(taken))
-            velocity = policy(x, time).view_as(taken)
+            time = x.new_tensor([self.times[step] for step in chosen]).repeat(len(results))
+            velocity = action_velocity(self.model, context)(x, time).view_as(results)
             with torch.no_grad():
-                old = reference(x, time).view_as(taken)
+                reference_velocity = action_velocity(self.model, context, reference=True)(x, time).view_as(results)
             for index, step in enumerate(chosen):
-                x, between = before[rows, chunk, index], self.times[step : step + 2]
-                mean, std = self.sde.step(x, velocity[:, index], *between)
-                reference_mean, _ = self.sde.step(x, old[:, index], *between)
-                led_to, mean, reference_mean = map(self.sde.to_modes, (taken[:, index], mean, reference_mean))
-                log_prob = masked_sum(log_density(led_to, mean, std), self.mask)
+                x, t, s = before[rows, chunk, index], self.times[step], self.times[step + 1]
+                mean, std = self.sde.step(x, velocity[:, index], t, s)
+                reference_mean, _ = self.sde.step(x, reference_velocity[:, index], t, s)
+                result, mean, reference_mean = map(self.sde.to_modes, (results[:, index], mean, reference_mean))
+                log_prob = masked_sum(log_density(result, mean, std), self.mask)
                 divergence = masked_sum(kl_divergence(mean, reference_mean, std), self.mask)
-                for of_all, of_rows in ((log_probs, log_prob), (divergences, divergence)):
-                    of_all.append(of_rows.new_zeros(len(before), *of_rows.shape[1:]).index_put((rows,), of_rows))
+                for collected, of_rows in ((log_probs, log_prob), (divergences, divergence)):
+                    collected.append(of_rows.new_zeros(len(before), *of_rows.shape[1:]).index_put((rows,), of_rows))
         shape = after.shape[1:3]  # chunks, steps
-        return tuple(torch.stack(parts, dim=1).unflatten(1, shape) for parts in (log_probs, divergences))
+        log_probs, divergences = (torch.stack(parts, dim=1).unflatten(1, shape) for parts in (log_probs, divergences))
+        return log_probs, divergences
 
     @torch.no_grad()
     def _states(
-        self, prompt_embeds, first, rgb, value, observed, executed, num_chunks
+        self,
+        prompt_embeds: torch.Tensor,
+        first: torch.Tensor,
+        rgb: torch.Tensor,
+        value: torch.Tensor,
+        observed: torch.Tensor,
+        executed: torch.Tensor,
+        num_chunks: torch.Tensor,
     ) -> Iterator[tuple[int, torch.Tensor, ActionContext]]:
-        """Each chunk, the episodes that still run, and what their actions see, eq. (10)."""
+        """Yields each chunk, the rows of episodes that haven't ended, and their actions' context, eq. (10)."""
         model, chunks = self.model, rgb.shape[1]
         dtype = model.dtype
         cache = model.new_cache(1, *first.shape[-2:])
         model.set_text(cache, prompt_embeds[None].to(dtype))
         model.append(cache, first[None].to(dtype))
         num_chunks = num_chunks.cpu()
-        cache = cache.select(torch.zeros_like(num_chunks))  # the episodes' common past, computed once
+        cache = cache.select(torch.zeros_like(num_chunks))  # the episodes' common history, computed once
         rows = torch.arange(len(num_chunks))
         for chunk in range(chunks):
             if chunk:
-                going_on = num_chunks[rows] > chunk
-                if not going_on.all():
-                    rows, cache = rows[going_on], cache.select(going_on.nonzero()[:, 0])
+                running = num_chunks[rows] > chunk
+                if not running.all():
+                    rows, cache = rows[running], cache.select(running.nonzero()[:, 0])
                 model.append(cache, observed[rows, chunk - 1].to(dtype), executed[rows, chunk - 1].to(dtype))
             yield chunk, rows, model.action_context(cache, rgb[rows, chunk].to(dtype), value[rows, chunk].to(dtype))

@@ -1,28 +1,30 @@
 """Rewards of eq. (12), r = lambda_d * M(P(p)) + lambda_s * r_success.
 
-A reward function is a plain callable: it gets the [`Outcome`]s of a group, and returns for each either one number, or
-a number for each of its chunks, (num_chunks,). The weights, lambda, are `reward_weights` of the trainer.
+A reward function is a callable that takes the [`Outcome`]s of a group. For each outcome it returns one number, or one
+number per chunk, (num_chunks,). The weights, lambda, are `reward_weights` of the trainer.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..envs.base import CAMERAS
 from ..value_maps.render import project
+from .advantages import Rewards
 
-HIGH = 0.5  # of a map's peak: what counts as its high region
+HIGH = 0.5  # share of a map's peak above which a pixel belongs to the map's high region
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One episode, as rewards see it: C chunks of F frames each.
+    """One episode of C chunks with F frames each, the input of reward functions.
 
-    success: whether the task was fulfilled. steps: control steps that it took.
-    targets: (C, F, 2, 3), where the executed actions wanted the left and the right tool at each frame, in the world.
-    value_maps: camera -> (C, F, H, W) in [0, 1], as they were predicted.
-    intrinsics, extrinsics: camera -> (C, F, 3, 3) and (C, F, 3, 4), as they turned out.
+    success: whether the task was solved. steps: number of control steps.
+    targets: (C, F, 2, 3), commanded positions of the left and right end effector at each frame, in world coordinates.
+    value_maps: camera -> predicted value maps (C, F, H, W) in [0, 1].
+    intrinsics, extrinsics: camera -> (C, F, 3, 3) and (C, F, 3, 4), of the observed frames.
     """
 
     task: str
@@ -36,8 +38,11 @@ class Outcome:
     extrinsics: dict[str, np.ndarray]
 
     def landings(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where each chunk lands with each tool, the frame at which it wants it lowest: what the camera's map reads at
-        the projected target, NaN where the camera doesn't see it, and that map's peak, (C, 2) each."""
+        """Value map at the landing point of each chunk and end effector, and that map's peak, (C, 2) each.
+
+        An end effector lands at the frame with its lowest target. The map is read at the target's projection; NaN if
+        the camera doesn't see it.
+        """
         pixels, _ = project(self.targets, self.intrinsics[camera], self.extrinsics[camera])
         readings = bilinear(self.value_maps[camera][:, :, None], pixels)  # (C, F, 2)
         peaks = self.value_maps[camera].max(axis=(2, 3))[:, :, None].repeat(2, axis=2)
@@ -50,8 +55,11 @@ RewardFunction = Callable[[list[Outcome]], Sequence[float | np.ndarray]]
 
 
 def bilinear(pictures: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Pictures (..., height, width) at places (..., 2), u right and v down in pixels: pixel (row, column) has its
-    middle at (column + 0.5, row + 0.5). NaN outside; leading dimensions broadcast."""
+    """Bilinear interpolation of pictures (..., height, width) at places (..., 2); leading dimensions broadcast.
+
+    A place is (u, v) in pixels, right and down: the center of pixel (row, column) is (column + 0.5, row + 0.5). Places
+    outside of the picture are NaN.
+    """
     height, width = pictures.shape[-2:]
     pictures = np.broadcast_to(pictures, (*places.shape[:-1], height, width))
     inside = ((places >= 0) & (places <= (width, height))).all(axis=-1)
@@ -69,16 +77,16 @@ def bilinear(pictures: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def success_reward(outcomes: list[Outcome]) -> list[float]:
-    """1 for an episode that fulfilled its task, 0 for another."""
+    """1 for an episode that solved its task, else 0."""
     return [float(outcome.success) for outcome in outcomes]
 
 
 def value_map_reward(outcomes: list[Outcome], cameras: Sequence[str] = ("head_camera",)) -> list[np.ndarray]:
-    """Of each chunk: the predicted value map, read where the chunk lands.
+    """Predicted value map at the landing point of each chunk.
 
-    Read at every frame, it would pay to fly along the camera's ray to the peak, and to arrive before the imagined
-    frame does. A map shows the next contact of whichever arm makes one, so that of the two arms the better counts.
-    Cameras are averaged where they see a tool; a chunk that none sees land counts 0.
+    A reward of every frame would favor moving along the camera ray through the peak, and arriving earlier than in the
+    imagined frames. A map shows the next contact of either arm, so the better arm counts. The reward is the mean over
+    cameras that see an end effector land; 0 if none does.
     """
     unknown = set(cameras) - set(CAMERAS)
     if unknown or not cameras:
@@ -92,15 +100,48 @@ def value_map_reward(outcomes: list[Outcome], cameras: Sequence[str] = ("head_ca
 
 
 def value_hits(outcome: Outcome, camera: str = "head_camera") -> tuple[int, int]:
-    """How many chunks land in the high region of a map with either tool, and how many chunks there are whose map shows
-    one as they land."""
+    """Number of chunks where an end effector lands in the high region of its map, and number of chunks whose map has a
+    high region at landing."""
     readings, peaks = outcome.landings(camera)
     shown = peaks >= HIGH
     hit = shown & (np.nan_to_num(readings) >= HIGH * peaks)
     return int(hit.any(axis=1).sum()), int(shown.any(axis=1).sum())
 
 
+def reward_name(function: RewardFunction) -> str:
+    """Name of a reward function or `functools.partial`, for metrics and messages."""
+    return getattr(function, "__name__", None) or getattr(function, "func", function).__name__
+
+
+def evaluate_rewards(functions: Sequence[RewardFunction], outcomes: list[Outcome]) -> Rewards:
+    """Rewards of each function for each episode: a scalar, or one number per chunk.
+
+    Raises:
+        ValueError: for a wrong number or shape of rewards.
+        FloatingPointError: for a reward that is not finite.
+    """
+    rewards = []
+    for function in functions:
+        given = [torch.as_tensor(reward, dtype=torch.float64) for reward in function(outcomes)]
+        name = reward_name(function)
+        if len(given) != len(outcomes):
+            raise ValueError(f"{name} gave {len(given)} rewards for {len(outcomes)} episodes.")
+        for outcome, reward in zip(outcomes, given):
+            chunks = len(outcome.targets)
+            if reward.shape not in ((), (chunks,)):
+                raise ValueError(
+                    f"{name} gave a reward of shape {tuple(reward.shape)} to an episode of {chunks} chunks; expected "
+                    "a number, or one for each chunk."
+                )
+            if not torch.isfinite(reward).all():
+                raise FloatingPointError(
+                    f"the reward {name} is {reward.tolist()} for {outcome.task}, seed {outcome.seed}."
+                )
+        rewards.append(given)
+    return rewards
+
+
 def _best_arm(readings: np.ndarray) -> np.ndarray:
-    """(..., 2) -> (...), NaN where both are."""
+    """Maximum over both arms, (..., 2) -> (...); NaN if both are NaN."""
     best = np.nan_to_num(readings, nan=-1).max(axis=-1)
     return np.where(best < 0, np.nan, best)

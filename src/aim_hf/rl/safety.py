@@ -1,10 +1,12 @@
-"""What ends a run that drifts from its reference, or that earns reward and loses success."""
+"""Stops runs that diverge from the reference policy, or hack the reward."""
 
 from collections.abc import Callable
+from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
+from .config import AIMGRPOConfig
 from .rewards import value_map_reward
 
 VALUE_REWARD, SUCCESS = f"rewards/{value_map_reward.__name__}/mean", "eval_success_rate"
@@ -13,29 +15,43 @@ logger = logging.get_logger(__name__)
 
 
 class Safety(TrainerCallback):
-    """Stops a run that drifts from its reference, or that earns reward and loses success.
+    """Stops a run whose KL divergence exceeds `max_kl`, or whose value reward rises while success falls.
 
     Args:
-        log: of the trainer.
+        log: the trainer's `log`.
     """
 
     def __init__(self, log: Callable[[dict[str, float]], None]):
         self.log = log
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: AIMGRPOConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if args.max_kl is not None and (logs or {}).get("kl", 0.0) > args.max_kl:
             logger.warning(f"stopped: the KL divergence {logs['kl']:.4g} exceeds max_kl={args.max_kl}.")
             control.should_training_stop = True
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(
+        self,
+        args: AIMGRPOConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         evaluated = _evaluations(state.log_history)
-        if not evaluated:  # it is the one before anything was rolled out
+        if not evaluated:  # the evaluation before the first rollouts
             return
-        # Where the run began: the first rollouts, which stage 1 made, and the first evaluation.
+        # Baselines: the first rollouts, by the stage 1 policy, and the first evaluation.
         first_reward = next(entry[VALUE_REWARD] for entry in state.log_history if VALUE_REWARD in entry)
         first_success = next(entry[SUCCESS] for entry in state.log_history if SUCCESS in entry)
         reward, success, _ = evaluated[-1]
-        hacked = [r > first_reward and success_high < first_success for r, _, success_high in evaluated]
+        hacked = [value > first_reward and success_high < first_success for value, _, success_high in evaluated]
         self.log({"eval_reward_hacking": float(hacked[-1])})
         patience = args.hacking_patience
         if patience is not None and len(hacked) >= patience and all(hacked[-patience:]):
@@ -46,9 +62,9 @@ class Safety(TrainerCallback):
             control.should_training_stop = True
 
 
-def _evaluations(log_history: list[dict]) -> list[tuple[float, float, float]]:
-    """Of each evaluation after rollouts: their mean value map reward since the one before, success, and its upper
-    bound."""
+def _evaluations(log_history: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
+    """Mean value map reward since the previous evaluation, success rate and its upper bound, of each evaluation after
+    rollouts."""
     evaluated, rewards = [], []
     for entry in log_history:
         if VALUE_REWARD in entry:

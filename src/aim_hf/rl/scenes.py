@@ -1,4 +1,4 @@
-"""Scenes to practise on, and which process takes which."""
+"""Training and validation scenes of stage 2, and their distribution over processes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +12,14 @@ from .config import AIMGRPOConfig
 
 @dataclass(frozen=True)
 class PracticeScene:
+    """Task and seed of a scene."""
+
     task: str
     seed: int
 
 
 class Scenes(torch.utils.data.Dataset):
-    """Scenes to practise on: every task in turn, each time with the next seed of `purpose`, from the `start`-th on.
+    """`count` scenes of all tasks in turn, with successive seeds of `purpose` from index `start`.
 
     Raises:
         ValueError: for no task, or no scene.
@@ -43,14 +45,15 @@ class Scenes(torch.utils.data.Dataset):
 
 
 class RepeatSampler(Sampler[list[int]]):
-    """Which scenes a process needs at each of its steps: those of the whole generation that the step belongs to.
+    """Scene indices of one process: at each batch, its scenes of the whole generation that the batch belongs to.
 
-    The groups of one optimizer step are the same however many processes share them. Who takes which goes round from
-    step to step: tasks come in turn, and a process that met the same ones always would wait, or be waited for.
+    The groups of one optimizer step don't depend on the number of processes. The assignment of scenes to processes
+    rotates from batch to batch: otherwise a process might get the same tasks in every batch, and processes with slow
+    tasks would delay the others.
     """
 
     def __init__(self, args: AIMGRPOConfig, num_scenes: int, rank: int, world_size: int):
-        self.groups = args.per_device_train_batch_size // args.num_generations  # of a process's step
+        self.groups = args.per_device_train_batch_size // args.num_generations  # groups per batch and process
         self.steps, self.repeats = args.steps_per_generation, args.steps_per_generation * args.num_iterations
         self.rank, self.world_size = rank, world_size
         self.per_generation = self.steps * world_size * self.groups
@@ -65,9 +68,9 @@ class RepeatSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for generation in range(self.generations):
-            mine = [
+            own = [
                 (step * self.world_size + (self.rank + step) % self.world_size) * self.groups + group
                 for step in range(generation * self.steps, (generation + 1) * self.steps)
                 for group in range(self.groups)
             ]
-            yield from [mine] * self.repeats
+            yield from [own] * self.repeats

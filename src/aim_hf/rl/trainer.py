@@ -1,9 +1,9 @@
-"""Stage 2: GRPO on the action head alone, eq. (12) and (13), on the Hugging Face Trainer.
+"""Stage 2: GRPO on the action head, eq. (12) and (13), with the Hugging Face Trainer.
 
 One iteration: groups of episodes are rolled out from the same scenes, rewarded, and compared within their group; then
-the head takes `steps_per_generation / gradient_accumulation_steps` optimizer steps on them, `num_iterations` times
-over. Names are those of TRL's `GRPOTrainer` where the meaning is the same: a completion is an episode, a token is an
-action, or a mode of a chunk's actions, at one of the random denoising steps of its chunk.
+the head takes `steps_per_generation / gradient_accumulation_steps` optimizer steps on them, `num_iterations` times.
+Names are those of TRL's `GRPOTrainer` where the meaning is the same: a completion is an episode, a token is an action
+(or a mode of a chunk's actions) at one of the random denoising steps of its chunk.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -24,33 +25,40 @@ from ..pipeline.sampling_config import SamplingConfig
 from ..rollout.policies import AIMPolicy
 from ..rollout.vector_env import VectorEnvironment, cores_of_this_process
 from ..training.checkpoints import CheckpointedTrainer
-from ..utils.extras import SimulatorFailed
 from .advantages import Rewards, group_advantages, group_returns, mean_rewards
 from .buffer import Buffer, Group
 from .collector import Collector
 from .config import AIMGRPOConfig
 from .loss import policy_loss, token_weights
-from .metrics import gathered, merged_metrics, scene_successes, success_metrics
+from .metrics import check_episodes, gathered, merged_metrics, scene_successes, success_metrics
 from .policy import POLICY_INPUTS, ActionPolicy, FlowSDE
-from .rewards import Outcome, RewardFunction, success_reward, value_hits, value_map_reward
+from .rewards import (
+    Outcome,
+    RewardFunction,
+    evaluate_rewards,
+    reward_name,
+    success_reward,
+    value_hits,
+    value_map_reward,
+)
 from .safety import Safety
 from .scenes import PracticeScene, RepeatSampler, Scenes
 
 
 class AIMGRPOTrainer(CheckpointedTrainer):
-    """Trains the action head of a pipeline by GRPO; video and value branch stay as they are, to the last bit.
+    """Trains the action head of a pipeline by GRPO; RGB and value predictions stay the same, bit for bit.
 
     Args:
         pipe: the stage 1 pipeline. Its model is trained in place.
-        reward_funcs: plain callables, see `rewards.py`; the two of the paper if not given.
+        reward_funcs: callables, see `rewards.py`; the two rewards of the paper if not given.
         args: see [`AIMGRPOConfig`].
         train_dataset, eval_dataset: [`Scenes`], for RL and for validation.
 
-    Logs beside TRL's metrics: `rollout/success_rate`, `rollout/value_hit` (share of landing points in the high region
-    of the predicted map), `ratio_max`, `rollout/lost`, seconds of simulation, inference and learning.
+    Logs, in addition to TRL's metrics: `rollout/success_rate`, `rollout/value_hit` (share of landing points in the
+    high region of the predicted map), `ratio_max`, `rollout/lost`, seconds of simulation, inference and learning.
 
     Raises:
-        ValueError: for arguments that don't fit together, and FloatingPointError for a reward that isn't finite.
+        ValueError: for arguments that don't fit together; FloatingPointError for a reward that isn't finite.
     """
 
     def __init__(
@@ -60,7 +68,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         train_dataset: Scenes,
         reward_funcs: Sequence[RewardFunction] | None = None,
         eval_dataset: Scenes | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         self.reward_funcs = list((value_map_reward, success_reward) if reward_funcs is None else reward_funcs)
         weights = [1.0] * len(self.reward_funcs) if args.reward_weights is None else args.reward_weights
@@ -71,7 +79,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             if scenes is not None and scenes.purpose != purpose:
                 raise ValueError(f"{name}_dataset has scenes for {scenes.purpose}; expected scenes for {purpose}.")
         scale = pipe.sampling_config.action_noise_scale if args.action_noise_scale is None else args.action_noise_scale
-        # How chunks are sampled in practice and in evaluation. From how much noise actions start is kept for use.
+        # Sampling in rollouts and evaluation. The trained pipeline keeps the noise scale, not the numbers of steps.
         self.sampling_config = SamplingConfig(
             args.num_inference_steps, args.num_action_inference_steps, action_noise_scale=scale
         )
@@ -90,14 +98,14 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         times = scheduler.sigmas.double().tolist()
         mask = pipe.processor.moving_dimensions.to(args.device)
         sde = FlowSDE(args.noise_level, args.noise_modes, args.last_step_std)
-        sde.basis(pipe.model.config.action_horizon)  # more modes than actions are refused here, before any rollout
+        sde.basis(pipe.model.config.action_horizon)  # raises ValueError for more modes than actions
         policy = ActionPolicy(pipe.model, times, sde, mask)
         super().__init__(model=policy, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("the action head is small and all else is frozen: GRPO runs on whole models (DDP).")
         self._collector: Collector | None = None
         self._buffer = Buffer()  # of this iteration
-        self._step: int | None = None  # batches so far; known once the run has begun, or gone on
+        self._step: int | None = None  # number of batches so far; set when the run has started or resumed
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self.add_callback(Safety(self.log))
 
@@ -105,20 +113,22 @@ class AIMGRPOTrainer(CheckpointedTrainer):
 
     @property
     def scenes(self) -> dict[str, Scenes]:
-        """What was practised on, and what was looked at meanwhile."""
+        """Training and validation scenes, by their purpose."""
         return {"rl": self.train_dataset} | ({} if self.eval_dataset is None else {"validation": self.eval_dataset})
 
     def get_train_dataloader(self) -> DataLoader:
-        # Not prepared by accelerate: the sampler gives each process its own scenes already.
+        # Not prepared by accelerate, since the sampler distributes scenes over processes.
         sampler = RepeatSampler(
             self.args, len(self.train_dataset), self.accelerator.process_index, self.accelerator.num_processes
         )
         return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=list)
 
-    def training_step(self, model, inputs: list[PracticeScene], num_items_in_batch=None):
+    def training_step(
+        self, model: torch.nn.Module, inputs: list[PracticeScene], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         args = self.args
         if self._step is None:
-            self._go_on()
+            self._restore()
         position = self._step % (args.steps_per_generation * args.num_iterations)
         if position == 0:
             self._generate(inputs, generation=self._step // (args.steps_per_generation * args.num_iterations))
@@ -147,13 +157,20 @@ class AIMGRPOTrainer(CheckpointedTrainer):
                 discard_lost=True,
             )
             self._collector = Collector(
-                *(self.pipe, self.model, environments, self.sampling_config, args.num_generations),
-                *(args.random_steps, args.num_random_steps or len(args.random_steps)),
-                *(args.max_completion_length, args.seed),
+                self.pipe,
+                self.model,
+                environments,
+                self.sampling_config,
+                num_generations=args.num_generations,
+                random_steps=args.random_steps,
+                num_random_steps=args.num_random_steps or len(args.random_steps),
+                max_completion_length=args.max_completion_length,
+                seed=args.seed,
             )
         return self._collector
 
     def _workers(self) -> int:
+        """Number of environment processes."""
         return self.args.num_env_workers or cores_of_this_process()
 
     def _generate(self, scenes: list[PracticeScene], generation: int) -> None:
@@ -162,76 +179,48 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         before, lost, control_steps = collector.seconds.copy(), collector.lost, collector.control_steps
         total = len(scenes) * args.num_generations
         progress = tqdm(total=total, unit="episode", desc=f"rollout {generation}", leave=False)
-        with progress, self.accelerator.autocast():  # in the precision of the learner, or the ratio wouldn't be 1
+        with progress, self.accelerator.autocast():  # the learner's precision, so that the first ratios are 1
             results = collector.collect(scenes, generation, progress)
         for name in ("simulation", "inference"):
             self._metrics[f"time/{name}"].append(collector.seconds[name] - before[name])
         self._metrics["rollout/lost"].append(collector.lost - lost)
         self._metrics["rollout/control_steps"].append(collector.control_steps - control_steps)
-        self._check_episodes(generation, sum(len(result[1]) for result in results if result), collector.reasons)
-        scored = [None if result is None else (result[0], self._rewards(result[1])) for result in results]
-        self._log_outcomes([outcome for result in results if result for outcome in result[1]])
+        outcomes = [outcome for result in results if result for outcome in result[1]]
+        check_episodes(generation, len(outcomes), collector.reasons)
+        scored = [
+            None if result is None else (result[0], evaluate_rewards(self.reward_funcs, result[1]))
+            for result in results
+        ]
+        self._log_outcomes(outcomes)
         self._score([result for result in scored if result is not None])
         per_step = len(scenes) // args.steps_per_generation
         kept: list[list[Group]] = [[] for _ in range(args.steps_per_generation)]
         for index, result in enumerate(scored):
             if result is not None and result[0].advantages is not None:
                 kept[index // per_step].append(result[0])
-        # Every optimizer step's loss is divided by the same number, whatever it got of the groups that were kept.
+        # The loss of every batch is divided by the same number of tokens, for any number of its groups.
         tokens = sum(self._weights(group).sum().item() for groups in kept for group in groups)
-        everywhere = self.accelerator.reduce(torch.tensor(tokens, device=args.device, dtype=torch.float64))
-        tokens = everywhere.item() / (args.steps_per_generation * self.accelerator.num_processes)
-        self._buffer = Buffer(kept, tokens)
-
-    def _check_episodes(self, generation: int, kept: int, reasons: list[str]) -> None:
-        """Raises SimulatorFailed if no process kept an episode: there is nothing to learn from, and never will be."""
-        everywhere = gather_object([{"kept": kept, "reasons": reasons}])
-        if not any(one["kept"] for one in everywhere):
-            told = sorted({reason for one in everywhere for reason in one["reasons"]})
-            raise SimulatorFailed(
-                f"every episode of iteration {generation} was lost: {'; '.join(told[:3])}. See what the environments "
-                "said above, and try one by itself: aim-hf evaluate."
-            )
-
-    def _rewards(self, outcomes: list[Outcome]) -> list[list[torch.Tensor]]:
-        """Of each reward function, each episode's: a scalar, or one for each chunk."""
-        rewards = []
-        for function in self.reward_funcs:
-            given = [torch.as_tensor(reward, dtype=torch.float64) for reward in function(outcomes)]
-            if len(given) != len(outcomes):
-                raise ValueError(f"{_name(function)} gave {len(given)} rewards for {len(outcomes)} episodes.")
-            for outcome, reward in zip(outcomes, given):
-                chunks = len(outcome.targets)
-                if reward.shape not in ((), (chunks,)):
-                    raise ValueError(
-                        f"{_name(function)} gave a reward of shape {tuple(reward.shape)} to an episode of {chunks} "
-                        "chunks; expected a number, or one for each chunk."
-                    )
-                if not torch.isfinite(reward).all():
-                    raise FloatingPointError(
-                        f"the reward {_name(function)} is {reward.tolist()} for {outcome.task}, seed {outcome.seed}."
-                    )
-            rewards.append(given)
-        return rewards
+        all_tokens = self.accelerator.reduce(torch.tensor(tokens, device=args.device, dtype=torch.float64)).item()
+        self._buffer = Buffer(kept, all_tokens / (args.steps_per_generation * self.accelerator.num_processes))
 
     def _score(self, scored: list[tuple[Group, Rewards]]) -> None:
-        """Sets the groups' advantages; a group whose returns don't differ has none."""
-        returns = [group_returns(rewards, self.reward_weights) for _, rewards in scored]
-        deviations = [of_group.std().item() for of_group in returns]
-        for (_, rewards), of_group, deviation in zip(scored, returns, deviations):
+        """Sets the groups' advantages, and logs rewards. A group with equal returns gets no advantages."""
+        all_returns = [group_returns(rewards, self.reward_weights) for _, rewards in scored]
+        deviations = [returns.std().item() for returns in all_returns]
+        for (_, rewards), returns, deviation in zip(scored, all_returns, deviations):
             for function, values in zip(self.reward_funcs, mean_rewards(rewards)):
-                self._metrics[f"rewards/{_name(function)}/mean"].append(values.mean().item())
-                self._metrics[f"rewards/{_name(function)}/std"].append(values.std().item())
-            self._metrics["reward"].append(of_group.mean().item())
+                self._metrics[f"rewards/{reward_name(function)}/mean"].append(values.mean().item())
+                self._metrics[f"rewards/{reward_name(function)}/std"].append(values.std().item())
+            self._metrics["reward"].append(returns.mean().item())
             self._metrics["reward_std"].append(deviation)
             self._metrics["frac_reward_zero_std"].append(float(deviation < 1e-8))
-        of_batch = None
+        batch_deviation = None
         if self.args.scale_rewards == "batch":
-            everywhere = gather_object([r for of_group in returns for r in of_group.tolist()])
-            of_batch = torch.tensor(everywhere).std().item()
+            gathered_returns = gather_object([value for returns in all_returns for value in returns.tolist()])
+            batch_deviation = torch.tensor(gathered_returns).std().item()
         for (group, rewards), deviation in zip(scored, deviations):
             if deviation >= 1e-8:
-                scale = {"group": deviation, "none": 1.0, "batch": of_batch}[self.args.scale_rewards]
+                scale = {"group": deviation, "none": 1.0, "batch": batch_deviation}[self.args.scale_rewards]
                 group.advantages = group_advantages(rewards, self.reward_weights, group.num_chunks, scale)
 
     def _log_outcomes(self, outcomes: list[Outcome]) -> None:
@@ -242,15 +231,21 @@ class AIMGRPOTrainer(CheckpointedTrainer):
 
     # ------------------------------------------------------------------------------------------------------ loss
 
-    def compute_loss(self, model, groups: list[Group], return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        groups: list[Group],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         """Eq. (13): - min(ratio * A, clip(ratio) * A) + beta * KL, over the groups of one batch."""
         inputs = [
             {name: value.to(self.args.device) for name, value in group.tensors().items() if name in POLICY_INPUTS}
             for group in groups
         ]
         outputs, loss = model(inputs)
-        for group, output in zip(groups, outputs):
-            group_loss, metrics = self._group_loss(group, *output)
+        for group, (log_probs, divergence) in zip(groups, outputs):
+            group_loss, metrics = self._group_loss(group, log_probs, divergence)
             loss = loss + group_loss
             for name, value in metrics.items():
                 self._metrics[name].append(value)
@@ -263,6 +258,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
     def _group_loss(
         self, group: Group, log_probs: torch.Tensor, divergence: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Sum of the weighted token losses of a group, and its metrics."""
         args, device = self.args, self.args.device
         advantages = group.advantages.to(device)
         loss, ratio = policy_loss(
@@ -270,10 +266,10 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             group.log_probs.to(device),
             advantages,
             divergence,
-            args.epsilon,
-            args.epsilon_high,
-            args.beta,
-            self._executed_share() if args.importance_sampling_level == "sequence" else None,
+            epsilon=args.epsilon,
+            epsilon_high=args.epsilon_high,
+            beta=args.beta,
+            sequence_share=self._executed_share() if args.importance_sampling_level == "sequence" else None,
         )
         weights = self._weights(group).to(device)
         inside, advantages = weights > 0, advantages[:, :, None, None]
@@ -291,26 +287,31 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         return (loss * weights).sum(), metrics
 
     def _weights(self, group: Group) -> torch.Tensor:
-        """What each token counts, (G, C, S, M)."""
+        """Loss weight of each token, (G, C, S, M)."""
         chunks, steps = group.log_probs.shape[1:3]
         return token_weights(group.num_chunks, chunks, steps, self._executed_share(), self.args.loss_type)
 
     def _executed_share(self) -> torch.Tensor:
-        """How much of each mode is executed, (M,): 1 or 0 where modes are actions."""
+        """Share of each mode that lies in executed actions, (M,); 1 or 0 if modes are actions."""
         basis = self.model.sde.basis(self.pipe.model.config.action_horizon)
         return basis[:, : self.pipe.actions_per_chunk].square().sum(dim=1).float()
 
     # --------------------------------------------------------------------------------------------- logs, evaluation
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             logs |= merged_metrics(gathered(self._metrics), self._workers())
             self._metrics.clear()
         super().log(logs, *args, **kwargs)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Success of the policy without its random steps, on the scenes of `eval_dataset`: held out from training, and
-        apart from those that results are reported on."""
+    def evaluate(
+        self,
+        eval_dataset: Scenes | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Success of the deterministic policy on validation scenes. These are neither training scenes nor the scenes
+        of reported results."""
         scenes = self.eval_dataset if eval_dataset is None else eval_dataset
         policy = AIMPolicy(self.pipe, {"policy": "in training"}, self.sampling_config)
         with VectorEnvironment(
@@ -327,8 +328,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
     def save_to_checkpoint(self, folder: Path) -> None:
         self._buffer.save(self._buffer_file(folder))
 
-    def _go_on(self) -> None:
-        """A resumed run goes on in the middle of an iteration, with the episodes that it was learning from."""
+    def _restore(self) -> None:
+        """Sets the batch count, and loads the current iteration's episodes of a resumed run."""
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if self.resumed_from is not None:
             self._buffer = Buffer.load(self._buffer_file(self.resumed_from))
@@ -337,11 +338,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         return folder / f"rollouts-{self.accelerator.process_index}.safetensors"
 
     def close(self) -> None:
-        """Ends the environments' processes."""
+        """Ends the environment processes."""
         if self._collector is not None:
             self._collector.environments.close()
             self._collector = None
-
-
-def _name(function: RewardFunction) -> str:
-    return getattr(function, "__name__", None) or getattr(function, "func", function).__name__
