@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from aim_hf.training.trainer import without_casts, split_like, whole_tensor
+from aim_hf.training.trainer import split_like, whole_tensor, without_casts
 from aim_hf.utils.versions import ACTIVATION_CHECKPOINTING
 
 from ..model.test_modeling import make_batch, make_model, objective

@@ -170,10 +170,10 @@ class AIMExpert(nn.Module):
         query, (key, value) = self.attn1.query(normed), self.attn1.key_value(normed)
         return apply_rotary(query, tokens.rotary_emb), apply_rotary(key, tokens.rotary_emb), value
 
-    def update(
+    def add_residuals(
         self, tokens: Tokens, modulation: Modulation, attended: torch.Tensor, text: KeysValues | None
     ) -> Tokens:
-        """Residual updates of one layer: self-attention, cross-attention to the instruction, eq. (8), and FFN.
+        """Adds the residuals of the self-attention, the cross-attention to the instruction, eq. (8), and the FFN.
 
         Args:
             attended: output of the self-attention for these tokens, (B, heads, N * L, head_dim).
@@ -232,7 +232,7 @@ class AIMLayer(AIMExpert, GradientCheckpointingLayer):
         attended_parts = attended.split([tokens.hidden_states.shape[1] for _, tokens, _ in present], dim=2)
         outputs = iter(
             [
-                expert.update(tokens, modulation, attended_part, text)
+                expert.add_residuals(tokens, modulation, attended_part, text)
                 for (expert, tokens, modulation), attended_part in zip(present, attended_parts)
             ]
         )
