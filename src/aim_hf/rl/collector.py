@@ -191,18 +191,18 @@ class _Rollout:
                 self.lost.append(row)
             else:
                 self.progress[row].append(latest)
-        going_on = [index for index, row in enumerate(self.running) if self._goes_on(progress[row])]
-        self.just_ended = len(self.running) - len(going_on)
-        self.running = [self.running[index] for index in going_on]
-        if self.just_ended and going_on:
-            self.session = self.session.select(going_on)
-        if going_on:
+        continuing = [index for index, row in enumerate(self.running) if self._continues(progress[row])]
+        self.just_ended = len(self.running) - len(continuing)
+        self.running = [self.running[index] for index in continuing]
+        if self.just_ended and continuing:
+            self.session = self.session.select(continuing)
+        if continuing:
             observations = [progress[row].observations for row in self.running]
-            self._keep(observed=self.pipe.append(self.session, observations, self.actions[going_on].numpy()))
+            self._keep(observed=self.pipe.append(self.session, observations, self.actions[continuing].numpy()))
         else:
             self.parts["observed"].append(torch.zeros_like(self.parts["rgb"][-1]))
 
-    def _goes_on(self, latest: Progress | None) -> bool:
+    def _continues(self, latest: Progress | None) -> bool:
         return latest is not None and not latest.done and latest.steps < self.collector.max_completion_length
 
     def result(self) -> tuple[Group, list[Outcome]] | None:
