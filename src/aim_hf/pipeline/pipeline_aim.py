@@ -688,8 +688,8 @@ class AIMPipeline(DiffusionPipeline):
         """
         if lost := (~action_latents.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
             raise RuntimeError(
-                f"the actions of rows {lost} are not finite: their inputs are out of the network's range, or the weights "
-                f"are damaged, or {self.dtype} is too coarse for them."
+                f"the actions of rows {lost} are not finite: their inputs are out of the network's range, or the "
+                f"weights are damaged, or {self.dtype} is too coarse for them."
             )
         return self.processor.unnormalize_actions(action_latents.double().cpu(), session.initial_pose).float()
 
