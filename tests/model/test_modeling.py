@@ -11,7 +11,7 @@ from transformers import AttentionInterface, TorchAoConfig
 from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.model import layers
 from aim_hf.model.attention import attend, unit_block_mask, visible_sets
-from aim_hf.model.visibility import Kind, Units, visible
+from aim_hf.model.visibility import Kind, Units, Visibility, visible
 from aim_hf.training.flow_matching import FlowMatchingLoss, FlowMatchingOutput
 from aim_hf.utils.versions import ACTIVATION_CHECKPOINTING
 
@@ -124,8 +124,9 @@ def rollout(model, batch, draw: int = 0):
         {"action_lookahead_frames": 1},
         {"action_lookahead_frames": 3},
         {"separate_history_head": True},
+        *({"visibility": variant} for variant in Visibility if variant != Visibility.AIM),
     ],
-    ids=lambda v: "".join(v) or "plain",
+    ids=lambda v: "".join(map(str, v.items())) or "plain",
 )
 def test_cached_rollout_equals_one_masked_forward(history, frames, variant):
     model = make_model(history_chunks=history, chunk_latent_frames=frames, **variant)
@@ -172,7 +173,11 @@ def test_cached_rollout_in_float32():
 
 @torch.no_grad()
 @pytest.mark.parametrize("history", [None, 1, 2])
-@pytest.mark.parametrize("variant", [{}, {"action_lookahead_frames": 1}], ids=lambda v: "".join(v) or "plain")
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"action_lookahead_frames": 1}, {"visibility": "map_only"}, {"visibility": "both"}],
+    ids=lambda v: "".join(map(str, v.items())) or "plain",
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_packed_chunks_equal_single_ones(history, variant, dtype, tolerance):
     """Each chunk of a packed sequence is denoised as it is by itself, from its history."""
@@ -254,7 +259,7 @@ def test_limited_history_matters():
     assert (full[:, :, :, -2:] - limited[:, :, :, -2:]).abs().max() > 1e-3
 
 
-def table_of_the_paper(q: tuple, k: tuple, F_: int, history: int | None, reads_value: bool) -> bool:
+def table_of_the_paper(q: tuple, k: tuple, F_: int, history: int | None, variant: str) -> bool:
     """Section "who may see whom", written once more as sentences over single units (kind, chunk, frame, draw)."""
     (qk, qc, _, qd), (kk, kc, kf, kd) = q, k
     in_window = history is None or kc >= qc - history
@@ -266,11 +271,12 @@ def table_of_the_paper(q: tuple, k: tuple, F_: int, history: int | None, reads_v
         case Kind.ACTION, Kind.ACTION:
             return kc == qc or (kc < qc and in_window)
         case ((Kind.ACTION | Kind.FUTURE_ACTION), Kind.OBSERVATION):
-            return kc == qc - 1 and kf == (qc - 1) * F_
+            current = kc == qc - 1 and kf == (qc - 1) * F_
+            return current or (qk == Kind.FUTURE_ACTION and kc == qc and variant in ("rgb", "both"))
         case ((Kind.FUTURE_RGB | Kind.FUTURE_VALUE), Kind.OBSERVATION):
             return kc < qc and in_window
         case Kind.CLEAN_VALUE, Kind.OBSERVATION:
-            return kc == qc or (kc < qc and in_window)
+            return (kc == qc and variant in ("aim", "both")) or (kc < qc and in_window)
         case (
             (Kind.FUTURE_RGB, Kind.FUTURE_RGB)
             | (Kind.FUTURE_VALUE, Kind.FUTURE_RGB)
@@ -281,15 +287,15 @@ def table_of_the_paper(q: tuple, k: tuple, F_: int, history: int | None, reads_v
         case Kind.CLEAN_VALUE, Kind.CLEAN_VALUE:
             return kc == qc
         case Kind.FUTURE_ACTION, Kind.CLEAN_VALUE:
-            return kc == qc and reads_value
+            return kc == qc and variant in ("aim", "map_only", "both")
     return False
 
 
 @pytest.mark.parametrize("history", [None, 1, 2])
 @pytest.mark.parametrize("frames", [1, 2])
-@pytest.mark.parametrize("reads_value", [True, False])
+@pytest.mark.parametrize("variant", list(Visibility))
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_visibility_pair_by_pair(history, frames, reads_value, lookahead):
+def test_visibility_pair_by_pair(history, frames, variant, lookahead):
     past, chunks = torch.arange(1 + 4 * frames), torch.arange(1, 5)
     segments = [Units.segment(Kind.OBSERVATION, past, frames), Units.segment(Kind.ACTION, past[1:], frames)]
     segments += [Units.segment(Kind.CLEAN_VALUE, past[1:], frames)]
@@ -297,11 +303,11 @@ def test_visibility_pair_by_pair(history, frames, reads_value, lookahead):
         segments += [Units.segment(kind, past[1:], frames, draw) for draw in range(2)]
     segments += [Units.future_actions(chunks, frames, lookahead, draw) for draw in range(2)]
     units = Units.concatenate(segments)
-    mask = visible(units, units, frames, history, reads_value)
+    mask = visible(units, units, frames, history, variant)
     rows = list(zip(*(getattr(units, name).tolist() for name in ("kind", "chunk", "frame", "draw"))))
     for i, q in enumerate(rows):
         for j, k in enumerate(rows):
-            assert mask[i, j] == table_of_the_paper(q, k, frames, history, reads_value), (q, k)
+            assert mask[i, j] == table_of_the_paper(q, k, frames, history, variant), (q, k)
     assert mask.any(1).all()
 
 
@@ -369,13 +375,38 @@ def test_activation_checkpointing_changes_memory_alone():
         torch.testing.assert_close(checkpointed[name], gradient, rtol=0, atol=1e-12, msg=name)
 
 
-def test_observations_only_head_ignores_the_value_map():
-    model = make_model(action_reads_value=False)
-    batch = make_batch(model.config, chunks=2)
-    batch["value_latents"].requires_grad_(True)
-    out = objective(model, **batch)
-    (grad,) = torch.autograd.grad(out.action_velocity.square().sum(), batch["value_latents"], allow_unused=True)
-    assert grad is None or grad.abs().max() == 0
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("variant", "reads_rgb", "reads_value"),
+    [
+        ("aim", True, True),  # the RGB through the hidden states of the value tokens
+        ("map_only", False, True),
+        ("rgb", True, False),
+        ("both", True, True),
+        ("observations", False, False),
+    ],
+)
+def test_what_reaches_the_actions(variant, reads_rgb, reads_value):
+    """Another imagined RGB, or another value map, changes the actions of the variants that read it, and no others'."""
+    model = make_model(visibility=variant)
+    episode = Episode(model, 0)
+    model.append(episode.cache, *episode.next_observation())
+    (rgb, value, actions), (other_rgb, other_value, _) = episode.prediction_inputs(), episode.prediction_inputs()
+    t = torch.full((1,), 0.6, dtype=torch.float64)
+
+    def velocity(rgb, value):
+        return model.action_velocity(model.action_context(episode.cache, rgb, value), actions, t)
+
+    for reads, changed in ((reads_rgb, (other_rgb, value)), (reads_value, (rgb, other_value))):
+        difference = (velocity(*changed) - velocity(rgb, value)).abs().max()
+        assert difference > 1e-3 if reads else difference == 0
+
+
+def test_variants_by_name_and_by_the_name_of_before():
+    assert AIMConfig().visibility == AIMConfig(action_reads_value=True).visibility == "aim"
+    assert AIMConfig(action_reads_value=False).visibility == "observations"
+    with pytest.raises(Exception, match="visibility is 'map'; expected one of aim, map_only, rgb, both, observations"):
+        AIMConfig(visibility="map")
 
 
 @torch.no_grad()

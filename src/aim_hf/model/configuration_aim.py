@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .visibility import Visibility
+
 # Keys that `PreTrainedConfig` accepts in addition to the declared fields.
 _BASE_KEYS = {
     "model_type",
@@ -52,8 +54,8 @@ class AIMConfig(PreTrainedConfig):
             for all of them.
         separate_history_head: whether a frozen copy of the action head encodes executed actions while stage 2 trains
             the action head. See [`AIMForWorldAction.separate_history_head`].
-        action_reads_value: `False` removes the value tokens from V_a. Use it only for the ablation "observations
-            only" of the same network.
+        visibility: how the imagined future reaches the actions, a [`Visibility`] by its name: "aim" as in the paper,
+            or one of its variants.
         value_loss_weight, action_loss_weight: lambda_m and lambda_a of eq. (9).
         video_shift, action_shift: shifts of the two flow-matching schedules, t = s*u / (1 + (s-1)*u).
         initializer_range: standard deviation of new weights.
@@ -84,7 +86,7 @@ class AIMConfig(PreTrainedConfig):
     history_chunks: int | None = None
     separate_history_head: bool = False
     # visible sets, eq. (10)
-    action_reads_value: bool = True
+    visibility: str = "aim"
     # objective, eq. (9)
     value_loss_weight: float | int = 1.0
     action_loss_weight: float | int = 1.0
@@ -96,6 +98,8 @@ class AIMConfig(PreTrainedConfig):
         for name in _REMOVED:
             if kwargs.pop(name, False):
                 raise ValueError(f"{name} is True; this version of aim-hf has no such model, 0.1.0 had.")
+        if not kwargs.pop("action_reads_value", True):  # 0.1.0's name of this variant
+            self.visibility = "observations"
         unknown = sorted(set(kwargs) - _BASE_KEYS)
         if unknown:
             raise ValueError(
@@ -113,6 +117,8 @@ class AIMConfig(PreTrainedConfig):
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.visibility not in list(Visibility):
+            raise ValueError(f"visibility is {self.visibility!r}; expected one of {', '.join(Visibility)}.")
         if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
             raise ValueError(f"patch_size is {self.patch_size}; it must be (1, height, width).")
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:

@@ -43,7 +43,7 @@ from .layers import (
     rotary,
     video_positions,
 )
-from .visibility import Kind, Units, visible
+from .visibility import Kind, Units, Visibility, visible
 
 
 @dataclass
@@ -310,7 +310,7 @@ class AIMForWorldAction(PreTrainedModel):
                 for d in range(D)
             ),
         ]
-        if config.action_reads_value:
+        if Visibility(config.visibility).action_sees_value:
             clean = self._video_segment(Kind.CLEAN_VALUE, future, value_latents, at_zero.expand(B, T))
             videos.append(clean)
         chunks = (future[:: config.chunk_latent_frames] - 1) // config.chunk_latent_frames + 1
@@ -367,7 +367,8 @@ class AIMForWorldAction(PreTrainedModel):
         """
         config, L = self.config, grid[0] * grid[1]
         units = Units.concatenate([segment.units for segment in (*videos, *actions)])
-        mask = visible(units, units, config.chunk_latent_frames, config.history_chunks, config.action_reads_value)
+        sizes = config.chunk_latent_frames, config.history_chunks
+        mask = visible(units, units, *sizes, Visibility(config.visibility))
         is_action = (units.kind == Kind.ACTION) | (units.kind == Kind.FUTURE_ACTION)
         lengths = torch.where(is_action, config.actions_per_latent_frame, L).tolist()
         packed = packed_visible(mask, lengths, videos[0].hidden_states.device)
@@ -469,30 +470,30 @@ class AIMForWorldAction(PreTrainedModel):
                 cache.keep(index, action_slots, *(part[:, :, f * L :] for part in new))
         cache.advance(f)
 
-    def world_context(self, cache: AIMCache) -> WorldContext:
-        """Keys and values that RGB and value tokens of the next chunk attend to: V_x and V_m of eq. (10)."""
+    def world_context(self, cache: AIMCache, rgb: bool = True, value: bool = True) -> WorldContext:
+        """Keys and values that RGB and value tokens of the next chunk attend to: V_x and V_m of eq. (10).
+
+        Args:
+            rgb, value: whether the pass has RGB tokens, and value tokens.
+        """
         cache.check_started()
         frames = self.config.chunk_latent_frames
-        world = frames * cache.tokens_per_frame  # number of RGB tokens, and of value tokens
-        past, actions = cache.action_tokens + cache.observation_tokens, cache.action_tokens
-        visible = [
-            VisibleSet(
-                queries=(slice(0, world),),
-                keys=(slice(0, past + world),),
-                key_mask=cache.mask(actions=True, observations=True, after=world),
-            ),
-            VisibleSet(
-                queries=(slice(world, 2 * world),),
-                keys=(slice(actions, past + 2 * world),),
-                key_mask=cache.mask(actions=False, observations=True, after=2 * world),
-            ),
-        ]
+        rgb_tokens, value_tokens = (frames * cache.tokens_per_frame if present else 0 for present in (rgb, value))
+        actions, world = cache.action_tokens, rgb_tokens + value_tokens
+        past = actions + cache.observation_tokens
+        visible = []
+        if rgb:
+            mask = cache.mask(actions=True, observations=True, after=rgb_tokens)
+            visible.append(VisibleSet((slice(0, rgb_tokens),), (slice(0, past + rgb_tokens),), mask))
+        if value:
+            mask = cache.mask(actions=False, observations=True, after=world)
+            visible.append(VisibleSet((slice(rgb_tokens, world),), (slice(actions, past + world),), mask))
         rotation = self._video_rotary(cache.next_frames(frames).to(cache.device), cache.grid)
         return WorldContext(
             [cache.history(layer) for layer in range(self.config.num_layers)],
             cache.text,
             visible,
-            tuple(part.repeat(1, 1, 2, 1) for part in rotation),
+            tuple(part.repeat(1, 1, rgb + value, 1) for part in rotation),
         )
 
     def world_velocity(
@@ -502,6 +503,7 @@ class AIMForWorldAction(PreTrainedModel):
 
         Both run through the video expert together, eq. (6). Value tokens attend to RGB tokens, never the reverse.
         """
+        self._check_chunk(rgb, value)
         hidden, embedding, _ = self._run_world(context, rgb, value, timestep)
         frames, (height, width) = rgb.shape[2], rgb.shape[3:]
         velocity = self._video_velocity(hidden, embedding, 2 * frames, height, width)
@@ -509,21 +511,27 @@ class AIMForWorldAction(PreTrainedModel):
 
     def action_context(self, cache: AIMCache, rgb: torch.Tensor, value: torch.Tensor) -> ActionContext:
         """Keys and values that the chunk's actions attend to, V_a of eq. (10): the current frame, executed actions and
-        clean value tokens. A pass at t = 0 over the finished `rgb` and `value` latents computes the value tokens."""
+        the clean tokens of the chunk. A pass at t = 0 over the finished `rgb` and `value` latents computes the latter.
+        """
         cache.check_started()
-        config, L = self.config, cache.tokens_per_frame
+        self._check_chunk(rgb, value)
+        config, L, visibility = self.config, cache.tokens_per_frame, Visibility(self.config.visibility)
         past = [[cache.current_frame(layer), cache.action_history(layer)] for layer in range(config.num_layers)]
-        value_tokens = 0
-        if config.action_reads_value:
-            _, _, keys_values = self._run_world(self.world_context(cache), rgb, value, rgb.new_zeros(rgb.shape[0]))
-            value_tokens = config.chunk_latent_frames * L
+        clean = 0
+        if visibility != Visibility.OBSERVATIONS:
+            has_rgb = visibility.action_sees_rgb or visibility.clean_value_sees_rgb
+            finished = rgb if has_rgb else None, value if visibility.action_sees_value else None
+            context = self.world_context(cache, has_rgb, visibility.action_sees_value)
+            _, _, keys_values = self._run_world(context, *finished, rgb.new_zeros(rgb.shape[0]))
+            unseen = config.chunk_latent_frames * L if visibility == Visibility.AIM else 0
             for layer_past, new in zip(past, keys_values):
-                layer_past.append(tuple(part[:, :, value_tokens:] for part in new))
+                layer_past.append(tuple(part[:, :, unseen:] for part in new))
+            clean = past[0][-1][0].shape[2]
         count = config.action_horizon
         all_keys = VisibleSet(
             queries=(slice(0, count),),
-            keys=(slice(0, L + cache.action_tokens + value_tokens + count),),
-            key_mask=cache.mask(actions=True, observations=False, before=L, after=value_tokens + count),
+            keys=(slice(0, L + cache.action_tokens + clean + count),),
+            key_mask=cache.mask(actions=True, observations=False, before=L, after=clean + count),
         )
         frames = cache.next_frames(config.chunk_latent_frames + config.action_lookahead_frames)
         return ActionContext(
@@ -552,23 +560,28 @@ class AIMForWorldAction(PreTrainedModel):
         return head.velocity(tokens.hidden_states, embedding)
 
     def _run_world(
-        self, context: WorldContext, rgb: torch.Tensor, value: torch.Tensor, timestep: torch.Tensor
+        self, context: WorldContext, rgb: torch.Tensor | None, value: torch.Tensor | None, timestep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, list[KeysValues]]:
-        """Runs the video expert over [x | m]. Returns hidden states, time embedding, and keys and values per layer."""
-        if rgb.shape[2] != self.config.chunk_latent_frames or value.shape != rgb.shape:
-            raise ValueError(
-                f"RGB and value latents are {tuple(rgb.shape)} and {tuple(value.shape)}; expected the same shape with "
-                f"{self.config.chunk_latent_frames} latent frames."
-            )
-        x, m = (self._embed_video(latents) for latents in (rgb, value))
-        embedding, timestep_proj = self.condition_embedder(timestep[:, None].expand(-1, 2 * rgb.shape[2]))
-        hidden = torch.cat([x, m + self.value_noise_token.weight], dim=1)
-        tokens = Tokens(hidden, timestep_proj, context.rotary_emb, text_tokens=x.shape[1])
+        """Runs the video expert over [x | m], of which one may be absent. Returns hidden states, time embedding, and
+        keys and values per layer."""
+        x = [] if rgb is None else [self._embed_video(rgb)]
+        m = [] if value is None else [self._embed_video(value) + self.value_noise_token.weight]
+        hidden = torch.cat(x + m, dim=1)
+        units = len(x + m) * self.config.chunk_latent_frames
+        embedding, timestep_proj = self.condition_embedder(timestep[:, None].expand(-1, units))
+        tokens = Tokens(hidden, timestep_proj, context.rotary_emb, text_tokens=x[0].shape[1] if x else 0)
         keys_values = []
         for layer, past, text in zip(self.blocks, context.past, context.text):
             tokens, _, _, new = layer(tokens, None, None, context.visible, past, text)
             keys_values.append(new)
         return tokens.hidden_states, embedding, keys_values
+
+    def _check_chunk(self, rgb: torch.Tensor, value: torch.Tensor) -> None:
+        if rgb.shape[2] != self.config.chunk_latent_frames or value.shape != rgb.shape:
+            raise ValueError(
+                f"RGB and value latents are {tuple(rgb.shape)} and {tuple(value.shape)}; expected the same shape with "
+                f"{self.config.chunk_latent_frames} latent frames."
+            )
 
 
 def _split(

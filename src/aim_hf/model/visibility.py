@@ -11,6 +11,15 @@ holds the latent frames and the actions that follow the current observation o_{c
     m̄_c   CLEAN_VALUE    for the head   o_0..o_{c-1}, clean x_c (= o_c), m̄_c
     a*_c  FUTURE_ACTION  denoised       last latent frame of o_{c-1}, a_1..a_{c-1}, m̄_c, a*_c
 
+`Visibility` names variants of the last two rows, which differ in how the future reaches the actions:
+
+    variant         a*_c also sees            m̄_c sees clean x_c
+    aim             m̄_c                       yes
+    map_only        m̄_c                       no
+    rgb             clean x_c                 -
+    both            m̄_c and clean x_c         yes
+    observations    nothing                   -
+
 With a lookahead, a*_c goes on beyond its chunk: actions to be executed while the next chunk is computed.
 Clean x_c has the content, weights, time and visible set of o_c, so a training sequence needs no second copy of it.
 `history_chunks` = H limits the history to chunks c-H..c-1, in whole chunks, which is what `AIMCache` evicts by. A
@@ -18,7 +27,7 @@ training sequence may hold several noise draws of one chunk; denoised units see 
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 import torch
 
@@ -30,6 +39,28 @@ class Kind(IntEnum):
     FUTURE_VALUE = 3
     CLEAN_VALUE = 4
     FUTURE_ACTION = 5
+
+
+class Visibility(StrEnum):
+    """How the imagined future reaches the actions."""
+
+    AIM = "aim"
+    MAP_ONLY = "map_only"
+    RGB = "rgb"
+    BOTH = "both"
+    OBSERVATIONS = "observations"
+
+    @property
+    def action_sees_value(self) -> bool:
+        return self in (Visibility.AIM, Visibility.MAP_ONLY, Visibility.BOTH)
+
+    @property
+    def action_sees_rgb(self) -> bool:
+        return self in (Visibility.RGB, Visibility.BOTH)
+
+    @property
+    def clean_value_sees_rgb(self) -> bool:
+        return self in (Visibility.AIM, Visibility.BOTH)
 
 
 @dataclass
@@ -73,9 +104,9 @@ def visible(
     key: Units,
     chunk_latent_frames: int,
     history_chunks: int | None = None,
-    action_reads_value: bool = True,
+    visibility: Visibility = Visibility.AIM,
 ) -> torch.Tensor:
-    """The table above. Returns a bool tensor (queries, keys), `True` where the query may see the key."""
+    """The tables above. Returns a bool tensor (queries, keys), `True` where the query may see the key."""
     qk, qc, qd = query.kind[:, None], query.chunk[:, None], query.draw[:, None]
     kk, kc, kf, kd = key.kind[None], key.chunk[None], key.frame[None], key.draw[None]
 
@@ -91,10 +122,13 @@ def visible(
         Kind.ACTION: current_o | past_a | (is_a & same_chunk),
         Kind.FUTURE_RGB: past_o | past_a | ((kk == Kind.FUTURE_RGB) & same_chunk & same_draw),
         Kind.FUTURE_VALUE: past_o | (((kk == Kind.FUTURE_RGB) | (kk == Kind.FUTURE_VALUE)) & same_chunk & same_draw),
-        Kind.CLEAN_VALUE: past_o | (is_o & same_chunk) | ((kk == Kind.CLEAN_VALUE) & same_chunk),
+        Kind.CLEAN_VALUE: past_o
+        | (is_o & same_chunk & visibility.clean_value_sees_rgb)
+        | ((kk == Kind.CLEAN_VALUE) & same_chunk),
         Kind.FUTURE_ACTION: current_o
         | past_a
-        | ((kk == Kind.CLEAN_VALUE) & same_chunk & action_reads_value)
+        | ((kk == Kind.CLEAN_VALUE) & same_chunk & visibility.action_sees_value)
+        | (is_o & same_chunk & visibility.action_sees_rgb)
         | ((kk == Kind.FUTURE_ACTION) & same_chunk & same_draw),
     }
     result = torch.zeros(len(query.kind), len(key.kind), dtype=torch.bool, device=query.kind.device)
