@@ -71,7 +71,7 @@ CPU_FLAGS = --use_cpu $(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),--bf16)
 DEVICE ?= $(if $(shell command -v nvidia-smi),--bf16,$(CPU_FLAGS))
 # Fields of AIMConfig that differ from the preset, as JSON, more options of `aim-hf train`, and where that model
 # goes. The ablation of the value maps:
-#     make train-tiny CONFIG='{"action_lookahead_frames": 1, "action_reads_value": false}' MODEL=observations-only
+#     make train-tiny CONFIG='{"action_lookahead_frames": 1, "visibility": "observations"}' MODEL=observations-only
 CONFIG = {}
 MODEL ?= model
 COMPILE ?= $(if $(shell command -v g++),--compile_blocks)

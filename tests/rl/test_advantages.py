@@ -46,14 +46,6 @@ def test_the_ratio_is_clipped_where_it_would_gain(ratio, advantage, counts):
     assert loss.item() == pytest.approx(-counts * advantage + 0.1)
 
 
-def test_a_sequence_has_one_ratio():
-    new = torch.tensor([0.1, 0.3, -0.2, 0.4]).view(1, 1, 2, 2)
-    _, ratio = policy_loss(
-        new, torch.zeros_like(new), torch.ones(1, 1), torch.zeros_like(new), 1, 1, 0, torch.tensor([1.0, 0.0])
-    )
-    assert ratio.unique().item() == pytest.approx(torch.tensor((0.1 - 0.2) / 2).exp().item())
-
-
 def test_weights_of_tokens():
     share = torch.tensor([1.0, 0.5, 0.0])
     dapo = token_weights(CHUNKS, 2, 4, share, "dapo")

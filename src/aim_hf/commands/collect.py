@@ -59,7 +59,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if number < 1:
             parser.error(f"--{name} is {number}; expected at least 1")
     parser.check_tasks(args.tasks, args.suite)
-    args.noise = NOISE.get(args.suite, 0.0) if args.noise is None else check_number("--noise", args.noise, 0, LARGEST_NOISE)
+    usual = NOISE.get(args.suite, 0.0)
+    args.noise = usual if args.noise is None else check_number("--noise", args.noise, 0, LARGEST_NOISE)
     return args
 
 

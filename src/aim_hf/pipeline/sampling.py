@@ -53,20 +53,17 @@ def denoise_world(
         unguided_cache: the same history under the negative prompt, for classifier-free guidance: v = v_unguided +
             guidance_scale * (v - v_unguided).
     """
-    scheduler = with_steps(scheduler, config.num_inference_steps, model.device)
+    scheduler = with_steps(scheduler, config.num_inference_steps, model.device, config.stop_after)
     context = model.world_context(cache)
     unguided_context = None if config.guidance_scale == 1 else model.world_context(unguided_cache)
-    for i, t in enumerate(scheduler.timesteps[: config.world_steps]):
+    for i, t in enumerate(scheduler.timesteps):
         world = torch.stack([latents, value_latents])
         time = _unit_time(scheduler, t, len(latents))
         velocity = torch.stack(model.world_velocity(context, *world.to(model.dtype), time)).float()
         if unguided_context is not None:
             unguided = torch.stack(model.world_velocity(unguided_context, *world.to(model.dtype), time)).float()
             velocity = unguided + config.guidance_scale * (velocity - unguided)
-        if i + 1 == config.stop_after:
-            latents, value_latents = world - time[0] * velocity
-        else:
-            latents, value_latents = scheduler.step(velocity, t, world).prev_sample
+        latents, value_latents = scheduler.step(velocity, t, world).prev_sample
         if on_step_end is not None:
             tensors = on_step_end(i, t, {"latents": latents, "value_latents": value_latents})
             latents, value_latents = tensors["latents"], tensors["value_latents"]
@@ -119,13 +116,16 @@ def _unit_time(scheduler: FlowMatchEulerDiscreteScheduler, timestep: torch.Tenso
 
 
 def with_steps(
-    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device: torch.device
+    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device: torch.device, stop_after: int | None = None
 ) -> FlowMatchEulerDiscreteScheduler:
-    """A copy of the scheduler, set to `steps` denoising steps.
+    """A copy of the scheduler, set to `steps` denoising steps, of which the `stop_after`-th goes to sigma 0 at once.
 
     A scheduler counts its steps, so concurrent calls need a copy each. The sigmas are given explicitly: diffusers'
     default shifts the last sigma twice, which makes the last of few steps almost empty.
     """
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
+    if stop_after is not None:
+        scheduler.timesteps = scheduler.timesteps[:stop_after]
+        scheduler.sigmas = torch.cat([scheduler.sigmas[:stop_after], scheduler.sigmas.new_zeros(1)])
     return scheduler

@@ -9,7 +9,7 @@ import torch
 from ..training.arguments import ResumableArguments
 from .policy import FlowSDE
 
-LEVELS, LOSSES, SCALES = ("token", "sequence"), ("grpo", "dapo"), ("group", "batch", "none")
+LOSSES, SCALES = ("grpo", "dapo"), ("group", "batch", "none")
 # Valid ranges of numbers; some of these fields may also be None.
 AT_LEAST_ONE = (
     *("num_iterations", "num_inference_steps", "num_action_inference_steps", "noise_modes"),
@@ -51,10 +51,6 @@ class AIMGRPOConfig(ResumableArguments):
     loss_type: str = field(
         default="dapo",
         metadata={"help": "grpo: mean over episodes of the mean over tokens; dapo: mean over all tokens"},
-    )
-    importance_sampling_level: str = field(
-        default="token",
-        metadata={"help": "token: one likelihood ratio per action; sequence: one per chunk, of the mean"},
     )
     scale_rewards: str = field(
         default="group", metadata={"help": "standard deviation that advantages are divided by: group, batch or none"}
@@ -111,7 +107,6 @@ class AIMGRPOConfig(ResumableArguments):
         super().__post_init__()
         for name, known in (
             ("loss_type", LOSSES),
-            ("importance_sampling_level", LEVELS),
             ("scale_rewards", SCALES),
         ):
             if getattr(self, name) not in known:

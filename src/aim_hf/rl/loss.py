@@ -24,22 +24,14 @@ def policy_loss(
     epsilon: float,
     epsilon_high: float,
     beta: float,
-    sequence_share: torch.Tensor | None = None,
 ) -> PolicyLoss:
     """Loss of each token: - min(ratio * A, clip(ratio) * A) + beta * KL.
 
     Args:
         log_probs, old_log_probs, divergence: (G, C, S, M).
         advantages: (G, C).
-        sequence_share: (M,), weight of each mode in the chunk's mean log-ratio, for one ratio per chunk; None for one
-            ratio per token.
     """
-    advantages, log_ratio = advantages[:, :, None, None], log_probs - old_log_probs
-    if sequence_share is not None:
-        share = sequence_share.to(log_ratio)
-        of_chunk = (log_ratio * share).sum(dim=(2, 3), keepdim=True) / (log_ratio.shape[2] * share.sum())
-        log_ratio = of_chunk.expand_as(log_probs)
-    ratio = log_ratio.exp()
+    advantages, ratio = advantages[:, :, None, None], (log_probs - old_log_probs).exp()
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
     return PolicyLoss(-torch.minimum(ratio * advantages, clipped * advantages) + beta * divergence, ratio)
 

@@ -269,7 +269,6 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             epsilon=args.epsilon,
             epsilon_high=args.epsilon_high,
             beta=args.beta,
-            sequence_share=self._executed_share() if args.importance_sampling_level == "sequence" else None,
         )
         weights = self._weights(group).to(device)
         inside, advantages = weights > 0, advantages[:, :, None, None]

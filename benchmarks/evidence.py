@@ -1,0 +1,243 @@
+"""Compares ways in which the imagined future reaches the actions: training arms, judged on fresh scenes.
+
+    RUNS=runs/evidence
+    python benchmarks/evidence.py train --arm map_only --seed 1 --latents $RUNS/latents --output_dir $RUNS -- --use_cpu
+    python benchmarks/evidence.py judge --arm map_only --seed 1 --output_dir $RUNS
+    python benchmarks/evidence.py report --output_dir $RUNS
+
+An arm is a variant of the visibility table (src/aim_hf/model/visibility.py); all arms have the same data, samples,
+network and seeds. `judge` evaluates 100 episodes of each task under each of `CONDITIONS`, on scenes that nothing
+before has used. `report` writes evidence.json and evidence.md. Every step goes on where it was stopped.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+TASKS = ["click_bell", "place_a2b_left", "place_a2b_right", "stack_blocks_two", "lift_pot", "handover_block"]
+# Decided before any result was looked at.
+GROUPS = {
+    "contact": ["click_bell"],
+    "placing": ["place_a2b_left", "place_a2b_right"],
+    "staging": ["stack_blocks_two", "handover_block"],
+    "two arms": ["lift_pot", "handover_block"],
+}
+# Name -> fields of AIMConfig; the training seeds of each.
+ARMS = {
+    "aim": {"visibility": "aim"},
+    "map_only": {"visibility": "map_only"},
+    "rgb": {"visibility": "rgb"},
+    "observations": {"visibility": "observations"},
+    "both": {"visibility": "both"},
+    "no_value_loss": {"visibility": "observations", "value_loss_weight": 0.0},
+}
+SEEDS = {"aim": 3, "map_only": 3, "rgb": 3, "observations": 3, "both": 1, "no_value_loss": 1}
+STEPS = 2667  # a third of what checkpoints/aim-tiny was trained for
+START_SEED = 20_000  # the scenes from here on have judged nothing else
+EPISODES = 100  # of each task and condition
+# Name -> split, noise of the actions, and the part of the imagined future that is another scene's.
+CONDITIONS = {
+    "easy": ("easy", 0.0, None),
+    "hard": ("hard", 0.0, None),
+    "hard, noise 1": ("hard", 1.0, None),
+    "hard, other RGB": ("hard", 0.0, "rgb"),
+    "hard, other map": ("hard", 0.0, "value"),
+}
+RESAMPLES = 100_000
+
+
+def train(args: argparse.Namespace) -> None:
+    config = json.dumps(ARMS[args.arm] | {"action_lookahead_frames": 1})
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(args.processes),
+    ]
+    options = {
+        "latents": args.latents,
+        "policy": args.policy,
+        "output_dir": args.output_dir / f"{args.arm}-{args.seed}",
+        "preset": "tiny",
+        "config": config,
+        "seed": args.seed,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 16 // args.processes,
+        "num_action_draws": 4,
+        "muon_learning_rate": 0.03,
+        "learning_rate": 1.5e-3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 60,
+        "adam_beta2": 0.99,
+        "weight_decay": 0.01,
+        "committed_probability": 0.3,
+        "prompt_dropout": 0.1,
+        "logging_steps": 25,
+        "sample_steps": 250,
+        "save_steps": 100,
+        "save_total_limit": 1,
+    }
+    command = [*launch, "--multi_gpu", "--num_processes", str(args.processes), "-m", "aim_hf", "train"]
+    command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    subprocess.run([*command, *args.options], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def judge(args: argparse.Namespace) -> None:
+    # Imported here: the environments' worker processes import this file too, and need none of it.
+    import torch
+    from accelerate import PartialState
+
+    from aim_hf import AIMPipeline
+    from aim_hf.evaluation.evaluate import Protocol, evaluate
+    from aim_hf.rollout.policies import AIMPolicy
+
+    class Exchanged(AIMPipeline):
+        """Acts on the RGB, or on the value map, that it has imagined for the next row's scene."""
+
+        part: str | None = None
+
+        def denoise_world(self, *inputs, **options):
+            latents, value_latents = super().denoise_world(*inputs, **options)
+            if self.part == "rgb":
+                latents = latents.roll(1, dims=0)
+            if self.part == "value":
+                value_latents = value_latents.roll(1, dims=0)
+            return latents, value_latents
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    run = args.output_dir / f"{args.arm}-{args.seed}"
+    for condition, (split, noise, part) in CONDITIONS.items():
+        policy = AIMPolicy.from_pretrained(run / "pipeline", state.device, action_noise_scale=noise)
+        policy.pipe.__class__, policy.pipe.part = Exchanged, part
+        policy.settings |= {"exchanged": part}
+        protocol = Protocol(split=split, start_seed=START_SEED)
+        folder = run / "judged" / condition
+        evaluate(policy, protocol, folder, args.episodes, TASKS, videos=0, state=state)
+
+
+def outcomes(run: Path, condition: str) -> np.ndarray | None:
+    """Success of each episode, (tasks, episodes); None where a run hasn't been judged."""
+    from aim_hf.evaluation.evaluate import read_records
+
+    folder = run / "judged" / condition
+    if not (folder / "results.json").is_file():
+        return None
+    records = [{record["seed"]: record["success"] for record in read_records(folder, task)} for task in TASKS]
+    return np.array([[of_task[seed] for seed in sorted(of_task)] for of_task in records], dtype=float)
+
+
+def report(args: argparse.Namespace) -> None:
+    from aim_hf.utils.files import write_text
+    from aim_hf.utils.provenance import provenance
+
+    arms, tests = {}, []
+    for condition in CONDITIONS:
+        of_arm = {}
+        for arm, count in SEEDS.items():
+            runs = [outcomes(args.output_dir / f"{arm}-{seed}", condition) for seed in range(count)]
+            if runs := [run for run in runs if run is not None]:
+                of_arm[arm] = np.stack(runs)  # (training seeds, tasks, episodes)
+        arms[condition] = {arm: summary(runs) for arm, runs in of_arm.items()}
+        for first, second in itertools.combinations(of_arm, 2):
+            # What a scene gains, in the mean over training seeds.
+            difference = (of_arm[second].mean(0) - of_arm[first].mean(0)).flatten()
+            gain, p = float(100 * difference.mean()), sign_flip_p(difference)
+            tests.append({"condition": condition, "arms": [first, second], "gain_points": gain, "p": p})
+    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["holm_p"] = corrected
+    content = {"arms": arms, "tests": tests, "groups": GROUPS, "start_seed": START_SEED, "steps": STEPS}
+    write_text(args.output_dir / "evidence.json", json.dumps(content | provenance("cpu"), indent=1) + "\n")
+    write_text(args.output_dir / "evidence.md", table(content))
+    print(table(content))
+
+
+def summary(runs: np.ndarray) -> dict:
+    """Rates in percent of (training seeds, tasks, episodes): of each training seed, of each task and each group, and
+    the mean, with a 95 % interval over scenes."""
+    scenes = runs.mean(0)
+    rng = np.random.default_rng(0)
+    draws = rng.integers(scenes.shape[1], size=(2000, *scenes.shape))
+    resampled = np.take_along_axis(scenes[None], draws, axis=2).mean((1, 2))
+    rates = dict(zip(TASKS, (100 * scenes.mean(1)).tolist(), strict=True))
+    return {
+        "mean": float(100 * scenes.mean()),
+        "interval": (100 * np.quantile(resampled, [0.025, 0.975])).tolist(),
+        "of_each_seed": (100 * runs.mean((1, 2))).tolist(),
+        "tasks": rates,
+        "groups": {name: float(np.mean([rates[task] for task in tasks])) for name, tasks in GROUPS.items()},
+        "episodes": int(runs.size),
+    }
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Two-sided p of a mean of paired differences, by flipping their signs at random."""
+    rng, observed, extreme = np.random.default_rng(0), abs(differences.sum()), 0
+    differences = differences[differences != 0]
+    for _ in range(RESAMPLES // 1000):
+        flipped = rng.choice([-1.0, 1.0], size=(1000, len(differences))) @ differences
+        extreme += int((np.abs(flipped) >= observed - 1e-9).sum())
+    return (extreme + 1) / (RESAMPLES + 1)
+
+
+def holm(ps: list[float]) -> list[float]:
+    """p-values under Holm's correction, in their order."""
+    corrected, largest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(np.argsort(ps)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def table(content: dict) -> str:
+    lines = ["| arm | " + " | ".join(content["arms"]) + " |", "|---" * (1 + len(content["arms"])) + "|"]
+    for arm in ARMS:
+        cells = []
+        for of_arm in content["arms"].values():
+            of = of_arm.get(arm)
+            low, high = of["interval"] if of else (0, 0)
+            seeds = ", ".join(f"{rate:.1f}" for rate in of["of_each_seed"]) if of else ""
+            cells.append(f"{of['mean']:.1f} % ({low:.1f} to {high:.1f}; seeds {seeds})" if of else "")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines += ["", "| condition | arms | gain, points | p | Holm's p |", "|---|---|---|---|---|"]
+    for test in content["tests"]:
+        first, second = test["arms"]
+        pair = f"{second} against {first}"
+        lines.append(
+            f"| {test['condition']} | {pair} | {test['gain_points']:+.1f} | {test['p']:.2g} | {test['holm_p']:.2g} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(required=True)
+    for step in (train, judge, report):
+        of_step = steps.add_parser(step.__name__)
+        of_step.set_defaults(run=step)
+        of_step.add_argument("--output_dir", type=Path, required=True, help="holds a folder for each arm and seed")
+        if step is not report:
+            of_step.add_argument("--arm", choices=list(ARMS), required=True)
+            of_step.add_argument("--seed", type=int, default=0, help="of the training")
+        if step is train:
+            of_step.add_argument("--latents", type=Path, required=True, help="of `aim-hf encode-latents`")
+            of_step.add_argument(
+                "--policy", type=Path, default=Path("checkpoints/aim-tiny"), help="its VAE and encoder"
+            )
+            of_step.add_argument("--processes", type=int, default=2)
+            of_step.add_argument("options", nargs="*", help="more of `aim-hf train`, behind --, such as -- --use_cpu")
+        if step is judge:
+            of_step.add_argument("--episodes", type=int, default=EPISODES, help="of each task and condition")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
