@@ -68,7 +68,7 @@ class Segment:
 
 
 class AIMForWorldAction(PreTrainedModel):
-    """AIM: imagines RGB, predicts spatial value maps on it, and decodes actions from the value maps alone.
+    """AIM: imagines RGB, predicts spatial value maps on it, and decodes actions from them.
 
     `forward` returns the velocities of all chunks of a window at once, for training ([`FlowMatchingLoss`]). A rollout
     calls `new_cache`, `set_text` and `append` (a real observation); then for each chunk `world_context` and
