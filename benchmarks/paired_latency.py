@@ -1,0 +1,98 @@
+"""Time of a chunk in two checkouts, call by call in turn, so that both meet the same machine.
+
+    git worktree add /tmp/before COMMIT
+    python benchmarks/paired_latency.py --before /tmp/before --output_file paired.json
+
+Each checkout runs its own `benchmarks/common.py` in a process of its own, with the same random weights' shapes, at the
+preset "tiny" and at 8 heads of 32 (width 256). A ratio is after / before; the interval is that of the median, by
+resampling.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SIZES = {
+    "tiny": {},
+    "width 256": {"num_attention_heads": 8, "ffn_dim": 768, "action_hidden_size": 160, "action_ffn_dim": 640},
+}
+CALLS = {"sample": "a chunk", "append": "an observation appended"}
+HISTORY = 4  # chunks
+WORKER = """
+import sys, time, argparse, json
+sys.path.insert(0, sys.argv[1] + "/benchmarks")
+import torch
+from common import Rollout, make_model
+args = argparse.Namespace(preset="tiny", width=1, layers=None, device="cpu", dtype=None, batch_size=1)
+rollouts = {}
+for name, changes in json.loads(sys.argv[2]).items():
+    rollouts[name] = Rollout(make_model(args, history_chunks=int(sys.argv[3]), **changes), args)
+    for _ in range(int(sys.argv[3])):
+        rollouts[name].append()
+print("ready", flush=True)
+for line in sys.stdin:
+    name, call = json.loads(line)
+    began = time.perf_counter()
+    getattr(rollouts[name], call)()
+    print(time.perf_counter() - began, flush=True)
+"""
+
+
+class Checkout:
+    def __init__(self, folder: Path):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(folder), json.dumps(SIZES), str(HISTORY)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": str(folder / "src"), "PATH": "/usr/bin:/bin"},
+        )
+        while self.process.stdout.readline().strip() != "ready":
+            assert self.process.poll() is None, f"the benchmark of {folder} has ended"
+
+    def seconds(self, size: str, call: str) -> float:
+        self.process.stdin.write(json.dumps([size, call]) + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+
+def main() -> None:
+    import numpy as np
+
+    from aim_hf.utils.files import write_text
+    from aim_hf.utils.provenance import provenance, source_commit
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, required=True, help="a checkout")
+    parser.add_argument("--after", type=Path, default=Path(__file__).parents[1], help="another; default: this one")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--output_file", type=Path)
+    args = parser.parse_args()
+    checkouts = {name: Checkout(getattr(args, name).resolve()) for name in ("before", "after")}
+    rng, numbers = np.random.default_rng(0), {}
+    for size in SIZES:
+        for call, title in CALLS.items():
+            pairs = []
+            for number in range(args.rounds + 3):
+                order = list(checkouts) if number % 2 else list(checkouts)[::-1]  # neither is always the first
+                pairs.append({name: checkouts[name].seconds(size, call) for name in order})
+            pairs = pairs[3:]
+            ratios = np.array([pair["after"] / pair["before"] for pair in pairs])
+            medians = np.median(rng.choice(ratios, size=(2000, len(ratios))), axis=1)
+            low, high = np.quantile(medians, [0.025, 0.975])
+            numbers[f"{size}, {title}"] = {
+                "after_over_before": float(np.median(ratios)),
+                "interval": [float(low), float(high)],
+                **{name: float(np.median([pair[name] for pair in pairs])) for name in checkouts},
+            }
+            print(f"{size}, {title}: {np.median(ratios):.3f} ({low:.3f} to {high:.3f})")
+    commits = {name: source_commit(getattr(args, name).resolve()) for name in checkouts}
+    if args.output_file:
+        content = {"ratios": numbers, "commits": commits, "rounds": args.rounds} | provenance("cpu")
+        write_text(args.output_file, json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
