@@ -135,6 +135,8 @@ def outcomes(run: Path, condition: str) -> np.ndarray | None:
 
 
 def report(args: argparse.Namespace) -> None:
+    import torch
+
     from aim_hf.utils.files import write_text
     from aim_hf.utils.provenance import provenance
 
@@ -154,7 +156,9 @@ def report(args: argparse.Namespace) -> None:
     for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["holm_p"] = corrected
     content = {"arms": arms, "tests": tests, "groups": GROUPS, "start_seed": START_SEED, "steps": STEPS}
-    write_text(args.output_dir / "evidence.json", json.dumps(content | provenance("cpu"), indent=1) + "\n")
+    write_text(
+        args.output_dir / "evidence.json", json.dumps(content | provenance(torch.device("cpu")), indent=1) + "\n"
+    )
     write_text(args.output_dir / "evidence.md", table(content))
     print(table(content))
 

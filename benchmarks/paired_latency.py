@@ -60,6 +60,7 @@ class Checkout:
 
 def main() -> None:
     import numpy as np
+    import torch
 
     from aim_hf.utils.files import write_text
     from aim_hf.utils.provenance import provenance, source_commit
@@ -90,7 +91,7 @@ def main() -> None:
             print(f"{size}, {title}: {np.median(ratios):.3f} ({low:.3f} to {high:.3f})")
     commits = {name: source_commit(getattr(args, name).resolve()) for name in checkouts}
     if args.output_file:
-        content = {"ratios": numbers, "commits": commits, "rounds": args.rounds} | provenance("cpu")
+        content = {"ratios": numbers, "commits": commits, "rounds": args.rounds} | provenance(torch.device("cpu"))
         write_text(args.output_file, json.dumps(content, indent=1) + "\n")
 
 

@@ -600,8 +600,10 @@ def test_attention_implementations():
     model.set_attn_implementation("counted")
     for a, b in zip(want, rollout(model, batch)):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    # Layers * (first frame + chunks * (world, clean pass, actions, append)), each of video with the instruction.
-    assert len(calls) == 3 * (2 + 2 * (3 + 3 + 1 + 3))
+    # Video attends to itself (RGB and value tokens apart) and to the instruction. Passes for the cache, of the clean
+    # tokens and of what is appended, end with the last layer's keys and values.
+    world, clean, actions, first, append = 3 * 3, 2 * 3, 3 * 1, 2 * 2, 2 * 3
+    assert len(calls) == first + 2 * (world + clean + actions + append)
 
 
 @torch.no_grad()

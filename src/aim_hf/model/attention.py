@@ -91,9 +91,11 @@ def attend(module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     outputs: list[tuple[int, torch.Tensor]] = []  # first token and output of each query slice
     for group in visible:
         queries, keys, values = _select(q, group.queries), _select(k, group.keys), _select(v, group.keys)
-        output = attention(module, queries, keys, values, group.key_mask)
-        lengths = [tokens.stop - tokens.start for tokens in group.queries]
-        outputs += zip((tokens.start for tokens in group.queries), output.split(lengths, dim=2))
+        parts = separated(
+            attention(module, queries, keys, values, group.key_mask),
+            [tokens.stop - tokens.start for tokens in group.queries],
+        )
+        outputs += zip((tokens.start for tokens in group.queries), parts)
     return joined([output for _, output in sorted(outputs, key=lambda entry: entry[0])])
 
 
@@ -122,9 +124,16 @@ def _flex_attention() -> Callable[..., torch.Tensor]:
 
 
 def _select(tensor: torch.Tensor, slices: tuple[slice, ...]) -> torch.Tensor:
+    if slices == (slice(0, tensor.shape[2]),):
+        return tensor
     return joined([tensor[:, :, tokens] for tokens in slices])
 
 
 def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """`torch.cat` along the token axis, which returns a single part without copying it."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def separated(tensor: torch.Tensor, lengths: list[int]) -> Sequence[torch.Tensor]:
+    """The inverse of `joined`."""
+    return [tensor] if len(lengths) == 1 else tensor.split(lengths, dim=2)

@@ -9,7 +9,7 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbed
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import KeysValues, Visible, attend, attention, joined
+from .attention import KeysValues, Visible, attend, attention, joined, separated
 from .configuration_aim import AIMConfig
 
 ROPE_THETA = 10000.0
@@ -221,23 +221,36 @@ class AIMLayer(AIMExpert, GradientCheckpointingLayer):
             past: keys and values from the cache, (B, heads, keys, head_dim) each.
             text: keys and values of the instruction, or its features (B, S, d), for the video tokens' cross-attention.
         """
-        experts = ((self, video), (self.history, history), (self.action, action))
-        present = [(expert, tokens, expert.modulation(tokens)) for expert, tokens in experts if tokens is not None]
+        present = self._present(video, history, action)
         projections = [expert.project(tokens, modulation) for expert, tokens, modulation in present]
         query, key, value = (joined(parts) for parts in zip(*projections))
         keys, values = (key, value) if past is None else (torch.cat(pair, dim=2) for pair in zip(past, (key, value)))
         attended = attend(self, query, keys, values, visible)
         if torch.is_tensor(text):
             text = self.attn2.key_value(text)
-        attended_parts = attended.split([tokens.hidden_states.shape[1] for _, tokens, _ in present], dim=2)
+        attended_parts = separated(attended, [tokens.hidden_states.shape[1] for _, tokens, _ in present])
         outputs = iter(
             [
                 expert.add_residuals(tokens, modulation, attended_part, text)
                 for (expert, tokens, modulation), attended_part in zip(present, attended_parts)
             ]
         )
-        video, history, action = (None if tokens is None else next(outputs) for _, tokens in experts)
+        video, history, action = (None if tokens is None else next(outputs) for tokens in (video, history, action))
         return LayerOutput(video, history, action, (key, value))
+
+    def keys_values(self, video: Tokens | None, history: Tokens | None, action: Tokens | None) -> KeysValues:
+        """Keys and values as `forward` returns them, without attention and FFN.
+
+        A pass for the cache reads nothing else of its last layer.
+        """
+        _, keys, values = zip(*(expert.project(*inputs) for expert, *inputs in self._present(video, history, action)))
+        return joined(keys), joined(values)
+
+    def _present(
+        self, video: Tokens | None, history: Tokens | None, action: Tokens | None
+    ) -> list[tuple[AIMExpert, Tokens, Modulation]]:
+        experts = ((self, video), (self.history, history), (self.action, action))
+        return [(expert, tokens, expert.modulation(tokens)) for expert, tokens in experts if tokens is not None]
 
 
 class AIMTimeEmbedding(nn.Module):

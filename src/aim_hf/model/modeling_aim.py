@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .attention import KeysValues, VisibleSet, joined, packed_visible
+from .attention import VisibleSet, joined, packed_visible
 from .cache import ActionContext, AIMCache, WorldContext
 from .checkpoint import DOWNLOAD_KWARGS, EARLIER_NAMES, as_dtype, local_folder, refuse_pickles
 from .configuration_aim import AIMConfig
@@ -463,8 +463,11 @@ class AIMForWorldAction(PreTrainedModel):
         history, action = (None, executed) if self.history_head is None else (executed, None)
         video_slots, action_slots = cache.observed_slots(f)
         for index, layer in enumerate(self.blocks):
-            past_keys_values = tuple(joined(parts) for parts in zip(cache.current_frame(index), cache.history(index)))
-            video, history, action, new = layer(video, history, action, visible, past_keys_values, cache.text[index])
+            if layer is self.blocks[-1]:
+                new = layer.keys_values(video, history, action)
+            else:
+                kept = tuple(joined(parts) for parts in zip(cache.current_frame(index), cache.history(index)))
+                video, history, action, new = layer(video, history, action, visible, kept, cache.text[index])
             cache.keep(index, video_slots, *(part[:, :, : f * L] for part in new))
             if actions is not None:
                 cache.keep(index, action_slots, *(part[:, :, f * L :] for part in new))
@@ -504,9 +507,11 @@ class AIMForWorldAction(PreTrainedModel):
         Both run through the video expert together, eq. (6). Value tokens attend to RGB tokens, never the reverse.
         """
         self._check_chunk(rgb, value)
-        hidden, embedding, _ = self._run_world(context, rgb, value, timestep)
+        tokens, embedding = self._world_tokens(context, rgb, value, timestep)
+        for layer, past, text in zip(self.blocks, context.past, context.text):
+            tokens = layer(tokens, None, None, context.visible, past, text).video
         frames, (height, width) = rgb.shape[2], rgb.shape[3:]
-        velocity = self._video_velocity(hidden, embedding, 2 * frames, height, width)
+        velocity = self._video_velocity(tokens.hidden_states, embedding, 2 * frames, height, width)
         return velocity[:, :, :frames], velocity[:, :, frames:]
 
     def action_context(self, cache: AIMCache, rgb: torch.Tensor, value: torch.Tensor) -> ActionContext:
@@ -522,7 +527,12 @@ class AIMForWorldAction(PreTrainedModel):
             has_rgb = visibility.action_sees_rgb or visibility.clean_value_sees_rgb
             finished = rgb if has_rgb else None, value if visibility.action_sees_value else None
             context = self.world_context(cache, has_rgb, visibility.action_sees_value)
-            _, _, keys_values = self._run_world(context, *finished, rgb.new_zeros(rgb.shape[0]))
+            tokens, _ = self._world_tokens(context, *finished, rgb.new_zeros(rgb.shape[0]))
+            keys_values = []
+            for layer, layer_past, text in zip(self.blocks[:-1], context.past, context.text):
+                tokens, _, _, new = layer(tokens, None, None, context.visible, layer_past, text)
+                keys_values.append(new)
+            keys_values.append(self.blocks[-1].keys_values(tokens, None, None))
             unseen = config.chunk_latent_frames * L if visibility == Visibility.AIM else 0
             for layer_past, new in zip(past, keys_values):
                 layer_past.append(tuple(part[:, :, unseen:] for part in new))
@@ -559,22 +569,16 @@ class AIMForWorldAction(PreTrainedModel):
             tokens = output.history if reference else output.action
         return head.velocity(tokens.hidden_states, embedding)
 
-    def _run_world(
+    def _world_tokens(
         self, context: WorldContext, rgb: torch.Tensor | None, value: torch.Tensor | None, timestep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, list[KeysValues]]:
-        """Runs the video expert over [x | m], of which one may be absent. Returns hidden states, time embedding, and
-        keys and values per layer."""
+    ) -> tuple[Tokens, torch.Tensor]:
+        """Tokens [x | m], of which one may be absent, and their time embedding."""
         x = [] if rgb is None else [self._embed_video(rgb)]
         m = [] if value is None else [self._embed_video(value) + self.value_noise_token.weight]
-        hidden = torch.cat(x + m, dim=1)
         units = len(x + m) * self.config.chunk_latent_frames
         embedding, timestep_proj = self.condition_embedder(timestep[:, None].expand(-1, units))
-        tokens = Tokens(hidden, timestep_proj, context.rotary_emb, text_tokens=x[0].shape[1] if x else 0)
-        keys_values = []
-        for layer, past, text in zip(self.blocks, context.past, context.text):
-            tokens, _, _, new = layer(tokens, None, None, context.visible, past, text)
-            keys_values.append(new)
-        return tokens.hidden_states, embedding, keys_values
+        text_tokens = x[0].shape[1] if x else 0
+        return Tokens(torch.cat(x + m, dim=1), timestep_proj, context.rotary_emb, text_tokens), embedding
 
     def _check_chunk(self, rgb: torch.Tensor, value: torch.Tensor) -> None:
         if rgb.shape[2] != self.config.chunk_latent_frames or value.shape != rgb.shape:
