@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.model.presets import PRESETS
-from aim_hf.pipeline.sampling import denoise_actions, denoise_world
+from aim_hf.pipeline.sampling import denoise_actions, denoise_world, new_schedulers
 from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.utils.files import write_text
 from aim_hf.utils.provenance import provenance
@@ -70,7 +69,7 @@ class Rollout:
     def __init__(self, model: AIMForWorldAction, args: argparse.Namespace):
         self.model, self.rows, self.size = model, args.batch_size, LATENT_SIZE[args.preset]
         config = model.config
-        self.schedulers = [FlowMatchEulerDiscreteScheduler(shift=s) for s in (config.video_shift, config.action_shift)]
+        self.schedulers = list(new_schedulers(config).values())
         self.prompt_embeds = self.randn(TEXT_TOKENS[args.preset], config.text_dim)
         self.cache = model.new_cache(self.rows, *self.size)
         with torch.no_grad():

@@ -192,10 +192,9 @@ class Exporter:
     has_adapter: bool
 
     def export(self) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
         from .. import AIMForWorldAction, AIMPipeline
         from ..pipeline.loading import load_text_encoder
+        from ..pipeline.sampling import new_schedulers
         from ..training.curve import plot_training
         from ..utils.provenance import provenance
 
@@ -216,8 +215,7 @@ class Exporter:
             text_encoder=load_text_encoder(self.policy),
             processor=self.processor,
             model=averaged,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=config.video_shift),
-            action_scheduler=FlowMatchEulerDiscreteScheduler(shift=config.action_shift),
+            **new_schedulers(config),
         ).save_pretrained(output / "pipeline")
         record = {"steps": trainer.state.global_step, "log_history": trainer.state.log_history}
         write_text(output / "training.json", json.dumps(record | provenance(trainer.args.device), indent=1) + "\n")

@@ -39,7 +39,7 @@ from ..utils.files import written_folder
 from . import inputs
 from .codec import StreamDecoder, VideoCodec
 from .loading import COMPONENTS, check_components, component_dtypes, load_text_encoder, load_vae
-from .sampling import OnStepEnd, denoise_actions, denoise_world, prepare_latents
+from .sampling import OnStepEnd, denoise_actions, denoise_world, new_schedulers, prepare_latents
 from .sampling_config import SamplingConfig
 from .session import AIMSession
 
@@ -223,8 +223,7 @@ class AIMPipeline(DiffusionPipeline):
             text_encoder=text_encoder,
             processor=processor,
             model=model,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.video_shift),
-            action_scheduler=FlowMatchEulerDiscreteScheduler(shift=model.config.action_shift),
+            **new_schedulers(model.config),
         )
 
     def save_pretrained(

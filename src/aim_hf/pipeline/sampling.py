@@ -17,6 +17,14 @@ from .sampling_config import SamplingConfig
 OnStepEnd = Callable[[int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
+def new_schedulers(config: AIMConfig) -> dict[str, FlowMatchEulerDiscreteScheduler]:
+    """`scheduler` of RGB and value latents and `action_scheduler` of actions, with the shifts of the training."""
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=config.video_shift),
+        "action_scheduler": FlowMatchEulerDiscreteScheduler(shift=config.action_shift),
+    }
+
+
 def prepare_latents(
     config: AIMConfig,
     sampling_config: SamplingConfig,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils.data import default_collate
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -20,7 +19,7 @@ from ..envs.base import CAMERAS
 from ..model.modeling_aim import AIMForWorldAction
 from ..model.processing_aim import AIMProcessor
 from ..pipeline.codec import VideoCodec
-from ..pipeline.sampling import denoise_actions, denoise_world, prepare_latents
+from ..pipeline.sampling import denoise_actions, denoise_world, new_schedulers, prepare_latents
 from ..pipeline.sampling_config import SamplingConfig
 from ..utils.extras import extra
 from ..value_maps.peak import peak
@@ -44,12 +43,11 @@ def sample_first_chunk(
     model.append(cache, latents[:, :, :1])
     sampling = SamplingConfig()
     *world, noise = prepare_latents(config, sampling, B, (height, width), generator, latents.device)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=config.video_shift)
+    scheduler, action_scheduler = new_schedulers(config).values()
     rgb, value = denoise_world(model, cache, *world, scheduler, sampling)
     true_value = batch["value_latents"][:, :, : config.chunk_latent_frames].to(rgb)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=config.action_shift)
     actions, from_true_map = (
-        denoise_actions(model, cache, rgb, used, noise, scheduler, sampling) for used in (value, true_value)
+        denoise_actions(model, cache, rgb, used, noise, action_scheduler, sampling) for used in (value, true_value)
     )
     return {"rgb": rgb, "value": value, "actions": actions, "actions_from_true_map": from_true_map}
 
