@@ -9,7 +9,7 @@ import urllib.request
 import numpy as np
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-from aim_hf.protocol.limits import Limits
+from aim_hf.serving.limits import Limits
 from aim_hf.serving.server import PolicyServer
 
 from ..rollout.fixtures_policy import HEAD, WRIST, make_policy  # noqa: F401

@@ -16,8 +16,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..protocol.limits import Limits
 from ..rollout.rows import ROWS
+from ..serving.limits import Limits
 from . import Parser
 from .sampling import add_sampling_arguments, sampling_arguments
 

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 
-from ..protocol.limits import Limits
 from ..protocol.messages import pack, unpack
 from ..rollout.policies import AIMPolicy
 from ..rollout.rows import ROWS
 from ..utils.extras import extra
 from .batching import Batcher, QueueFull
 from .episodes import AIMEpisodes, ServedEpisode
+from .limits import Limits
 from .metrics import Metrics
 
 with extra("serve"):
