@@ -62,8 +62,8 @@ def hands(board: Storyboard | None = None) -> str:
             )
         figures.append(f"<figure><figcaption>{arm} hand</figcaption>{inside}</figure>")
     return (
-        '<section class="panel actions"><header><h3><i>4</i>Actions</h3><p>Where it sends its hands: read off the '
-        "value map, never off the imagined pictures.</p></header>"
+        '<section class="panel actions"><header><h3><i>4</i>Actions</h3><p>Where it sends its hands, decoded '
+        "from the tokens of the value map.</p></header>"
         f'<div class="hands">{"".join(figures)}</div></section>'
     )
 
