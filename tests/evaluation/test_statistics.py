@@ -50,6 +50,7 @@ def test_summary_counts_peaks_where_there_is_a_contact_to_see():
     pot = summary["tasks"]["lift_pot"]
     assert (pot["episodes"], pot["successes"], pot["rate"], pot["mean_steps"]) == (3, 2, 2 / 3, 40)
     assert pot["seeds"] == [1, 2, 3] and pot["rejected_seeds"] == [4, 5]
+    assert pot["outcomes"] == "110" and summary["tasks"]["click_bell"]["outcomes"] == "0"
     assert summary["simulators"] == [{"sapien": "3"}]
     assert pot["wilson"] == list(wilson_interval(2, 3))
     assert pot["first_chunk_peak_within_10_percent"] == {"share": 0.5, "count": 2}

@@ -67,7 +67,8 @@ def summarize(
     Returns:
         `mean_rate`, the mean of the tasks' rates; `first_chunk_peak_within_10_percent`; `first_chunk_peak_on_table`,
         `median_cm` and the share `within_2_cm`; `tasks`, name -> episodes, successes, rate, wilson, mean_steps,
-        expert_successes, peaks, seeds and rejected_seeds; `simulators`, all that took part.
+        expert_successes, peaks, seeds, outcomes (a string with 0 or 1 for each seed) and rejected_seeds; `simulators`,
+        all that took part.
     """
     tasks = {}
     for task, episodes in records.items():
@@ -82,6 +83,7 @@ def summarize(
             "expert_successes": sum(record["expert_success"] for record in episodes),
             **_peaks(episodes, camera),
             "seeds": [record["seed"] for record in episodes],
+            "outcomes": "".join(str(int(record["success"])) for record in episodes),
             "rejected_seeds": sorted(rejected[task]),
         }
     simulators = {json.dumps(record["simulator"]) for episodes in records.values() for record in episodes}
