@@ -95,32 +95,33 @@ def judge(args: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from aim_hf import AIMPipeline
     from aim_hf.evaluation.evaluate import Protocol, evaluate
     from aim_hf.rollout.policies import AIMPolicy
-
-    class Exchanged(AIMPipeline):
-        """Acts on the RGB, or on the value map, that it has imagined for the next row's scene."""
-
-        part: str | None = None
-
-        def denoise_world(self, *inputs, **options):
-            latents, value_latents = super().denoise_world(*inputs, **options)
-            if self.part == "rgb":
-                latents = latents.roll(1, dims=0)
-            if self.part == "value":
-                value_latents = value_latents.roll(1, dims=0)
-            return latents, value_latents
 
     state = PartialState(cpu=not torch.cuda.is_available())
     run = args.output_dir / f"{args.arm}-{args.seed}"
     for condition, (split, noise, part) in CONDITIONS.items():
         policy = AIMPolicy.from_pretrained(run / "pipeline", state.device, action_noise_scale=noise)
-        policy.pipe.__class__, policy.pipe.part = Exchanged, part
-        policy.settings |= {"exchanged": part}
+        if part is not None:
+            exchange(policy.pipe, part)
+            policy.settings |= {"exchanged": part}
         protocol = Protocol(split=split, start_seed=START_SEED)
         folder = run / "judged" / condition
         evaluate(policy, protocol, folder, args.episodes, TASKS, videos=0, state=state)
+
+
+def exchange(pipe, part: str) -> None:
+    """Lets a pipeline act on the RGB ("rgb"), or on the value map ("value"), that it has imagined for the row before:
+    another scene of the same task."""
+    imagine = pipe.denoise_world
+
+    def denoise_world(*inputs, **options):
+        latents, value_latents = imagine(*inputs, **options)
+        if part == "rgb":
+            return latents.roll(1, dims=0), value_latents
+        return latents, value_latents.roll(1, dims=0)
+
+    pipe.denoise_world = denoise_world
 
 
 def outcomes(run: Path, condition: str) -> np.ndarray | None:

@@ -1,0 +1,66 @@
+"""The study of how the future reaches the actions: its statistics, its interventions, and a small run of it."""
+
+import sys
+
+import evidence
+import numpy as np
+import pytest
+import torch
+
+from ..fixtures_pipeline import make_observation, make_pipeline
+from ..rollout.fixtures_policy import make_policy
+
+
+def test_holms_correction_and_flipped_signs():
+    assert evidence.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert evidence.sign_flip_p(np.array([1.0] * 8 + [0.0] * 5)) == pytest.approx(2 / 2**8, abs=2e-3)
+    assert evidence.sign_flip_p(np.zeros(7)) == 1
+
+
+def test_a_summary_is_the_mean_over_training_seeds():
+    runs = np.zeros((2, len(evidence.TASKS), 4))
+    runs[0, 0] = 1
+    runs[:, 1, :2] = 1
+    summary = evidence.summary(runs)
+    assert summary["tasks"][evidence.TASKS[0]] == summary["tasks"][evidence.TASKS[1]] == 50
+    assert summary["of_each_seed"] == pytest.approx([100 * 1.5 / 6, 100 * 0.5 / 6])
+    assert summary["mean"] == pytest.approx(100 / 6)
+    assert summary["interval"][0] < summary["mean"] < summary["interval"][1]
+
+
+@pytest.mark.parametrize("part", ["rgb", "value"])
+def test_a_part_of_the_future_is_another_rows(part):
+    pipe, rng = make_pipeline(), np.random.default_rng(0)
+    session = pipe.start("ring bell", batch_size=2)
+    pipe.append(session, [make_observation(rng), make_observation(rng)])
+
+    def sample():
+        generators = [torch.Generator().manual_seed(row) for row in range(2)]
+        return pipe(session=session, generator=generators, output_type="latent")
+
+    own = sample()
+    evidence.exchange(pipe, part)
+    exchanged = sample()
+    for name, latents in (("rgb", "frames"), ("value", "value_maps")):
+        expected = own[latents].roll(1, dims=0) if name == part else own[latents]
+        assert torch.equal(exchanged[latents], expected)
+    assert (exchanged.actions - own.actions).abs().max() > 1e-4
+
+
+def test_runs_are_judged_and_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "TASKS", ["click_bell"])
+    monkeypatch.setattr(evidence, "GROUPS", {"contact": ["click_bell"]})
+    monkeypatch.setattr(evidence, "CONDITIONS", {"easy": ("easy", 0.0, None), "other map": ("easy", 0.0, "value")})
+    monkeypatch.setattr(evidence, "SEEDS", {"aim": 1, "rgb": 1})
+    for arm in ("aim", "rgb"):
+        make_policy(action_lookahead_frames=1).pipe.save_pretrained(tmp_path / f"{arm}-0" / "pipeline")
+        monkeypatch.setattr(
+            sys, "argv", ["evidence.py", "judge", "--arm", arm, "--episodes", "2", "--output_dir", str(tmp_path)]
+        )
+        evidence.main()
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "report", "--output_dir", str(tmp_path)])
+    evidence.main()
+    table = (tmp_path / "evidence.md").read_text()
+    assert "| aim | 0.0 % (0.0 to 0.0; seeds 0.0) | 0.0 % (0.0 to 0.0; seeds 0.0) |" in table
+    for condition in ("easy", "other map"):
+        assert f"| {condition} | rgb against aim | +0.0 | 1 | 1 |" in table
