@@ -523,8 +523,8 @@ class AIMForWorldAction(PreTrainedModel):
         config, L, visibility = self.config, cache.tokens_per_frame, Visibility(self.config.visibility)
         past = [[cache.current_frame(layer), cache.action_history(layer)] for layer in range(config.num_layers)]
         clean = 0
-        if visibility != Visibility.OBSERVATIONS:
-            has_rgb = visibility.action_sees_rgb or visibility.clean_value_sees_rgb
+        has_rgb = visibility.action_sees_rgb or visibility.clean_value_sees_rgb
+        if has_rgb or visibility.action_sees_value:
             finished = rgb if has_rgb else None, value if visibility.action_sees_value else None
             context = self.world_context(cache, has_rgb, visibility.action_sees_value)
             tokens, _ = self._world_tokens(context, *finished, rgb.new_zeros(rgb.shape[0]))
@@ -533,7 +533,7 @@ class AIMForWorldAction(PreTrainedModel):
                 tokens, _, _, new = layer(tokens, None, None, context.visible, layer_past, text)
                 keys_values.append(new)
             keys_values.append(self.blocks[-1].keys_values(tokens, None, None))
-            unseen = config.chunk_latent_frames * L if visibility == Visibility.AIM else 0
+            unseen = config.chunk_latent_frames * L if has_rgb and not visibility.action_sees_rgb else 0
             for layer_past, new in zip(past, keys_values):
                 layer_past.append(tuple(part[:, :, unseen:] for part in new))
             clean = past[0][-1][0].shape[2]

@@ -62,15 +62,16 @@ def denoise_world(
             guidance_scale * (v - v_unguided).
     """
     scheduler = with_steps(scheduler, config.num_inference_steps, model.device, config.stop_after)
-    context = model.world_context(cache)
-    unguided_context = None if config.guidance_scale == 1 else model.world_context(unguided_cache)
+    caches = [cache] if config.guidance_scale == 1 else [cache, unguided_cache]
+    contexts = [model.world_context(each) for each in caches]
     for i, t in enumerate(scheduler.timesteps):
         world = torch.stack([latents, value_latents])
         time = _unit_time(scheduler, t, len(latents))
-        velocity = torch.stack(model.world_velocity(context, *world.to(model.dtype), time)).float()
-        if unguided_context is not None:
-            unguided = torch.stack(model.world_velocity(unguided_context, *world.to(model.dtype), time)).float()
-            velocity = unguided + config.guidance_scale * (velocity - unguided)
+        velocity, *unguided = (
+            torch.stack(model.world_velocity(context, *world.to(model.dtype), time)).float() for context in contexts
+        )
+        if unguided:
+            velocity = unguided[0] + config.guidance_scale * (velocity - unguided[0])
         latents, value_latents = scheduler.step(velocity, t, world).prev_sample
         if on_step_end is not None:
             tensors = on_step_end(i, t, {"latents": latents, "value_latents": value_latents})
