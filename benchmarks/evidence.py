@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,17 +93,20 @@ def judge(args: argparse.Namespace) -> None:
 
     from aim_hf.evaluation.evaluate import Protocol, evaluate
     from aim_hf.rollout.policies import AIMPolicy
+    from aim_hf.rollout.rows import ROWS
 
     state = PartialState(cpu=not torch.cuda.is_available())
     run = args.output_dir / f"{args.arm}-{args.seed}"
     for condition, (split, noise, part) in CONDITIONS.items():
         policy = AIMPolicy.from_pretrained(run / "pipeline", state.device, action_noise_scale=noise)
+        batch_size = 32
         if part is not None:
             exchange(policy.pipe, part)
             policy.settings |= {"exchanged": part}
+            policy, batch_size = KeepsAllRows(policy), ROWS  # so that each call has rows of several scenes
         protocol = Protocol(split=split, start_seed=START_SEED)
         folder = run / "judged" / condition
-        evaluate(policy, protocol, folder, args.episodes, TASKS, videos=0, state=state)
+        evaluate(policy, protocol, folder, args.episodes, TASKS, batch_size, videos=0, state=state)
 
 
 def exchange(pipe, part: str) -> None:
@@ -117,6 +121,36 @@ def exchange(pipe, part: str) -> None:
         return latents, value_latents.roll(1, dims=0)
 
     pipe.denoise_world = denoise_world
+
+
+class KeepsAllRows:
+    """A policy in which episodes that have ended go on, seeing their last observation: each row has another scene,
+    whose future it can be given."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+    def start(self, instructions, seeds):
+        self.running = list(range(len(seeds)))
+        self.policy.start(instructions, seeds)
+
+    def keep(self, rows):
+        self.running = [self.running[row] for row in rows]
+
+    def predict(self, observations, executed_actions=None, value_maps=None, pictures="none"):
+        if executed_actions is None:
+            self.observations, self.actions = observations, None
+        else:
+            self.observations = [[seen[-1]] * len(observations[0]) for seen in self.observations]
+            for row, seen in zip(self.running, observations, strict=True):
+                self.observations[row] = seen
+        prediction = self.policy.predict(self.observations, self.actions, None, pictures)
+        self.actions = prediction.actions
+        maps = prediction.value_maps and {name: clips[self.running] for name, clips in prediction.value_maps.items()}
+        return replace(prediction, actions=prediction.actions[self.running], value_maps=maps)
 
 
 def outcomes(run: Path, condition: str) -> np.ndarray | None:

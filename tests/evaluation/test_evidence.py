@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from aim_hf.rollout.policies import AIMPolicy
+
 from ..fixtures_pipeline import make_observation, make_pipeline
 from ..rollout.fixtures_policy import make_policy
 
@@ -45,6 +47,24 @@ def test_a_part_of_the_future_is_another_rows(part):
         expected = own[latents].roll(1, dims=0) if name == part else own[latents]
         assert torch.equal(exchanged[latents], expected)
     assert (exchanged.actions - own.actions).abs().max() > 1e-4
+
+
+def test_episodes_that_have_ended_stay_in_the_batch_to_lend_their_future():
+    rng, policy = np.random.default_rng(0), evidence.KeepsAllRows(AIMPolicy(make_pipeline(), {"policy": "random"}))
+    evidence.exchange(policy.pipe, "rgb")
+    frames = policy.pipe.frames_per_chunk
+    first, later = ([[make_observation(rng) for _ in range(count)] for _ in range(3)] for count in (1, frames))
+    repeats = [later[0], [first[1][0]] * frames, later[2]]  # of the episode that has ended, the last observation
+
+    def second_chunk(ended, observations):
+        policy.start(["ring bell"] * 3, [1, 2, 3])
+        actions = policy.predict(first).actions
+        if ended:
+            policy.keep([0, 2])
+            observations, actions = [observations[0], observations[2]], actions[[0, 2]]
+        return policy.predict(observations, actions).actions
+
+    np.testing.assert_array_equal(second_chunk(True, later), second_chunk(False, repeats)[[0, 2]])
 
 
 def test_runs_are_judged_and_compared(tmp_path, monkeypatch):

@@ -15,25 +15,44 @@ from .fixtures_policy import make_policy
 TASK, SEEDS = "click_bell", [100_000_000, 100_000_001, 100_000_002]
 
 
+def run(policy, environments, seeds, **options):
+    """The results of `seeds`, in this order."""
+    results = {result.seed: result for result in run_episodes(policy, environments, TASK, seeds, **options)}
+    return [results[seed] for seed in seeds]
+
+
 class Traced:
-    """A policy that keeps what it was shown and what it did, and may do something before a chunk."""
+    """A policy that keeps what it was shown and what it did, and may do something before a chunk.
+
+    actions: seed -> those of each chunk, as long as the episode ran.
+    """
 
     def __init__(self, policy, before_chunk=lambda chunk: None):
-        self.policy, self.before_chunk, self.actions, self.maps = policy, before_chunk, [], []
+        self.policy, self.before_chunk, self.chunks = policy, before_chunk, 0
 
     def __getattr__(self, name):
         return getattr(self.policy, name)
 
     def start(self, instructions, seeds):
-        self.actions, self.maps = [], []
+        self.seeds, self.chunks, self.maps, self.actions = list(seeds), 0, [], {seed: [] for seed in seeds}
         self.policy.start(instructions, seeds)
 
+    def keep(self, rows):
+        self.seeds = [self.seeds[row] for row in rows]
+        self.policy.keep(rows)
+
     def predict(self, observations, executed_actions=None, value_maps=None, pictures="none"):
-        self.before_chunk(len(self.actions))
+        self.before_chunk(self.chunks)
         prediction = self.policy.predict(observations, executed_actions, value_maps, pictures)
-        self.actions.append(prediction.actions)
+        for seed, actions in zip(self.seeds, prediction.actions, strict=True):
+            self.actions[seed].append(actions)
         self.maps.append(value_maps)
+        self.chunks += 1
         return prediction
+
+    def of(self, seeds):
+        """Actions of whole episodes, of equal length: (episodes, steps, 16)."""
+        return np.stack([np.concatenate(self.actions[seed]) for seed in seeds])
 
 
 class Helped:
@@ -50,8 +69,12 @@ class Helped:
         return getattr(self.policy, name)
 
     def start(self, instructions, seeds):
-        self.seeds, self.step = seeds, 0
+        self.seeds, self.step = list(seeds), 0
         self.policy.start(instructions, seeds)
+
+    def keep(self, rows):
+        self.seeds = [self.seeds[row] for row in rows]
+        self.policy.keep(rows)
 
     def predict(self, *args, **kwargs):
         prediction = self.policy.predict(*args, **kwargs)
@@ -67,16 +90,17 @@ class Helped:
 def reference(policy, environments):
     """Three episodes run together."""
     traced = Traced(policy)
-    results = run_episodes(traced, environments, TASK, SEEDS)
-    return results, np.concatenate(traced.actions, axis=1)
+    results = run(traced, environments, SEEDS)
+    return results, traced.of(SEEDS)
 
 
 def test_the_experts_actions_succeed_and_a_row_that_has_ended_disturbs_no_other(policy, environments, reference):
     traced = Traced(Helped(policy, [SEEDS[1]]))
-    results = run_episodes(traced, environments, TASK, SEEDS)
+    results = run(traced, environments, SEEDS)
     assert results[1].success and 8 < results[1].steps <= 16
     assert [results[0], results[2]] == [reference[0][0], reference[0][2]]
-    np.testing.assert_array_equal(np.concatenate(traced.actions, axis=1)[[0, 2]], reference[1][[0, 2]])
+    np.testing.assert_array_equal(traced.of([SEEDS[0], SEEDS[2]]), reference[1][[0, 2]])
+    assert len(traced.actions[SEEDS[1]]) == 2 and traced.chunks == 5  # the policy acted for it until it had ended
 
 
 def test_runs_to_the_step_limit_and_measures_the_first_peak(reference):
@@ -93,10 +117,10 @@ def test_runs_to_the_step_limit_and_measures_the_first_peak(reference):
 def test_results_do_not_depend_on_the_batch(policy, environments, reference, seeds):
     results, actions = reference
     traced = Traced(policy)
-    again = run_episodes(traced, environments, TASK, list(seeds))
+    again = run(traced, environments, list(seeds))
     rows = [SEEDS.index(seed) for seed in seeds]
     assert again == [results[row] for row in rows]
-    np.testing.assert_array_equal(np.concatenate(traced.actions, axis=1), actions[rows])
+    np.testing.assert_array_equal(traced.of(seeds), actions[rows])
 
 
 def test_the_network_always_runs_with_the_same_rows(environments, policy):
@@ -114,21 +138,44 @@ def test_the_network_always_runs_with_the_same_rows(environments, policy):
         np.testing.assert_array_equal(together.value_maps[camera][8:], alone.value_maps[camera])
 
 
+def test_rows_that_are_left_share_a_call_and_act_as_if_they_had_been_alone(environments, policy, monkeypatch):
+    seeds = list(range(100_000_000, 100_000_009))
+    starts = environments.reset(TASK, seeds, "seen", Chunks(8, 2))
+    observations = [[start.observation] for start in starts]
+    later = [row * 4 for row in observations]
+    calls = []
+
+    def second_chunks(rows, kept):
+        """Actions of the second chunk, of the rows `kept` of `rows`."""
+        policy.start([starts[row].instruction for row in rows], [seeds[row] for row in rows])
+        first = policy.predict([observations[row] for row in rows]).actions
+        policy.keep(kept)
+        monkeypatch.setattr(
+            policy.pipe, "append", lambda *args: calls.append(args) or type(policy.pipe).append(policy.pipe, *args)
+        )
+        left = [rows[row] for row in kept]
+        return policy.predict([later[row] for row in left], first[kept]).actions
+
+    kept = second_chunks(list(range(9)), [1, 8])
+    assert len(calls) == 1  # instead of two
+    np.testing.assert_array_equal(kept, second_chunks([1, 8], [0, 1]))
+
+
 def test_seed_and_weights_decide(environments, reference):
     results, actions = reference
     traced = Traced(make_policy(seed=1))
-    run_episodes(traced, environments, TASK, SEEDS[:1])
-    assert not np.allclose(np.concatenate(traced.actions, axis=1)[0], actions[0])
+    run(traced, environments, SEEDS[:1])
+    assert not np.allclose(traced.of(SEEDS[:1])[0], actions[0])
     assert not np.allclose(actions[0], actions[1])
 
 
 def test_acts_on_true_value_maps_when_told(environments, policy, reference):
     traced = Traced(policy)
-    run_episodes(traced, environments, TASK, SEEDS[:1], value_maps="true")
+    run(traced, environments, SEEDS[:1], value_maps="true")
     assert len(traced.maps) == 5
     for maps in traced.maps:  # random actions never press the bell, so every chunk shows it
         assert maps["head_camera"].shape == (1, 4, 64, 96) and maps["head_camera"].max() > 0.99
-    assert not np.array_equal(traced.actions[0][0], reference[1][0, :8])
+    assert not np.array_equal(traced.actions[SEEDS[0]][0], reference[1][0, :8])
 
 
 def test_a_worker_that_dies_changes_nothing(environments, policy, reference):
@@ -141,8 +188,8 @@ def test_a_worker_that_dies_changes_nothing(environments, policy, reference):
             os.kill(killed[0], signal.SIGKILL)
 
     traced = Traced(policy, kill_once)
-    assert run_episodes(traced, environments, TASK, SEEDS[:2]) == results[:2]
-    np.testing.assert_array_equal(np.concatenate(traced.actions, axis=1), actions[:2])
+    assert run(traced, environments, SEEDS[:2]) == results[:2]
+    np.testing.assert_array_equal(traced.of(SEEDS[:2]), actions[:2])
     assert killed and environments.workers[1].process.pid != killed[0]
 
 
@@ -151,11 +198,11 @@ def test_a_worker_that_dies_twice_is_an_error_that_names_the_seed(environments, 
         os.kill(environments.workers[0].process.pid, signal.SIGKILL)
 
     with pytest.raises(RuntimeError, match="died in the episode of seed 100000002 of click_bell .* 2 times"):
-        run_episodes(Traced(policy, kill), environments, TASK, SEEDS[2:])
+        run(Traced(policy, kill), environments, SEEDS[2:])
 
 
 def test_films_what_was_asked_for(environments, policy, reference):
-    results = run_episodes(policy, environments, TASK, SEEDS[:2], filmed=[SEEDS[1]])
+    results = run(policy, environments, SEEDS[:2], filmed=[SEEDS[1]])
     assert results[0] == reference[0][0] and results[0].storyboard is None
     board = results[1].storyboard
     assert board.steps == list(range(2, 41, 2)) and len(board.actions) == 40

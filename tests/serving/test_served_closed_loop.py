@@ -43,6 +43,9 @@ class ThroughOpenPI:
         self.clients = [self.server.client() for _ in seeds]
         self.first = [{"prompt": prompt, "seed": seed} for prompt, seed in zip(instructions, seeds)]
 
+    def keep(self, rows):
+        self.clients = [self.clients[row] for row in rows]
+
     def predict(self, observations, executed_actions=None, value_maps=None, pictures="none"):
         messages = [{"images": write_images(seen)} for seen in observations]
         if executed_actions is None:
@@ -57,7 +60,8 @@ def test_openpis_client_drives_the_checkpoint_as_the_evaluator_does():
     here = Traced(policy)
     with VectorEnvironment("tabletop", "easy", num_workers=1) as environments, running(policy) as server:
         there = Traced(ThroughOpenPI(policy, server))
-        expected = run_episodes(here, environments, TASK, SEEDS)
-        results = run_episodes(there, environments, TASK, SEEDS)
+        expected = list(run_episodes(here, environments, TASK, SEEDS))
+        results = list(run_episodes(there, environments, TASK, SEEDS))
     assert results == expected and all(result.success for result in results)
-    np.testing.assert_array_equal(np.concatenate(there.actions, 1), np.concatenate(here.actions, 1))
+    for chunk_there, chunk_here in zip(there.actions, here.actions, strict=True):
+        np.testing.assert_array_equal(chunk_there, chunk_here)

@@ -59,7 +59,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
         dest="real_time_chunking",
         help="don't condition a new chunk on the actions that are executed while it is computed",
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="episodes that a process runs at a time")
+    parser.add_argument("--batch_size", type=int, default=32, help="episodes that a process runs at a time")
     parser.add_argument("--videos", type=int, default=1, help="episodes of each task to film")
     remote = parser.add_argument_group("policies behind a server (ws://)")
     remote.add_argument(

@@ -1,7 +1,7 @@
 """A whole evaluation, resumable and spread over processes.
 
     output/settings.json            what the results depend on; another policy or other settings are refused
-    output/episodes/<task>.jsonl    one record an episode, appended when its batch has ended; also one a rejected seed
+    output/episodes/<task>.jsonl    one record an episode, appended when it has ended; also one a rejected seed
     output/videos/<task>-<seed>.*   filmed episodes: mp4, and png, their strip of the contact sheet, of a policy that
                                     imagines something
     output/contact_sheet.png, output/results.json
@@ -84,7 +84,7 @@ def evaluate(
     output: Path,
     episodes: int,
     tasks: list[str] | None = None,
-    batch_size: int = 8,
+    batch_size: int = 32,
     videos: int = 1,
     num_workers: int | None = None,
     state: PartialState | None = None,

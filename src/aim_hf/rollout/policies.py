@@ -57,6 +57,9 @@ class Policy(Protocol):
     def start(self, instructions: list[str], seeds: list[int]) -> None:
         """Starts a batch. Each row has its own random seed."""
 
+    def keep(self, rows: list[int]) -> None:
+        """Continues with these rows alone, given in ascending order; the others have ended."""
+
     def predict(
         self,
         observations: list[list[Observation]],
@@ -68,7 +71,7 @@ class Policy(Protocol):
 
         Args:
             observations: of each row, the first observation; later those after every `actions_per_frame` actions.
-            executed_actions: (B, T, action_dim), the last chunk; None at first.
+            executed_actions: (B, T, action_dim), the last chunk of the rows that are left; None at first.
             value_maps: camera -> (B, F, H, W) in [0, 1], used instead of the predicted maps.
             pictures: predictions to decode besides the actions; "all": value maps and frames.
         """
@@ -163,14 +166,21 @@ class AIMPolicy:
         return None if self.sampling_config.guidance_scale == 1 else ""
 
     def start(self, instructions: list[str], seeds: list[int]) -> None:
-        self._sessions, self._generators = [], []
-        for first in range(0, len(seeds), ROWS):
-            rows = filled(instructions[first : first + ROWS])
-            self._sessions.append(self.pipe.start(rows, negative_prompt=self.negative_prompt))
-            self._generators.append(
-                [torch.Generator().manual_seed(seed) for seed in filled(seeds[first : first + ROWS])]
-            )
-        self._meanwhile = [None] * len(self._sessions)
+        groups = [slice(first, first + ROWS) for first in range(0, len(seeds), ROWS)]
+        self._sessions = [
+            self.pipe.start(filled(instructions[group]), negative_prompt=self.negative_prompt) for group in groups
+        ]
+        self._generators = [[torch.Generator().manual_seed(seed) for seed in filled(seeds[group])] for group in groups]
+        self._meanwhile = [None] * len(groups)
+
+    def keep(self, rows: list[int]) -> None:
+        session = AIMSession.stack(self._sessions)
+        generators = [generator for of_session in self._generators for generator in of_session]
+        meanwhile = None if self._meanwhile[0] is None else np.concatenate(self._meanwhile)
+        groups = [filled(rows[first : first + ROWS]) for first in range(0, len(rows), ROWS)]
+        self._sessions = [session.select(group) for group in groups]
+        self._generators = [[generators[row].clone_state() for row in group] for group in groups]
+        self._meanwhile = [None if meanwhile is None else meanwhile[group] for group in groups]
 
     def predict(
         self,

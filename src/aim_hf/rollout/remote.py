@@ -145,6 +145,9 @@ class RemotePolicy:
 
         self._episodes = _at_once(begin, instructions, seeds)
 
+    def keep(self, rows: list[int]) -> None:
+        self._episodes = [self._episodes[row] for row in rows]
+
     def predict(
         self,
         observations: list[list[Observation]],

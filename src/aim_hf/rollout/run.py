@@ -1,17 +1,18 @@
 """Closed-loop rollouts: runs a batch of episodes of one task until the last of them has ended.
 
 Rows start together and share every call of the model. In each chunk the policy predicts, each row's environment
-executes, and the observations are returned to the policy. For a row that has ended, the last observation repeats.
+executes, and the observations are returned to the policy. Rows that have ended leave the batch, so the policy computes
+nothing for them.
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from ..envs.base import SeedRejected
+from ..envs.base import Observation, SeedRejected
 from ..value_maps.peak import value_peak_error
 from .policies import Policy
 from .storyboard import Storyboard
@@ -54,8 +55,9 @@ def run_episodes(
     instructions: str = "seen",
     value_maps: ValueMaps = "predicted",
     filmed: Collection[int] = (),
-) -> list[EpisodeResult | SeedRejected]:
-    """Runs the episodes of `seeds` together. For a seed that the suite rejects, the result is the SeedRejected.
+) -> Iterator[EpisodeResult | SeedRejected]:
+    """Runs the episodes of `seeds` together, and yields each result when its episode has ended. For a seed that the
+    suite rejects, the result is the SeedRejected.
 
     Args:
         instructions: "seen" or "unseen" instruction templates.
@@ -66,9 +68,12 @@ def run_episodes(
         RuntimeError: if a worker is lost twice in the same episode, which is named, or an environment fails.
     """
     lost: Counter[int] = Counter()
-    while True:
+    missing = list(seeds)
+    while missing:
         try:
-            return _run(policy, environments, task, seeds, instructions, value_maps, filmed)
+            for result in _run(policy, environments, task, missing, instructions, value_maps, filmed):
+                missing = [seed for seed in missing if seed != result.seed]
+                yield result
         except WorkerLost as error:
             lost[error.seed] += 1
             if lost[error.seed] == MAX_TRIES:
@@ -76,6 +81,21 @@ def run_episodes(
                     f"{error} of {task} ({environments.suite}, {environments.split}), {MAX_TRIES} times: look at that "
                     "scene by itself, or at the memory that is left."
                 ) from error
+
+
+@dataclass
+class _Row:
+    """An episode in progress.
+
+    place: its row in the environments. observations, value_maps: for the next prediction.
+    """
+
+    place: int
+    start: Start
+    result: EpisodeResult
+    observations: list[Observation]
+    value_maps: dict[str, np.ndarray] | None
+    done: bool = False
 
 
 def _run(
@@ -86,49 +106,50 @@ def _run(
     instructions: str,
     value_maps: ValueMaps,
     filmed: Collection[int],
-) -> list[EpisodeResult | SeedRejected]:
+) -> Iterator[EpisodeResult | SeedRejected]:
     chunks = Chunks(policy.actions_per_chunk, policy.actions_per_frame)
-    every = environments.reset(task, seeds, instructions, chunks, true_value_maps=value_maps == "true")
-    # Rows of the policy are the scenes that weren't rejected; `places` are their rows in `environments`.
-    places = [place for place, start in enumerate(every) if start is not None]
-    results: list[EpisodeResult | SeedRejected] = [environments.lost.get(place) for place in range(len(seeds))]
-    if not places:
-        return results
-    starts = [every[place] for place in places]
-    policy.start([start.instruction for start in starts], [seeds[place] for place in places])
+    starts = environments.reset(task, seeds, instructions, chunks, true_value_maps=value_maps == "true")
+    rejected = list(environments.lost.values())
     rows = [
-        _new_result(environments, task, seeds[place], start, seeds[place] in filmed)
-        for place, start in zip(places, starts)
+        _Row(
+            place,
+            start,
+            _new_result(environments, task, seed, start, seed in filmed),
+            [start.observation],
+            start.value_maps,
+        )
+        for place, (start, seed) in enumerate(zip(starts, seeds, strict=True))
+        if start is not None
     ]
-    observations = [[start.observation] for start in starts]
-    maps = [start.value_maps for start in starts]
-    running, executed = list(range(len(rows))), None
-    while running:
-        is_filmed = any(rows[row].storyboard for row in running)
+    yield from rejected
+    if rows:
+        policy.start([row.start.instruction for row in rows], [row.result.seed for row in rows])
+    executed = None
+    while rows:
         prediction = policy.predict(
-            observations,
+            [row.observations for row in rows],
             executed,
-            _stacked(maps) if value_maps == "true" else None,
-            "all" if is_filmed else "value_maps" if executed is None else "none",
+            _stacked([row.value_maps for row in rows]) if value_maps == "true" else None,
+            "all" if any(row.result.storyboard for row in rows) else "value_maps" if executed is None else "none",
         )
         if executed is None and prediction.value_maps is not None:
-            for row, (result, start) in enumerate(zip(rows, starts, strict=True)):
-                _measure_peaks(result, policy, prediction.value_maps, row, start)
+            for index, row in enumerate(rows):
+                _measure_peaks(row.result, policy, prediction.value_maps, index, row.start)
         executed = prediction.actions
-        progress = environments.step({places[row]: executed[row] for row in running}, policy.action_mode)
-        for row in running:
-            result, latest = rows[row], progress[places[row]]
+        progress = environments.step({row.place: executed[i] for i, row in enumerate(rows)}, policy.action_mode)
+        for index, row in enumerate(rows):
+            result, latest = row.result, progress[row.place]
             if result.storyboard:
-                result.storyboard.add_chunk(prediction, row, latest.observations, latest.steps - result.steps)
+                result.storyboard.add_chunk(prediction, index, latest.observations, latest.steps - result.steps)
                 result.storyboard.success = latest.success
             result.success, result.steps = latest.success, latest.steps
-            observations[row], maps[row] = latest.observations, latest.value_maps
-        for row in set(range(len(rows))) - set(running):
-            observations[row] = [observations[row][-1]] * len(chunks.moments)
-        running = [row for row in running if not progress[places[row]].done]
-    for place, result in zip(places, rows):
-        results[place] = result
-    return results
+            row.observations, row.value_maps, row.done = latest.observations, latest.value_maps, latest.done
+        yield from (row.result for row in rows if row.done)
+        running = [index for index, row in enumerate(rows) if not row.done]
+        if 0 < len(running) < len(rows):
+            policy.keep(running)
+            executed = executed[running]
+        rows = [rows[index] for index in running]
 
 
 def _new_result(environments: VectorEnvironment, task: str, seed: int, start: Start, filmed: bool) -> EpisodeResult:
@@ -149,9 +170,11 @@ def new_storyboard(task: str, split: str, seed: int, start: Start, instruction: 
     )
 
 
-def _measure_peaks(result: EpisodeResult, policy: Policy, maps: dict[str, np.ndarray], row: int, start: Start) -> None:
+def _measure_peaks(
+    result: EpisodeResult, policy: Policy, maps: dict[str, np.ndarray], index: int, start: Start
+) -> None:
     errors = {
-        camera: value_peak_error(clips[row, -1], start.contacts[camera], policy.pixel_size[camera])
+        camera: value_peak_error(clips[index, -1], start.contacts[camera], policy.pixel_size[camera])
         for camera, clips in maps.items()
     }
     result.peak_error = {camera: error and error[0] for camera, error in errors.items()}
