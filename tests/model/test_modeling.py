@@ -311,21 +311,23 @@ def test_visibility_pair_by_pair(history, frames, variant, lookahead):
     assert mask.any(1).all()
 
 
-@torch.no_grad()
 def test_attention_over_units_equals_dense_masked_attention():
     torch.manual_seed(2)
     lengths = [3, 1, 4, 2]
-    q, k, v = (torch.randn(2, 3, sum(lengths), 8, dtype=torch.float64) for _ in range(3))
+    q, k, v = (torch.randn(2, 3, sum(lengths), 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mask = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 1], [1, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
     repeats = torch.tensor(lengths)
     dense = mask.repeat_interleave(repeats, 0).repeat_interleave(repeats, 1)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=dense)
     got = attend(make_model().blocks[0], q, k, v, visible_sets(mask, lengths))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    weights = torch.randn_like(got)
+    gradients = (torch.autograd.grad(output, (q, k, v), weights) for output in (got, expected))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
     # FlexAttention, which a GPU takes, has the same mask. Uncompiled it runs here, forward only.
     block_mask = unit_block_mask(mask, lengths, torch.device("cpu"))
-    got = flex_attention(q.float(), k.float(), v.float(), block_mask=block_mask)
-    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-6)
+    got = flex_attention(*(tensor.detach().float() for tensor in (q, k, v)), block_mask=block_mask)
+    torch.testing.assert_close(got.double(), expected.detach(), rtol=0, atol=1e-6)
 
 
 def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(monkeypatch):

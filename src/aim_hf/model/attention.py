@@ -88,12 +88,12 @@ def attend(module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     """
     if isinstance(visible, BlockMask):
         return _flex_attention()(q, k, v, block_mask=visible)
+    queries = _Slices.apply(q, [group.queries for group in visible])
+    keys, values = (_Slices.apply(tensor, [group.keys for group in visible]) for tensor in (k, v))
     outputs: list[tuple[int, torch.Tensor]] = []  # first token and output of each query slice
-    for group in visible:
-        queries, keys, values = _select(q, group.queries), _select(k, group.keys), _select(v, group.keys)
+    for group, *inputs in zip(visible, queries, keys, values, strict=True):
         parts = separated(
-            attention(module, queries, keys, values, group.key_mask),
-            [tokens.stop - tokens.start for tokens in group.queries],
+            attention(module, *inputs, group.key_mask), [tokens.stop - tokens.start for tokens in group.queries]
         )
         outputs += zip((tokens.start for tokens in group.queries), parts)
     return joined([output for _, output in sorted(outputs, key=lambda entry: entry[0])])
@@ -123,10 +123,26 @@ def _flex_attention() -> Callable[..., torch.Tensor]:
     return torch.compile(flex_attention)
 
 
-def _select(tensor: torch.Tensor, slices: tuple[slice, ...]) -> torch.Tensor:
-    if slices == (slice(0, tensor.shape[2]),):
-        return tensor
-    return joined([tensor[:, :, tokens] for tokens in slices])
+class _Slices(torch.autograd.Function):
+    """The tokens of each group of slices: tensor (B, heads, tokens, head_dim) -> one tensor for each group.
+
+    All gradients are added into one buffer. Autograd's own backward pass of slices makes a buffer of the whole
+    sequence for each of them, which takes a fifth of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor, groups: list[tuple[slice, ...]]) -> tuple[torch.Tensor, ...]:
+        ctx.shape, ctx.groups = tensor.shape, groups
+        return tuple(joined([tensor[:, :, tokens] for tokens in group]) for group in groups)
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = gradients[0].new_zeros(ctx.shape)
+        for group, gradient in zip(ctx.groups, gradients, strict=True):
+            parts = separated(gradient, [tokens.stop - tokens.start for tokens in group])
+            for tokens, part in zip(group, parts, strict=True):
+                total[:, :, tokens] += part
+        return total, None
 
 
 def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
