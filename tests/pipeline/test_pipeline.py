@@ -968,7 +968,8 @@ def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):
     far = actions.copy()
     far[3, 2] = 3e38
     for wrong, match in [
-        ((observations[:3], actions), "row 0 has 3 observations; .*after each chunk 4, one after every 2"),
+        ((observations[:3], actions), r"executed_actions have shape \(1, 8, 16\); expected \(1, 6, 16\)"),
+        ((observations + observations, actions), "row 0 has 8 observations; .*every 2 actions, at most 4 at a time"),
         (([], actions), "row 0 has 0 observations"),
         ((observations,), "executed_actions are missing"),
         ((observations, actions[:7]), r"shape \(1, 7, 16\); expected \(1, 8, 16\)"),

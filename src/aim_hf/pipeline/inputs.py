@@ -39,8 +39,8 @@ def observation_rows(
     return [list(row) for row in rows]
 
 
-def observed_pixels(processor: AIMProcessor, rows: list[int], observations: list[list[Observation]]) -> torch.Tensor:
-    """Canvases (B, 3, T, H, W) in [-1, 1] of T observations of each row.
+def observed_canvases(processor: AIMProcessor, rows: list[int], observations: list[list[Observation]]) -> np.ndarray:
+    """Canvases, uint8 (B, T, H, W, 3), of T observations of each row.
 
     Raises:
         ValueError: for pictures that the processor refuses; it names row and observation.
@@ -59,7 +59,7 @@ def observed_pixels(processor: AIMProcessor, rows: list[int], observations: list
         np.stack([canvas(row, number, observation) for number, observation in enumerate(of_row)])
         for row, of_row in zip(rows, observations, strict=True)
     ]
-    return processor.canvas_to_pixels(np.stack(clips))
+    return np.stack(clips)
 
 
 def executed_actions(
@@ -69,7 +69,7 @@ def executed_actions(
     rows: int,
     count: int,
 ) -> torch.Tensor:
-    """Normalized actions (rows, count, action_dim) of an executed chunk; for a single row, `actions` may lack the
+    """Normalized actions (rows, count, action_dim) that were executed; for a single row, `actions` may lack the
     first axis. Raises ValueError for another shape, or numbers that the processor refuses."""
     if actions is None:
         raise ValueError("executed_actions are missing; give the actions that led to these observations.")
@@ -79,8 +79,8 @@ def executed_actions(
     expected = (rows, count, processor.action_dim)
     if actions.shape != expected:
         raise ValueError(
-            f"executed_actions have shape {tuple(actions.shape)}; expected {expected} (rows, actions of one chunk, "
-            "numbers of one action)."
+            f"executed_actions have shape {tuple(actions.shape)}; expected {expected} (rows, actions before these "
+            "observations, numbers of one action)."
         )
     return processor.normalize_executed("executed_actions", actions, initial_pose)
 

@@ -39,6 +39,7 @@ from ..utils.files import written_folder
 from . import inputs
 from .codec import StreamDecoder, VideoCodec
 from .loading import COMPONENTS, check_components, component_dtypes, load_text_encoder, load_vae
+from .recent import RecentFrames
 from .sampling import OnStepEnd, denoise_actions, denoise_world, new_schedulers, prepare_latents
 from .sampling_config import SamplingConfig
 from .session import AIMSession
@@ -363,6 +364,7 @@ class AIMPipeline(DiffusionPipeline):
             initial_pose=torch.zeros(rows, 16, dtype=torch.float64) if self.processor.action_space == "ee" else None,
             encoders=[self.codec.encoder_state() for _ in range(rows)],
             decoders=[StreamDecoder(self.codec.decoder_state()) for _ in range(rows)],
+            recent=[None] * rows,
         )
 
     def _new_cache(self, prompt_embeds: torch.Tensor) -> AIMCache:
@@ -383,15 +385,17 @@ class AIMPipeline(DiffusionPipeline):
 
         Args:
             observations: in RoboTwin's layout, in time order, one list per row; for a single row the outer list may be
-                left out. First one observation before any action; then, after each chunk, `frames_per_chunk`
-                observations, one after every `actions_per_frame` actions.
-            executed_actions: (B, `actions_per_chunk`, action_dim), or without B for a single row: the actions executed
-                since the last observation, in physical units. None with first observations.
+                left out. First one observation before any action; then one after every `actions_per_frame` executed
+                actions: `frames_per_chunk` of them after a whole chunk, or fewer, equally many in all rows, to plan
+                again before it is over.
+            executed_actions: (B, n, action_dim), or without B for a single row: the actions executed since the last
+                observation, in physical units. None with first observations.
             rows: rows to append to, all if not given; the other arguments then have these rows only. First and later
                 observations can't be appended in the same call.
 
         Returns:
-            the observations' latents, (rows, C, f, h, w).
+            latents of the first frame, or of the last `chunk_latent_frames` latent frames, (rows, C, f, h, w). After a
+            part of a chunk, these begin with frames that had been appended before.
 
         Raises:
             ValueError: for another pipeline's session, a wrong number of rows, observations or actions, and input that
@@ -407,38 +411,98 @@ class AIMPipeline(DiffusionPipeline):
             )
         first = bool(first.all())
         observations = inputs.observation_rows(observations, len(index))
-        expected = 1 if first else self.frames_per_chunk
-        for row, of_row in zip(index.tolist(), observations, strict=True):
-            if len(of_row) != expected:
-                raise ValueError(
-                    f"row {row} has {len(of_row)} observations; expected 1 before any action, and after each chunk "
-                    f"{self.frames_per_chunk}, one after every {self.actions_per_frame} of its actions. "
-                    f"{session.cache.chunks[row]} times something was appended to it so far."
-                )
-        pixels = inputs.observed_pixels(self.processor, index.tolist(), observations)
-        poses, actions = None, None
-        if not first:
+        count = self._check_counts(index.tolist(), observations, first)
+        canvases = inputs.observed_canvases(self.processor, index.tolist(), observations)
+        if first:
+            if executed_actions is not None:
+                raise ValueError("executed_actions came with the first observation; nothing was executed before it.")
+            poses = None
+            if session.initial_pose is not None:
+                poses = torch.stack([self.processor.initial_pose(of_row[0]) for of_row in observations])
+            no_actions = torch.zeros(0, self.processor.action_dim, dtype=torch.float64)
+            recent = [RecentFrames(of_row, no_actions) for of_row in canvases]
+            latents = self._extend(session, index, canvases, None)
+            if poses is not None:
+                session.initial_pose[index] = poses
+        else:
             poses = None if session.initial_pose is None else session.initial_pose[index]
-            actions = inputs.executed_actions(
-                self.processor, executed_actions, poses, len(index), self.actions_per_chunk
-            ).to(self.model.device, self.model.dtype)
-        elif executed_actions is not None:
-            raise ValueError("executed_actions came with the first observation; nothing was executed before it.")
-        elif session.initial_pose is not None:
-            poses = torch.stack([self.processor.initial_pose(of_row[0]) for of_row in observations])
+            executed = self.actions_per_frame * count
+            actions = inputs.executed_actions(self.processor, executed_actions, poses, len(index), executed)
+            limits = self.frames_per_chunk, self.model.config.history_chunks
+            recent = [
+                session.recent[row].extended(of_row, actions_of_row, *limits)
+                for row, of_row, actions_of_row in zip(index.tolist(), canvases, actions, strict=True)
+            ]
+            if count == self.frames_per_chunk:
+                latents = self._extend(session, index, canvases, actions)
+            else:
+                latents = self._encode_again(session, index, recent)
+        for row, frames in zip(index.tolist(), recent, strict=True):
+            session.recent[row] = frames
+        return latents
 
+    def _check_counts(self, rows: list[int], observations: list[list[inputs.Observation]], first: bool) -> int:
+        """The number of observations of each row. Raises ValueError if it can't be appended."""
+        most, count = (1 if first else self.frames_per_chunk), len(observations[0])
+        for row, of_row in zip(rows, observations, strict=True):
+            if not 1 <= len(of_row) <= most or len(of_row) != count:
+                raise ValueError(
+                    f"row {row} has {len(of_row)} observations; expected 1 before any action, and then one after "
+                    f"every {self.actions_per_frame} actions, at most {self.frames_per_chunk} at a time, and equally "
+                    "many in all rows."
+                )
+        return count
+
+    def _extend(
+        self, session: AIMSession, index: torch.Tensor, canvases: np.ndarray, actions: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Appends a first frame, or a chunk and its normalized actions, to rows of a session. Returns its latents."""
         encoders = [session.encoders[row].fork() for row in index]
-        latents = torch.stack(self.codec.encode_streams(pixels, encoders))
-        observed = latents.to(self.model.device, self.model.dtype)
-        for cache in session.caches:
-            self.model.append(cache, observed, actions, rows=None if len(index) == session.batch_size else index)
-        if poses is not None:
-            session.initial_pose[index] = poses
+        latents = torch.stack(self.codec.encode_streams(self.processor.canvas_to_pixels(canvases), encoders))
+        self._append_latents(session, index, latents, actions)
         for row, encoder, frames in zip(index.tolist(), encoders, latents, strict=True):
-            session.encoders[row] = encoder
             decoder = session.decoders[row]
+            session.encoders[row] = encoder
             session.decoders[row] = replace(decoder, unseen=decoder.unseen + frames.split(1, dim=1))
         return latents
+
+    def _encode_again(self, session: AIMSession, index: torch.Tensor, recent: list[RecentFrames]) -> torch.Tensor:
+        """Replaces the history of rows by that of their recent frames, see recent.py. Returns the latents of its last
+        chunk."""
+        chunk, history = self.model.config.chunk_latent_frames, self.model.config.history_chunks
+        clips, actions = zip(*(frames.whole_chunks(self.frames_per_chunk) for frames in recent))
+        results: list[torch.Tensor] = [None] * len(index)
+        for length in sorted({len(clip) for clip in clips}):
+            places = [place for place, clip in enumerate(clips) if len(clip) == length]
+            rows, encoders = index[places], [self.codec.encoder_state() for _ in places]
+            pixels = self.processor.canvas_to_pixels(np.stack([clips[place] for place in places]))
+            latents = torch.stack(self.codec.encode_streams(pixels, encoders))
+            executed = torch.stack([actions[place] for place in places])
+            chunks = (latents.shape[2] - 1) // chunk
+            kept = chunks if history is None else min(chunks, history)
+            for cache in session.caches:
+                cache.reset(rows)
+            start = (chunks - kept) * chunk
+            self._append_latents(session, rows, latents[:, :, start : start + 1], None)
+            for number in range(chunks - kept, chunks):
+                frames = slice(1 + number * chunk, 1 + (number + 1) * chunk)
+                steps = slice(number * self.actions_per_chunk, (number + 1) * self.actions_per_chunk)
+                self._append_latents(session, rows, latents[:, :, frames], executed[:, steps])
+            for place, row, encoder, frames in zip(places, rows.tolist(), encoders, latents, strict=True):
+                session.encoders[row] = encoder
+                session.decoders[row] = StreamDecoder(self.codec.decoder_state(), unseen=frames.split(1, dim=1))
+                results[place] = frames[:, -chunk:]
+        return torch.stack(results)
+
+    def _append_latents(
+        self, session: AIMSession, index: torch.Tensor, latents: torch.Tensor, actions: torch.Tensor | None
+    ) -> None:
+        device, dtype = self.model.device, self.model.dtype
+        rows = None if len(index) == session.batch_size else index
+        for cache in session.caches:
+            self.model.append(
+                cache, latents.to(device, dtype), None if actions is None else actions.to(device, dtype), rows=rows
+            )
 
     @torch.no_grad()
     def reset(self, session: AIMSession, rows: int | Sequence[int], instruction: str | Sequence[str]) -> None:
@@ -466,6 +530,7 @@ class AIMPipeline(DiffusionPipeline):
         for row in index.tolist():
             session.encoders[row] = self.codec.encoder_state()
             session.decoders[row] = StreamDecoder(self.codec.decoder_state())
+            session.recent[row] = None
 
     def _check_session(self, session: AIMSession) -> None:
         if not isinstance(session, AIMSession):

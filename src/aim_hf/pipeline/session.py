@@ -10,6 +10,7 @@ import torch
 
 from ..model.cache import AIMCache
 from .codec import CodecState, StreamDecoder
+from .recent import RecentFrames
 
 
 @dataclass
@@ -27,6 +28,7 @@ class AIMSession:
     initial_pose: (B, 16), pose that actions of space `ee` are relative to; a row's first observation sets it. None for
         other action spaces.
     encoders, decoders: state of the video codec, of each row.
+    recent: last real frames of each row, None before the first.
     """
 
     pipeline_id: str
@@ -35,6 +37,7 @@ class AIMSession:
     initial_pose: torch.Tensor | None
     encoders: list[CodecState]
     decoders: list[StreamDecoder]
+    recent: list[RecentFrames | None]
 
     @property
     def batch_size(self) -> int:
@@ -47,7 +50,7 @@ class AIMSession:
 
     @property
     def chunks(self) -> list[int]:
-        """Number of chunks that each row has executed so far."""
+        """Number of chunks in each row's history, including those that it no longer keeps."""
         return (self.cache.chunks - 1).clamp(min=0).tolist()
 
     @property
@@ -76,6 +79,7 @@ class AIMSession:
             initial_pose=None if self.initial_pose is None else self.initial_pose[index],
             encoders=[self.encoders[row].fork() for row in index],
             decoders=[self.decoders[row] for row in index],
+            recent=[self.recent[row] for row in index],
         )
 
     @staticmethod
@@ -101,6 +105,7 @@ class AIMSession:
             initial_pose=torch.cat([session.initial_pose for session in sessions]) if relative else None,
             encoders=[state.fork() for session in sessions for state in session.encoders],
             decoders=[decoder for session in sessions for decoder in session.decoders],
+            recent=[frames for session in sessions for frames in session.recent],
         )
 
     def row_index(self, rows: int | Iterable[int] | None, several: bool = False) -> torch.Tensor:
