@@ -1,5 +1,7 @@
 """A tiny random pipeline on the tabletop's canvas."""
 
+from dataclasses import fields
+
 from aim_hf.model.processing_aim import t_pose_canvas
 from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.rollout.policies import AIMPolicy
@@ -14,13 +16,12 @@ STATISTICS = {"q01": [-0.03] * 3 + [0.9] + [-0.1] * 3 + [0], "q99": [0.03] * 3 +
 STATISTICS = {name: numbers * 2 for name, numbers in STATISTICS.items()}
 
 
-def make_policy(
-    seed: int = 0, action_lookahead_frames: int = 0, delay: int = 0, real_time_chunking: bool = True, **sampling
-) -> AIMPolicy:
+def make_policy(seed: int = 0, action_lookahead_frames: int = 0, **options) -> AIMPolicy:
+    """With fields of `SamplingConfig` or arguments of `AIMPolicy`."""
     pipe = make_pipeline(seed=seed, action_lookahead_frames=action_lookahead_frames)
     cameras = t_pose_canvas(CANVAS, HEAD, WRIST)
     processor = make_processor(canvas_size=CANVAS, cameras=cameras, max_text_length=32, action_statistics=STATISTICS)
     pipe.register_modules(processor=processor)
     steps = {"num_inference_steps": 1, "num_action_inference_steps": 1}
-    config = SamplingConfig(**steps | sampling)
-    return AIMPolicy(pipe, {"policy": f"random-{seed}"}, config, delay, real_time_chunking)
+    sampling = {field.name: options.pop(field.name) for field in fields(SamplingConfig) if field.name in options}
+    return AIMPolicy(pipe, {"policy": f"random-{seed}"}, SamplingConfig(**steps | sampling), **options)

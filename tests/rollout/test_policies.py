@@ -9,6 +9,7 @@ import torch
 from aim_hf import AIM_TINY, AIMPipeline
 from aim_hf.envs import interface, make_environment
 from aim_hf.envs.base import Interface
+from aim_hf.pipeline.signals import frame_drift, map_entropy
 from aim_hf.rollout.policies import check_fits, interface_of
 
 from .fixtures_policy import make_policy
@@ -49,6 +50,69 @@ def test_a_delay_beyond_the_lookahead_is_refused():
         make_policy(delay=1)
     with pytest.raises(ValueError, match="delay is 9 control steps; this model looks 16 ahead, in chunks of 8"):
         make_policy(action_lookahead_frames=2, delay=9)
+
+
+def test_a_part_of_a_chunk_is_executed_and_planned_again(observations):
+    """Four of eight actions, then what a session gives that got their two frames."""
+    policy = make_policy(n_action_steps=4)
+    policy.start(["ring the bell"], [1])
+    first = policy.predict([observations[:1]], pictures="value_maps")
+    assert first.actions.shape == (1, 4, 16) and first.value_maps["head_camera"].shape == (1, 4, 64, 96)
+    second = policy.predict([observations[1:3]], first.actions)
+    assert policy.plans == 2
+
+    pipe, generator = policy.pipe, torch.Generator().manual_seed(1)
+    session = pipe.start("ring the bell")
+    sampling = policy.sampling_config
+    whole = pipe(observations[0], session=session, generator=generator, sampling_config=sampling)
+    pipe.append(session, observations[1:3], first.actions)
+    again = pipe(session=session, generator=generator, sampling_config=sampling)
+    np.testing.assert_allclose(first.actions, whole.actions[:, :4], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(second.actions, again.actions[:, :4], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("signal", ["replan_drift", "replan_entropy"])
+def test_a_signal_decides_when_to_plan_again(observations, signal):
+    """No threshold is reached at 1, every one at 0; in between, each row decides for itself."""
+
+    def run(threshold, rows=1):
+        policy = make_policy(**{signal: threshold})
+        policy.start(["ring the bell"] * rows, list(range(rows)))
+        actions = [policy.predict([observations[:1]] * rows).actions]
+        for frame in range(1, 5):
+            actions.append(policy.predict([observations[frame : frame + 1]] * rows, actions[-1]).actions)
+        assert all(part.shape == (rows, 2, 16) for part in actions)
+        return policy, np.concatenate(actions, axis=1)
+
+    never, one_chunk = run(1.0)
+    always, _ = run(0.0)
+    assert never.plans == 2 and always.plans == 5
+    plain = make_policy()
+    plain.start(["ring the bell"], [0])
+    np.testing.assert_allclose(one_chunk[:, :8], plain.predict([observations[:1]]).actions, rtol=0, atol=1e-6)
+    row = never._rows[0]
+    values = sorted(
+        frame_drift({name: clip[None] for name, clip in row.frames.items()}, [observations[1:5]])[0]
+        if signal == "replan_drift"
+        else map_entropy({name: clip[None] for name, clip in row.value_maps.items()})[0]
+    )
+    some, _ = run(float(np.mean(values)), rows=3)
+    assert 3 * 2 <= some.plans <= 3 * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"n_action_steps": 3}, "n_action_steps is 3; expected a multiple of 2"),
+        ({"n_action_steps": 10}, "n_action_steps is 10; .*at most 8"),
+        ({"n_action_steps": 0}, "n_action_steps is 0"),
+        ({"replan_drift": -0.1}, "replan_drift is -0.1"),
+        ({"replan_entropy": float("nan")}, "replan_entropy is nan"),
+    ],
+)
+def test_an_execution_that_does_not_fit_is_refused(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        make_policy(**arguments)
 
 
 @pytest.mark.parametrize(

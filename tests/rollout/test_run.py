@@ -201,6 +201,17 @@ def test_a_worker_that_dies_twice_is_an_error_that_names_the_seed(environments, 
         run(Traced(policy, kill), environments, SEEDS[2:])
 
 
+def test_parts_of_chunks_in_closed_loop(environments):
+    """Twice as many plans, and the same number of moments in the film."""
+    traced = Traced(make_policy(n_action_steps=4))
+    (result,) = run(traced, environments, SEEDS[:1], filmed=SEEDS[:1])
+    assert traced.chunks == traced.plans == 10 and result.steps == 40
+    board = result.storyboard
+    assert board.steps == list(range(2, 41, 2)) and len(board.observed) == len(board.imagined) == 20
+    assert 0 <= result.peak_error["head_camera"] < 1.2
+    np.testing.assert_array_equal(np.array(board.actions), traced.of(SEEDS[:1])[0])
+
+
 def test_films_what_was_asked_for(environments, policy, reference):
     results = run(policy, environments, SEEDS[:2], filmed=[SEEDS[1]])
     assert results[0] == reference[0][0] and results[0].storyboard is None

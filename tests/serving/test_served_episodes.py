@@ -71,6 +71,27 @@ def test_together_is_alone(episodes, alone):
     assert not np.array_equal(alone[0], alone[1])
 
 
+def test_a_part_of_a_chunk_may_be_executed(episodes):
+    """Two frames after four actions: the reply is that of the evaluator's policy, which plans again there."""
+    policy = make_policy(n_action_steps=4)
+    robot, episode = Robot(1), ServedEpisode()
+    start, later = robot.start(), robot.next()
+    part = later | {"images": {key: clip[:2] for key, clip in later["images"].items()}}
+    served = AIMEpisodes(policy)
+    first = served.answer([served.read(start, episode)])[0]["actions"]
+    part["executed_actions"] = first[:4]
+    second = served.answer([served.read(part, episode)])[0]["actions"]
+    observations = read_images(start["images"], served.sizes, 1)
+    observations[0]["endpose"] = read_endpose(start["endpose"])
+    policy.start([start["prompt"]], [start["seed"]])
+    executed = policy.predict([observations]).actions
+    np.testing.assert_array_equal(first[:4], executed[0])
+    again = policy.predict([read_images(part["images"], served.sizes, 4)], executed).actions
+    np.testing.assert_array_equal(second[:4], again[0])
+    with pytest.raises(ValueError, match=r"executed_actions have shape \(8, 16\); expected \(4, 16\)"):
+        served.read(part | {"executed_actions": first}, episode)
+
+
 def test_of_different_ages_too_once_the_history_is_full(episodes, alone):
     """With two chunks of history, an episode of three chunks holds as much as one of four."""
     young, old = Client(episodes, 0).ask(3), Client(episodes, 1).ask(4)

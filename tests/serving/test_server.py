@@ -172,7 +172,11 @@ def test_bad_messages_get_an_error_and_nobody_else_notices(server, alone):
         absurd = np.tile(POSE, (8, 1))
         absurd[2, 0] = 3e38
         for message, reason in (
-            (Robot(0).next(images=Robot(0).images()), r"expected uint8 \(4, 3, 64, 96\)"),
+            (
+                Robot(0).next(images=Robot(0).images()),
+                "1 of the 4 pictures of a chunk.* give its executed_actions too",
+            ),
+            (Robot(0).next(images={key: [1] for key in Robot(0).images()}), r"or \(n, 3, 64, 96\), n up to 4"),
             (Robot(0).next(executed_actions=np.zeros((7, 16))), "expected \\(8, 16\\)"),
             (Robot(0).next(executed_actions=np.zeros((8, 16))), "quaternion"),
             (Robot(0).next(executed_actions=np.full((8, 16), np.nan)), "executed_actions has NaN"),

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from ..rollout.policies import Policy
 
 
+# How a policy in this process executes its plans; arguments of `AIMPolicy`.
+EXECUTION = ("delay", "real_time_chunking", "n_action_steps", "replan_drift", "replan_entropy")
+
+
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]:
     """The options, checked, and the dialect of a server; None without a server and for AIM's own."""
     parser = Parser("evaluate", __doc__)
@@ -58,6 +62,17 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
         action="store_false",
         dest="real_time_chunking",
         help="don't condition a new chunk on the actions that are executed while it is computed",
+    )
+    parser.add_argument(
+        "--n_action_steps", type=int, help="actions of a chunk that are executed before the next; default: all"
+    )
+    parser.add_argument(
+        "--replan_drift",
+        type=float,
+        help="plan again once an observed picture differs by more than this from the imagined one, in [0, 1]",
+    )
+    parser.add_argument(
+        "--replan_entropy", type=float, help="plan again once the next value map's entropy is above this, in [0, 1]"
     )
     parser.add_argument("--batch_size", type=int, default=32, help="episodes that a process runs at a time")
     parser.add_argument("--videos", type=int, default=1, help="episodes of each task to film")
@@ -118,16 +133,17 @@ def load_policy(args: argparse.Namespace, dialect: dialects.Dialect | None, devi
     return AIMPolicy.from_pretrained(
         args.policy,
         device,
-        delay=args.delay,
-        real_time_chunking=args.real_time_chunking,
+        **{name: getattr(args, name) for name in EXECUTION},
         **sampling_arguments(args),
     )
 
 
 def remote_dialect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dialects.Dialect | None:
     """The dialect of the server at `--policy`; None for AIM's own. Refuses options that a server decides itself."""
-    own = ("delay", "real_time_chunking")
-    given = [*sampling_arguments(args), *(name for name in own if getattr(args, name) != parser.get_default(name))]
+    given = [
+        *sampling_arguments(args),
+        *(name for name in EXECUTION if getattr(args, name) != parser.get_default(name)),
+    ]
     if given:
         parser.error(f"{', '.join(given)}: the server decides that; give it to `aim-hf serve`")
     if (args.dialect == "openpi") != (args.actions_per_chunk is not None):

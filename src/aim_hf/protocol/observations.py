@@ -42,32 +42,37 @@ def write_state(observation: Observation) -> np.ndarray:
     return np.asarray(observation["joint_action"]["vector"], dtype=np.float64)
 
 
-def read_images(images: Any, sizes: dict[str, Sequence[int]], count: int) -> list[Observation]:
-    """`count` observations with the pictures of the cameras in `sizes`; the inverse of `write_images`.
+def read_images(images: Any, sizes: dict[str, Sequence[int]], most: int) -> list[Observation]:
+    """Up to `most` observations with the pictures of the cameras in `sizes`; the inverse of `write_images`.
 
     Args:
         sizes: camera -> (height, width).
 
     Raises:
-        ValueError: for missing or unknown cameras, and for wrong shapes or dtypes.
+        ValueError: for missing or unknown cameras, wrong shapes or dtypes, and too many pictures.
     """
     expected = {CAMERA_KEYS.get(camera, camera): camera for camera in sizes}
     if not isinstance(images, dict) or set(images) != set(expected):
         got = sorted(map(str, images)) if isinstance(images, dict) else type(images).__name__
         raise ValueError(f"images are {got}; expected the cameras {sorted(expected)}. Rename or complete them.")
+    counts = {key: len(clip) if isinstance(clip, np.ndarray) and clip.ndim == 4 else 1 for key, clip in images.items()}
+    count = min(max(counts[next(iter(expected))], 1), most)
     observations: list[Observation] = [{"observation": {}} for _ in range(count)]
     for key, camera in expected.items():
         clip, shape = images[key], (3, *sizes[camera])
-        if count > 1:
-            shape = (count, *shape)
-        if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.shape != shape:
+        right = isinstance(clip, np.ndarray) and clip.dtype == np.uint8 and clip.shape[-3:] == shape
+        if not right or clip.ndim > 4 or counts[key] != count:
             got = f"{clip.dtype} {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
-            frames = f"{count} frames, " if count > 1 else ""
+            frames = (
+                f" or (n, {', '.join(map(str, shape))}), n up to {most} and the same for all cameras"
+                if most > 1
+                else ""
+            )
             raise ValueError(
-                f"images[{key!r}] is {got}; expected uint8 {shape} ({frames}RGB channels first, height, width). "
+                f"images[{key!r}] is {got}; expected uint8 {shape}{frames} (RGB channels first, height, width). "
                 "Resize the picture on your side, or transpose it."
             )
-        for observation, picture in zip(observations, clip.reshape(count, 3, *sizes[camera]), strict=True):
+        for observation, picture in zip(observations, clip.reshape(count, *shape), strict=True):
             observation["observation"][camera] = {"rgb": np.ascontiguousarray(np.moveaxis(picture, 0, -1))}
     return observations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,21 +17,24 @@ from ..model.checkpoint import fingerprint, local_folder
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling_config import SamplingConfig
 from ..pipeline.session import AIMSession
-from ..utils.checks import check_whole
+from ..pipeline.signals import frame_drift, map_entropy
+from ..utils.checks import check_number, check_whole
 from .rows import ROWS, filled
 
 Pictures = Literal["none", "value_maps", "all"]
 
 # Settings by which the sampling of two evaluations may differ.
-OPTIONS = ("dtype", *(field.name for field in fields(SamplingConfig)), "delay", "real_time_chunking")
+OPTIONS = ("dtype", *(option.name for option in fields(SamplingConfig)), "delay", "real_time_chunking")
+OPTIONS += ("n_action_steps", "replan_drift", "replan_entropy")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One chunk of B rows with T actions and F frames.
+    """What B rows do next: T actions, a chunk or the part of it that is executed before the next prediction.
 
     actions: (B, T, action_dim) in physical units. value_maps: camera -> (B, F, H, W) in [0, 1]. frames: camera ->
-    (B, F, H, W, 3) in [0, 1]. The latter two are None if they weren't requested or the policy doesn't predict them.
+    (B, F, H, W, 3) in [0, 1]. Both are of a whole chunk, and None if they weren't requested or the policy doesn't
+    predict them.
     """
 
     actions: np.ndarray
@@ -67,14 +70,33 @@ class Policy(Protocol):
         value_maps: Mapping[str, np.ndarray] | None = None,
         pictures: Pictures = "none",
     ) -> Prediction:
-        """The next chunk.
+        """The next actions.
 
         Args:
             observations: of each row, the first observation; later those after every `actions_per_frame` actions.
-            executed_actions: (B, T, action_dim), the last chunk of the rows that are left; None at first.
+            executed_actions: (B, T, action_dim), the last actions of the rows that are left; None at first.
             value_maps: camera -> (B, F, H, W) in [0, 1], used instead of the predicted maps.
             pictures: predictions to decode besides the actions; "all": value maps and frames.
         """
+
+
+@dataclass
+class _Row:
+    """An episode in progress, and its latest plan.
+
+    generator: of its noise. seen, executed: observations and actions since the plan; None for no actions.
+    actions: (P, action_dim), the plan with its lookahead, of which `position` actions are handed out.
+    value_maps, frames: camera -> clip of the plan, if they were decoded.
+    """
+
+    session: AIMSession
+    generator: torch.Generator
+    seen: list[Observation] = field(default_factory=list)
+    executed: list[np.ndarray] = field(default_factory=list)
+    actions: np.ndarray | None = None
+    position: int = 0
+    value_maps: dict[str, np.ndarray] | None = None
+    frames: dict[str, np.ndarray] | None = None
 
 
 class AIMPolicy:
@@ -83,12 +105,18 @@ class AIMPolicy:
     Args:
         settings: identifies the checkpoint; the arguments below are added.
         sampling_config: default: the pipeline's own. Guidance uses the empty instruction as the negative prompt.
-        delay: inference delay in control steps. Meanwhile the robot executes the lookahead of the last chunk, so the
-            first `delay` actions of each chunk but the first come from the chunk before.
-        real_time_chunking: whether a new chunk is conditioned on these actions, so that it continues them.
+        delay: inference delay in control steps. Meanwhile the robot executes the rest of the last plan and its
+            lookahead, so the first `delay` actions of each plan but the first come from the plan before.
+        real_time_chunking: whether a new plan is conditioned on these actions, so that it continues them.
+        n_action_steps: actions of a plan that are executed before the next plan, a multiple of `actions_per_frame`;
+            the whole chunk if not given.
+        replan_drift: plan again as soon as an observed picture differs from the imagined one by more than this, see
+            `frame_drift`.
+        replan_entropy: plan again as soon as the next value map's entropy is above this, see `map_entropy`.
 
     Raises:
-        ValueError: for a delay that is negative or longer than the model's lookahead or a chunk.
+        ValueError: for a delay that is negative or longer than the model's lookahead or a chunk, or another argument
+            out of range.
     """
 
     def __init__(
@@ -98,20 +126,21 @@ class AIMPolicy:
         sampling_config: SamplingConfig | None = None,
         delay: int = 0,
         real_time_chunking: bool = True,
+        n_action_steps: int | None = None,
+        replan_drift: float | None = None,
+        replan_entropy: float | None = None,
     ) -> None:
         self.pipe = pipe
         self.sampling_config = pipe.sampling_config if sampling_config is None else sampling_config
-        check_whole("delay", delay, least=0)
-        ahead = pipe.model.config.action_horizon - pipe.actions_per_chunk
-        if delay > min(ahead, pipe.actions_per_chunk):
-            raise ValueError(
-                f"delay is {delay} control steps; this model looks {ahead} ahead, in chunks of "
-                f"{pipe.actions_per_chunk}, and can't bridge more than the smaller of them."
-            )
+        self._check_execution(delay, n_action_steps, replan_drift, replan_entropy)
         self.delay, self.real_time_chunking = delay, real_time_chunking
+        self.n_action_steps = pipe.actions_per_chunk if n_action_steps is None else n_action_steps
+        self.replan_drift, self.replan_entropy = replan_drift, replan_entropy
         self.settings = settings | asdict(self.sampling_config) | {"delay": delay}
         if delay:
             self.settings["real_time_chunking"] = real_time_chunking
+        execution = {"n_action_steps": n_action_steps, "replan_drift": replan_drift, "replan_entropy": replan_entropy}
+        self.settings |= {name: value for name, value in execution.items() if value is not None}
         self.interface = interface_of(pipe)
         self.action_mode: ActionMode = pipe.processor.action_space
         self.actions_per_chunk = pipe.actions_per_chunk
@@ -121,10 +150,31 @@ class AIMPolicy:
             (height, width), (_, _, slot_height, slot_width) = camera["size"], camera["slot"]
             canvas_width = pipe.processor.canvas_size[1]
             self.pixel_size[name] = (slot_width / width / canvas_width, slot_height / height / canvas_width)
-        self._sessions: list[AIMSession] = []
-        self._generators: list[list[torch.Generator]] = []
-        self._meanwhile: list[np.ndarray | None] = []  # actions of each session's rows during the inference delay
+        self._rows: list[_Row] = []
+        self.plans = 0  # plans of all rows since `start`
         pipe.set_progress_bar_config(disable=True)
+
+    def _check_execution(
+        self, delay: int, n_action_steps: int | None, replan_drift: float | None, replan_entropy: float | None
+    ) -> None:
+        chunk, frame = self.pipe.actions_per_chunk, self.pipe.actions_per_frame
+        check_whole("delay", delay, least=0)
+        ahead = self.pipe.model.config.action_horizon - chunk
+        if delay > min(ahead, chunk):
+            raise ValueError(
+                f"delay is {delay} control steps; this model looks {ahead} ahead, in chunks of {chunk}, and can't "
+                "bridge more than the smaller of them."
+            )
+        if n_action_steps is not None and (
+            check_whole("n_action_steps", n_action_steps) % frame or n_action_steps > chunk
+        ):
+            raise ValueError(
+                f"n_action_steps is {n_action_steps}; expected a multiple of {frame}, the actions between two frames, "
+                f"of at most {chunk}, the actions of a chunk."
+            )
+        for name, threshold in (("replan_drift", replan_drift), ("replan_entropy", replan_entropy)):
+            if threshold is not None:
+                check_number(name, threshold, 0, 1)
 
     @classmethod
     def from_pretrained(
@@ -134,13 +184,16 @@ class AIMPolicy:
         dtype: str | None = None,
         delay: int = 0,
         real_time_chunking: bool = True,
+        n_action_steps: int | None = None,
+        replan_drift: float | None = None,
+        replan_entropy: float | None = None,
         **sampling: Any,
     ) -> AIMPolicy:
         """Loads a pipeline folder or a Hub repository.
 
         Args:
             dtype: name of the `dtype` of `AIMPipeline.from_pretrained`; added to the settings if given.
-            delay, real_time_chunking: as in `__init__`.
+            delay, real_time_chunking, n_action_steps, replan_drift, replan_entropy: as in `__init__`.
             sampling: fields of the pipeline's [`SamplingConfig`] to override, such as `num_inference_steps=1`.
 
         Raises:
@@ -158,29 +211,29 @@ class AIMPolicy:
         pipe = AIMPipeline.from_pretrained(folder, dtype=dtype).to(device)
         settings = {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}
         settings |= {} if dtype is None else {"dtype": dtype}
-        return cls(pipe, settings, replace(pipe.sampling_config, **sampling), delay, real_time_chunking)
+        execution = (delay, real_time_chunking, n_action_steps, replan_drift, replan_entropy)
+        return cls(pipe, settings, replace(pipe.sampling_config, **sampling), *execution)
 
     @property
     def negative_prompt(self) -> str | None:
         """The negative prompt of its sessions; None without guidance."""
         return None if self.sampling_config.guidance_scale == 1 else ""
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether rows plan again by signals, which are looked at after every frame."""
+        return self.replan_drift is not None or self.replan_entropy is not None
+
     def start(self, instructions: list[str], seeds: list[int]) -> None:
-        groups = [slice(first, first + ROWS) for first in range(0, len(seeds), ROWS)]
-        self._sessions = [
-            self.pipe.start(filled(instructions[group]), negative_prompt=self.negative_prompt) for group in groups
-        ]
-        self._generators = [[torch.Generator().manual_seed(seed) for seed in filled(seeds[group])] for group in groups]
-        self._meanwhile = [None] * len(groups)
+        self._rows, self.plans = [], 0
+        for first in range(0, len(seeds), ROWS):
+            of_call = instructions[first : first + ROWS]
+            session = self.pipe.start(filled(of_call), negative_prompt=self.negative_prompt)
+            for row, seed in enumerate(seeds[first : first + ROWS]):
+                self._rows.append(_Row(session.select([row]), torch.Generator().manual_seed(seed)))
 
     def keep(self, rows: list[int]) -> None:
-        session = AIMSession.stack(self._sessions)
-        generators = [generator for of_session in self._generators for generator in of_session]
-        meanwhile = None if self._meanwhile[0] is None else np.concatenate(self._meanwhile)
-        groups = [filled(rows[first : first + ROWS]) for first in range(0, len(rows), ROWS)]
-        self._sessions = [session.select(group) for group in groups]
-        self._generators = [[generators[row].clone_state() for row in group] for group in groups]
-        self._meanwhile = [None if meanwhile is None else meanwhile[group] for group in groups]
+        self._rows = [self._rows[row] for row in rows]
 
     def predict(
         self,
@@ -189,43 +242,91 @@ class AIMPolicy:
         value_maps: Mapping[str, np.ndarray] | None = None,
         pictures: Pictures = "none",
     ) -> Prediction:
-        parts = []
-        for index, (session, generators) in enumerate(zip(self._sessions, self._generators, strict=True)):
-            rows = slice(index * ROWS, (index + 1) * ROWS)
-            observed, first = filled(observations[rows]), None
-            if executed_actions is None:
-                first = [row[0] for row in observed]
-            else:
-                self.pipe.append(session, observed, np.stack(filled(executed_actions[rows])))
-            meanwhile = self._meanwhile[index]
-            out = self.pipe(
-                first,
-                session=session,
-                value_maps=value_maps and {name: np.stack(filled(maps[rows])) for name, maps in value_maps.items()},
-                committed_actions=meanwhile if self.real_time_chunking else None,
-                generator=generators,
-                output_type="latent" if pictures == "none" else "np",
-                decode_frames=pictures == "all",
-                sampling_config=self.sampling_config,
-            )
-            actions = np.asarray(out.actions).copy()
-            if meanwhile is not None:
-                actions[:, : self.delay] = meanwhile
-            if self.delay:
-                self._meanwhile[index] = np.asarray(out.lookahead_actions)[:, : self.delay]
-            parts.append(
-                Prediction(
-                    actions=actions,
-                    value_maps=None if pictures == "none" else out.value_maps,
-                    frames=out.frames,
-                )
-            )
-        count = len(observations)
-        return Prediction(
-            actions=np.concatenate([part.actions for part in parts])[:count],
-            value_maps=_joined([part.value_maps for part in parts], count),
-            frames=_joined([part.frames for part in parts], count),
+        for index, (row, seen) in enumerate(zip(self._rows, observations, strict=True)):
+            row.seen += seen
+            if executed_actions is not None:
+                row.executed += list(executed_actions[index])
+        # Rows of the same form share calls of the network.
+        due: dict[tuple, list[int]] = {}
+        for index, row in enumerate(self._rows):
+            if self._is_due(row):
+                due.setdefault((row.session.forms[0], len(row.seen)), []).append(index)
+        for rows in due.values():
+            for first in range(0, len(rows), ROWS):
+                self._plan(rows[first : first + ROWS], value_maps, pictures)
+
+        count = self.actions_per_frame if self.is_adaptive else self.n_action_steps
+        prediction = Prediction(
+            actions=np.stack([row.actions[row.position : row.position + count] for row in self._rows]),
+            value_maps=None if pictures == "none" else self._clips("value_maps"),
+            frames=self._clips("frames") if pictures == "all" else None,
         )
+        for row in self._rows:
+            row.position += count
+        return prediction
+
+    def _is_due(self, row: _Row) -> bool:
+        """Whether a row plans again."""
+        if row.actions is None or row.position >= self.n_action_steps:
+            return True
+        frame = row.position // self.actions_per_frame  # the next one of the plan
+        if self.replan_drift is not None:
+            latest = {camera: clip[None, frame - 1 : frame] for camera, clip in row.frames.items()}
+            if frame_drift(latest, [row.seen[-1:]])[0, 0] > self.replan_drift:
+                return True
+        if self.replan_entropy is not None:
+            upcoming = {camera: clip[None, frame : frame + 1] for camera, clip in row.value_maps.items()}
+            return bool(map_entropy(upcoming)[0, 0] > self.replan_entropy)
+        return False
+
+    def _plan(self, rows: list[int], value_maps: Mapping[str, np.ndarray] | None, pictures: Pictures) -> None:
+        """Appends what rows have seen and done, and samples a new plan for them, in one call of the network."""
+        of_call = [self._rows[row] for row in filled(rows)]
+        session = AIMSession.stack([row.session for row in of_call])
+        is_first = of_call[0].actions is None
+        executed = None if is_first else np.stack([row.executed for row in of_call])
+        self.pipe.append(session, [row.seen for row in of_call], executed)
+        meanwhile = None
+        if self.delay and not is_first:
+            meanwhile = np.stack([row.actions[row.position : row.position + self.delay] for row in of_call])
+        if self.replan_drift is not None:
+            pictures = "all"
+        elif self.replan_entropy is not None and pictures == "none":
+            pictures = "value_maps"
+        generators = [row.generator.clone_state() for row in of_call]
+        out = self.pipe(
+            session=session,
+            value_maps=value_maps and {name: maps[filled(rows)] for name, maps in value_maps.items()},
+            committed_actions=meanwhile if self.real_time_chunking else None,
+            generator=generators,
+            output_type="latent" if pictures == "none" else "np",
+            decode_frames=pictures == "all",
+            sampling_config=self.sampling_config,
+        )
+        actions = np.asarray(out.actions)
+        if out.lookahead_actions is not None:
+            actions = np.concatenate([actions, np.asarray(out.lookahead_actions)], axis=1)
+        if meanwhile is not None:
+            actions[:, : self.delay] = meanwhile
+        for index, row in enumerate(of_call[: len(rows)]):
+            row.session, row.generator = session.select([index]), generators[index]
+            row.seen, row.executed, row.actions, row.position = [], [], actions[index], 0
+            row.value_maps = None if pictures == "none" else _of_row(out.value_maps, index)
+            row.frames = _of_row(out.frames, index) if pictures == "all" else None
+        self.plans += len(rows)
+
+    def _clips(self, name: str) -> dict[str, np.ndarray]:
+        """What is ahead in each row's plan, camera -> (B, F, ...); the last frame repeats."""
+        clips: dict[str, list[np.ndarray]] = {}
+        for row in self._rows:
+            for camera, clip in getattr(row, name).items():
+                ahead = np.arange(len(clip)) + row.position // self.actions_per_frame
+                clips.setdefault(camera, []).append(clip[ahead.clip(max=len(clip) - 1)])
+        return {camera: np.stack(of_rows) for camera, of_rows in clips.items()}
+
+
+def _of_row(clips: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
+    return {camera: clip[row] for camera, clip in clips.items()}
 
 
 def interface_of(pipe: AIMPipeline) -> Interface:
@@ -259,9 +360,3 @@ def check_fits(needed: Interface, suite: str, split: str) -> None:
             f"the policy doesn't fit suite {suite!r}: {'; '.join(differing)}. Choose the suite whose episodes it was "
             "trained on, or train it on this one's."
         )
-
-
-def _joined(parts: list[dict[str, np.ndarray] | None], count: int) -> dict[str, np.ndarray] | None:
-    if parts[0] is None:
-        return None
-    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}

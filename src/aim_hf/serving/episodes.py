@@ -44,7 +44,8 @@ class Request:
     @property
     def form(self) -> tuple:
         """Requests of one form run together."""
-        return (() if self.prompt is not None else self.episode.session.forms[0], self.pictures)
+        history = () if self.prompt is not None else self.episode.session.forms[0]
+        return (history, len(self.observations), self.pictures)
 
 
 class AIMEpisodes:
@@ -103,8 +104,8 @@ class AIMEpisodes:
         pictures = message.get("pictures", "none")
         if not isinstance(pictures, str) or pictures not in get_args(Pictures):
             raise ValueError(f"pictures is {pictures!r}; expected one of {', '.join(get_args(Pictures))}.")
-        count = 1 if starts else self.pipe.frames_per_chunk
-        observations = read_images(message.get("images"), self.sizes, count)
+        most = 1 if starts else self.pipe.frames_per_chunk
+        observations = read_images(message.get("images"), self.sizes, most)
         if "state" in message:
             # Not used, but what is sent must be sound.
             check_magnitude("state", torch.tensor(read_numbers("state", message["state"])))
@@ -119,7 +120,13 @@ class AIMEpisodes:
                 self.pipe.processor.initial_pose(observations[0])
             return Request(episode, prompt, self._seed(message), observations, None, pictures)
         executed = message.get("executed_actions")
-        executed = episode.actions if executed is None else self._executed(executed, episode)
+        if executed is None and len(observations) < most:
+            # Not guessed: a client that forgot pictures has executed the whole chunk.
+            raise ValueError(
+                f"images hold {len(observations)} of the {most} pictures of a chunk; expected all, one after every "
+                f"{self.pipe.actions_per_frame} actions. After a part of a chunk, give its executed_actions too."
+            )
+        executed = episode.actions if executed is None else self._executed(executed, len(observations), episode)
         return Request(episode, None, 0, observations, executed, pictures)
 
     def check_prompt(self, request: Request) -> None:
@@ -165,12 +172,13 @@ class AIMEpisodes:
             replies.append(reply)
         return replies
 
-    def _executed(self, actions: Any, episode: ServedEpisode) -> np.ndarray:
+    def _executed(self, actions: Any, pictures: int, episode: ServedEpisode) -> np.ndarray:
         actions = read_numbers("executed_actions", actions)
-        expected = (self.pipe.actions_per_chunk, self.pipe.processor.action_dim)
+        expected = (pictures * self.pipe.actions_per_frame, self.pipe.processor.action_dim)
         if actions.shape != expected:
             raise ValueError(
-                f"executed_actions have shape {actions.shape}; expected {expected}, all of the last chunk."
+                f"executed_actions have shape {actions.shape}; expected {expected}, all that were executed before "
+                "these pictures."
             )
         pose = episode.session.initial_pose
         pose = None if pose is None else pose[0]
