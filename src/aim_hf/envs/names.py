@@ -1,4 +1,4 @@
-"""Names of tasks and splits. They are known without a simulator, so that commands can check them before importing one."""
+"""Names of tasks and splits, known without a simulator, so that commands can check them before importing one."""
 
 from .base import SPLITS
 
@@ -71,7 +71,7 @@ ROBOTWIN = (
 
 TASKS = {"tabletop": TABLETOP, "robotwin": ROBOTWIN}  # suite -> tasks
 
-# Splits of the tabletop suite in which one axis of an Easy scene is perturbed, such as camera-2 (tabletop/perturbations.py)
+# Splits of tabletop in which one axis of Easy's scenes is perturbed, such as camera-2; see tabletop/perturbations.py.
 AXES = ("light", "texture", "clutter", "camera", "height", "color", "size", "wording", "delay")
 STRENGTHS = (1, 2, 3)
 PERTURBATIONS = tuple(f"{axis}-{strength}" for axis in AXES for strength in STRENGTHS)

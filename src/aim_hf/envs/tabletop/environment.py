@@ -158,7 +158,7 @@ class TabletopEnvironment:
     def demonstrate(
         self, noise: float = 0.0, rng: np.random.Generator | None = None, observe: bool = True
     ) -> Iterator[ExpertFrame]:
-        """As `Environment.demonstrate`. The expert's actions are executed without delay on the splits `delay-*` too."""
+        """As `Environment.demonstrate`. The expert acts without delay on the splits `delay-*` too."""
         self._waiting.clear()
         return play_path(self, self.expert(), noise, rng, observe)
 

@@ -3,7 +3,7 @@
 The seed decides in which direction a scene is perturbed, the strength how far:
 
     axis      unit                     1             2             3             on Hard
-    light     factor of brightness     0.75 or 1.2   0.5 or 1.4    0.3 or 1.6    0.68 to 1.05
+    light     factor of brightness     0.75 or 1.2   0.55 or 1.4   0.35 or 1.6   0.68 to 1.05
               darkest channel          0.9           0.8           0.7           0.9
     texture   contrast of the table    0.1           0.2           0.3           0.04 to 0.14, or none
     clutter   distractors              4             7             10            2 to 5
@@ -16,8 +16,8 @@ The seed decides in which direction a scene is perturbed, the strength how far:
     wording   instructions             held-out      `requests`    chatty        seen in training
     delay     control steps            1             2             4             none
 
-Strength 1 is about the range of Hard where Hard has the axis; 2 and 3 go beyond it. The wrist cameras stay on the hands.
-Light multiplies the pictures: the renderer has no lamps and no shadows.
+Strength 1 is about the range of Hard where Hard has the axis; 2 and 3 go beyond it. The camera is the head's. Light
+multiplies the pictures: the renderer has no lamps and no shadows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .scene import Color
 from .tasks import Task
 
 # Of strengths 1, 2, 3.
-DIMMER, BRIGHTER, CAST = (0.75, 0.5, 0.3), (1.2, 1.4, 1.6), (0.1, 0.2, 0.3)
+DIMMER, BRIGHTER, CAST = (0.75, 0.55, 0.35), (1.2, 1.4, 1.6), (0.1, 0.2, 0.3)
 CONTRAST = (0.1, 0.2, 0.3)
 DISTRACTORS = (4, 7, 10)
 TURN = tuple(np.deg2rad([2.0, 6.0, 12.0]))

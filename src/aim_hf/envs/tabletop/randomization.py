@@ -58,7 +58,7 @@ def sample_look(split: str, rng: np.random.Generator) -> Look:
 def add_clutter(
     scene: TabletopScene, wanted: int, keep_clear: list[tuple[float, float]], rng: np.random.Generator
 ) -> None:
-    """Puts `wanted` distractors on the table, away from the points (x, y) in `keep_clear`; fewer if there is no room."""
+    """Puts `wanted` distractors on the table, or as many as find room, away from the points (x, y) in `keep_clear`."""
     taken: list[np.ndarray] = []
     for _ in range(200):  # points that don't fit are drawn again
         if len(taken) == wanted:

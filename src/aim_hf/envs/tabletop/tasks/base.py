@@ -30,8 +30,8 @@ LARGEST_YAW = {"easy": np.deg2rad(10), "hard": np.deg2rad(20)}
 class Task(ABC):
     """The task of one episode. `build` draws the scene; all other methods refer to that scene.
 
-    `seen` and `unseen` are instruction templates, filled in by `words`; `requests` ask for the task in yet other words,
-    and may be embedded in a longer sentence.
+    `seen` and `unseen` are instruction templates, filled in by `words`; `requests` ask for the task in yet other
+    words, as a part of a sentence.
     """
 
     step_limit: ClassVar[int]
