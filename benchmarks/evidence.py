@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from aim_hf.envs.names import AIM_TINY_TASKS
+from aim_hf.evaluation.statistics import holm
 
 TASKS = AIM_TINY_TASKS
 # Decided before any result was looked at.
@@ -219,15 +220,6 @@ def sign_flip_p(differences: np.ndarray) -> float:
         flipped = rng.choice([-1.0, 1.0], size=(1000, len(differences))) @ differences
         extreme += int((np.abs(flipped) >= observed - 1e-9).sum())
     return (extreme + 1) / (RESAMPLES + 1)
-
-
-def holm(ps: list[float]) -> list[float]:
-    """p-values under Holm's correction, in their order."""
-    corrected, largest = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(np.argsort(ps)):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
-        corrected[index] = largest
-    return corrected
 
 
 def table(content: dict) -> str:

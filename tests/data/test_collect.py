@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import load_dataset
+from tqdm import tqdm
 
 from aim_hf.data import collection
+from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode
 from aim_hf.data.recorder import Failure, record_episode
 from aim_hf.data.shards import load_episodes, read_rows
@@ -48,6 +50,19 @@ def test_plain_load_dataset_reads_what_was_collected(folder):
         assert len(row["action"]) == len(row["expert_action"]) == row["num_frames"] - 1
         moved = np.abs(np.array(row["action"]) - row["expert_action"])
         assert 0 < moved.max() < 0.05 and not moved[:, [3, 4, 5, 6, 7, 11, 12, 13, 14, 15]].any()
+
+
+def test_a_perturbed_split_is_loaded_by_its_name(tmp_path):
+    """A name for `load_dataset` has no dash. What the expert does is recorded without delay."""
+    rows = {}
+    for split in ("easy", "delay-2"):
+        (shard,) = plan(episodes=1, splits=[split])
+        env = make_environment("tabletop", "click_bell", split, depth=True)
+        collection.collect_shard(env, shard, shard.writer(tmp_path), 0.0, tqdm(disable=True))
+        write_card(tmp_path)
+        (rows[split],) = load_dataset(str(tmp_path), split=split.replace("-", "_"))
+    assert rows["delay-2"]["split"] == "delay-2" and rows["delay-2"]["success"]
+    assert rows["delay-2"]["action"] == rows["easy"]["action"] and rows["delay-2"]["state"] == rows["easy"]["state"]
 
 
 def test_the_map_lies_on_the_bell_in_the_picture(folder):

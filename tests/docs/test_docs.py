@@ -114,6 +114,10 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         ),
         Left("needs a checkpoint for RoboTwin; tests/evaluation runs it, on a stand-in, and writes its report"),
     ],
+    "docs/perturbations.md": [
+        Run({"--episodes 50": "--episodes 1"}),
+        Left("hours; tests/evaluation/test_perturbations.py runs it, smaller"),
+    ],
     "docs/rollout.md": [Run(before=ROBOT), Run(), Run()],
     "docs/stage2.md": [
         Run(

@@ -99,7 +99,7 @@ def test_refuses_what_does_not_exist(policy, tmp_path):
         evaluate(policy, Protocol(), tmp_path, episodes=0)
     with pytest.raises(ValueError, match="start=-1"):
         evaluate(policy, Protocol(start_seed=-1), tmp_path, episodes=1)
-    with pytest.raises(ValueError, match="split is 'medium'; choose one of easy, hard"):
+    with pytest.raises(ValueError, match="split='medium' is unknown in suite 'tabletop': choose one of easy"):
         Protocol(split="medium")
     with pytest.raises(ValueError, match="suite is 'kitchen'"):
         Protocol(suite="kitchen")

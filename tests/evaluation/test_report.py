@@ -102,6 +102,15 @@ def test_policies_on_the_same_scenes_are_paired(tmp_path):
     assert "published" not in text.replace("no published numbers", "")
 
 
+def test_a_perturbation_has_a_section_after_easy(tmp_path):
+    tasks = {"suite": "tabletop", "episodes": 40, "tasks": ["click_bell"]}
+    folders = [write_run(tmp_path / split, 20, split=split, **tasks) for split in ("camera-2", "easy")]
+    write_report(folders, PUBLISHED, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert text.index("## Easy") < text.index("## Camera-2") and "| task | aim, camera-2 |" in text
+    assert (tmp_path / "report" / "camera-2.png").stat().st_size > 10_000
+
+
 def test_html_holds_everything_and_escapes_what_it_was_given(tmp_path):
     folder = write_run(tmp_path / "run", 3, suite="tabletop", episodes=5, tasks=["click_bell"])
     write_report([folder], PUBLISHED, tmp_path / "report")

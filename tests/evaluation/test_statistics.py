@@ -1,6 +1,6 @@
 import pytest
 
-from aim_hf.evaluation.statistics import format_peaks, summarize, wilson_interval
+from aim_hf.evaluation.statistics import format_peaks, holm, summarize, wilson_interval
 from aim_hf.utils.provenance import provenance
 
 
@@ -30,6 +30,10 @@ def test_the_rate_lies_within_its_interval():
 def test_wilson_refuses_counts_that_cannot_be(successes, episodes):
     with pytest.raises(ValueError, match=f"{successes} successes of {episodes}"):
         wilson_interval(successes, episodes)
+
+
+def test_holms_correction():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def record(seed, success, steps, peak, cm=None):

@@ -18,7 +18,7 @@ import re
 import sys
 from importlib import import_module
 
-from ..envs.names import TASKS
+from ..envs.names import TASKS, check_split
 from ..utils.extras import MissingExtra, SimulatorFailed
 
 COMMANDS = {
@@ -41,6 +41,7 @@ COMMANDS = {
     "train-grpo": "stage 2: GRPO on the action head",
     "check": "check that this machine can render and decode video",
 }
+SPLITS_HELP = "easy, hard, or of tabletop a perturbation such as camera-2 (docs/perturbations.md)"
 RENAMED = {"--base": "--policy", "--pipeline": "--policy"}
 
 
@@ -56,6 +57,14 @@ class Parser(argparse.ArgumentParser):
         """Ends the command if one of `tasks` isn't in the suite."""
         if unknown := set(tasks or ()) - set(TASKS[suite]):
             self.error(f"no task {', '.join(unknown)} in suite {suite}; choose from {', '.join(TASKS[suite])}")
+
+    def check_splits(self, splits: list[str], suite: str) -> None:
+        """Ends the command if one of `splits` isn't in the suite."""
+        try:
+            for split in splits:
+                check_split(suite, split)
+        except ValueError as error:
+            self.error(str(error))
 
 
 def spelled(argv: list[str]) -> list[str]:

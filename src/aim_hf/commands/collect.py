@@ -22,11 +22,10 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
-from ..envs.base import SPLITS
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
 from ..utils.checks import check_number
-from . import Parser
+from . import SPLITS_HELP, Parser
 
 # Set before SAPIEN loads its renderer: each process renders on one core, since processes share the machine.
 os.environ.setdefault("LP_NUM_THREADS", "1")
@@ -40,7 +39,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("collect", __doc__)
     parser.add_argument("--suite", choices=sorted(TASKS), default="tabletop")
     parser.add_argument("--tasks", nargs="+", help="default: all tasks of the suite")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["easy"])
+    parser.add_argument("--splits", nargs="+", default=["easy"], help=SPLITS_HELP)
     parser.add_argument("--episodes", type=int, required=True, help="recorded episodes of each task and split")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument(
@@ -59,6 +58,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if number < 1:
             parser.error(f"--{name} is {number}; expected at least 1")
     parser.check_tasks(args.tasks, args.suite)
+    parser.check_splits(args.splits, args.suite)
     usual = NOISE.get(args.suite, 0.0)
     args.noise = usual if args.noise is None else check_number("--noise", args.noise, 0, LARGEST_NOISE)
     return args

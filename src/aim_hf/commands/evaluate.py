@@ -20,11 +20,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..envs.base import SPLITS
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
 from ..rollout import dialects
-from . import Parser
+from . import SPLITS_HELP, Parser
 from .sampling import add_sampling_arguments, sampling_arguments
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
     parser = Parser("evaluate", __doc__)
     parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, repo id, or ws://host:port")
     parser.add_argument("--suite", choices=sorted(TASKS), default="tabletop")
-    parser.add_argument("--split", choices=SPLITS, default="easy")
+    parser.add_argument("--split", default="easy", help=SPLITS_HELP)
     parser.add_argument("--tasks", nargs="+", help="default: all tasks of the suite")
     parser.add_argument("--episodes", type=int, required=True, help="of each task")
     parser.add_argument("--output_dir", type=Path, required=True)
@@ -90,6 +89,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
     parser.check_tasks(args.tasks, args.suite)
+    parser.check_splits([args.split], args.suite)
     if is_address(args.policy):
         return args, remote_dialect(parser, args)
     if args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:

@@ -12,8 +12,8 @@ with extra("data"):
 
 # Columns of an episode -> their description in the card.
 COLUMNS = {
-    "suite, task, split, seed": "the simulator's suite (`lerobot`: imported), the task, the split (a suite's: easy or "
-    "hard), and the seed that gives the scene (of an imported episode: its number)",
+    "suite, task, split, seed": "the simulator's suite (`lerobot`: imported), the task, the split (a suite's: easy, "
+    "hard, or one such as camera-2), and the seed that gives the scene (of an imported episode: its number)",
     "instruction": "what the robot is told",
     "success": "whether the task was fulfilled at the end",
     "fps, num_frames": "frames a second; T + 1 frames for T actions",
@@ -112,10 +112,10 @@ def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0"
         license=license,
         suites=", ".join(suites),
         size_category=_size_category(total),
-        data_files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits),
+        data_files="\n".join(f"  - split: {_name(split)}\n    path: data/{split}-*.parquet" for split in splits),
         total=total,
         picture=picture,
-        split=splits[0],
+        split=_name(splits[0]),
         columns="\n".join(f"| `{name}` | {text} |" for name, text in COLUMNS.items()),
         action_dim=rows[0]["action_dim"],
         megabytes=sum(row["bytes"] for row in rows) / 1e6,
@@ -148,6 +148,11 @@ def _contents(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
                 simulators.add(", ".join(f"{name} {version}" for name, version in made["simulator"].items()))
             row["failed"] += sum(seed["outcome"] == "failed" for seed in made["seeds"])
     return [rows[key] for key in sorted(rows)], sorted(simulators)
+
+
+def _name(split: str) -> str:
+    """A split's name for `load_dataset`, which allows no dash: camera_2 for camera-2."""
+    return split.replace("-", "_")
 
 
 def _size_category(count: int) -> str:

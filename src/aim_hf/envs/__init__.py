@@ -10,6 +10,7 @@ from typing import Any
 
 from .base import Environment, Interface
 from .names import TASKS as TASKS
+from .names import check_split
 
 _ENVIRONMENTS = {"tabletop": "TabletopEnvironment", "robotwin": "RoboTwinEnvironment"}
 
@@ -23,8 +24,9 @@ def make_environment(suite: str, task: str, split: str = "easy", **options: Any)
 
 
 def interface(suite: str, split: str) -> Interface:
-    """The interface that a policy must fit. No environment is opened. Raises ValueError for an unknown suite."""
-    return _environment(suite).interface(split)
+    """The interface that a policy must fit. No environment is opened. Raises ValueError for an unknown suite or
+    split."""
+    return _environment(suite).interface(check_split(suite, split))
 
 
 def _environment(suite: str) -> type[Environment]:

@@ -16,7 +16,7 @@ import numpy as np
 
 ARMS = ("left", "right")
 CAMERAS = ("head_camera", "left_camera", "right_camera")
-SPLITS = ("easy", "hard")
+SPLITS = ("easy", "hard")  # of every suite; `names.py` has those of tabletop besides
 
 Arm = Literal["left", "right"]
 ActionMode = Literal["ee", "qpos"]

@@ -1,4 +1,6 @@
-"""Names of tasks. They are known without a simulator, so that commands can check them before importing one."""
+"""Names of tasks and splits, known without a simulator, so that commands can check them before importing one."""
+
+from .base import SPLITS
 
 TABLETOP = (
     "click_bell",
@@ -69,5 +71,22 @@ ROBOTWIN = (
 
 TASKS = {"tabletop": TABLETOP, "robotwin": ROBOTWIN}  # suite -> tasks
 
+# Splits of tabletop in which one axis of Easy's scenes is perturbed, such as camera-2; see tabletop/perturbations.py.
+AXES = ("light", "texture", "clutter", "camera", "height", "color", "size", "wording", "delay")
+STRENGTHS = (1, 2, 3)
+PERTURBATIONS = tuple(f"{axis}-{strength}" for axis in AXES for strength in STRENGTHS)
+
 # Training tasks of checkpoints/aim-tiny, a subset of the tabletop suite.
 AIM_TINY_TASKS = ["click_bell", "place_a2b_left", "place_a2b_right", "stack_blocks_two", "lift_pot", "handover_block"]
+
+
+def check_split(suite: str, split: str) -> str:
+    """The split. Raises ValueError if the suite has no such split."""
+    if split in SPLITS or (suite == "tabletop" and split in PERTURBATIONS):
+        return split
+    choices = ", ".join(SPLITS)
+    if suite == "tabletop":
+        choices += f", or a perturbation: one of {', '.join(AXES)} with a strength from 1 to 3, such as camera-2"
+    elif split in PERTURBATIONS:
+        choices += "; perturbations are of suite 'tabletop' alone"
+    raise ValueError(f"split={split!r} is unknown in suite {suite!r}: choose one of {choices}.")

@@ -30,7 +30,8 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from ..envs import TASKS
-from ..envs.base import SPLITS, SeedRejected
+from ..envs.base import SeedRejected
+from ..envs.names import check_split
 from ..envs.seeds import episode_seeds
 from ..rollout.policies import Policy, check_fits
 from ..rollout.run import EpisodeResult, ValueMaps, run_episodes
@@ -70,12 +71,12 @@ class Protocol:
     def __post_init__(self):
         for name, known in (
             ("suite", tuple(TASKS)),
-            ("split", SPLITS),
             ("instructions", ("seen", "unseen")),
             ("value_maps", ("predicted", "true")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
+        check_split(self.suite, self.split)
 
 
 def evaluate(

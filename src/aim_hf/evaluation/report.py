@@ -19,6 +19,7 @@ from typing import Any
 
 from ..envs import TASKS
 from ..envs.base import SPLITS
+from ..envs.names import PERTURBATIONS
 from ..envs.robotwin import DEVIATIONS
 from ..utils.extras import extra
 from ..utils.files import reading, write_text, written_file
@@ -120,7 +121,7 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
         raise ValueError(f"the results are of the suites {', '.join(suites)}; a report is of one.")
     sections = [_head(suites[0], runs), _deviations(suites[0], runs)]
     pictures: dict[str, bytes] = {}
-    for split in SPLITS:
+    for split in (*SPLITS, *PERTURBATIONS):
         if of_split := [run for run in runs if run.results["split"] == split]:
             rates = published_rates(published, suites[0], split)
             pictures[f"{split}.png"] = _plot(of_split, rates, split)

@@ -33,6 +33,15 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
+def holm(ps: list[float]) -> list[float]:
+    """p-values under Holm's correction, in their order."""
+    corrected, largest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = largest
+    return corrected
+
+
 def format_rate(task: dict[str, Any]) -> str:
     """A task of `results.json` in a table: rate, counts, and the interval in percent."""
     low, high = (round(100 * bound) for bound in task["wilson"])

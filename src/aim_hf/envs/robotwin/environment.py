@@ -19,7 +19,6 @@ from ..actions import checked_action
 from ..base import (
     ARMS,
     CAMERAS,
-    SPLITS,
     Body,
     Camera,
     Contact,
@@ -31,6 +30,7 @@ from ..base import (
     SimulatorLost,
     StepResult,
 )
+from ..names import check_split
 from ..poses import along_tools, unpack_endpose
 from ..seeds import SEED_RANGES, scene_generator
 from .client import START_TIMEOUT, Answer, Client, OperationFailed, RoboTwinError, RoboTwinMissing
@@ -148,9 +148,7 @@ class RoboTwinEnvironment:
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is unknown: choose one of {list(SPLITS)}.")
-        self.task, self.split = task, split
+        self.task, self.split = task, check_split(self.suite, split)
         self.on_physics_step: list[Callable[[RoboTwinEnvironment], None]] = []
         self._root = _checkout(root, task)
         python = os.path.expanduser(python or os.environ.get(_PYTHON_VARIABLE, ""))

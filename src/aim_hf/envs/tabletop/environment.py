@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
@@ -9,13 +10,15 @@ import sapien
 
 from ...utils.provenance import package_version, source_commit
 from ..actions import checked_action
-from ..base import ARMS, SPLITS, Body, Camera, Contact, ExpertFrame, ExpertPath, Interface, Observation, StepResult
+from ..base import ARMS, Body, Camera, Contact, ExpertFrame, ExpertPath, Interface, Observation, StepResult
 from ..demonstration import play_path
+from ..names import check_split
 from ..seeds import check_seed, scene_generator
 from . import robot
 from .cameras import SIZES, CameraRig, RendererMissing
 from .kinematics import ArmKinematics
 from .motion import OPEN, home_poses
+from .perturbations import Perturbation, perturb, reworded
 from .randomization import add_clutter, sample_look
 from .scene import PHYSICS_DT, ArmBuilders, TabletopScene
 from .tasks import TASKS
@@ -28,6 +31,8 @@ _LARGEST_FINGER_CHANGE = 0.02  # m per control step: fingers close within three 
 
 class TabletopEnvironment:
     """One task of the tabletop suite; see `envs.base.Environment` for the methods' contracts.
+
+    `split`: easy, hard, or one of `names.PERTURBATIONS`, described in `perturbations.py`.
 
     In observations, `endpose` is the measured pose of the tool center point, and `joint_action/vector` holds measured
     positions. With `render=False` observations have no `rgb`, and neither Vulkan nor a GPU is needed. With
@@ -51,9 +56,10 @@ class TabletopEnvironment:
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is unknown: choose one of {list(SPLITS)}.")
-        self.task, self.split = task, split
+        self.task, self.split = task, check_split(self.suite, split)
+        axis, _, strength = split.partition("-")
+        # The split whose scenes these are, and the axis and strength of the perturbation of them.
+        self._base, self._axis, self._strength = ("easy", axis, int(strength)) if strength else (split, None, 0)
         self.step_limit = TASKS[task].step_limit
         self.on_physics_step: list[Callable[[TabletopEnvironment], None]] = []
         self.simulator = {"sapien": sapien.__version__, "aim_hf": source_commit() or package_version("aim-hf")}
@@ -78,12 +84,17 @@ class TabletopEnvironment:
         """Sets up the scene of (task, split, seed). Raises ValueError for a seed outside `envs.seeds.SEED_RANGES`."""
         self._seed = check_seed(seed)
         # A new scene for every episode, because caches of a used scene would change results by rounding.
-        scene = TabletopScene(self._arm_builders, visual=self._render)
-        look = sample_look(self.split, self._generator("look"))
+        if self._axis:
+            change = perturb(self._axis, self._strength, self._axis_generator("perturbation"))
+        else:
+            change = Perturbation(sample_look(self.split, self._generator("look")))
+        look, clutter = change.look, self._generator("clutter")
+        scene = TabletopScene(self._arm_builders, self._render, change.paint, change.scale)
         scene.add_table(look.table_color, look.table_offset, look.table_texture)
         self._task = TASKS[self.task]()
-        self._task.build(scene, self.split, self._generator("objects"))
-        add_clutter(scene, self.split, self._task.keep_clear(), self._generator("clutter"))
+        self._task.build(scene, self._base, self._generator("objects"))
+        wanted = clutter.integers(2, 6) if self.split == "hard" else change.distractors
+        add_clutter(scene, wanted, self._task.keep_clear(), clutter)
         scene.add_floor(look.floor_color)
         self._tint = look.tint
         self._rig = CameraRig(scene, look.head_jitter, self._sizes)
@@ -91,6 +102,8 @@ class TabletopEnvironment:
         self._step = 0
         self._joints = {arm: joints.copy() for arm, joints in self._home.items()}
         self._fingers = {arm: OPEN * robot.FINGER_STROKE for arm in ARMS}
+        start = np.concatenate([[*self._joints[arm], OPEN] for arm in ARMS])
+        self._waiting = deque([(start, "qpos")] * change.delay)
         for arm, articulation in scene.arms.items():
             articulation.qpos = np.concatenate([self._joints[arm], [self._fingers[arm]] * 2])
             for joint, target in zip(articulation.active_joints, articulation.qpos, strict=True):
@@ -102,12 +115,17 @@ class TabletopEnvironment:
     def step(self, action: np.ndarray, mode: str = "ee", observe: bool = True) -> StepResult:
         """Executes one action in 0.08 s. `info["reached"]`: arm -> whether the target was within reach.
 
+        On the splits `delay-*` the action waits for its turn: the one that is executed is from some steps before, at
+        first the start pose, and `reached` is of that one.
+
         Raises ValueError for a bad action or mode, RuntimeError before `reset` and after the last step.
         """
         scene = self._active_scene()
         action = checked_action(action, mode, self.action_dims)
         if self._step >= self.step_limit:
             raise RuntimeError(f"the episode has ended after its {self.step_limit} steps: call reset(seed).")
+        self._waiting.append((action, mode))
+        action, mode = self._waiting.popleft()
         joints, fingers, reached = {}, {}, {}
         for arm, part in zip(ARMS, np.split(action, 2), strict=True):
             if mode == "ee":
@@ -140,14 +158,20 @@ class TabletopEnvironment:
     def demonstrate(
         self, noise: float = 0.0, rng: np.random.Generator | None = None, observe: bool = True
     ) -> Iterator[ExpertFrame]:
+        """As `Environment.demonstrate`. The expert acts without delay on the splits `delay-*` too."""
+        self._waiting.clear()
         return play_path(self, self.expert(), noise, rng, observe)
 
     def instruction(self, split: str = "seen") -> str:
+        """As `Environment.instruction`. On the splits `wording-*` the sentence is theirs, whatever `split` is."""
         self._active_scene()
         if split not in ("seen", "unseen"):
             raise ValueError(f"split={split!r} is unknown: choose 'seen' or 'unseen'.")
-        templates = getattr(self._task, split)
-        chosen = templates[self._generator(f"instruction/{split}").integers(len(templates))]
+        if self._axis == "wording":
+            chosen = reworded(self._task, self._strength, self._axis_generator("instruction"))
+        else:
+            templates = getattr(self._task, split)
+            chosen = templates[self._generator(f"instruction/{split}").integers(len(templates))]
         return chosen.format(**self._task.words())
 
     def close(self) -> None:
@@ -212,7 +236,11 @@ class TabletopEnvironment:
         return self._scene
 
     def _generator(self, stream: str) -> np.random.Generator:
-        return scene_generator(self.task, self.split, self._seed, stream)
+        return scene_generator(self.task, self._base, self._seed, stream)
+
+    def _axis_generator(self, stream: str) -> np.random.Generator:
+        """The same for all strengths of an axis."""
+        return scene_generator(self.task, self._axis, self._seed, stream)
 
     def _simulate(self, joints: dict[str, np.ndarray], fingers: dict[str, float]) -> None:
         """Moves the drive targets linearly to the given ones over a control step."""

@@ -43,12 +43,12 @@ class Look:
 def sample_look(split: str, rng: np.random.Generator) -> Look:
     if split == "easy":
         return Look()
-    table_color = _muted_color(rng, 0.45, 0.95)
+    table_color = muted_color(rng, 0.45, 0.95)
     head_jitter = np.concatenate([rng.uniform(-0.01, 0.01, 3), np.deg2rad(rng.uniform(-1, 1, 3))])
     return Look(
         table_color=table_color,
         table_texture=_texture(table_color, rng),
-        floor_color=_muted_color(rng, 0.05, 0.6),
+        floor_color=muted_color(rng, 0.05, 0.6),
         table_offset=rng.uniform(-0.015, 0.015),
         tint=(rng.uniform(0.75, 1.05) * rng.uniform(0.9, 1.0, 3)).astype(np.float32),
         head_jitter=head_jitter,
@@ -56,13 +56,10 @@ def sample_look(split: str, rng: np.random.Generator) -> Look:
 
 
 def add_clutter(
-    scene: TabletopScene, split: str, keep_clear: list[tuple[float, float]], rng: np.random.Generator
+    scene: TabletopScene, wanted: int, keep_clear: list[tuple[float, float]], rng: np.random.Generator
 ) -> None:
-    """Puts two to five distractors on the table of a Hard scene, away from the points (x, y) in `keep_clear`."""
-    if split == "easy":
-        return
+    """Puts `wanted` distractors on the table, or as many as find room, away from the points (x, y) in `keep_clear`."""
     taken: list[np.ndarray] = []
-    wanted = rng.integers(2, 6)
     for _ in range(200):  # points that don't fit are drawn again
         if len(taken) == wanted:
             break
@@ -80,7 +77,7 @@ def add_clutter(
             scene.add_body(f"distractor_{len(taken)}", [part], *point, yaw=rng.uniform(-np.pi, np.pi))
 
 
-def _muted_color(rng: np.random.Generator, darkest: float, brightest: float) -> tuple[float, float, float]:
+def muted_color(rng: np.random.Generator, darkest: float, brightest: float) -> tuple[float, float, float]:
     gray = rng.uniform(darkest, brightest)
     return tuple(float(c) for c in np.clip(gray + rng.uniform(-0.08, 0.08, 3), 0, 1))
 
@@ -88,10 +85,13 @@ def _muted_color(rng: np.random.Generator, darkest: float, brightest: float) -> 
 def _texture(color: tuple, rng: np.random.Generator) -> np.ndarray | None:
     """A texture of stripes, checks or blotches around a color, (128, 128, 3) uint8; None for a plain table."""
     kind = rng.integers(4)
-    if kind == 0:
-        return None
+    return None if kind == 0 else texture(color, kind, rng.uniform(0.04, 0.14), rng)
+
+
+def texture(color: tuple, kind: int, contrast: float, rng: np.random.Generator) -> np.ndarray:
+    """A texture (128, 128, 3) uint8 of colors `contrast` above and below `color`, each 0 .. 1, black to white. `kind`:
+    1 stripes, 2 checks, 3 blotches."""
     size = 128
-    contrast = rng.uniform(0.04, 0.14)
     rows, columns = np.mgrid[0:size, 0:size]
     period = int(rng.integers(8, 33))
     if kind == 1:

@@ -7,8 +7,8 @@ bitwise the same.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from sapien.wrapper.urdf_loader import URDFLoader
 from ..base import ARMS, Body, Contact
 from . import robot
 from .kinematics import from_pose
+
+Color = tuple[float, float, float]  # red, green, blue, each 0 .. 1
 
 TABLE_TOP = 0.74
 TABLE_HALF_SIZE = (0.60, 0.35, 0.02)
@@ -51,7 +53,7 @@ class Part:
 
     shape: str
     size: tuple[float, ...]
-    color: tuple[float, float, float]
+    color: Color
     center: tuple[float, float, float] = (0.0, 0.0, 0.0)
     solid: bool = True
 
@@ -99,15 +101,27 @@ class ArmBuilders:
 
 
 class TabletopScene:
-    """One scene, which is built part by part and then stepped."""
+    """One scene, which is built part by part and then stepped.
 
-    def __init__(self, builders: ArmBuilders, visual: bool) -> None:
+    `paint` gives the color that a part of a body has for the color that `add_body` is told; `scale` multiplies the
+    sizes of bodies.
+    """
+
+    def __init__(
+        self,
+        builders: ArmBuilders,
+        visual: bool,
+        paint: Callable[[Color], Color] = lambda color: color,
+        scale: float = 1.0,
+    ) -> None:
         systems = [sapien.physx.PhysxCpuSystem()]
         if visual:
             systems.append(sapien.render.RenderSystem())
         self.sapien = sapien.Scene(systems)
         self.sapien.set_timestep(PHYSICS_DT)
         self.visual = visual
+        self.scale = scale
+        self._paint = paint
         self._material = sapien.physx.PhysxMaterial(_FRICTION, _FRICTION, 0.0)
         self._entities: dict[str, sapien.Entity] = {}
         self.table_top = TABLE_TOP
@@ -174,7 +188,7 @@ class TabletopScene:
         if friction != _FRICTION:
             material = sapien.physx.PhysxMaterial(friction, friction, 0.0)
         builder = self.sapien.create_actor_builder()
-        for part in parts:
+        for part in (self._changed(part) for part in parts):
             if part.solid:
                 pose, size = _geometry(part, part.height, 0.0)
                 common = {"pose": pose, "material": material, "density": density}
@@ -192,6 +206,10 @@ class TabletopScene:
             self._dynamic.add(name)
             component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
             component.max_depenetration_velocity = _LARGEST_PUSH_OUT
+
+    def _changed(self, part: Part) -> Part:
+        size, center = (tuple(self.scale * number for number in of) for of in (part.size, part.center))
+        return replace(part, size=size, center=center, color=self._paint(part.color))
 
     # Stepping and measuring
 

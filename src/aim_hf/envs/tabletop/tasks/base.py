@@ -30,7 +30,8 @@ LARGEST_YAW = {"easy": np.deg2rad(10), "hard": np.deg2rad(20)}
 class Task(ABC):
     """The task of one episode. `build` draws the scene; all other methods refer to that scene.
 
-    `seen` and `unseen` are instruction templates, filled in by `words`.
+    `seen` and `unseen` are instruction templates, filled in by `words`; `requests` ask for the task in yet other
+    words, as a part of a sentence.
     """
 
     step_limit: ClassVar[int]
@@ -38,10 +39,11 @@ class Task(ABC):
     push_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers must push along
     seen: ClassVar[tuple[str, ...]]
     unseen: ClassVar[tuple[str, ...]]
+    requests: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
-        """Adds the task's objects to a scene that has its table."""
+        """Adds the task's objects to a scene that has its table. Their sizes are multiplied by `scene.scale`."""
 
     @abstractmethod
     def keep_clear(self) -> list[tuple[float, float]]:

@@ -35,6 +35,11 @@ class BlocksRankingRGB(Task):
         "The green cube belongs between the red one on its left and the blue one on its right.",
         "Rank the blocks by color: red leftmost, blue rightmost.",
     )
+    requests = (
+        "form a row on the strip: red, then green, then blue",
+        "lay out the cubes on the strip so that red comes first, green second and blue third",
+        "order the three blocks from red on the left to blue on the right, green between",
+    )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.24, 0.10) if split == "easy" else (0.26, 0.12)
@@ -46,7 +51,7 @@ class BlocksRankingRGB(Task):
         for name, position in zip(_NAMES, places, strict=True):
             yaw = rng.uniform(-1, 1) * LARGEST_YAW[split]
             scene.add_body(f"{name}_cube", [cube(_SIZE, COLORS[name])], *position, yaw=yaw)
-        height = scene.table_top + _SIZE / 2
+        height = scene.table_top + scene.scale * _SIZE / 2
         self._cubes = [np.array([*position, height]) for position in places]
         self._goals = [np.array([*(_STRIP + [side * _DISTANCE, 0]), height]) for side in (-1, 0, 1)]
 

@@ -32,23 +32,28 @@ class ClickBell(Task):
         "Hit the button of the bell.",
         "Use a gripper to click the bell once.",
     )
+    requests = (
+        "give the bell a single ding",
+        "poke the yellow button on top of the bell",
+        "sound the bell with one gripper",
+    )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         farthest = (0.22, 0.10) if split == "easy" else (0.235, 0.12)
         x = rng.choice([-1, 1]) * rng.uniform(0.03, farthest[0])
         y = rng.uniform(-farthest[1], farthest[1])
         scene.add_body("bell", [_BASE, _DOME, _BUTTON], x, y)
-        self._top = np.array([x, y, scene.table_top + _HEIGHT])
+        self._top = np.array([x, y, scene.table_top + scene.scale * _HEIGHT])
 
     def keep_clear(self) -> list[tuple[float, float]]:
         return [tuple(self._top[:2])]
 
     def success(self, scene: TabletopScene) -> bool:
-        bell = scene.pose("bell")[:3]
+        top = scene.pose("bell")[:3] + [0, 0, scene.scale * _HEIGHT]
         for arm, fingers in scene.fingers.items():
             if scene.gripper(arm) < 0.3:
                 for contact in scene.touching("bell", fingers):
-                    offsets = contact.points - (bell + [0, 0, _HEIGHT])
+                    offsets = contact.points - top
                     if np.any((np.linalg.norm(offsets[:, :2], axis=1) < _TOLERANCE) & (offsets[:, 2] > -0.012)):
                         return True
         return False

@@ -35,6 +35,11 @@ class HandoverBlock(Task):
         "The {a} block should change hands in the middle and end up on the {b} pad.",
         "Transfer the {a} block between the grippers, then leave it on the {b} pad.",
     )
+    requests = (
+        "let the {a} block pass to the other hand, then to the {b} pad",
+        "get the {a} block from one hand to the other and to the {b} pad",
+        "hand off the {a} block and let it end on the {b} pad",
+    )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         reach = 0.05 if split == "easy" else 0.07
@@ -49,15 +54,16 @@ class HandoverBlock(Task):
         scene.add_body("pad", [pad], *pad_at, dynamic=False)
         scene.add_body("block", [block], *block_at, yaw=yaw, density=_DENSITY)
         self._giver, self._receiver = ("left", "right") if side < 0 else ("right", "left")
-        height = scene.table_top + _SIZE[2] / 2
+        height = scene.table_top + scene.scale * _SIZE[2] / 2
+        self._grip = scene.scale * _GRIP
         self._block_at, self._pad_at = block_at, pad_at
-        self._grasp = np.array([*(block_at + _GRIP * np.array([-np.sin(yaw), np.cos(yaw)])), height])
+        self._grasp = np.array([*(block_at + self._grip * np.array([-np.sin(yaw), np.cos(yaw)])), height])
         self._meeting = np.array([*_MEETING, scene.table_top + _MEETING_HEIGHT])
-        self._goal = np.array([*pad_at, height + _PAD_SIZE[2] + 0.003])
+        self._goal = np.array([*pad_at, height + scene.scale * _PAD_SIZE[2] + 0.003])
 
     def keep_clear(self) -> list[tuple[float, float]]:
         return [
-            middle + offset * np.array([0.0, _GRIP])
+            middle + offset * np.array([0.0, self._grip])
             for middle in (self._block_at, self._pad_at, _MEETING)
             for offset in (-1, 0, 1)
         ]
@@ -69,7 +75,7 @@ class HandoverBlock(Task):
         block, pad = scene.pose("block")[:3], scene.pose("pad")[:3]
         return bool(
             np.all(np.abs(block[:2] - pad[:2]) < _TOLERANCE)
-            and abs(block[2] - scene.table_top - _PAD_SIZE[2]) < 0.008
+            and abs(block[2] - scene.table_top - scene.scale * _PAD_SIZE[2]) < 0.008
             and scene.is_free("block")
             and scene.is_at_rest("block")
         )
@@ -78,7 +84,7 @@ class HandoverBlock(Task):
         # Both hold the block from above: the giver its far end, so that the near one stays in the camera's view and
         # free for the receiver. That one comes at the block's height, from the robot's side: above it is the giver's
         # forearm.
-        giver, receiver, far = self._giver, self._receiver, np.array([0.0, _GRIP, 0.0])
+        giver, receiver, far = self._giver, self._receiver, np.array([0.0, self._grip, 0.0])
         motion = Motion(home_poses())
         motion.pick(giver, self._grasp, _LIFT)
         motion.move(giver, self._meeting + far)

@@ -37,6 +37,11 @@ class LiftPot(Task):
         "Take the pot by its handles, one in each gripper, and lift it up.",
         "With two hands, bring the pot up from the table.",
     )
+    requests = (
+        "heave the pot up by both handles",
+        "with two hands, get the pot up in the air",
+        "get the pot off the table, an arm on either side",
+    )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         largest = (0.07, 0.08) if split == "easy" else (0.09, 0.10)
@@ -44,8 +49,8 @@ class LiftPot(Task):
         yaw = rng.uniform(-1, 1) * _LARGEST_YAW[split]
         scene.add_body("pot", [_BODY, _INSIDE, *_HANDLES], x, y, yaw=yaw, density=_DENSITY)
         self._at = np.array([x, y])
-        handle = _HANDLE * np.array([np.cos(yaw), np.sin(yaw), 0.0])
-        middle = np.array([x, y, scene.table_top + _HANDLE_HEIGHT])
+        handle = scene.scale * _HANDLE * np.array([np.cos(yaw), np.sin(yaw), 0.0])
+        middle = np.array([x, y, scene.table_top + scene.scale * _HANDLE_HEIGHT])
         self._handles = {"left": middle - handle, "right": middle + handle}
 
     def keep_clear(self) -> list[tuple[float, float]]:

@@ -31,6 +31,11 @@ class MovePillbottlePad(Task):
         "Take the {a} pill bottle and leave it standing on the {b} mat.",
         "Bring the {a} bottle over to the {b} pad.",
     )
+    requests = (
+        "park the {a} pill bottle upright on the {b} pad",
+        "carry the {a} bottle across so that it stands on the {b} square",
+        "get the {a} pills onto the {b} mat",
+    )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.24, 0.09) if split == "easy" else (0.25, 0.11)
@@ -46,8 +51,9 @@ class MovePillbottlePad(Task):
         bottle = Part("cylinder", (_RADIUS, _HEIGHT), COLORS[self._a], (0, 0, _HEIGHT / 2))
         scene.add_body("pad", [pad], *pad_at, dynamic=False)
         scene.add_body("bottle", [bottle, _CAP], *bottle_at)
-        self._grasp = np.array([*bottle_at, scene.table_top + _GRASP_HEIGHT])
-        self._goal = np.array([*pad_at, scene.table_top + _PAD_SIZE[2] + _GRASP_HEIGHT + 0.003])
+        height = scene.table_top + scene.scale * _GRASP_HEIGHT
+        self._grasp = np.array([*bottle_at, height])
+        self._goal = np.array([*pad_at, height + scene.scale * _PAD_SIZE[2] + 0.003])
 
     def keep_clear(self) -> list[tuple[float, float]]:
         return [self._grasp[:2], self._goal[:2]]
@@ -59,7 +65,7 @@ class MovePillbottlePad(Task):
         bottle, pad = scene.pose("bottle")[:3], scene.pose("pad")[:3]
         return bool(
             np.all(np.abs(bottle[:2] - pad[:2]) < _TOLERANCE)
-            and abs(bottle[2] - pad[2] - _PAD_SIZE[2]) < 0.008
+            and abs(bottle[2] - pad[2] - scene.scale * _PAD_SIZE[2]) < 0.008
             and scene.tilt("bottle") < 0.2
             and scene.is_free("bottle")
             and scene.is_at_rest("bottle")

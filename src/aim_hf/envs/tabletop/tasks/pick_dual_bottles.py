@@ -31,6 +31,11 @@ class PickDualBottles(Task):
         "Raise the {left} and the {right} bottle together.",
         "Both bottles should be held above the table, each by an arm.",
     )
+    requests = (
+        "hoist the two bottles together",
+        "get both bottles into the air, one per hand",
+        "take hold of the {left} and the {right} bottle and lift them up together",
+    )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.22, 0.09) if split == "easy" else (0.25, 0.11)
@@ -40,7 +45,7 @@ class PickDualBottles(Task):
             x, y = rng.uniform((0.08, -depth), (width, depth)) * [side, 1]
             part = Part("cylinder", (_RADIUS, _HEIGHT), COLORS[self._colors[arm]], (0, 0, _HEIGHT / 2))
             scene.add_body(f"{arm}_bottle", [part, _NECK], x, y)
-            self._grasps[arm] = np.array([x, y, scene.table_top + _GRASP_HEIGHT])
+            self._grasps[arm] = np.array([x, y, scene.table_top + scene.scale * _GRASP_HEIGHT])
 
     def keep_clear(self) -> list[tuple[float, float]]:
         return [grasp[:2] for grasp in self._grasps.values()]

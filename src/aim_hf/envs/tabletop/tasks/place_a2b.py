@@ -33,6 +33,11 @@ class _PlaceA2B(Task):
         "Take the {a} block and put it beside the {b} disc, on its {side}.",
         "Bring the {a} cube to the {side} side of the {b} plate.",
     )
+    requests = (
+        "get the {a} cube to stand {side} of the {b} disc",
+        "slide the {a} cube over to the {side} of the {b} disc",
+        "lay the {a} block by the {side} side of the {b} plate",
+    )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         half_width, half_depth = (0.24, 0.09) if split == "easy" else (0.25, 0.11)
@@ -49,7 +54,7 @@ class _PlaceA2B(Task):
         disc = Part("cylinder", (_DISC_RADIUS, _DISC_HEIGHT), TARGET_COLORS[self._b], (0, 0, _DISC_HEIGHT / 2))
         scene.add_body("disc", [disc], *disc_at)
         scene.add_body("cube", [cube(_SIZE, COLORS[self._a])], *cube_at, yaw=rng.uniform(-1, 1) * LARGEST_YAW[split])
-        height = scene.table_top + _SIZE / 2 + 0.004
+        height = scene.table_top + scene.scale * _SIZE / 2 + 0.004
         self._grasp = np.array([*cube_at, height])
         self._goal = np.array([*(disc_at + [self.side * _DISTANCE, 0]), height])
         self._other_goal = disc_at - [self.side * _DISTANCE, 0]

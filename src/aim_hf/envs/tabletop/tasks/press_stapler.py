@@ -31,6 +31,11 @@ class PressStapler(Task):
         "Push the {a} stapler down at its yellow end.",
         "Hit the head of the {a} stapler with a closed gripper.",
     )
+    requests = (
+        "clamp down on the {a} stapler",
+        "give the {a} stapler a firm squeeze on its yellow end",
+        "drive a staple with the {a} stapler",
+    )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.20, 0.09) if split == "easy" else (0.22, 0.11)
@@ -43,9 +48,9 @@ class PressStapler(Task):
             Part("box", (0.04, 0.04, 0.006), COLORS["yellow"], (_HEAD, 0, 0.041)),
         ]
         scene.add_body("stapler", parts, *at, yaw=yaw, dynamic=False)
-        head = _HEAD * np.array([np.cos(yaw), np.sin(yaw)])
+        head = scene.scale * _HEAD * np.array([np.cos(yaw), np.sin(yaw)])
         self._length = [at - head, at, at + head]
-        self._head = np.array([*(at + head), scene.table_top + _HEIGHT])
+        self._head = np.array([*(at + head), scene.table_top + scene.scale * _HEIGHT])
 
     def keep_clear(self) -> list[tuple[float, float]]:
         return self._length

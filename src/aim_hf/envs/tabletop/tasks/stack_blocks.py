@@ -33,7 +33,8 @@ class _StackBlocks(Task):
         for name, position in zip(self.colors, places, strict=True):
             yaw = rng.uniform(-1, 1) * LARGEST_YAW[split]
             scene.add_body(f"{name}_cube", [cube(_SIZE, COLORS[name])], *position, yaw=yaw)
-        height = scene.table_top + _SIZE / 2
+        self._size = scene.scale * _SIZE
+        height = scene.table_top + self._size / 2
         self._cubes = [np.array([*position, height]) for position in places]
         self._goal = np.array([*_MIDDLE, height])
 
@@ -47,7 +48,7 @@ class _StackBlocks(Task):
             np.linalg.norm(cubes[0][:2] - _MIDDLE) < _MIDDLE_TOLERANCE
             and abs(cubes[0][2] - scene.table_top) < 0.01
             and all(np.linalg.norm(upper[:2] - lower[:2]) < _STACK_TOLERANCE for lower, upper in pairwise(cubes))
-            and all(abs(upper[2] - lower[2] - _SIZE) < 0.008 for lower, upper in pairwise(cubes))
+            and all(abs(upper[2] - lower[2] - self._size) < 0.008 for lower, upper in pairwise(cubes))
             and all(scene.is_free(name) and scene.is_at_rest(name) for name in names)
         )
 
@@ -60,8 +61,8 @@ class _StackBlocks(Task):
                 motion.wait_until(arm, arms[level - 1])
                 motion.go_home(arms[level - 1])
             # An arm that has just left the tower leaves it at that height, so that its fingers don't catch on it.
-            motion.pick(arm, position, _LIFT + max(level - 1, 0) * _SIZE)
-            motion.place(arm, above(self._goal, level * _SIZE + 0.003), _LIFT)
+            motion.pick(arm, position, _LIFT + max(level - 1, 0) * self._size)
+            motion.place(arm, above(self._goal, level * self._size + 0.003), _LIFT)
         return motion.path()
 
 
@@ -80,6 +81,11 @@ class StackBlocksTwo(_StackBlocks):
         "First bring the red cube to the center, then stack the green one on it.",
         "The green block should end up on the red block in the middle.",
     )
+    requests = (
+        "get the green cube to rest upon the red one in the middle",
+        "pile the blocks up: red below, then green",
+        "use the red cube as the base for the green one",
+    )
 
 
 class StackBlocksThree(_StackBlocks):
@@ -96,4 +102,9 @@ class StackBlocksThree(_StackBlocks):
         "Make a tower of red, green and blue, from the bottom up.",
         "First bring the red cube to the center, then stack the green one and the blue one on it.",
         "The blue block should end up on the green block, which stands on the red one.",
+    )
+    requests = (
+        "pile the blocks up: red below, then green, then blue",
+        "get the blue cube to the top of a pile with green below it and red at the base",
+        "pick red as the base, lay green on it and finish with blue",
     )

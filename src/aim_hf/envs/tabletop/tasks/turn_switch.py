@@ -17,7 +17,7 @@ _WALL, _CLEARANCE = 0.014, 0.0015
 _FRICTION = 0.0  # of the knob, so that it neither tips nor jams
 _MOVED = 0.8 * _TRAVEL
 _TOUCH_HEIGHT = 0.040  # of the tool center point above the table
-_SIDEWAYS = _HANDLE[0] / 2 + 0.014  # from the handle's middle to that of the closed fingers that touch it
+_FINGER = 0.014  # from the middle of the closed fingers to what their side touches
 
 
 class TurnSwitch(Task):
@@ -35,6 +35,11 @@ class TurnSwitch(Task):
         "Shove the {a} knob along its slot, {side}ward.",
         "With closed fingers, push the {a} slider over to the {side}.",
     )
+    requests = (
+        "get the {a} knob over to the {side} end of its slot",
+        "nudge the {a} slider until it stops on the {side}",
+        "bring the {a} switch into its {side} position",
+    )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.17, 0.09) if split == "easy" else (0.19, 0.11)
@@ -43,7 +48,9 @@ class TurnSwitch(Task):
         self._along = np.array([np.cos(yaw), np.sin(yaw)])
         self._side = int(rng.choice([-1, 1]))
         self._a = str(rng.choice(list(COLORS)))
-        self._at, self._knob_at = at, at - self._side * _TRAVEL / 2 * self._along
+        self._travel, self._moved = scene.scale * _TRAVEL, scene.scale * _MOVED
+        self._touch_height, self._sideways = scene.scale * _TOUCH_HEIGHT, scene.scale * _HANDLE[0] / 2 + _FINGER
+        self._at, self._knob_at = at, at - self._side * self._travel / 2 * self._along
         self._table_top = scene.table_top
         scene.add_body("base", _base(TARGET_COLORS[str(rng.choice(list(TARGET_COLORS)))]), *at, yaw=yaw, dynamic=False)
         foot = Part("box", _FOOT, (0.22, 0.20, 0.30), (0, 0, _FOOT[2] / 2))
@@ -51,7 +58,7 @@ class TurnSwitch(Task):
         scene.add_body("knob", [foot, handle], *self._knob_at, yaw=yaw, friction=_FRICTION)
 
     def keep_clear(self) -> list[tuple[float, float]]:
-        return [self._at + offset * self._along for offset in (-_TRAVEL, 0, _TRAVEL)]
+        return [self._at + offset * self._along for offset in (-self._travel, 0, self._travel)]
 
     def words(self) -> dict[str, str]:
         return {"a": self._a, "side": "left" if self._side < 0 else "right"}
@@ -60,7 +67,7 @@ class TurnSwitch(Task):
         knob = scene.pose("knob")[:3]
         moved = knob[:2] - self._knob_at
         return bool(
-            self._side * moved @ self._along > _MOVED
+            self._side * moved @ self._along > self._moved
             and abs(np.linalg.det([moved, self._along])) < 0.01  # still in its slot
             and abs(knob[2] - self._table_top) < 0.01
         )
@@ -70,13 +77,13 @@ class TurnSwitch(Task):
 
         def touching(knob_at: np.ndarray, distance: float) -> np.ndarray:
             """Where the tool is, `distance` behind the handle."""
-            behind = knob_at - self._side * (_SIDEWAYS + distance) * self._along
-            return np.array([*behind, self._table_top + _TOUCH_HEIGHT])
+            behind = knob_at - self._side * (self._sideways + distance) * self._along
+            return np.array([*behind, self._table_top + self._touch_height])
 
         motion = Motion(home_poses())
         motion.move(arm, above(touching(self._knob_at, 0.03), 0.06), opening=CLOSED)
         motion.move(arm, touching(self._knob_at, 0.03))
-        motion.push(arm, touching(self._knob_at + 0.92 * self._side * _TRAVEL * self._along, 0.0))
+        motion.push(arm, touching(self._knob_at + 0.92 * self._side * self._travel * self._along, 0.0))
         return motion.path()
 
 
