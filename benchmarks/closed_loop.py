@@ -4,7 +4,8 @@
     python benchmarks/closed_loop.py --study delays --policy checkpoints/aim-tiny --episodes 20 --output_dir DIR
 
 `schedules`: denoising steps of the world and of the actions, an early end, guidance. `noise`: less of the noise that
-actions start from. `delays`: control steps that a chunk takes to compute, bridged by real-time chunking or without
+actions start from. `few_steps`: few steps of both together. `replanning`: parts of a chunk executed, or planning again
+by signals. `delays`: control steps that a chunk takes to compute, bridged by real-time chunking or without
 telling the new chunk. Each setting has a folder of results, as `aim-hf evaluate` writes it, so a run that was
 stopped goes on; DIR/STUDY.json holds them all, and DIR/STUDY.md the table. Seeds are the same for all settings, held
 out of training, and none of those that success rates are reported on, so that choosing a setting by them is fair.
@@ -22,6 +23,15 @@ STUDIES = {
         *({"num_action_inference_steps": steps} for steps in (1, 2, 5, 20)),
         *({"stop_after": steps} for steps in (1, 2, 3, 4)),
         *({"guidance_scale": scale} for scale in (1.5, 3.0)),
+    ],
+    "few_steps": [
+        {"num_inference_steps": world, "num_action_inference_steps": action}
+        for world, action in ((5, 10), (2, 10), (1, 10), (1, 5), (1, 4), (1, 2), (1, 1))
+    ],
+    "replanning": [
+        *({"n_action_steps": steps} for steps in (8, 6, 4, 2)),
+        *({"replan_drift": drift} for drift in (0.05, 0.1)),
+        *({"replan_entropy": entropy} for entropy in (0.6, 0.8)),
     ],
     "noise": [{"action_noise_scale": scale} for scale in (1.0, 0.5, 0.0)],
     "delays": [

@@ -94,8 +94,8 @@ def main() -> None:
             )
     for split, row in report["rendering"].items():
         print(f"{split}: {row['observations_per_second']:.0f} three-camera observations/s")
-    if arguments.output:
-        write_text(arguments.output, json.dumps(report, indent=2) + "\n")
+    if arguments.output_file:
+        write_text(arguments.output_file, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def execute(chunk):
     observations, actions = [result.observation for result in results[pipe.actions_per_frame - 1 :: 2]], chunk
     return observations
 """
+ALONE = 'session = pipe.start("lift the pot")\nout = pipe(observation, session=session)\n'
 SERVED = (
     ROBOT
     + """
@@ -118,7 +119,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Run({"--episodes 50": "--episodes 1"}),
         Left("hours; tests/evaluation/test_perturbations.py runs it, smaller"),
     ],
-    "docs/rollout.md": [Run(before=ROBOT), Run(), Run()],
+    "docs/rollout.md": [Run(before=ROBOT), Run(), Run(), Run(before=ALONE), Run()],
     "docs/stage2.md": [
         Run(
             {"--tasks stack_blocks_two click_bell --max_steps 40": "--tasks click_bell --max_steps 1"}

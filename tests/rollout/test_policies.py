@@ -59,7 +59,7 @@ def test_a_part_of_a_chunk_is_executed_and_planned_again(observations):
     first = policy.predict([observations[:1]], pictures="value_maps")
     assert first.actions.shape == (1, 4, 16) and first.value_maps["head_camera"].shape == (1, 4, 64, 96)
     second = policy.predict([observations[1:3]], first.actions)
-    assert policy.plans == 2
+    assert first.planned == second.planned == [True]
 
     pipe, generator = policy.pipe, torch.Generator().manual_seed(1)
     session = pipe.start("ring the bell")
@@ -78,26 +78,27 @@ def test_a_signal_decides_when_to_plan_again(observations, signal):
     def run(threshold, rows=1):
         policy = make_policy(**{signal: threshold})
         policy.start(["ring the bell"] * rows, list(range(rows)))
-        actions = [policy.predict([observations[:1]] * rows).actions]
+        predictions = [policy.predict([observations[:1]] * rows)]
         for frame in range(1, 5):
-            actions.append(policy.predict([observations[frame : frame + 1]] * rows, actions[-1]).actions)
+            seen = [observations[frame : frame + 1]] * rows
+            predictions.append(policy.predict(seen, predictions[-1].actions))
+        actions = [prediction.actions for prediction in predictions]
         assert all(part.shape == (rows, 2, 16) for part in actions)
-        return policy, np.concatenate(actions, axis=1)
+        plans = sum(int(prediction.planned.sum()) for prediction in predictions)
+        return policy, np.concatenate(actions, axis=1), plans
 
-    never, one_chunk = run(1.0)
-    always, _ = run(0.0)
-    assert never.plans == 2 and always.plans == 5
+    never, one_chunk, plans = run(1.0)
+    assert plans == 2 and run(0.0)[2] == 5
     plain = make_policy()
     plain.start(["ring the bell"], [0])
     np.testing.assert_allclose(one_chunk[:, :8], plain.predict([observations[:1]]).actions, rtol=0, atol=1e-6)
     row = never._rows[0]
-    values = sorted(
+    values = sorted(  # of the plan's four frames
         frame_drift({name: clip[None] for name, clip in row.frames.items()}, [observations[1:5]])[0]
         if signal == "replan_drift"
         else map_entropy({name: clip[None] for name, clip in row.value_maps.items()})[0]
     )
-    some, _ = run(float(np.mean(values)), rows=3)
-    assert 3 * 2 <= some.plans <= 3 * 5
+    assert values[0] < values[-1] and 3 * 2 <= run(float(np.mean(values)), rows=3)[2] <= 3 * 5
 
 
 @pytest.mark.parametrize(

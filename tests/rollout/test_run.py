@@ -205,7 +205,7 @@ def test_parts_of_chunks_in_closed_loop(environments):
     """Twice as many plans, and the same number of moments in the film."""
     traced = Traced(make_policy(n_action_steps=4))
     (result,) = run(traced, environments, SEEDS[:1], filmed=SEEDS[:1])
-    assert traced.chunks == traced.plans == 10 and result.steps == 40
+    assert traced.chunks == result.plans == 10 and result.steps == 40
     board = result.storyboard
     assert board.steps == list(range(2, 41, 2)) and len(board.observed) == len(board.imagined) == 20
     assert 0 <= result.peak_error["head_camera"] < 1.2

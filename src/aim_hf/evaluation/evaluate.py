@@ -324,6 +324,7 @@ def _append_record(output: Path, result: EpisodeResult, policy_sha256: str | Non
         "instruction": result.instruction,
         "success": result.success,
         "steps": result.steps,
+        "plans": result.plans,
         "expert_success": result.expert_success,
         "peak_error": result.peak_error,
         "peak_error_cm": result.peak_error_cm,

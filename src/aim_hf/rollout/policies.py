@@ -34,12 +34,13 @@ class Prediction:
 
     actions: (B, T, action_dim) in physical units. value_maps: camera -> (B, F, H, W) in [0, 1]. frames: camera ->
     (B, F, H, W, 3) in [0, 1]. Both are of a whole chunk, and None if they weren't requested or the policy doesn't
-    predict them.
+    predict them. planned: (B,) bool, rows that planned anew; None for all of them.
     """
 
     actions: np.ndarray
     value_maps: dict[str, np.ndarray] | None = None
     frames: dict[str, np.ndarray] | None = None
+    planned: np.ndarray | None = None
 
 
 class Policy(Protocol):
@@ -151,7 +152,6 @@ class AIMPolicy:
             canvas_width = pipe.processor.canvas_size[1]
             self.pixel_size[name] = (slot_width / width / canvas_width, slot_height / height / canvas_width)
         self._rows: list[_Row] = []
-        self.plans = 0  # plans of all rows since `start`
         pipe.set_progress_bar_config(disable=True)
 
     def _check_execution(
@@ -225,7 +225,7 @@ class AIMPolicy:
         return self.replan_drift is not None or self.replan_entropy is not None
 
     def start(self, instructions: list[str], seeds: list[int]) -> None:
-        self._rows, self.plans = [], 0
+        self._rows = []
         for first in range(0, len(seeds), ROWS):
             of_call = instructions[first : first + ROWS]
             session = self.pipe.start(filled(of_call), negative_prompt=self.negative_prompt)
@@ -260,6 +260,7 @@ class AIMPolicy:
             actions=np.stack([row.actions[row.position : row.position + count] for row in self._rows]),
             value_maps=None if pictures == "none" else self._clips("value_maps"),
             frames=self._clips("frames") if pictures == "all" else None,
+            planned=np.array([row.position == 0 for row in self._rows]),
         )
         for row in self._rows:
             row.position += count
@@ -313,7 +314,6 @@ class AIMPolicy:
             row.seen, row.executed, row.actions, row.position = [], [], actions[index], 0
             row.value_maps = None if pictures == "none" else _of_row(out.value_maps, index)
             row.frames = _of_row(out.frames, index) if pictures == "all" else None
-        self.plans += len(rows)
 
     def _clips(self, name: str) -> dict[str, np.ndarray]:
         """What is ahead in each row's plan, camera -> (B, F, ...); the last frame repeats."""

@@ -27,7 +27,7 @@ class EpisodeResult:
     """The outcome of one episode.
 
     simulator: versions and commits of the simulator. expert_success: whether the scripted expert succeeds.
-    steps: control steps until success or the end.
+    steps: control steps until success or the end. plans: how often the policy planned.
     peak_error: camera -> distance between the peak of the first chunk's last value map and the true contact, as a
         fraction of the canvas's width; None if the contact is out of view. The whole is None if the policy predicts no
         maps. If the policy acts on true maps, these are measured, and the error is that of the codec.
@@ -42,6 +42,7 @@ class EpisodeResult:
     expert_success: bool
     success: bool = False
     steps: int = 0
+    plans: int = 0
     peak_error: dict[str, float | None] | None = None
     peak_error_cm: dict[str, float | None] | None = None
     storyboard: Storyboard | None = None
@@ -143,6 +144,7 @@ def _run(
                 result.storyboard.add_chunk(prediction, index, latest.observations, latest.steps - result.steps)
                 result.storyboard.success = latest.success
             result.success, result.steps = latest.success, latest.steps
+            result.plans += prediction.planned is None or bool(prediction.planned[index])
             row.observations, row.value_maps, row.done = latest.observations, latest.value_maps, latest.done
         yield from (row.result for row in rows if row.done)
         running = [index for index, row in enumerate(rows) if not row.done]
