@@ -12,6 +12,7 @@ from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.model import layers
 from aim_hf.model.attention import attend, unit_block_mask, visible_sets
 from aim_hf.model.visibility import Kind, Units, Visibility, visible
+from aim_hf.pipeline.sampling import new_schedulers, with_steps
 from aim_hf.training.flow_matching import FlowMatchingLoss, FlowMatchingOutput
 from aim_hf.utils.versions import ACTIVATION_CHECKPOINTING
 
@@ -243,6 +244,18 @@ def test_weights_and_masks_of_the_loss(lookahead):
         total += ((out.action_velocity[:, :, places] - target).square() * seen).sum()
         counted += seen.sum()
     assert out.action_loss.item() == pytest.approx((total / counted).item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_times_of_few_steps_are_those_of_the_schedulers(steps):
+    """Each time at which a denoising step starts is trained, and no other."""
+    config = make_model().config
+    loss = FlowMatchingLoss(config, 5, 7, num_inference_steps=steps, num_action_inference_steps=steps)
+    values = torch.zeros(8, config.in_channels, 3 * config.chunk_latent_frames, H, W)
+    drawn = loss._sample_timesteps(values, {"generator": torch.Generator().manual_seed(0)})
+    for times, scheduler in zip(drawn, new_schedulers(config).values(), strict=True):
+        expected = with_steps(scheduler, steps, torch.device("cpu")).sigmas[:-1]
+        torch.testing.assert_close(times.unique(), expected.flip(0).to(times))
 
 
 def cast(value, dtype):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from aim_hf import AIMForWorldAction, AIMPipeline
 from aim_hf.commands.train import main as run_train
+from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.training.initial_model import initial_model
 from aim_hf.training.trainer import EMA_FILE
 from aim_hf.utils.files import UnreadableFile
@@ -60,8 +61,11 @@ def train(pipe, latents, folder: Path, launch: list[str], **options):  # noqa: F
 
 def test_adapters_are_exported_apart_and_merged(pipe, latents, tmp_path):  # noqa: F811
     launch = ["--config_file", str(ROOT / "pipelines" / "accelerate" / "cpu.yaml")]
-    train(pipe, latents, tmp_path, launch, preset=None, config="{}", lora_rank=2, max_steps=2)
-    merged = AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline").model
+    steps = {"num_inference_steps": 1, "num_action_inference_steps": 4}
+    train(pipe, latents, tmp_path, launch, preset=None, config="{}", lora_rank=2, max_steps=2, **steps)
+    trained = AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert trained.sampling_config == SamplingConfig(**steps)
+    merged = trained.model
     loaded = PeftModel.from_pretrained(
         AIMForWorldAction.from_pretrained(tmp_path / "base" / "model"), tmp_path / "run" / "adapter"
     )
@@ -147,6 +151,7 @@ def test_one_episode_may_be_overfitted_and_a_run_goes_on_only_as_it_began(pipe, 
         ("have actions_per_latent_frame=8, and the model actions_per", {"config": '{"actions_per_latent_frame": 4}'}),
         ("--config is .*expected a JSON object of AIMConfig fields", {"config": '{"foo": 1}'}),
         ("--config is .*expected a JSON object of AIMConfig fields", {"config": '["ab"]'}),
+        ("num_inference_steps is 0; expected a whole number, at least 1", {"num_inference_steps": 0}),
         ("--lora_rank is 0; expected a whole number, at least 1", {"lora_rank": 0}),
         ("--max_steps is 0 and --num_train_epochs 3", {"max_steps": 0}),
         ("index.json is missing", {"latents": tmp_path / "base"}),

@@ -215,6 +215,7 @@ class Exporter:
             text_encoder=load_text_encoder(self.policy),
             processor=self.processor,
             model=averaged,
+            sampling_config=trainer.args.sampling_config,
             **new_schedulers(config),
         ).save_pretrained(output / "pipeline")
         record = {"steps": trainer.state.global_step, "log_history": trainer.state.log_history}

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
+from ..pipeline.sampling_config import SamplingConfig
+
 # Fields of `TrainingArguments` that affect the learned weights. The others concern device, duration and reports.
 LEARNING = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
@@ -38,8 +40,27 @@ class AIMTrainingArguments(ResumableArguments):
 
     MAY_CHANGE: ClassVar = ("sample_steps", "remove_unused_columns")
 
+    @property
+    def sampling_config(self) -> SamplingConfig:
+        """Sampling parameters of the trained pipeline."""
+        steps = {"num_inference_steps": self.num_inference_steps}
+        steps |= {"num_action_inference_steps": self.num_action_inference_steps}
+        return SamplingConfig(**{name: number for name, number in steps.items() if number is not None})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.sampling_config  # raises ValueError for numbers out of range
+
     num_draws: int = field(default=1, metadata={"help": "noise samples per chunk of RGB and value latents"})
     num_action_draws: int = field(default=1, metadata={"help": "noise samples per chunk of actions; these are cheap"})
+    num_inference_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "train RGB and value maps only at the times of so many denoising steps, and let the pipeline take "
+            "them; all times if not given"
+        },
+    )
+    num_action_inference_steps: int | None = field(default=None, metadata={"help": "the same of actions"})
     history_noise_probability: float = field(
         default=0.0, metadata={"help": "share of windows with noisy real observations; the model gets the noise level"}
     )

@@ -34,6 +34,11 @@ def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
+def of_steps(u: torch.Tensor, steps: int | None) -> torch.Tensor:
+    """Uniform u in [0, 1) as one of the times 1/steps, 2/steps .. 1 at which so many denoising steps start."""
+    return u if steps is None else ((u * steps).floor() + 1) / steps
+
+
 class FlowMatchingLoss:
     """Eq. (9) over K chunks, each denoised from its real history (teacher forcing).
 
@@ -45,10 +50,21 @@ class FlowMatchingLoss:
         config: of the model.
         num_draws: D, noise samples per chunk of RGB and value latents. They share the clean tokens.
         num_action_draws: E, noise samples per chunk of actions. Only the action expert computes on them.
+        num_inference_steps, num_action_inference_steps: times are those of so many denoising steps, of RGB and value
+            latents, and of actions; None for all times.
     """
 
-    def __init__(self, config: AIMConfig, num_draws: int = 1, num_action_draws: int = 1):
+    def __init__(
+        self,
+        config: AIMConfig,
+        num_draws: int = 1,
+        num_action_draws: int = 1,
+        num_inference_steps: int | None = None,
+        num_action_inference_steps: int | None = None,
+    ):
         self.config, self.num_draws, self.num_action_draws = config, num_draws, num_action_draws
+        self.num_inference_steps = num_inference_steps
+        self.num_action_inference_steps = num_action_inference_steps
 
     def __call__(
         self,
@@ -138,6 +154,8 @@ class FlowMatchingLoss:
         B, K = len(value_latents), value_latents.shape[2] // self.config.chunk_latent_frames
         u_video = torch.rand(B, self.num_draws, K, **random)
         u_action = torch.rand(B, self.num_action_draws, K, **random)
+        u_video = of_steps(u_video, self.num_inference_steps)
+        u_action = of_steps(u_action, self.num_action_inference_steps)
         return shifted(u_video, self.config.video_shift), shifted(u_action, self.config.action_shift)
 
     def _sample_noise(self, value_latents: torch.Tensor, random: dict[str, Any]) -> tuple[torch.Tensor, ...]:

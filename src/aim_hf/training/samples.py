@@ -29,7 +29,10 @@ from .trainer import AIMTrainer
 
 @torch.no_grad()
 def sample_first_chunk(
-    model: AIMForWorldAction, batch: dict[str, torch.Tensor], generator: torch.Generator | None = None
+    model: AIMForWorldAction,
+    batch: dict[str, torch.Tensor],
+    sampling: SamplingConfig,
+    generator: torch.Generator | None = None,
 ) -> dict[str, torch.Tensor]:
     """Samples the first chunk of each window, given its first latent frame.
 
@@ -41,7 +44,6 @@ def sample_first_chunk(
     cache = model.new_cache(B, height, width)
     model.set_text(cache, batch["prompt_embeds"])
     model.append(cache, latents[:, :, :1])
-    sampling = SamplingConfig()
     *world, noise = prepare_latents(config, sampling, B, (height, width), generator, latents.device)
     scheduler, action_scheduler = new_schedulers(config).values()
     rgb, value = denoise_world(model, cache, *world, scheduler, sampling)
@@ -96,7 +98,7 @@ class SampleCallback(TrainerCallback):
         generator = torch.Generator().manual_seed(0)
         with self.trainer.averaged_model() as model:
             model.eval()
-            sampled = sample_first_chunk(model, batch, generator=generator)
+            sampled = sample_first_chunk(model, batch, self.trainer.args.sampling_config, generator)
             model.train()
         config = self.trainer.model.config
         true_value = batch["value_latents"][:, :, : config.chunk_latent_frames]

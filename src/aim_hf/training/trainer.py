@@ -43,7 +43,8 @@ class AIMTrainer(CheckpointedTrainer):
         self.ema: EMAModel | None = None  # set when training begins
         self.sample_metrics: dict[str, float] = {}  # of the last sample, until they are logged
         self._terms: dict[str, list[torch.Tensor]] = {name: [] for name in LOSS_TERMS}
-        self.objective = FlowMatchingLoss(model.config, args.num_draws, args.num_action_draws)
+        steps = args.num_inference_steps, args.num_action_inference_steps
+        self.objective = FlowMatchingLoss(model.config, args.num_draws, args.num_action_draws, *steps)
         horizon = model.config.action_horizon
         if args.committed_probability and not 1 <= args.committed_max < horizon:
             raise ValueError(
