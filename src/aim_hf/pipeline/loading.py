@@ -1,15 +1,27 @@
-"""Loads components of a pipeline folder, AIM's or Wan's, and checks that each is complete."""
+"""Loads and saves pipelines: folders of AIM, Wan and LingBot-VA. Every component is checked to be complete."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin
-from transformers import AutoModelForTextEncoding, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, ProcessorMixin
 
-from ..model.checkpoint import as_dtype, check_all_loaded, component_tensors
+from ..model.checkpoint import (
+    DOWNLOAD_KWARGS,
+    as_dtype,
+    check_all_loaded,
+    component_tensors,
+    local_folder,
+    stored_tensors,
+)
+from ..model.modeling_aim import AIMForWorldAction
+from ..model.processing_aim import AIMProcessor, robotwin_processor
+from ..utils.files import written_folder
 from ..utils.versions import PIPELINE_DTYPE
+from .sampling import new_schedulers
 
 # Base class of each component; a model may be wrapped by PEFT or torch.compile.
 COMPONENTS = {
@@ -67,3 +79,132 @@ def component_dtypes(
     if unknown := sorted(dtypes.keys() - {*COMPONENTS, "default"}):
         raise ValueError(f"dtype has {unknown}; expected some of {', '.join(COMPONENTS)} and default.")
     return {PIPELINE_DTYPE: {name: as_dtype(of_component) for name, of_component in dtypes.items()}}
+
+
+class AIMLoaderMixin:
+    """Loads and saves an [`AIMPipeline`]: from its own folder, or from a video model's."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Loads a pipeline folder or a Hub repository, and checks that it is complete.
+
+        Args:
+            pretrained_model_name_or_path: folder or repo id.
+            subfolder: of the pipeline, in a folder or repository that holds several.
+            dtype: of the model and the text encoder, a `torch.dtype` or its name; as stored if not given or "auto".
+                The VAE stays in float32, as in Wan, unless a dict names it: `{"vae": torch.bfloat16, "default": ...}`.
+            kwargs: as in `DiffusionPipeline.from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`,
+                components to use instead of the stored ones ...
+
+        Raises:
+            OSError: for a damaged, truncated or pickled file, which it names, or a repository that can't be read.
+            ValueError: for tensors that are missing or unknown, which it names, components that don't fit, or an
+                unknown dtype.
+        """
+        check_components({name: kwargs[name] for name in COMPONENTS if name in kwargs})
+        dtypes = component_dtypes(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
+        download_kwargs = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, subfolder, **download_kwargs) / (subfolder or "")
+        stored = stored_tensors(folder, given=kwargs)
+        pipe = super().from_pretrained(str(folder), **(kwargs | dtypes | {"use_safetensors": True}))
+        for name, tensors in stored.items():
+            check_all_loaded(getattr(pipe, name), tensors, source=str(folder / name))
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipe
+
+    @classmethod
+    def from_wan(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """A new AIM from a Wan2.2 pipeline: it keeps the VAE and text encoder, and its video stream has the weights of
+        the transformer (see [`AIMForWorldAction.from_wan`]). It must be trained: its action head and value maps are
+        new.
+
+        Args:
+            name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
+            dtype: of the model and the text encoder, a `torch.dtype` or its name; as stored if not given or "auto".
+                The VAE stays in float32, as in Wan.
+            processor: the [`AIMProcessor`], with the text encoder's tokenizer; for RoboTwin's robots if not given.
+            kwargs: fields of [`AIMConfig`] that the video model doesn't determine, and download arguments (`revision`,
+                `token` ...).
+
+        Raises:
+            OSError: for a damaged or missing file, which it names.
+            ValueError: for tensors that are missing, unknown or of another shape, or components that don't fit.
+        """
+        return cls._from_video_model(AIMForWorldAction.from_wan, name_or_path, **kwargs)
+
+    @classmethod
+    def from_lingbot_va(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """As `from_wan`, from LingBot-VA; see [`AIMForWorldAction.from_lingbot_va`]."""
+        return cls._from_video_model(AIMForWorldAction.from_lingbot_va, name_or_path, **kwargs)
+
+    @classmethod
+    def _from_video_model(
+        cls,
+        load_model: Callable[..., AIMForWorldAction],
+        name_or_path: str | os.PathLike,
+        dtype: torch.dtype | str | None = None,
+        processor: AIMProcessor | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
+        folder = local_folder(name_or_path, **download)
+        if processor is None:
+            processor = robotwin_processor(AutoTokenizer.from_pretrained(folder / "tokenizer"))
+        kwargs.setdefault("action_dim", processor.action_dim)
+        vae, text_encoder = load_vae(folder), load_text_encoder(folder, dtype)
+        model = load_model(folder, dtype=dtype, **kwargs)
+        return cls(
+            vae=vae,
+            text_encoder=text_encoder,
+            processor=processor,
+            model=model,
+            **new_schedulers(model.config),
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As `DiffusionPipeline.save_pretrained`, but the folder appears only once it is complete, and shards have at
+        most 5 GB (`max_shard_size`). Adds a `pipeline.py`, through which plain
+        `DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)` finds this
+        class.
+
+        Raises:
+            ValueError: for `safe_serialization=False`, since AIM never reads pickles.
+            OSError: if the folder can't be written.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization is False; expected True: AIM is saved as safetensors alone.")
+        kwargs.setdefault("max_shard_size", "5GB")
+        if push_to_hub:
+            kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
+        with written_folder(save_directory) as folder:
+            (folder / "pipeline.py").write_text("from aim_hf import AIMPipeline  # noqa: F401\n")
+            super().save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
+
+    def to(self, *args: Any, dtype: torch.dtype | str | None = None, **kwargs: Any) -> Self:
+        """As `DiffusionPipeline.to`, but the VAE keeps its dtype; only `pipe.vae.to(dtype)` changes it.
+
+        Raises:
+            ValueError: for an unknown dtype.
+        """
+        *device, last = args or (None,)
+        if device or isinstance(last, torch.dtype):
+            if dtype is not None:
+                raise ValueError(f"dtype is given twice, as {last} and {dtype}; give it once.")
+            args, dtype = device, last
+        if dtype is not None:
+            dtype = as_dtype(dtype)
+            for component in (self.text_encoder, self.model):
+                component.to(dtype)
+        return super().to(*args, **kwargs)
