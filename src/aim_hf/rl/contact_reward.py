@@ -1,0 +1,88 @@
+"""The reward of eq. (12) for the contacts that happen, r = M_before(P(p)) - M_after(P(p)).
+
+A value map shows where the next contact will be. This reward therefore takes the contact itself as the landing point
+p: the detector that labels the demonstrations' maps also watches the rollout. A contact in the place that the map
+shows is paid up to 1, and a contact elsewhere 0. A map that still shows the place after the contact takes the pay
+back.
+
+- The contact decides the depth: a tool that hovers on a camera's ray through the place touches nothing.
+- The map is read before the contact, so that a map that has already moved on doesn't hide it.
+- Nothing is paid for waiting. An object that is picked, dropped and picked again gives nothing, since the map shows
+  the pick again where it was dropped.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..envs.base import CAMERAS
+from ..value_maps.contacts import MadeContact
+from ..value_maps.render import Event, render_value_maps
+from .rewards import Outcome
+
+
+def contact_reward(outcomes: list[Outcome], cameras: Sequence[str] = CAMERAS) -> list[np.ndarray]:
+    """Sum over the contacts of each chunk: their likeness to the predicted map before, less that after.
+
+    Before: the largest likeness of the last F frames up to the contact. After: that of the first frame of the next
+    chunk, which is predicted from what the contact left; 0 if the episode ends with this chunk.
+
+    Args:
+        cameras: whose maps are read.
+
+    Returns:
+        For each outcome (C,): above -1 to 1 for each contact, 0 for a chunk without contact.
+
+    Raises:
+        ValueError: for an unknown camera or none.
+    """
+    unknown = set(cameras) - set(CAMERAS)
+    if unknown or not cameras:
+        raise ValueError(f"cameras are {list(cameras)}; expected some of {', '.join(CAMERAS)}.")
+    rewards = []
+    for outcome in outcomes:
+        chunks, frames = outcome.targets.shape[:2]
+        reward = np.zeros(chunks)
+        for contact in outcome.contacts:
+            # Frame i of the episode follows (i + 1) * actions_per_frame control steps.
+            end = max(contact.frame // outcome.actions_per_frame, 1)
+            chunk = (contact.frame - 1) // (frames * outcome.actions_per_frame)
+            reward[chunk] += likeness(outcome, contact, slice(max(end - frames, 0), end), cameras).max()
+            if chunk + 1 < chunks:
+                next_frame = (chunk + 1) * frames
+                reward[chunk] -= likeness(outcome, contact, slice(next_frame, next_frame + 1), cameras)[0]
+        rewards.append(reward)
+    return rewards
+
+
+def likeness(
+    outcome: Outcome, contact: MadeContact, frames: slice, cameras: Sequence[str] = CAMERAS
+) -> np.ndarray:
+    """How well the predicted maps of some frames show a contact: (num_frames,), 1 if exactly, 0 if not at all.
+
+    The contact is drawn as the labels are, and the two pictures are compared: the sum of their minimum over the sum of
+    their maximum, in the pixels that the contact covers. A single reading at the contact would be the same anywhere
+    on a wide contact, such as a cube's face. The geometric mean is taken over the cameras that see the contact, since
+    each is blind along its ray.
+
+    Args:
+        frames: of the C * F frames of the episode.
+    """
+    count = frames.stop - frames.start
+    still = np.tile(np.float32([0, 0, 0, 1, 0, 0, 0]), (count, 1))
+    event = Event(contact.kind, contact.arm, count - 1, "world", contact.points, still)
+    logs, seen = np.zeros(count), np.zeros(count)
+    for camera in cameras:
+        maps, *matrices = (
+            np.concatenate(values)[frames]
+            for values in (outcome.value_maps[camera], outcome.intrinsics[camera], outcome.extrinsics[camera])
+        )
+        drawn = render_value_maps([event], *matrices, *maps.shape[1:])[..., 0] / 255
+        covered = drawn > 0
+        smaller, larger = (
+            (pictures * covered).sum(axis=(1, 2)) for pictures in (np.minimum(drawn, maps), np.maximum(drawn, maps))
+        )
+        in_view = covered.any(axis=(1, 2))
+        logs += np.where(in_view, np.log((smaller / larger.clip(min=1e-6)).clip(min=1e-6)), 0)
+        seen += in_view
+    return np.where(seen > 0, np.exp(logs / seen.clip(min=1)), 0)
