@@ -31,7 +31,7 @@ def contact_reward(outcomes: list[Outcome], cameras: Sequence[str] = CAMERAS) ->
         cameras: whose maps are read.
 
     Returns:
-        For each outcome (C,): above -1 to 1 for each contact, 0 for a chunk without contact.
+        For each outcome (C,): a sum of numbers between -1 and 1, one for each contact; 0 without contact.
 
     Raises:
         ValueError: for an unknown camera or none.
@@ -55,15 +55,12 @@ def contact_reward(outcomes: list[Outcome], cameras: Sequence[str] = CAMERAS) ->
     return rewards
 
 
-def likeness(
-    outcome: Outcome, contact: MadeContact, frames: slice, cameras: Sequence[str] = CAMERAS
-) -> np.ndarray:
+def likeness(outcome: Outcome, contact: MadeContact, frames: slice, cameras: Sequence[str] = CAMERAS) -> np.ndarray:
     """How well the predicted maps of some frames show a contact: (num_frames,), 1 if exactly, 0 if not at all.
 
-    The contact is drawn as the labels are, and the two pictures are compared: the sum of their minimum over the sum of
-    their maximum, in the pixels that the contact covers. A single reading at the contact would be the same anywhere
-    on a wide contact, such as a cube's face. The geometric mean is taken over the cameras that see the contact, since
-    each is blind along its ray.
+    The contact is drawn as the labels are and compared with the map: the sum of their minimum over the sum of their
+    maximum, in the pixels of all cameras that the contact covers. Reading the map at the contact's points would give
+    the same anywhere within a wide contact, such as a cube's face. Other pixels may show the other arm's contact.
 
     Args:
         frames: of the C * F frames of the episode.
@@ -71,18 +68,13 @@ def likeness(
     count = frames.stop - frames.start
     still = np.tile(np.float32([0, 0, 0, 1, 0, 0, 0]), (count, 1))
     event = Event(contact.kind, contact.arm, count - 1, "world", contact.points, still)
-    logs, seen = np.zeros(count), np.zeros(count)
+    smaller, larger = np.zeros(count), np.zeros(count)
     for camera in cameras:
         maps, *matrices = (
             np.concatenate(values)[frames]
             for values in (outcome.value_maps[camera], outcome.intrinsics[camera], outcome.extrinsics[camera])
         )
         drawn = render_value_maps([event], *matrices, *maps.shape[1:])[..., 0] / 255
-        covered = drawn > 0
-        smaller, larger = (
-            (pictures * covered).sum(axis=(1, 2)) for pictures in (np.minimum(drawn, maps), np.maximum(drawn, maps))
-        )
-        in_view = covered.any(axis=(1, 2))
-        logs += np.where(in_view, np.log((smaller / larger.clip(min=1e-6)).clip(min=1e-6)), 0)
-        seen += in_view
-    return np.where(seen > 0, np.exp(logs / seen.clip(min=1)), 0)
+        smaller += np.minimum(drawn, maps).sum(axis=(1, 2))
+        larger += np.maximum(drawn, maps).sum(axis=(1, 2), where=drawn > 0)
+    return smaller / larger.clip(min=1e-6)

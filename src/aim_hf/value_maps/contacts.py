@@ -33,10 +33,10 @@ class _Touch:
 
 @dataclass(frozen=True)
 class MadeContact:
-    """An event where and when it was detected.
+    """An event of an episode that still goes on.
 
-    kind, arm, frame: as in `Event`; a frame is a control step. points (num_points, 3) float64: contact points in world
-    coordinates (m).
+    kind, arm, frame: as in `Event`; a frame is a control step. points (num_points, 3) float64: the contact points on
+    their body, in world coordinates (m), where the body was in the frame before, as a value map shows them.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class EventDetector:
         The arm of the event is the last arm that touched it.
     press, push: a closed finger pushes one of the task's press or push targets for the first time.
 
-    `made`: the events so far, in time order, each as it was detected.
+    `made`: the events so far, in time order.
     """
 
     def __init__(self, env: Environment) -> None:
@@ -116,10 +116,12 @@ class EventDetector:
         self._find_places(env, {body for _, body in touches})
 
     def conclude(self, env: Environment) -> None:
-        """Checks places once more when the task is fulfilled, since the episode ends before a rest has lasted."""
-        touched = {body for _, body in self._touches(env.contacts(self.arm_of), env.physics_dt)}
+        """Checks once more when the task is fulfilled, since the episode ends with the last contact: a press or push
+        between two checks, or a place before the rest has lasted."""
+        touches = self._touches(env.contacts(self.arm_of), env.physics_dt)
+        self._find_presses_and_pushes(env, touches)
         for _ in range(1 + HOLD_CHECKS):  # the first may begin a rest
-            self._find_places(env, touched)
+            self._find_places(env, {body for _, body in touches})
 
     def events(self) -> list[Event]:
         """The events so far in time order, with the poses of their bodies in the frames so far."""
