@@ -1,37 +1,36 @@
-"""The reward of eq. (12) for the contacts that happen, r = M_before(P(p)) - M_after(P(p)).
+"""The reward of eq. (12) for the contacts that happen.
 
 A value map shows where the next contact will be. This reward therefore takes the contact itself as the landing point
-p: the detector that labels the demonstrations' maps also watches the rollout. A contact in the place that the map
-shows is paid up to 1, and a contact elsewhere 0. A map that still shows the place after the contact takes the pay
-back.
+p of r = M(P(p)): the detector that labels the demonstrations' maps also watches the rollout. A contact in the place
+that the map shows is paid up to 1, and a contact elsewhere 0.
 
 - The contact decides the depth: a tool that hovers on a camera's ray through the place touches nothing.
 - The map is read before the contact, so that a map that has already moved on doesn't hide it.
-- Nothing is paid for waiting. An object that is picked, dropped and picked again gives nothing, since the map shows
-  the pick again where it was dropped.
+- The rewards of an episode are the differences of a potential, the sum of the best likeness of each contact so far.
+  Nothing is paid for waiting, or for an object that is picked, dropped and picked again.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ..envs.base import CAMERAS
+from ..envs.base import ARMS, CAMERAS
 from ..value_maps.contacts import MadeContact
 from ..value_maps.render import Event, render_value_maps
 from .rewards import Outcome
 
 
 def contact_reward(outcomes: list[Outcome], cameras: Sequence[str] = CAMERAS) -> list[np.ndarray]:
-    """Sum over the contacts of each chunk: their likeness to the predicted map before, less that after.
+    """Sum over the contacts of each chunk: their likeness to the predicted map before, as far as it is new.
 
-    Before: the largest likeness of the last F frames up to the contact. After: that of the first frame of the next
-    chunk, which is predicted from what the contact left; 0 if the episode ends with this chunk.
+    The map is that of the last F frames up to the contact, and since the arm's previous contact, which shows it best.
+    A contact of the same kind, arm and body as an earlier one is paid the excess over the best of these.
 
     Args:
         cameras: whose maps are read.
 
     Returns:
-        For each outcome (C,): a sum of numbers between -1 and 1, one for each contact; 0 without contact.
+        For each outcome (C,): a sum of numbers between 0 and 1, one for each contact; 0 without contact.
 
     Raises:
         ValueError: for an unknown camera or none.
@@ -43,14 +42,18 @@ def contact_reward(outcomes: list[Outcome], cameras: Sequence[str] = CAMERAS) ->
     for outcome in outcomes:
         chunks, frames = outcome.targets.shape[:2]
         reward = np.zeros(chunks)
+        best: dict[tuple[str, str, int], float] = {}
+        since = dict.fromkeys(ARMS, 0)  # number of frames up to an arm's previous contact
         for contact in outcome.contacts:
             # Frame i of the episode follows (i + 1) * actions_per_frame control steps.
             end = max(contact.frame // outcome.actions_per_frame, 1)
+            start = min(max(since[contact.arm], end - frames), end - 1)
+            since[contact.arm] = end
+            found = likeness(outcome, contact, slice(start, end), cameras).max()
+            key = contact.kind, contact.arm, contact.body
             chunk = (contact.frame - 1) // (frames * outcome.actions_per_frame)
-            reward[chunk] += likeness(outcome, contact, slice(max(end - frames, 0), end), cameras).max()
-            if chunk + 1 < chunks:
-                next_frame = (chunk + 1) * frames
-                reward[chunk] -= likeness(outcome, contact, slice(next_frame, next_frame + 1), cameras)[0]
+            reward[chunk] += max(found - best.get(key, 0.0), 0.0)
+            best[key] = max(found, best.get(key, 0.0))
         rewards.append(reward)
     return rewards
 
@@ -71,7 +74,7 @@ def likeness(outcome: Outcome, contact: MadeContact, frames: slice, cameras: Seq
     smaller, larger = np.zeros(count), np.zeros(count)
     for camera in cameras:
         maps, *matrices = (
-            np.concatenate(values)[frames]
+            values.reshape(-1, *values.shape[2:])[frames]
             for values in (outcome.value_maps[camera], outcome.intrinsics[camera], outcome.extrinsics[camera])
         )
         drawn = render_value_maps([event], *matrices, *maps.shape[1:])[..., 0] / 255

@@ -35,13 +35,16 @@ class _Touch:
 class MadeContact:
     """An event of an episode that still goes on.
 
-    kind, arm, frame: as in `Event`; a frame is a control step. points (num_points, 3) float64: the contact points on
-    their body, in world coordinates (m), where the body was in the frame before, as a value map shows them.
+    kind, arm, frame: as in `Event`; a frame is a control step.
+    body: id of the picked, placed, pressed or pushed body.
+    points (num_points, 3) float64: world coordinates (m) of the contact points, with their body where it was in the
+        frame before, as a value map shows them.
     """
 
     kind: str
     arm: str
     frame: int
+    body: int
     points: np.ndarray
 
 
@@ -193,7 +196,7 @@ class EventDetector:
                     if {contact.body_a, contact.body_b} == {body, support}
                     for point in contact.points
                 ]
-                self._add(env, "place", arm, support, points)
+                self._add(env, "place", arm, support, points, moved=body)
 
     def _support(self, body: int, contacts: list[Contact]) -> int | None:
         """The body, other than the robot, that carries most of the weight of `body`; None without one."""
@@ -205,13 +208,16 @@ class EventDetector:
         support = max(lift, key=lift.get, default=None)
         return support if support is not None and lift[support] > 0 else None
 
-    def _add(self, env: Environment, kind: str, arm: str, body: int, points: list[np.ndarray]) -> None:
+    def _add(
+        self, env: Environment, kind: str, arm: str, body: int, points: list[np.ndarray], moved: int | None = None
+    ) -> None:
+        """Adds an event whose points are on `body`. `moved`: the placed body."""
         pose = env.bodies([body])[body].pose
         points = np.array(sorted(map(tuple, points)))
         local = (points - pose[:3]) @ rotation_matrix(pose[3:])
         before = self.poses[-1].get(body, self.start[body])
         world = local @ rotation_matrix(before[3:]).T + before[:3]
-        self.made.append(MadeContact(kind, arm, len(self.poses), world))
+        self.made.append(MadeContact(kind, arm, len(self.poses), body if moved is None else moved, world))
         self.found.append((kind, arm, len(self.poses), body, local))
 
 
