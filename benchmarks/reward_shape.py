@@ -111,9 +111,8 @@ class ExpertScene:
     def rewards(self, contact: MadeContact, shift: np.ndarray) -> dict[str, float]:
         """Both rewards for one of the expert's contacts, made with shifted commands."""
         outcome = self.play(self.shifted(contact, shift))
-        frames = [other.frame for other in self.outcome.contacts if other.arm == contact.arm]
-        earlier = max((frame for frame in frames if frame < contact.frame), default=-AFTER)
-        own = [made for made in outcome.contacts if made.arm == contact.arm and made.frame > earlier + AFTER]
+        same = (contact.kind, contact.arm, contact.body)
+        own = [made for made in outcome.contacts if (made.kind, made.arm, made.body) == same]
         of_chunks = value_map_reward([outcome])[0]
         chunk = min((contact.frame - 1) // CHUNKS.actions, len(of_chunks) - 1)
         return {
