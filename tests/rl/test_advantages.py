@@ -30,6 +30,14 @@ def test_a_chunk_is_compared_with_the_same_chunk_of_the_group():
     torch.testing.assert_close(got, (sparse + dense) * inside / 0.5)
 
 
+def test_return_to_go_credits_a_chunk_with_what_follows():
+    returns = group_returns(REWARDS, [2.0, 1.0], return_to_go=True)
+    torch.testing.assert_close(returns, torch.tensor([2.8, 0.5, 0.2]).double())
+    got = group_advantages(REWARDS, [0.0, 1.0], CHUNKS, scale=1.0, return_to_go=True, eps=0.0)
+    later = numbers([0.8, 0.6], [0.5], [0.2, 0.2])
+    torch.testing.assert_close(got, group_advantages([later], [1.0], CHUNKS, scale=1.0, eps=0.0))
+
+
 def test_equal_rewards_have_no_advantage():
     same = [numbers(0.7, 0.7, 0.7), numbers([0.3, 0.3], [0.3], [0.3, 0.3])]
     assert group_advantages(same, [1.0, 1.0], CHUNKS, scale=1.0).abs().max() < 1e-12

@@ -27,6 +27,8 @@ def make_outcome(targets: np.ndarray, maps: dict[str, np.ndarray], success: bool
         success=success,
         steps=8,
         targets=targets,
+        contacts=[],
+        actions_per_frame=2,
         value_maps=maps,
         intrinsics={camera: np.broadcast_to(INTRINSICS, (*shape, 3, 3)) for camera in maps},
         extrinsics={camera: np.broadcast_to(EXTRINSICS, (*shape, 3, 4)) for camera in maps},

@@ -27,7 +27,7 @@ def expert_actions():
 
 
 def test_runs_the_experts_to_success(environments, expert_actions):
-    starts = environments.reset(TASK, SEEDS, "seen", CHUNKS, true_value_maps=True)
+    starts = environments.reset(TASK, SEEDS, "seen", CHUNKS, true_value_maps=True, contacts=True)
     assert all(start.expert_success and start.instruction for start in starts)
     assert starts[0].value_maps["head_camera"].shape == (4, 64, 96)
     first = environments.step({row: path[:8] for row, path in enumerate(expert_actions)}, "ee")
@@ -35,6 +35,7 @@ def test_runs_the_experts_to_success(environments, expert_actions):
     second = environments.step({row: path[8:16] for row, path in enumerate(expert_actions)}, "ee")
     for progress in second.values():
         assert progress.success and progress.done and 8 < progress.steps <= 16
+        assert [(contact.kind, contact.frame) for contact in progress.contacts] == [("press", progress.steps)]
         assert not progress.value_maps["head_camera"].any()  # nothing is left to be done
         assert len(progress.observations) == 4
         ended = -(-(progress.steps - 8) // 2)  # moments until the end; later ones repeat the last picture

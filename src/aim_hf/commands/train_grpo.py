@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 # Set before SAPIEN loads its renderer: each process renders on one core, since processes share the machine.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
-REWARDS = {"value_map": "value_map_reward", "success": "success_reward"}  # name -> function of `aim_hf.rl`
+# name -> function of `aim_hf.rl`
+REWARDS = {"value_map": "value_map_reward", "contact": "contact_reward", "success": "success_reward"}
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Stage 2: GRPO on the action head."""
 
 from .config import AIMGRPOConfig
+from .contact_reward import contact_reward
 from .rewards import Outcome, RewardFunction, success_reward, value_map_reward
 from .scenes import PracticeScene, Scenes
 from .trainer import AIMGRPOTrainer
@@ -12,6 +13,7 @@ __all__ = [
     "RewardFunction",
     "PracticeScene",
     "Scenes",
+    "contact_reward",
     "success_reward",
     "value_map_reward",
 ]

@@ -11,13 +11,20 @@ def mean_rewards(rewards: Rewards) -> torch.Tensor:
     return torch.stack([torch.stack([reward.mean() for reward in given]) for given in rewards])
 
 
-def group_returns(rewards: Rewards, weights: list[float]) -> torch.Tensor:
-    """Returns (G,): the weighted sum of each episode's mean rewards."""
+def group_returns(rewards: Rewards, weights: list[float], return_to_go: bool = False) -> torch.Tensor:
+    """Returns (G,): the weighted sum of each episode's mean rewards; with `return_to_go`, dense rewards are summed."""
+    if return_to_go:
+        rewards = [[reward.sum() for reward in given] for given in rewards]
     return torch.tensor(weights, dtype=torch.float64) @ mean_rewards(rewards)
 
 
 def group_advantages(
-    rewards: Rewards, weights: list[float], num_chunks: torch.Tensor, scale: float, eps: float = 1e-4
+    rewards: Rewards,
+    weights: list[float],
+    num_chunks: torch.Tensor,
+    scale: float,
+    return_to_go: bool = False,
+    eps: float = 1e-4,
 ) -> torch.Tensor:
     """Advantages (G, C) of the chunks of G episodes; zero beyond an episode's end.
 
@@ -27,6 +34,7 @@ def group_advantages(
 
     Args:
         num_chunks: (G,), number of chunks of each episode; C is the largest.
+        return_to_go: replace the dense reward of a chunk by its sum over this and all later chunks.
     """
     inside = torch.arange(int(num_chunks.max())) < num_chunks[:, None]  # (G, C)
     advantages = torch.zeros(inside.shape, dtype=torch.float64)
@@ -36,6 +44,6 @@ def group_advantages(
             continue
         dense = torch.zeros_like(advantages)
         for row, reward in enumerate(given):
-            dense[row, : len(reward)] = reward
+            dense[row, : len(reward)] = reward.flip(0).cumsum(0).flip(0) if return_to_go else reward
         advantages += weight * (dense - (dense * inside).sum(dim=0) / inside.sum(dim=0))
     return (advantages * inside / (scale + eps)).float()

@@ -86,6 +86,7 @@ class Collector:
             "seen",
             self.chunks,
             expert=False,
+            contacts=True,
         )
         self.seconds["simulation"] += time.perf_counter() - began
         rollouts = {}
@@ -239,6 +240,8 @@ class _Rollout:
             success=chunks[-1].success,
             steps=chunks[-1].steps,
             targets=np.stack([chunk.targets for chunk in chunks]),
+            contacts=[contact for chunk in chunks for contact in chunk.contacts],
+            actions_per_frame=self.pipe.actions_per_frame,
             value_maps={camera: np.stack([of_chunk[camera] for of_chunk in value_maps]) for camera in CAMERAS},
             intrinsics={camera: calibration(camera, "intrinsic_cv") for camera in CAMERAS},
             extrinsics={camera: calibration(camera, "extrinsic_cv") for camera in CAMERAS},

@@ -58,6 +58,10 @@ class AIMGRPOConfig(ResumableArguments):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "one weight per reward function; 1 if not given"}
     )
+    return_to_go: bool = field(
+        default=False,
+        metadata={"help": "credit a chunk with the dense rewards of all later chunks too, not with its own alone"},
+    )
     noise_level: float = field(default=0.7, metadata={"help": "a of the SDE, see rl/policy.py"})
     noise_modes: int | None = field(
         default=None,

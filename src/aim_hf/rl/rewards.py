@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..envs.base import CAMERAS
+from ..value_maps.contacts import MadeContact
 from ..value_maps.render import project
 from .advantages import Rewards
 
@@ -23,6 +24,8 @@ class Outcome:
 
     success: whether the task was solved. steps: number of control steps.
     targets: (C, F, 2, 3), commanded positions of the left and right end effector at each frame, in world coordinates.
+    contacts: the contact events that happened, in control steps since the reset.
+    actions_per_frame: control steps from one frame to the next.
     value_maps: camera -> predicted value maps (C, F, H, W) in [0, 1].
     intrinsics, extrinsics: camera -> (C, F, 3, 3) and (C, F, 3, 4), of the observed frames.
     """
@@ -33,6 +36,8 @@ class Outcome:
     success: bool
     steps: int
     targets: np.ndarray
+    contacts: list[MadeContact]
+    actions_per_frame: int
     value_maps: dict[str, np.ndarray]
     intrinsics: dict[str, np.ndarray]
     extrinsics: dict[str, np.ndarray]

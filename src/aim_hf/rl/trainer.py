@@ -205,7 +205,8 @@ class AIMGRPOTrainer(CheckpointedTrainer):
 
     def _score(self, scored: list[tuple[Group, Rewards]]) -> None:
         """Sets the groups' advantages, and logs rewards. A group with equal returns gets no advantages."""
-        all_returns = [group_returns(rewards, self.reward_weights) for _, rewards in scored]
+        weights, to_go = self.reward_weights, self.args.return_to_go
+        all_returns = [group_returns(rewards, weights, to_go) for _, rewards in scored]
         deviations = [returns.std().item() for returns in all_returns]
         for (_, rewards), returns, deviation in zip(scored, all_returns, deviations):
             for function, values in zip(self.reward_funcs, mean_rewards(rewards)):
@@ -221,7 +222,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         for (group, rewards), deviation in zip(scored, deviations):
             if deviation >= 1e-8:
                 scale = {"group": deviation, "none": 1.0, "batch": batch_deviation}[self.args.scale_rewards]
-                group.advantages = group_advantages(rewards, self.reward_weights, group.num_chunks, scale)
+                group.advantages = group_advantages(rewards, weights, group.num_chunks, scale, to_go)
 
     def _log_outcomes(self, outcomes: list[Outcome]) -> None:
         hits, shown = zip(*(value_hits(outcome) for outcome in outcomes)) if outcomes else ((0,), (0,))

@@ -22,6 +22,7 @@ import numpy as np
 from ..envs import next_environment
 from ..envs.base import ARMS, ActionMode, Environment, Observation, SeedRejected, SimulatorLost
 from ..envs.seeds import Purpose, check_seed
+from ..value_maps.contacts import EventDetector, MadeContact
 from ..value_maps.oracle import ValueMapOracle, record_expert
 from ..value_maps.peak import SeenContact
 
@@ -65,11 +66,13 @@ class Progress:
 
     observations: F observations; after the end of the episode, the last one repeats.
     targets: (F, 2, 3), world positions that the actions commanded for the left and right end effector at these frames.
+    contacts: the contact events of this chunk, in control steps since the reset; empty unless requested.
     steps: control steps since the reset. success: whether the task is fulfilled after the last of them.
     """
 
     observations: list[Observation]
     targets: np.ndarray
+    contacts: list[MadeContact]
     steps: int
     success: bool
     done: bool
@@ -95,19 +98,33 @@ class HostedEnvironment:
         self.suite, self.split = suite, split
         self.env: Environment | None = None
         self.oracle: ValueMapOracle | None = None
+        self.detector: EventDetector | None = None
 
     def reset(
-        self, task: str, seed: int, instructions: str, chunks: Chunks, expert: bool, true_value_maps: bool
+        self,
+        task: str,
+        seed: int,
+        instructions: str,
+        chunks: Chunks,
+        expert: bool,
+        true_value_maps: bool,
+        contacts: bool,
     ) -> Start:
         if self.oracle is not None:
             self.oracle.close()
             self.oracle = None
+        if self.detector is not None:
+            self.env.on_physics_step.remove(self.detector)
+            self.detector = None
         env = self.env = next_environment(self.env, self.suite, task, self.split)
         self.chunks = chunks
         run = record_expert(env, seed) if expert else None
         self.observation = env.reset(seed)
         if true_value_maps:
             self.oracle = ValueMapOracle(env, run)
+        if contacts:
+            self.detector = EventDetector(env)
+            env.on_physics_step.append(self.detector)
         return Start(
             observation=self.observation,
             instruction=env.instruction(instructions),
@@ -121,20 +138,35 @@ class HostedEnvironment:
 
     def step(self, actions: np.ndarray, mode: ActionMode) -> Progress:
         observations, targets, success, done = [], [], False, False
+        made = self.detector.made if self.detector is not None else []
+        earlier = len(made)
         arm_dim = actions.shape[1] // 2  # an arm's gripper is its last number
         for index, action in enumerate(actions, start=1):
             is_moment = index % self.chunks.actions_per_frame == 0
             if not done:
+                grippers = action[arm_dim - 1], action[-1]
                 if self.oracle is not None:
-                    self.oracle.before_step((action[arm_dim - 1], action[-1]))
+                    self.oracle.before_step(grippers)
+                if self.detector is not None:
+                    self.detector.before_step(self.env, grippers)
                 result = self.env.step(action, mode, observe=False)
                 success, done = result.success, result.info["done"]
+                if self.detector is not None and success:
+                    self.detector.conclude(self.env)
                 if is_moment or done:
                     self.observation = self.env.observe()
             if is_moment:
                 observations.append(self.observation)
                 targets.append(self._targets(action, mode))
-        return Progress(observations, np.stack(targets), result.info["step"], success, done, self._value_maps())
+        return Progress(
+            observations=observations,
+            targets=np.stack(targets),
+            contacts=made[earlier:],
+            steps=result.info["step"],
+            success=success,
+            done=done,
+            value_maps=self._value_maps(),
+        )
 
     def _targets(self, action: np.ndarray, mode: ActionMode) -> np.ndarray:
         if mode == "ee":
@@ -191,10 +223,12 @@ class VectorEnvironment:
         chunks: Chunks,
         true_value_maps: bool = False,
         expert: bool = True,
+        contacts: bool = False,
     ) -> list[Start | None]:
         """Starts an episode for each seed. `tasks` is one task, or a task for each seed.
 
-        `expert`: run the scripted expert on each scene first, which gives the contacts. Lost rows are None.
+        `expert`: run the scripted expert on each scene first, which gives the contacts. `contacts`: detect the contact
+        events of the rollout. Lost rows are None.
         Raises ValueError for a seed that isn't for this purpose.
         """
         self.seeds, self.lost = [check_seed(seed, self.purpose) for seed in seeds], {}
@@ -204,6 +238,7 @@ class VectorEnvironment:
             "chunks": chunks,
             "expert": expert or true_value_maps,
             "true_value_maps": true_value_maps,
+            "contacts": contacts,
         }
         scenes = enumerate(zip(tasks, seeds, strict=True))
         answers = self._ask({row: ("reset", {"task": task, "seed": seed} | options) for row, (task, seed) in scenes})

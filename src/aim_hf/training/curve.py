@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRPO_PANELS = {
-    "rewards, eq. (12)": ("reward", "rewards/value_map_reward/mean", "rewards/success_reward/mean"),
+    "rewards, eq. (12)": (
+        "reward",
+        *(f"rewards/{name}_reward/mean" for name in ("value_map", "contact", "success")),
+    ),
     "success, held out (95 % Wilson) and in rollouts": ("eval_success_rate", "rollout/success_rate"),
     "KL divergence from stage 1, of a random step": ("kl",),
     "share of clipped ratios": ("clip_ratio/low_mean", "clip_ratio/high_mean"),

@@ -31,6 +31,23 @@ class _Touch:
     points: list[np.ndarray]
 
 
+@dataclass(frozen=True)
+class MadeContact:
+    """An event of an episode that still goes on.
+
+    kind, arm, frame: as in `Event`; a frame is a control step.
+    body: id of the picked, placed, pressed or pushed body.
+    points (num_points, 3) float64: world coordinates (m) of the contact points, with their body where it was in the
+        frame before, as a value map shows them.
+    """
+
+    kind: str
+    arm: str
+    frame: int
+    body: int
+    points: np.ndarray
+
+
 class EventDetector:
     """Finds the events of one episode.
 
@@ -43,6 +60,8 @@ class EventDetector:
     place: no finger touches a picked body, which rests for `HOLD_CHECKS` checks on a body outside the robot.
         The arm of the event is the last arm that touched it.
     press, push: a closed finger pushes one of the task's press or push targets for the first time.
+
+    `made`: the events so far, in time order.
     """
 
     def __init__(self, env: Environment) -> None:
@@ -67,6 +86,7 @@ class EventDetector:
         self.found: list[
             tuple[str, str, int, int, np.ndarray]
         ] = []  # kind, arm, frame, body, points in body coordinates
+        self.made: list[MadeContact] = []  # of `found`
 
     def add_frame(self, env: Environment, action: np.ndarray | None) -> None:
         """Records the bodies' poses in a frame, and which grippers the next action (16,) closes; None at the end."""
@@ -75,6 +95,12 @@ class EventDetector:
             grippers = {"left": action[7], "right": action[15]}
             self.closed = {arm for arm, gripper in grippers.items() if gripper < 0.5}
             self.gripping = {arm for arm, gripper in grippers.items() if gripper < 1}
+
+    def before_step(self, env: Environment, grippers: tuple[float, float]) -> None:
+        """`add_frame` for an action of which the left and right gripper are known, 0 closed .. 1 open."""
+        action = np.zeros(16)
+        action[[7, 15]] = grippers
+        self.add_frame(env, action)
 
     def __call__(self, env: Environment) -> None:
         """Checks the contacts, if due. Called after every physics step."""
@@ -91,6 +117,14 @@ class EventDetector:
         self._find_picks(env, touches)
         self._find_presses_and_pushes(env, touches)
         self._find_places(env, {body for _, body in touches})
+
+    def conclude(self, env: Environment) -> None:
+        """Checks once more when the task is fulfilled, since the episode ends with the last contact: a press or push
+        between two checks, or a place before the rest has lasted."""
+        touches = self._touches(env.contacts(self.arm_of), env.physics_dt)
+        self._find_presses_and_pushes(env, touches)
+        for _ in range(1 + HOLD_CHECKS):  # the first may begin a rest
+            self._find_places(env, {body for _, body in touches})
 
     def events(self) -> list[Event]:
         """The events so far in time order, with the poses of their bodies in the frames so far."""
@@ -162,7 +196,7 @@ class EventDetector:
                     if {contact.body_a, contact.body_b} == {body, support}
                     for point in contact.points
                 ]
-                self._add(env, "place", arm, support, points)
+                self._add(env, "place", arm, support, points, moved=body)
 
     def _support(self, body: int, contacts: list[Contact]) -> int | None:
         """The body, other than the robot, that carries most of the weight of `body`; None without one."""
@@ -174,10 +208,16 @@ class EventDetector:
         support = max(lift, key=lift.get, default=None)
         return support if support is not None and lift[support] > 0 else None
 
-    def _add(self, env: Environment, kind: str, arm: str, body: int, points: list[np.ndarray]) -> None:
+    def _add(
+        self, env: Environment, kind: str, arm: str, body: int, points: list[np.ndarray], moved: int | None = None
+    ) -> None:
+        """Adds an event whose points are on `body`. `moved`: the placed body."""
         pose = env.bodies([body])[body].pose
         points = np.array(sorted(map(tuple, points)))
         local = (points - pose[:3]) @ rotation_matrix(pose[3:])
+        before = self.poses[-1].get(body, self.start[body])
+        world = local @ rotation_matrix(before[3:]).T + before[:3]
+        self.made.append(MadeContact(kind, arm, len(self.poses), body if moved is None else moved, world))
         self.found.append((kind, arm, len(self.poses), body, local))
 
 

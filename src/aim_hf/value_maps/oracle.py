@@ -111,9 +111,7 @@ class ValueMapOracle:
 
     def before_step(self, grippers: tuple[float, float]) -> None:
         """Announces the next action by its left and right gripper, 0 closed .. 1 open."""
-        action = np.zeros(16)
-        action[[7, 15]] = grippers
-        self._detector.add_frame(self.env, action)
+        self._detector.before_step(self.env, grippers)
 
     def value_maps(self, steps: list[int]) -> dict[str, np.ndarray]:
         """The maps of the frames `steps` control steps ahead: camera -> (len(steps), height, width) uint8."""
