@@ -369,12 +369,13 @@ def test_evaluation_is_on_validation_scenes(tmp_path):
         AIMGRPOTrainer(trainer.pipe, trainer.args, Scenes(["click_bell"], 8), eval_dataset=Scenes(["click_bell"], 2))
 
 
-def test_it_stops_on_divergence_and_on_reward_without_success(tmp_path):
+@pytest.mark.parametrize("reward_name", ["value_map_reward", "contact_reward"])
+def test_it_stops_on_divergence_and_on_reward_without_success(tmp_path, reward_name):
     trainer = make_trainer(tmp_path, max_kl=0.5, hacking_patience=2)
     safety, control = Safety(trainer.log), trainer.control
 
     def evaluated(reward, success):
-        trainer.log({"rewards/value_map_reward/mean": reward})
+        trainer.log({f"rewards/{reward_name}/mean": reward})
         trainer.log({"eval_success_rate": success, "eval_success_high": success + 0.1})
         safety.on_evaluate(trainer.args, trainer.state, control)
         return [entry["eval_reward_hacking"] for entry in trainer.state.log_history if "eval_reward_hacking" in entry]
