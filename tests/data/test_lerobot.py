@@ -544,6 +544,10 @@ BROKEN = {
         ),
         "its task_index is 99, but the dataset's tasks are .*block left.*; add it",
     ),
+    "another task": (
+        lambda f: change_record(f, tasks=["Open the drawer."]),
+        r"its task_index means '.*block left.*', but its metadata say \['Open the drawer.'\]; correct one",
+    ),
     "one frame": (lambda f: change_record(f, length=1), "it has 1 frames, expected at least 2"),
     "no frame": (lambda f: change_record(f, length=0), "it has 0 frames, expected at least 2"),
     "endless": (lambda f: change_record(f, length=10**14), "has 12 frames of it, expected 100000000000000"),
@@ -667,8 +671,8 @@ def test_v2_0_and_deleted_episodes_are_read(tmp_path):
     folder = Path(shutil.copytree(FIXTURES / "lerobot_v21", tmp_path / "lerobot_v21"))
     (folder / "meta" / "episodes_stats.jsonl").unlink()
     change_info(folder, codebase_version="v2.0", total_episodes=2)
-    change_lines(folder, "episodes.jsonl", lambda records: [records[0], records[2]])
     words = "把积木\u2028🧱"  # a separator of lines, but not of objects
+    change_lines(folder, "episodes.jsonl", lambda records: [records[n] | {"tasks": [words]} for n in (0, 2)])
     (folder / "meta" / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": words}, ensure_ascii=False))
     for path in folder.glob("**/episode_000001.*"):
         path.unlink()

@@ -103,17 +103,19 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
     """
     made_from = json.loads(json.dumps(made_from, allow_nan=False))
     path = folder / record
-    go_on = "Give the same settings to go on with it, choose another output folder, or delete this one."
+    away = f"choose another output folder, or delete {record} and {outputs} there."
     if path.is_file():
         found = read_json(path, "delete the folder, and make it again")
         names = [name for name in {**found, **made_from} if found.get(name) != made_from.get(name)]
         if names:
             told = "; ".join(f"{name} {found.get(name)!r} there, {made_from.get(name)!r} now" for name in names)
-            raise FileExistsError(f"{folder} was made from something else: {told}. {go_on}")
+            raise FileExistsError(
+                f"{folder} was made from something else: {told}. Give the same settings to go on with it, {away}"
+            )
     elif other := next(folder.glob(outputs), None):
         raise FileExistsError(
             f"{other} is there, but no {path} that says what it was made from. Choose another output folder, or "
-            "delete this one."
+            f"delete {outputs} there."
         )
     else:
         write_text(path, json.dumps(made_from, indent=1) + "\n")

@@ -268,7 +268,8 @@ class LeRobotSource:
         """The instruction of an episode, which is LeRobot's task.
 
         Raises:
-            ValueError: if the task changes within the episode, or isn't among the dataset's tasks.
+            ValueError: if the task changes within the episode, isn't among the dataset's tasks, or isn't what the
+                episode's metadata say.
         """
         indices = set(self._table(episode, ["task_index"])["task_index"].to_pylist())
         instructions = [self.tasks.get(index) for index in indices]
@@ -279,6 +280,12 @@ class LeRobotSource:
             )
         if len(instructions) != 1:
             raise ValueError(f"its task changes ({sorted(instructions)}); expected one an episode")
+        told = self._episodes[episode].get("tasks")
+        if isinstance(told, list) and told and instructions[0] not in told:
+            raise ValueError(
+                f"its task_index means {instructions[0]!r}, but its metadata say {told}; correct one of them, or give "
+                "the instruction in the config"
+            )
         return instructions[0]
 
     def _tasks_of(self, episode: int) -> set[str]:
