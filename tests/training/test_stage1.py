@@ -28,6 +28,8 @@ from aim_hf.data.latents import (
 )
 from aim_hf.model.checkpoint import fingerprint
 from aim_hf.pipeline.codec import VideoCodec
+from aim_hf.pipeline.sampling import denoise_world, new_schedulers
+from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.training.arguments import AIMTrainingArguments
 from aim_hf.training.checkpoints import last_checkpoint
 from aim_hf.training.flow_matching import FlowMatchingLoss
@@ -531,6 +533,32 @@ def test_augmentations(pipe, latents, tmp_path):
     noised = changed["history_timestep"] > 0
     assert 70 < noised.sum() < 130 and 0.25 < changed["history_timestep"].max() <= 0.3
     assert 20 < (noised & dropped).sum() < 80  # drawn apart
+
+
+def test_imagined_value_maps_are_those_of_a_rollout_and_reach_actions_alone(pipe, latents, tmp_path):
+    trainer = train(pipe, latents, tmp_path, 1, imagined_value_probability=1.0)
+    model, objective = trainer.model.eval(), trainer.objective
+    batch = torch.utils.data.default_collate([trainer.train_dataset[i] for i in range(2)])
+    batch.pop("value_weights")
+    torch.manual_seed(5)
+    imagined = objective.imagined_values(model, **batch)
+    torch.manual_seed(5)
+    x, m = torch.randn(2, *batch["value_latents"].shape)
+    cache, frames = model.new_cache(2, *x.shape[-2:]), model.config.chunk_latent_frames
+    model.set_text(cache, batch["prompt_embeds"])
+    model.append(cache, batch["latents"][:, :, :1])
+    scheduler = new_schedulers(model.config)["scheduler"]
+    _, expected = denoise_world(model, cache, x[:, :, :frames], m[:, :, :frames], scheduler, SamplingConfig(1, 1))
+    torch.testing.assert_close(imagined[:, :, :frames], expected, rtol=0, atol=1e-5)
+
+    shown = trainer._imagined(model, batch)
+    assert (shown["shown_value_latents"] != batch["value_latents"]).flatten(1).any(1).all()
+    with torch.no_grad():
+        true, seen = (
+            objective(model, **batch, **changed, generator=torch.Generator().manual_seed(0)) for changed in ({}, shown)
+        )
+    assert torch.equal(true.value_velocity, seen.value_velocity) and torch.equal(true.rgb_velocity, seen.rgb_velocity)
+    assert (true.action_velocity - seen.action_velocity).abs().max() > 1e-4
 
 
 def test_committed_actions_are_drawn(pipe, latents, tmp_path):

@@ -74,6 +74,13 @@ class AIMTrainingArguments(ResumableArguments):
     committed_max: int = field(
         default=8, metadata={"help": "largest number of committed actions; the number is uniform from 1"}
     )
+    imagined_value_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of windows whose actions are trained on value maps that the model imagines in one "
+            "denoising step, as in a rollout; another forward pass"
+        },
+    )
     prompt_dropout: float = field(
         default=0.0, metadata={"help": "share of windows without instruction, for classifier-free guidance"}
     )

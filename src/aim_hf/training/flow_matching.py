@@ -74,6 +74,7 @@ class FlowMatchingLoss:
         actions: torch.Tensor,
         prompt_embeds: torch.Tensor,
         executed_actions: torch.Tensor | None = None,
+        shown_value_latents: torch.Tensor | None = None,
         action_mask: torch.Tensor | None = None,
         rgb_weights: torch.Tensor | None = None,
         value_weights: torch.Tensor | None = None,
@@ -92,6 +93,8 @@ class FlowMatchingLoss:
             prompt_embeds: (B, S, text_dim), zero beyond each prompt.
             executed_actions: (B, K*F*n, action_dim), actions that the robot really executed; from `actions` if not
                 given.
+            shown_value_latents: (B, C, K*F, h, w), value maps that the actions see, such as imagined ones;
+                `value_latents` if not given.
             action_mask: (B, (K*F + A)*n, action_dim) or without the last axis, 0 for actions without loss.
             rgb_weights, value_weights: (B, K*F, h, w), loss weight of each latent cell; 0 where a view or a map is
                 missing.
@@ -135,7 +138,8 @@ class FlowMatchingLoss:
             executed_actions = actions[:, : value_latents.shape[2] * config.actions_per_latent_frame]
         if committed_actions is None:
             t_action = t_action[..., :: config.actions_per_latent_frame]
-        clean = (latents, value_latents, executed_actions, prompt_embeds)
+        shown = value_latents if shown_value_latents is None else shown_value_latents
+        clean = (latents, shown, executed_actions, prompt_embeds)
         velocity = model(*clean, x_t, m_t, a_t, t, t_action, history_timestep)
         v_x, v_m, v_a = map(at_least_float32, velocity.to_tuple())
 
@@ -146,6 +150,30 @@ class FlowMatchingLoss:
         action_loss = weighted_mean((v_a - (eps_a - a)).square(), action_weights)
         loss = rgb_loss + config.value_loss_weight * value_loss + config.action_loss_weight * action_loss
         return FlowMatchingOutput(loss, rgb_loss, value_loss, action_loss, v_x, v_m, v_a)
+
+    @torch.no_grad()
+    def imagined_values(
+        self,
+        model: torch.nn.Module,
+        latents: torch.Tensor,
+        value_latents: torch.Tensor,
+        actions: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        executed_actions: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Value maps (B, C, K*F, h, w) that one denoising step from noise imagines from each chunk's real history. The
+        arguments are those of a call."""
+        B, K, P = len(latents), value_latents.shape[2] // self.config.chunk_latent_frames, self.config.action_horizon
+        if executed_actions is None:
+            executed_actions = actions[:, : value_latents.shape[2] * self.config.actions_per_latent_frame]
+        x, m = torch.randn(2, B, 1, *value_latents.shape[1:], device=latents.device, dtype=latents.dtype)
+        a = torch.zeros(B, 1, K * P, self.config.action_dim, device=latents.device, dtype=latents.dtype)
+        t = torch.ones(B, 1, value_latents.shape[2], device=latents.device, dtype=latents.dtype)
+        t_action = torch.ones(B, 1, K * P // self.config.actions_per_latent_frame).to(t)
+        clean = (latents, value_latents, executed_actions, prompt_embeds)
+        _, v_m, _ = model(*clean, x, m, a, t, t_action, None).to_tuple()
+        return (m - at_least_float32(v_m))[:, 0]
 
     def _sample_timesteps(
         self, value_latents: torch.Tensor, random: dict[str, Any]

@@ -107,6 +107,7 @@ class AIMTrainer(CheckpointedTrainer):
             inputs["value_latents"] = torch.where(mask[:, None] > 0, latents, torch.randn_like(latents))
         if model.training:
             inputs |= self._augmentations(inputs)
+            inputs |= self._imagined(model, inputs)
         outputs = self.objective(model, **inputs)
         if not torch.isfinite(outputs.loss):
             terms = {name: outputs[name].item() for name in LOSS_TERMS}
@@ -134,6 +135,17 @@ class AIMTrainer(CheckpointedTrainer):
             no_prompt = self._no_prompt.to(latents)
             changed["prompt_embeds"] = torch.where(dropped[:, None, None], no_prompt, inputs["prompt_embeds"])
         return changed
+
+    def _imagined(
+        self, model: AIMForWorldAction | PeftModel, inputs: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Value maps that the actions see, imagined in a share of the windows."""
+        if not self.args.imagined_value_probability:
+            return {}
+        true = inputs["value_latents"]
+        chosen = torch.rand(len(true), device=true.device) < self.args.imagined_value_probability
+        imagined = self.objective.imagined_values(model, **inputs).to(true)
+        return {"shown_value_latents": torch.where(chosen[:, None, None, None, None], imagined, true)}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
