@@ -93,8 +93,9 @@ class Rollout:
         latents = self.latents(config.chunk_latent_frames)
         self.model.append(self.cache, latents, self.randn(config.actions_per_chunk, config.action_dim))
 
-    def sample(self) -> None:
-        sample_chunk(self.model, self.cache, self.noise(), self.schedulers, SamplingConfig(WORLD_STEPS, ACTION_STEPS))
+    def sample(self, world_steps: int = WORLD_STEPS, action_steps: int = ACTION_STEPS) -> None:
+        sampling_config = SamplingConfig(world_steps, action_steps)
+        sample_chunk(self.model, self.cache, self.noise(), self.schedulers, sampling_config)
 
 
 def sample_chunk(model, cache, noise, schedulers, sampling_config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
