@@ -2,7 +2,7 @@
 
 - `written_file`, `write_text`, `written_folder` write under a temporary name and rename.
 - `claim` records the inputs of an output folder, and refuses a folder with other inputs.
-- `append_json_line` adds a record that no kill and no other process tears.
+- `append_json_line`, `drop_torn_line` keep a list of what is done, of which a kill tears at most the last line.
 - `reading`, `read_json`, `read_json_lines` raise `UnreadableFile`, which names the file, for every error in it.
 """
 
