@@ -79,7 +79,7 @@ EXPERT_START_SEED = 500_000  # stage 1 has seen none of the expert's episodes fr
 START_SEED = 40_000  # the scenes from here on have judged nothing else
 EPISODES = 100  # of each task and condition
 CONDITIONS = {"hard": ("hard", 0.0), "hard, noise 1": ("hard", 1.0), "easy": ("easy", 0.0)}  # split, action noise
-SEARCH_GENERATIONS, POPULATION, STDS = 20, 12, (0.01, 0.003)  # m, of the first and the last generation
+SEARCH_GENERATIONS, POPULATION, STDS = 8, 16, (0.01, 0.003)  # m, of the first and the last generation
 DISPLACED_SCENES = 32  # of each task
 POSITIONS = [0, 1, 2, 8, 9, 10]  # of the left and the right tool in an `ee` action
 
