@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from aim_hf.envs.names import AIM_TINY_TASKS
-from aim_hf.evaluation.statistics import holm
+from aim_hf.evaluation.statistics import format_runs, holm, paired_gain, summarize_runs
 
 TASKS = AIM_TINY_TASKS
 # Decided before any result was looked at.
@@ -53,12 +53,10 @@ CONDITIONS = {
     "hard, other RGB": ("hard", 0.0, "rgb"),
     "hard, other map": ("hard", 0.0, "value"),
 }
-RESAMPLES = 100_000
 
 
 def train(args: argparse.Namespace) -> None:
     config = json.dumps(ARMS[args.arm] | {"action_lookahead_frames": 1})
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
     options = {
         "latents": args.latents,
         "policy": args.policy,
@@ -82,9 +80,23 @@ def train(args: argparse.Namespace) -> None:
         "save_steps": 100,
         "save_total_limit": 1,
     }
-    command = [*launch, "--multi_gpu", "--num_processes", str(args.processes), "-m", "aim_hf", "train"]
-    command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    subprocess.run([*command, *args.options], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launch(["train", *as_arguments(options), *args.options], args.processes)
+
+
+def as_arguments(options: dict) -> list[str]:
+    """Options of a command; a list is given as several values, and True as none."""
+    arguments = []
+    for name, value in options.items():
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        arguments += [f"--{name}", *map(str, values)]
+    return arguments
+
+
+def launch(arguments: list[str], processes: int) -> None:
+    """Runs a command of `aim-hf` in so many processes of one thread each."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
+    command += [*(["--multi_gpu"] if processes > 1 else []), "--num_processes", str(processes), "-m", "aim_hf"]
+    subprocess.run([*command, *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def judge(args: argparse.Namespace) -> None:
@@ -154,20 +166,10 @@ class KeepsAllRows:
         return replace(prediction, actions=prediction.actions[self.running], value_maps=maps)
 
 
-def outcomes(run: Path, condition: str) -> np.ndarray | None:
-    """Success of each episode, (tasks, episodes); None where a run hasn't been judged."""
-    from aim_hf.evaluation.evaluate import read_records
-
-    folder = run / "judged" / condition
-    if not (folder / "results.json").is_file():
-        return None
-    records = [{record["seed"]: record["success"] for record in read_records(folder, task)} for task in TASKS]
-    return np.array([[of_task[seed] for seed in sorted(of_task)] for of_task in records], dtype=float)
-
-
 def report(args: argparse.Namespace) -> None:
     import torch
 
+    from aim_hf.evaluation.evaluate import read_outcomes
     from aim_hf.utils.files import write_text
     from aim_hf.utils.provenance import provenance
 
@@ -175,15 +177,14 @@ def report(args: argparse.Namespace) -> None:
     for condition in CONDITIONS:
         of_arm = {}
         for arm, count in SEEDS.items():
-            runs = [outcomes(args.output_dir / f"{arm}-{seed}", condition) for seed in range(count)]
+            folders = [args.output_dir / f"{arm}-{seed}" / "judged" / condition for seed in range(count)]
+            runs = [read_outcomes(folder, TASKS) for folder in folders]
             if runs := [run for run in runs if run is not None]:
                 of_arm[arm] = np.stack(runs)  # (training seeds, tasks, episodes)
         arms[condition] = {arm: summary(runs) for arm, runs in of_arm.items()}
         for first, second in itertools.combinations(of_arm, 2):
-            # Gain of each scene, averaged over training seeds.
-            difference = (of_arm[second].mean(0) - of_arm[first].mean(0)).flatten()
-            gain, p = float(100 * difference.mean()), sign_flip_p(difference)
-            tests.append({"condition": condition, "arms": [first, second], "gain_points": gain, "p": p})
+            gain = paired_gain(of_arm[first], of_arm[second])
+            tests.append({"condition": condition, "arms": [first, second]} | gain)
     for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["holm_p"] = corrected
     content = {"arms": arms, "tests": tests, "groups": GROUPS, "start_seed": START_SEED, "steps": STEPS}
@@ -195,42 +196,17 @@ def report(args: argparse.Namespace) -> None:
 
 
 def summary(runs: np.ndarray) -> dict:
-    """Rates in percent of (training seeds, tasks, episodes): of each training seed, of each task and each group, and
-    the mean, with a 95 % interval over scenes."""
-    scenes = runs.mean(0)
-    rng = np.random.default_rng(0)
-    draws = rng.integers(scenes.shape[1], size=(2000, *scenes.shape))
-    resampled = np.take_along_axis(scenes[None], draws, axis=2).mean((1, 2))
-    rates = dict(zip(TASKS, (100 * scenes.mean(1)).tolist(), strict=True))
-    return {
-        "mean": float(100 * scenes.mean()),
-        "interval": (100 * np.quantile(resampled, [0.025, 0.975])).tolist(),
-        "of_each_seed": (100 * runs.mean((1, 2))).tolist(),
-        "tasks": rates,
-        "groups": {name: float(np.mean([rates[task] for task in tasks])) for name, tasks in GROUPS.items()},
-        "episodes": int(runs.size),
+    """As `summarize_runs`, with the rate of each group."""
+    of = summarize_runs(runs, TASKS)
+    return of | {
+        "groups": {name: float(np.mean([of["tasks"][task] for task in tasks])) for name, tasks in GROUPS.items()}
     }
-
-
-def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided p of a mean of paired differences, by flipping their signs at random."""
-    rng, observed, extreme = np.random.default_rng(0), abs(differences.sum()), 0
-    differences = differences[differences != 0]
-    for _ in range(RESAMPLES // 1000):
-        flipped = rng.choice([-1.0, 1.0], size=(1000, len(differences))) @ differences
-        extreme += int((np.abs(flipped) >= observed - 1e-9).sum())
-    return (extreme + 1) / (RESAMPLES + 1)
 
 
 def table(content: dict) -> str:
     lines = ["| arm | " + " | ".join(content["arms"]) + " |", "|---" * (1 + len(content["arms"])) + "|"]
     for arm in ARMS:
-        cells = []
-        for of_arm in content["arms"].values():
-            of = of_arm.get(arm)
-            low, high = of["interval"] if of else (0, 0)
-            seeds = ", ".join(f"{rate:.1f}" for rate in of["of_each_seed"]) if of else ""
-            cells.append(f"{of['mean']:.1f} % ({low:.1f} to {high:.1f}; seeds {seeds})" if of else "")
+        cells = [format_runs(of_arm.get(arm)) for of_arm in content["arms"].values()]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     lines += ["", "| condition | arms | gain, points | p | Holm's p |", "|---|---|---|---|---|"]
     for test in content["tests"]:

@@ -13,11 +13,6 @@ from ..fixtures_pipeline import make_observation, make_pipeline
 from ..rollout.fixtures_policy import make_policy
 
 
-def test_flipped_signs():
-    assert evidence.sign_flip_p(np.array([1.0] * 8 + [0.0] * 5)) == pytest.approx(2 / 2**8, abs=2e-3)
-    assert evidence.sign_flip_p(np.zeros(7)) == 1
-
-
 def test_a_summary_is_the_mean_over_training_seeds():
     runs = np.zeros((2, len(evidence.TASKS), 4))
     runs[0, 0] = 1

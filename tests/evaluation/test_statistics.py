@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from aim_hf.evaluation.statistics import format_peaks, holm, summarize, wilson_interval
+from aim_hf.evaluation.statistics import format_peaks, holm, paired_gain, sign_flip_p, summarize, wilson_interval
 from aim_hf.utils.provenance import provenance
 
 
@@ -34,6 +35,20 @@ def test_wilson_refuses_counts_that_cannot_be(successes, episodes):
 
 def test_holms_correction():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_flipped_signs():
+    assert sign_flip_p(np.array([1.0] * 8 + [0.0] * 5)) == pytest.approx(2 / 2**8, abs=2e-3)
+    assert sign_flip_p(np.zeros(7)) == 1
+
+
+def test_a_gain_is_paired_by_scene_whatever_the_number_of_training_seeds():
+    before, after = np.zeros((1, 2, 5)), np.zeros((3, 2, 5))
+    after[:2, 0] = 1  # two of three training seeds solve each scene of one task
+    assert paired_gain(before, after) == {
+        "gain_points": pytest.approx(100 / 3),
+        "p": pytest.approx(2 / 2**5, abs=5e-3),
+    }
 
 
 def record(seed, success, steps, peak, cm=None):

@@ -17,7 +17,6 @@ Several machines need one folder that all of them see.
 """
 
 import json
-import os
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
@@ -38,7 +38,16 @@ from ..rollout.run import EpisodeResult, ValueMaps, run_episodes
 from ..rollout.storyboard import write_contact_sheet, write_strip, write_video
 from ..rollout.vector_env import VectorEnvironment, cores_of_this_process
 from ..utils.checks import check_whole
-from ..utils.files import UnreadableFile, claim, read_json, read_json_lines, reading, write_text
+from ..utils.files import (
+    UnreadableFile,
+    append_json_line,
+    claim,
+    drop_torn_line,
+    read_json,
+    read_json_lines,
+    reading,
+    write_text,
+)
 from ..utils.provenance import provenance
 from .statistics import PEAKS, format_peaks, summarize
 
@@ -125,7 +134,7 @@ def evaluate(
     if state.is_main_process:
         (output / "episodes").mkdir(exist_ok=True)
         for path in output.glob("episodes/*.jsonl"):
-            _drop_torn_line(path)
+            drop_torn_line(path)
     state.wait_for_everyone()
 
     with ExitStack() as stack:
@@ -230,7 +239,9 @@ def _run_batches(
                 filmed=batch.filmed,
             ):
                 if isinstance(result, SeedRejected):
-                    _append(output, batch.task, {"seed": result.seed, "rejected": result.reason})
+                    append_json_line(
+                        _records_file(output, batch.task), {"seed": result.seed, "rejected": result.reason}
+                    )
                 else:
                     _append_record(output, result, policy.settings.get("policy_sha256"))
                     finished, successes = finished + 1, successes + result.success
@@ -281,8 +292,20 @@ def read_rejected(output: Path, task: str) -> dict[int, str]:
     return {record["seed"]: record["rejected"] for record in _read_lines(output, task) if "rejected" in record}
 
 
+def read_outcomes(output: Path, tasks: list[str]) -> np.ndarray | None:
+    """Success of each episode, (tasks, episodes), in the order of seeds; None without `results.json`."""
+    if not (output / "results.json").is_file():
+        return None
+    of_tasks = [{record["seed"]: record["success"] for record in read_records(output, task)} for task in tasks]
+    return np.array([[successes[seed] for seed in sorted(successes)] for successes in of_tasks], dtype=float)
+
+
+def _records_file(output: Path, task: str) -> Path:
+    return output / "episodes" / f"{task}.jsonl"
+
+
 def _read_lines(output: Path, task: str) -> list[dict[str, Any]]:
-    path = output / "episodes" / f"{task}.jsonl"
+    path = _records_file(output, task)
     if not path.exists():
         return []
     records = read_json_lines(path, "delete that line and evaluate again, which runs what is missing", ("seed",))
@@ -332,25 +355,7 @@ def _append_record(output: Path, result: EpisodeResult, policy_sha256: str | Non
         "simulator": result.simulator,
         "policy_sha256": policy_sha256,
     }
-    _append(output, result.task, record)
-
-
-def _append(output: Path, task: str, record: dict[str, Any]) -> None:
-    path = output / "episodes" / f"{task}.jsonl"
-    # One write in append mode: lines of several processes never mix, and only the last can be torn by a kill.
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(file, (json.dumps(record) + "\n").encode())
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _drop_torn_line(path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    append_json_line(_records_file(output, result.task), record)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

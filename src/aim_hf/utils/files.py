@@ -2,6 +2,7 @@
 
 - `written_file`, `write_text`, `written_folder` write under a temporary name and rename.
 - `claim` records the inputs of an output folder, and refuses a folder with other inputs.
+- `append_json_line`, `drop_torn_line` keep a list of what is done, of which a kill tears at most the last line.
 - `reading`, `read_json`, `read_json_lines` raise `UnreadableFile`, which names the file, for every error in it.
 """
 
@@ -84,6 +85,25 @@ def read_json_lines(path: str | os.PathLike, mend: str, needed: tuple[str, ...] 
                     raise ValueError(f"line {number} is {line[:80]}, expected an object with {', '.join(needed)}")
                 records.append(record)
     return records
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Appends a record to a JSON lines file, at once and to the disk."""
+    # One write in append mode: lines of several processes never mix, and only the last can be torn by a kill.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, (json.dumps(record) + "\n").encode())
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cuts off a last line that a kill has left without its end."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
 
 
 def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = MADE_FROM) -> None:
