@@ -396,6 +396,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "grpo": grpo_tasks,
     "rewards": grpo_rewards,
     "schedules": lambda: study("schedules"),
+    "few-steps": lambda: study("few_steps-hard"),
     "noise": noise_study,
     "delays": lambda: study("delays"),
     "speed": speed,
