@@ -73,7 +73,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
     parser.add_argument(
         "--replan_entropy", type=float, help="plan again once the next value map's entropy is above this, in [0, 1]"
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="episodes that a process runs at a time")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=32,
+        help="episodes that a process runs at a time; the more, the fuller the network's calls, and the more memory",
+    )
     parser.add_argument("--videos", type=int, default=1, help="episodes of each task to film")
     remote = parser.add_argument_group("policies behind a server (ws://)")
     remote.add_argument(
