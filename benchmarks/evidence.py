@@ -40,8 +40,11 @@ ARMS = {
     "observations": {"visibility": "observations"},
     "both": {"visibility": "both"},
     "no_value_loss": {"visibility": "observations", "value_loss_weight": 0.0},
+    "map_only_imagined": {"visibility": "map_only"},
 }
-SEEDS = {"aim": 3, "map_only": 3, "rgb": 3, "observations": 3, "both": 1, "no_value_loss": 1}
+# Arm -> what differs in its training: half of its windows act on the maps that the model itself imagines.
+TRAINING = {"map_only_imagined": {"imagined_value_probability": 0.5}}
+SEEDS = {"aim": 3, "map_only": 3, "rgb": 3, "observations": 3, "both": 1, "no_value_loss": 1, "map_only_imagined": 3}
 STEPS = 2667  # a third of what checkpoints/aim-tiny was trained for
 START_SEED = 20_000  # the scenes from here on have judged nothing else
 EPISODES = 100  # of each task and condition
@@ -79,7 +82,7 @@ def train(args: argparse.Namespace) -> None:
         "sample_steps": 250,
         "save_steps": 100,
         "save_total_limit": 1,
-    }
+    } | TRAINING.get(args.arm, {})
     launch(["train", *as_arguments(options), *args.options], args.processes)
 
 

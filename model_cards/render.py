@@ -251,6 +251,24 @@ def study(name: str) -> str:
     )
 
 
+def imagined_study() -> str:
+    """Success on Hard before and after training the actions further, on true maps or also on imagined ones."""
+    names = {
+        "stage 1, a third of the steps": "before",
+        "250 more steps, true maps": "true_maps",
+        "250 more steps, half of them imagined": "imagined_maps",
+    }
+    found = {title: read(f"evidence/imagined/{name}") for title, name in names.items()}
+    tasks = list(found["stage 1, a third of the steps"]["tasks"])
+    columns = {
+        "training": str,
+        "success": lambda title: f"{found[title]['mean_rate']:.0%}",
+        **{f"`{task}`": lambda title, task=task: found[title]["tasks"][task]["successes"] for task in tasks},
+    }
+    episodes = found["stage 1, a third of the steps"]["tasks"][tasks[0]]["episodes"]
+    return f"{table(columns, names)}\n{episodes} episodes a task, the same seeds for all:\n\n{bullets(found)}"
+
+
 def noise_study() -> str:
     """Success by `action_noise_scale`, split and stage of training."""
     files = {"Easy": "noise-easy", "Hard": "noise-hard", "Hard, as stage 1 had left it": "noise-stage1-hard"}
@@ -397,6 +415,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "rewards": grpo_rewards,
     "schedules": lambda: study("schedules"),
     "few-steps": lambda: study("few_steps-hard"),
+    "imagined": imagined_study,
     "noise": noise_study,
     "delays": lambda: study("delays"),
     "speed": speed,
