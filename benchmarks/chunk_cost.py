@@ -1,4 +1,4 @@
-"""What a whole chunk costs, ours and in the ways of others, at equal width: append of what was seen, and all steps.
+"""Costs of a whole chunk at equal width, of AIM and of other methods: the append of observations, and all steps.
 
     python benchmarks/chunk_cost.py --preset tiny [--width 4] --output_file benchmarks/results/latency/chunks-tiny.json
     python benchmarks/chunk_cost.py --preset wan2.2-ti2v-5b --layers 2 --history 4

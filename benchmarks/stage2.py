@@ -1,4 +1,4 @@
-"""What stage 2 is worth: ways to practise, against what the same effort buys without practice, on fresh scenes.
+"""Measures the gain of stage 2 on fresh scenes: arms of practice, against baselines of the same effort without it.
 
     STUDY="--policy runs/aim-tiny/model/pipeline --output_dir runs/stage2"
     python benchmarks/stage2.py practise --arm contact --seed 1 $STUDY

@@ -17,7 +17,7 @@ from aim_hf.envs.tabletop.tasks.base import COLORS, TARGET_COLORS
 from aim_hf.evaluation.evaluate import Protocol
 
 SEED = 100_030_000
-# What of a scene an axis changes. After the first action of the expert, the arm is elsewhere on some.
+# The parts of a scene that each axis changes. After the first action of the expert, some axes also move the arm.
 CHANGES = {
     "light": {"picture"},
     "texture": {"picture"},
@@ -33,7 +33,7 @@ CHANGES = {
 
 @functools.cache
 def observed(task, split):
-    """What there is to see of a scene, by name."""
+    """The visible state of a scene, by name."""
     environment = make_environment("tabletop", task, split, depth=True)
     view = environment.reset(SEED)["observation"]["head_camera"]
     robot = environment.robot_links()

@@ -85,8 +85,9 @@ class Policy(Protocol):
 class _Row:
     """An episode in progress, and its latest plan.
 
-    generator: of its noise. seen, executed: observations and actions since the plan; None for no actions.
-    actions: (P, action_dim), the plan with its lookahead, of which `position` actions are handed out.
+    generator: of its noise. seen, executed: observations and actions since the plan.
+    actions: (P, action_dim), the plan with its lookahead, of which `position` actions are handed out; None before the
+        first plan.
     value_maps, frames: camera -> clip of the plan, if they were decoded.
     """
 
@@ -316,7 +317,7 @@ class AIMPolicy:
             row.frames = _of_row(out.frames, index) if pictures == "all" else None
 
     def _clips(self, name: str) -> dict[str, np.ndarray]:
-        """What is ahead in each row's plan, camera -> (B, F, ...); the last frame repeats."""
+        """Frames of each row's plan from its position on, camera -> (B, F, ...); the last frame repeats."""
         clips: dict[str, list[np.ndarray]] = {}
         for row in self._rows:
             for camera, clip in getattr(row, name).items():

@@ -134,8 +134,7 @@ class FlowMatchingLoss:
             latents = (1 - level) * latents + level * torch.randn(latents.shape, **random)
 
         # Predicted velocities. Without committed actions, the actions of a latent frame share one time.
-        if executed_actions is None:
-            executed_actions = actions[:, : value_latents.shape[2] * config.actions_per_latent_frame]
+        executed_actions = self._executed(executed_actions, actions, value_latents)
         if committed_actions is None:
             t_action = t_action[..., :: config.actions_per_latent_frame]
         shown = value_latents if shown_value_latents is None else shown_value_latents
@@ -165,8 +164,7 @@ class FlowMatchingLoss:
         """Value maps (B, C, K*F, h, w) that one denoising step from noise imagines from each chunk's real history. The
         arguments are those of a call."""
         B, K, P = len(latents), value_latents.shape[2] // self.config.chunk_latent_frames, self.config.action_horizon
-        if executed_actions is None:
-            executed_actions = actions[:, : value_latents.shape[2] * self.config.actions_per_latent_frame]
+        executed_actions = self._executed(executed_actions, actions, value_latents)
         x, m = torch.randn(2, B, 1, *value_latents.shape[1:], device=latents.device, dtype=latents.dtype)
         a = torch.zeros(B, 1, K * P, self.config.action_dim, device=latents.device, dtype=latents.dtype)
         t = torch.ones(B, 1, value_latents.shape[2], device=latents.device, dtype=latents.dtype)
@@ -174,6 +172,14 @@ class FlowMatchingLoss:
         clean = (latents, value_latents, executed_actions, prompt_embeds)
         _, v_m, _ = model(*clean, x, m, a, t, t_action, None).to_tuple()
         return (m - at_least_float32(v_m))[:, 0]
+
+    def _executed(
+        self, executed_actions: torch.Tensor | None, actions: torch.Tensor, value_latents: torch.Tensor
+    ) -> torch.Tensor:
+        """Executed actions of all chunks; those of the targets if not given."""
+        if executed_actions is not None:
+            return executed_actions
+        return actions[:, : value_latents.shape[2] * self.config.actions_per_latent_frame]
 
     def _sample_timesteps(
         self, value_latents: torch.Tensor, random: dict[str, Any]

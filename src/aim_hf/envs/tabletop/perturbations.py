@@ -55,7 +55,7 @@ CHATTY = (
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What a scene has in place of Easy's.
+    """The differences of a scene from the Easy scene of its seed.
 
     `paint` gives a part's color for its color on Easy, `scale` is a factor of the objects' sizes, and `delay` the
     number of control steps by which actions are executed late.
