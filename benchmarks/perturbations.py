@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--episodes", type=int, default=50, help="of each task and split")
     parser.add_argument("--start_seed", type=int, default=START_SEED, help="offset into the seeds kept for evaluation")
-    parser.add_argument("--batch_size", type=int, default=8, help="episodes that a process runs at a time")
+    parser.add_argument("--batch_size", type=int, default=32, help="episodes that a process runs at a time")
     parser.add_argument("--output_dir", type=Path, required=True)
     add_sampling_arguments(parser)
     args = parser.parse_args()

@@ -17,7 +17,7 @@ import numpy as np
 from ..envs.base import ARMS, CAMERAS
 from ..value_maps.contacts import MadeContact
 from ..value_maps.render import Event, render_value_maps
-from .rewards import Outcome
+from .rewards import Outcome, check_cameras
 
 
 def contact_reward(outcomes: list[Outcome], cameras: Sequence[str] = CAMERAS) -> list[np.ndarray]:
@@ -35,9 +35,7 @@ def contact_reward(outcomes: list[Outcome], cameras: Sequence[str] = CAMERAS) ->
     Raises:
         ValueError: for an unknown camera or none.
     """
-    unknown = set(cameras) - set(CAMERAS)
-    if unknown or not cameras:
-        raise ValueError(f"cameras are {list(cameras)}; expected some of {', '.join(CAMERAS)}.")
+    check_cameras(cameras)
     rewards = []
     for outcome in outcomes:
         chunks, frames = outcome.targets.shape[:2]

@@ -81,6 +81,13 @@ def bilinear(pictures: np.ndarray, places: np.ndarray) -> np.ndarray:
     return np.where(inside, (1 - y) * above + y * below, np.nan)
 
 
+def check_cameras(cameras: Sequence[str]) -> None:
+    """Raises ValueError for an unknown camera or none."""
+    unknown = set(cameras) - set(CAMERAS)
+    if unknown or not cameras:
+        raise ValueError(f"cameras are {list(cameras)}; expected some of {', '.join(CAMERAS)}.")
+
+
 def success_reward(outcomes: list[Outcome]) -> list[float]:
     """1 for an episode that solved its task, else 0."""
     return [float(outcome.success) for outcome in outcomes]
@@ -93,9 +100,7 @@ def value_map_reward(outcomes: list[Outcome], cameras: Sequence[str] = ("head_ca
     imagined frames. A map shows the next contact of either arm, so the better arm counts. The reward is the mean over
     cameras that see an end effector land; 0 if none does.
     """
-    unknown = set(cameras) - set(CAMERAS)
-    if unknown or not cameras:
-        raise ValueError(f"cameras are {list(cameras)}; expected some of {', '.join(CAMERAS)}.")
+    check_cameras(cameras)
     rewards = []
     for outcome in outcomes:
         best = np.stack([_best_arm(outcome.landings(camera)[0]) for camera in cameras])  # (cameras, C)
