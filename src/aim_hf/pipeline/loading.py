@@ -120,12 +120,13 @@ class AIMLoaderMixin:
 
     @classmethod
     def from_wan(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """A new AIM from a Wan2.2 pipeline: it keeps the VAE and text encoder, and its video stream has the weights of
+        """A new AIM from a Wan pipeline: it keeps the VAE and text encoder, and its video stream has the weights of
         the transformer (see [`AIMForWorldAction.from_wan`]). It must be trained: its action head and value maps are
         new.
 
         Args:
-            name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
+            name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers` or
+                `Wan-AI/Wan2.1-T2V-1.3B-Diffusers`.
             dtype: of the model and the text encoder, a `torch.dtype` or its name; as stored if not given or "auto".
                 The VAE stays in float32, as in Wan.
             processor: the [`AIMProcessor`], with the text encoder's tokenizer; for RoboTwin's robots if not given.
