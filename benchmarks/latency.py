@@ -22,7 +22,7 @@ import torch
 from alternatives import BackboneRollout
 from common import (
     ACTION_STEPS,
-    LATENT_SIZE,
+    CANVAS,
     TERA,
     TEXT_TOKENS,
     WORLD_STEPS,
@@ -139,7 +139,7 @@ def world_stages(rollout: Rollout) -> dict:
 def codec_stages(rollout: Rollout, args) -> dict:
     """Encoding and decoding of one chunk in the middle of a video, at the preset's canvas; encoding of a prompt."""
     codec = VideoCodec(make_vae(args).to(args.device, rollout.model.dtype))
-    height, width = (codec.spatial_factor * n for n in LATENT_SIZE[args.preset])
+    height, width = CANVAS[args.preset]
     frames = 4 * rollout.model.config.chunk_latent_frames
     pixels = torch.rand(args.batch_size, 3, 1 + frames, height, width) * 2 - 1
     encoder, decoder = codec.encoder_state(), codec.decoder_state()

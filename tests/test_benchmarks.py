@@ -105,12 +105,13 @@ def test_operations_of_a_world_step_by_hand():
         (["correctness.py"], ["accepted"]),
         (["grpo.py", "--chunks", "2"], ["plain_over_ours", "replayed_over_ours"]),
         (["budget.py"], []),
+        (["cluster.py", "--gpus", "8", "16"], []),
     ],
     ids=lambda value: value[0] if value else "",
 )
 def test_the_commands_run(command, ratios, tmp_path):
     output = tmp_path / "new" / "numbers.json"
-    small = [] if command == ["budget.py"] else ["--layers", "1", "--rounds", "1", "--device", "cpu"]
+    small = [] if command[0] in ("budget.py", "cluster.py") else ["--layers", "1", "--rounds", "1", "--device", "cpu"]
     command = [sys.executable, str(BENCHMARKS / command[0]), *command[1:], *small, "--preset", "tiny"]
     subprocess.run([*command, "--output_file", str(output)], check=True, capture_output=True)
     numbers = json.loads(output.read_text())
@@ -118,6 +119,48 @@ def test_the_commands_run(command, ratios, tmp_path):
         of_each = numbers[name].values() if isinstance(numbers[name], dict) else [numbers[name]]
         assert all(ratio > 0 for ratio in of_each)
     assert numbers["commit"] and numbers["hardware"] and numbers["command"]
+
+
+def test_operations_of_a_training_step_are_those_of_a_real_one():
+    """What the budget counts on the meta device, at full size elsewhere, is what a CPU computes."""
+    from budget import training
+    from common import counted, make_model
+    from training import make_batch, step
+
+    args = argparse.Namespace(preset="tiny", canvas_size=None, chunks=2, batch_size=1, lora_rank=None)
+    budget = training(args, gpus=1)["training_tflop"]
+    args = argparse.Namespace(preset="tiny", width=1, layers=None, device="cpu", dtype="float32", batch_size=1)
+    model = make_model(args)
+    real = counted(lambda: step(model, make_batch(model, args, 2)))
+    assert budget["forward"] + budget["backward"] == pytest.approx(real, abs=2e-4)
+
+
+def test_bytes_of_a_step_on_a_cluster_by_hand():
+    """A billion weights, in bfloat16: gathered twice, reduced once, in rings of all GPUs or of a machine's eight."""
+    from cluster import communication
+
+    args = argparse.Namespace(gpus_per_machine=8)
+    assert communication(args, 1e9, gpus=8, shard=8) == pytest.approx((7 / 8 * 6, 0))
+    assert communication(args, 1e9, gpus=64, shard=64) == pytest.approx((0, 63 / 64 * 6))
+    assert communication(args, 1e9, gpus=64, shard=8) == pytest.approx((7 / 8 * 6, 2 * 7 / 8 * 2 / 8))
+
+
+@pytest.mark.parametrize(
+    "file", sorted((BENCHMARKS / "results" / "cluster").glob("*.json")), ids=lambda file: file.stem
+)
+def test_the_clusters_numbers_add_up(file):
+    """Hours of the published rows from their operations, and from the peaks and bandwidths that they assume."""
+    result = json.loads(file.read_text())
+    settings, data = result["settings"], result["data"]
+    for row in result["rows"]:
+        compute = row["tflop_per_gpu"] / settings["tflops"] / settings["share"]
+        exchange = row["nvlink_gb"] / settings["nvlink"] + row["network_gb"] / settings["network"]
+        steps = settings["sequences"] / row["gpus"] / settings["batch_size"]
+        assert row["hours"] == pytest.approx(steps * max(compute, exchange) / 3600, rel=2e-3)
+        assert row["hours_without_overlap"] == pytest.approx(steps * (compute + exchange) / 3600, rel=2e-3)
+        assert row["gpu_hours"] == pytest.approx(row["hours"] * row["gpus"], rel=2e-3)
+        read = settings["sequences"] * data["window_mb"] / row["hours"] / 3600
+        assert row["latents_read_mb_per_second"] == pytest.approx(read, rel=2e-3)
 
 
 def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path):
