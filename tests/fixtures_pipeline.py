@@ -74,9 +74,9 @@ def make_pipeline(action_space: str = "ee", seed: int = 0, **config) -> AIMPipel
     torch.manual_seed(seed)
     text_config = T5Config(
         vocab_size=len(WORDS) + 3,
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
+        d_model=config.get("text_dim", 16),
+        d_kv=config.get("text_dim", 16) // 2,
+        d_ff=2 * config.get("text_dim", 16),
         num_layers=1,
         num_heads=2,
         pad_token_id=0,
