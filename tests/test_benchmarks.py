@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,7 @@ def test_operations_of_a_world_step_by_hand():
         (["grpo.py", "--chunks", "2"], ["plain_over_ours", "replayed_over_ours"]),
         (["budget.py"], []),
         (["cluster.py", "--gpus", "8", "16"], []),
+        (["memory.py", "--batch_size", "2"], ["weights_gb"]),
     ],
     ids=lambda value: value[0] if value else "",
 )
@@ -163,11 +165,44 @@ def test_the_clusters_numbers_add_up(file):
         assert row["latents_read_mb_per_second"] == pytest.approx(read, rel=2e-3)
 
 
+def test_the_full_size_is_rehearsed(tmp_path):
+    """Every stage, in processes of their own; a second run has nothing left to do."""
+    output = tmp_path / "numbers.json"
+    command = [sys.executable, str(BENCHMARKS / "full_size.py"), "--rehearsal", "--folder", str(tmp_path / "weights")]
+    subprocess.run([*command, "--output_file", str(output)], check=True, capture_output=True)
+    stages = json.loads(output.read_text())["stages"]
+    assert list(stages) == ["text encoder", "weights", "from_wan", "chunk"]
+    assert all(stage["peak_memory_gb"] > 0.1 and stage["seconds"] > 0 for stage in stages.values())
+    assert stages["chunk"]["dtype"] == "torch.bfloat16" and stages["chunk"]["actions"] == [1, 32, 16]
+    assert stages["chunk"]["frames"]["head_camera"] == [1, 8, 240, 320, 3]
+    assert not (tmp_path / "weights" / "wan").exists()
+    done = [file.stat().st_mtime_ns for file in sorted((tmp_path / "weights").glob("*.json"))]
+    subprocess.run(command, check=True, capture_output=True)
+    assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "weights").glob("*.json"))] == done
+
+
+@pytest.mark.parametrize("preset", ["wan2.1-t2v-1.3b", "wan2.2-ti2v-5b"])
+def test_weights_of_the_full_size_are_in_wans_layout(preset, tmp_path, monkeypatch):
+    """diffusers loads them: every tensor is there, in one of several shards."""
+    import full_size
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    monkeypatch.setattr(full_size, "SHARD", 50e3)
+    full_size.weights(argparse.Namespace(preset=preset, folder=tmp_path, rehearsal=True))
+    for name, kind in (("transformer", WanTransformer3DModel), ("vae", AutoencoderKLWan)):
+        assert len(list((tmp_path / "wan" / name).glob("*.safetensors"))) > 2
+        model, info = kind.from_pretrained(tmp_path / "wan" / name, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert all(parameter.isfinite().all() and parameter.std() > 0 for parameter in model.parameters())
+
+
 def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path):
     """The stages themselves are run above, by their commands."""
     script = (BENCHMARKS / "gpu.sh").read_text()
-    stages = [name for name in re.findall(r'^ *stage "?([\w-]+)', script, re.MULTILINE) if name != "latency-batch-"]
-    stages += [f"latency-batch-{rows}" for rows in (2, 4, 8)]
+    stages = [name for name in re.findall(r'^ *stage "?([\w-]+)', script, re.MULTILINE) if name[-1] != "-"]
+    if find_spec("torchao") is None:
+        stages.remove("memory-int8")
+    stages += [f"{kind}-batch-{rows}" for kind in ("latency", "memory") for rows in (2, 4, 8)]
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=BENCHMARKS, capture_output=True, text=True
     ).stdout.strip()
