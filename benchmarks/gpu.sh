@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that needs a GPU, in at most ten minutes on one H100 or H200:
+# Measures everything that needs a GPU, on one H100 or H200, in stages of at most three minutes:
 #     bash benchmarks/gpu.sh [OUTPUT_DIR]
 # Weights are random, so nothing is downloaded. Each stage writes its JSON at once. A stage whose JSON is of this commit
 # is skipped, so a run that was stopped goes on. `DEVICE=cpu PRESET=tiny LAYERS=1 ROUNDS=1` rehearses it anywhere.

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     """Of a pipeline whose widths are multiples of 64, as the full size's are and bitsandbytes wants on a CPU."""
     widths = dict(num_attention_heads=2, attention_head_dim=32, ffn_dim=64, text_dim=64)
     folder = tmp_path_factory.mktemp("pipeline")
-    make_pipeline(**widths).save_pretrained(folder)
+    make_pipeline(text_width=64, **widths).save_pretrained(folder)
     return folder
 
 
