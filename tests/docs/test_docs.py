@@ -171,10 +171,11 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Left("it serves until it is stopped; tests/serving/test_messages_of_others.py sends such messages"),
         Left("other people's servers; tests/serving/test_remote.py has stand-ins for them"),
         Left("a server of the reader's; tests/serving/test_remote.py has one"),
+        Left("it serves until it is stopped; tests/pipeline/test_loading.py loads so"),
     ],
     "docs/training.md": [
         Left("hours of training; tests/training runs each of its commands, smaller"),
-        *[Left(FULL_SIZE)] * 4,
+        *[Left(FULL_SIZE)] * 5,
     ],
 }
 ELSEWHERE = {
