@@ -15,9 +15,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compile_blocks",
-        action="store_true",
-        default=None,
-        help="torch.compile the layers; the first calls take long, and a CPU needs a C++ compiler",
+        nargs="?",
+        const=True,
+        metavar="MODE",
+        help="torch.compile the layers, in a mode of it such as reduce-overhead (CUDA graphs); the first calls take "
+        "long, and a CPU needs a C++ compiler",
     )
     group = parser.add_argument_group("sampling", "defaults: the values saved with the policy")
     group.add_argument("--num_inference_steps", type=int, help="denoising steps of RGB and value maps")

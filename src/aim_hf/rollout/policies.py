@@ -163,14 +163,15 @@ class AIMPolicy:
         name_or_path: str | os.PathLike,
         device: str | torch.device = "cpu",
         dtype: str | None = None,
-        compile_blocks: bool = False,
+        compile_blocks: bool | str = False,
         **options: Any,
     ) -> AIMPolicy:
         """Loads a pipeline folder or a Hub repository.
 
         Args:
             dtype: name of the `dtype` of `AIMPipeline.from_pretrained`; added to the settings if given.
-            compile_blocks: whether to compile the model's layers, which rounds differently; added to the settings.
+            compile_blocks: whether to compile the model's layers, or the mode of `torch.compile`; rounds differently,
+                and is added to the settings.
             options: fields of the pipeline's [`SamplingConfig`] to override, such as `num_inference_steps=1`, and of
                 an [`ExecutionConfig`].
 
@@ -190,8 +191,8 @@ class AIMPolicy:
         settings = {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}
         settings |= {} if dtype is None else {"dtype": dtype}
         if compile_blocks:
-            pipe.model.compile_blocks()
-            settings["compile_blocks"] = True
+            pipe.model.compile_blocks(mode="default" if compile_blocks is True else compile_blocks)
+            settings["compile_blocks"] = compile_blocks
         execution = {field.name: options.pop(field.name) for field in fields(ExecutionConfig) if field.name in options}
         return cls(pipe, settings, replace(pipe.sampling_config, **options), ExecutionConfig(**execution))
 
