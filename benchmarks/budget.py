@@ -6,6 +6,8 @@ The model runs on the meta device, so that every matrix product is counted where
 that autograd keeps is found. Weights and their states follow from the set-up: FSDP2 splits them evenly over the GPUs;
 trained weights, gradients, both moments of AdamW and the averaged weights are float32, frozen weights and computation
 bfloat16. Left out: the allocator's fragments, communication buffers, and CUDA itself (allow 3 to 5 GB for them).
+`rollout_memory_gb` is what a row's keys and values take, with the preset's `history_chunks`, and after 40 chunks
+without it.
 """
 
 import argparse
@@ -34,12 +36,13 @@ def main():
     parser.add_argument("--lora_rank", type=int, help="train LoRA on the video stream, and the whole action head")
     parser.add_argument("--output_file", type=Path, help="also write the numbers as JSON")
     args = parser.parse_args()
-    finish(training(args) | {"rollout_tflop": rollout(args.preset)}, args)
+    costs = {"rollout_tflop": rollout(args.preset), "rollout_memory_gb": rollout_memory(args.preset)}
+    finish(training(args) | costs, args)
 
 
-def meta_model(preset: str) -> AIMForWorldAction:
+def meta_model(preset: str, **changes) -> AIMForWorldAction:
     with torch.device("meta"):
-        return AIMForWorldAction(AIMConfig(**PRESETS[preset])).to(torch.bfloat16)
+        return AIMForWorldAction(AIMConfig(**PRESETS[preset] | changes)).to(torch.bfloat16)
 
 
 def meta(*shape: int) -> torch.Tensor:
@@ -154,6 +157,16 @@ def rollout(preset: str) -> dict[str, float]:
     whole = 5 * counts["world step"] + counts["clean pass"] + 10 * counts["action step"]
     counts["a chunk: observed, 5 world steps, clean pass, 10 action steps"] = whole + counts["observed chunk"]
     return {name: float(f"{count:.4g}") for name, count in counts.items()}
+
+
+def rollout_memory(preset: str) -> dict[str, float]:
+    memory = {}
+    for name, changes in (("history_chunks of the preset", {}), ("unlimited, 40 chunks", {"history_chunks": None})):
+        model = meta_model(preset, **changes)
+        cache = model.new_cache(1, *LATENT_SIZE[preset])
+        cache.reserve(40 * model.config.chunk_latent_frames)
+        memory[name] = round(sum(buffer.nbytes for pair in cache._buffers for buffer in pair) / GB, 4)
+    return memory
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ def test_operations_of_a_world_step_by_hand():
         (["chunk_cost.py"], ["time_over_baseline", "operations_over_baseline"]),
         (["correctness.py"], ["accepted"]),
         (["grpo.py", "--chunks", "2"], ["plain_over_ours", "replayed_over_ours"]),
+        (["graphs.py"], []),
         (["budget.py"], []),
     ],
     ids=lambda value: value[0] if value else "",

@@ -46,13 +46,13 @@ def rotary(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> torch.
 
 def apply_rotary(hidden: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     """Rotates pairs of adjacent channels of `hidden`, (B, heads, tokens, head_dim)."""
-    pairs = at_least_float32(hidden).unflatten(-1, (-1, 2))
+    pairs = at_least_float32(hidden).view(*hidden.shape[:-1], -1, 2)
     if torch.compiler.is_compiling():  # torch.compile fuses these products, and generates no code for complex ones
         (even, odd), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
         rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     else:
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
-    return rotated.flatten(-2).to(hidden.dtype)
+    return rotated.view(hidden.shape).to(hidden.dtype)
 
 
 def video_positions(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -177,11 +177,11 @@ class AIMExpert(nn.Module):
         """
         hidden, units = tokens.hidden_states, tokens.text_units
         _, _, attention_gate, shift, scale, ffn_gate = modulation
-        hidden = torch.addcmul(hidden, self.attn1.out(attended).view_as(hidden), attention_gate).to(hidden.dtype)
+        hidden = torch.addcmul(hidden, self.attn1.out(attended).view(hidden.shape), attention_gate).to(hidden.dtype)
         if units:
             reading, others = hidden[:, :units], hidden[:, units:]
             read = self.attn2.out(attention(self, self.attn2.query(self.norm2(reading)), *text))
-            reading = reading + read.view_as(reading)
+            reading = reading + read.view(reading.shape)
             hidden = torch.cat([reading, others], dim=1) if others.shape[1] else reading
         normed = torch.addcmul(shift, self.norm3(hidden), scale).to(hidden.dtype)
         hidden = torch.addcmul(hidden, self.ffn(normed), ffn_gate).to(hidden.dtype)
