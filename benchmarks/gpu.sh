@@ -22,7 +22,8 @@ stage() {
     if grep -qs "\"commit\": \"$COMMIT" "$file"; then
         echo "$name: done before"
     elif timeout 180 "$PYTHON" "benchmarks/$script" "$@" --output_file "$file" >"$OUTPUT_DIR/$name.log" 2>&1; then
-        echo "$name: $((SECONDS - start)) s" "$(sed -n 's/^  "skipped": \(.*\),/skipped: \1/p' "$file")"
+        echo "$name: $((SECONDS - start)) s"
+        sed -n 's/^  "skipped": "\(.*\)",/    skipped: \1/p' "$file"
     else
         echo "$name: failed after $((SECONDS - start)) s, see $OUTPUT_DIR/$name.log"
         failed+=("$name")
