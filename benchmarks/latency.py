@@ -50,9 +50,7 @@ def main():
     arguments.add_argument(
         "--codec", action=argparse.BooleanOptionalAction, default=True, help="VAE and text encoder too"
     )
-    arguments.add_argument(
-        "--compile", nargs="?", const="default", metavar="MODE", help="torch.compile the layers, in a mode of it"
-    )
+    arguments.add_argument("--compile", nargs="?", const="default", help="torch.compile the layers, in a mode of it")
     args = arguments.parse_args()
 
     model = make_model(args, history_chunks=args.history)

@@ -472,8 +472,7 @@ class AIMForWorldAction(PreTrainedModel):
         history, action = (None, executed) if self.history_head is None else (executed, None)
         video_slots, action_slots = cache.observed_slots(f)
         room = (cache.new_room(f * L + count),) * 2
-        pasts = zip(self._layers_of_pass(), cache.current_frame(), cache.history())
-        for index, (layer, *kept) in enumerate(pasts):
+        for index, (layer, *kept) in enumerate(zip(self._layers_of_pass(), cache.current_frame(), cache.history())):
             if layer is self.blocks[-1]:
                 new = layer.keys_values(video, history, action)
             else:
