@@ -104,19 +104,18 @@ class BackboneRollout(Rollout):
     @torch.no_grad()
     def video_step(self, rgb: torch.Tensor) -> torch.Tensor:
         frames, (height, width) = rgb.shape[2], rgb.shape[3:]
-        history = self.cache.history()
+        history = self.cache.history(frames * self.cache.tokens_per_frame)
         rotation = self.model._video_rotary(self.cache.next_frames(frames).to(rgb.device), self.cache.grid)
-        hidden, embedding, new = self._pass(self.model._embed_video(rgb), rotation, frames, self.text(), history)
-        self.seen = [
-            tuple(torch.cat(parts, dim=2) for parts in zip(*pair)) for pair in zip(history, new)
-        ]  # by actions
+        hidden, embedding = self._pass(self.model._embed_video(rgb), rotation, frames, self.text(), history)
+        room = self.cache.new_room(self.model.config.actions_per_chunk)
+        self.seen = [tuple(torch.cat([part, room], dim=2) for part in pair) for pair in history]  # by actions
         return self.model._video_velocity(hidden, embedding, frames, height, width)
 
     @torch.no_grad()
     def action_step(self, actions: torch.Tensor, text: list[KeysValues]) -> torch.Tensor:
         frames = self.model.config.chunk_latent_frames
         rotation = self.model._action_rotary(self.cache.next_frames(frames).to(actions.device))
-        hidden, _, _ = self._pass(
+        hidden, _ = self._pass(
             self.embed_actions(actions).unflatten(1, (frames, -1)), rotation, frames, text, self.seen
         )
         return self.read_actions(hidden.flatten(1, 2))
@@ -129,11 +128,9 @@ class BackboneRollout(Rollout):
         text: list[KeysValues],
         pasts: list[KeysValues],
     ):
-        """All layers of the backbone, over everything in `pasts`."""
+        """All layers of the backbone, over everything in `pasts`, which gets the keys and values of these tokens."""
         embedding, proj = self.model.condition_embedder(torch.full((len(hidden), frames), 0.5, device=hidden.device))
         tokens = Tokens(hidden, proj, rotation, text_units=frames)
-        keys_values = []
         for layer, past, of_layer in zip(self.model.blocks, pasts, text):
-            tokens, _, _, new = layer(tokens, None, None, None, past, of_layer)
-            keys_values.append(new)
-        return tokens.hidden_states, embedding, keys_values
+            tokens = layer(tokens, None, None, None, past, of_layer).video
+        return tokens.hidden_states, embedding

@@ -10,6 +10,8 @@ bfloat16. Left out: the allocator's fragments, communication buffers, and CUDA i
 
 `hours` are those of `--sequences` at `--share` of the GPUs' peak, `--tflops`: a division, not a measurement. They
 include the gradients of all weights, of which LoRA needs only a part.
+`rollout_memory_gb` is what a row's keys and values take, with the preset's `history_chunks`, and after 40 chunks
+without it.
 """
 
 import argparse
@@ -45,7 +47,8 @@ def main():
     numbers = training(args, args.gpus)
     seconds = sum(numbers["training_tflop"].values()) / (args.tflops * args.share)
     hours = args.sequences / (args.gpus * args.batch_size) * seconds / 3600
-    finish(numbers | {"hours": hours, "rollout_tflop": rollout(args), "serving_gb": serving(args)}, args)
+    costs = {"hours": hours, "rollout_tflop": rollout(args), "rollout_memory_gb": rollout_memory(args)}
+    finish(numbers | costs | {"serving_gb": serving(args)}, args)
 
 
 def add_set_up(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +64,9 @@ def latent_size(args: argparse.Namespace) -> tuple[int, int]:
     return height, width
 
 
-def meta_model(preset: str) -> AIMForWorldAction:
+def meta_model(preset: str, **changes) -> AIMForWorldAction:
     with torch.device("meta"):
-        return AIMForWorldAction(AIMConfig(**PRESETS[preset])).to(torch.bfloat16)
+        return AIMForWorldAction(AIMConfig(**PRESETS[preset] | changes)).to(torch.bfloat16)
 
 
 def meta(*shape: int) -> torch.Tensor:
@@ -180,20 +183,26 @@ def rollout(args: argparse.Namespace) -> dict[str, float]:
     return {name: float(f"{count:.4g}") for name, count in counts.items()}
 
 
+def rollout_memory(args: argparse.Namespace) -> dict[str, float]:
+    """Memory of a row's keys and values in GB."""
+    memory = {}
+    for name, changes in (("history_chunks of the preset", {}), ("unlimited, 40 chunks", {"history_chunks": None})):
+        model = meta_model(args.preset, **changes)
+        cache = model.new_cache(1, *latent_size(args))
+        cache.reserve(40 * model.config.chunk_latent_frames)
+        memory[name] = round(sum(buffer.nbytes for pair in cache._buffers for buffer in pair) / GB, 4)
+    return memory
+
+
 def serving(args: argparse.Namespace) -> dict[str, float]:
-    """Memory of a pipeline in GB: the model and the text encoder in bfloat16, the VAE in float32; and what a row's
-    history grows by with each chunk."""
+    """Memory of a pipeline in GB: the model and the text encoder in bfloat16, the VAE in float32."""
     model = meta_model(args.preset)
-    config, (height, width) = model.config, latent_size(args)
     with torch.device("meta"):
         vae, text_encoder = make_vae(args), make_text_encoder(argparse.Namespace(**vars(args), device="meta"))
-    tokens = config.chunk_latent_frames * (height // config.patch_size[1]) * (width // config.patch_size[2])
-    tokens += config.actions_per_chunk
     parts = {
         "model": 2 * sum(p.numel() for p in model.parameters()),
         "VAE": 4 * sum(p.numel() for p in vae.parameters()),
         "text encoder": 2 * sum(p.numel() for p in text_encoder.parameters()),
-        "history of a chunk": 2 * 2 * config.num_layers * config.hidden_size * tokens,
     }
     return {name: size / GB for name, size in parts.items()}
 

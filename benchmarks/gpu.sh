@@ -23,6 +23,7 @@ stage() {
         echo "$name: done before"
     elif timeout 180 "$PYTHON" "benchmarks/$script" "$@" --output_file "$file" >"$OUTPUT_DIR/$name.log" 2>&1; then
         echo "$name: $((SECONDS - start)) s"
+        sed -n 's/^  "skipped": "\(.*\)",/    skipped: \1/p' "$file"
     else
         echo "$name: failed after $((SECONDS - start)) s, see $OUTPUT_DIR/$name.log"
         failed+=("$name")
@@ -31,7 +32,9 @@ stage() {
 
 stage correctness correctness.py --device "$DEVICE"
 stage latency latency.py $SIZE
+stage graphs graphs.py $SIZE
 stage latency-compiled latency.py $SIZE --no-codec --compile
+stage latency-reduce-overhead latency.py $SIZE --no-codec --compile reduce-overhead
 stage chunks chunk_cost.py $SIZE --history 4
 stage training training.py $SIZE --chunks 4 --activation_checkpointing
 stage training-lora training.py $SIZE --chunks 4 --activation_checkpointing --lora_rank 64

@@ -50,12 +50,12 @@ def main():
     arguments.add_argument(
         "--codec", action=argparse.BooleanOptionalAction, default=True, help="VAE and text encoder too"
     )
-    arguments.add_argument("--compile", action="store_true", help="torch.compile the layers")
+    arguments.add_argument("--compile", nargs="?", const="default", help="torch.compile the layers, in a mode of it")
     args = arguments.parse_args()
 
     model = make_model(args, history_chunks=args.history)
     if args.compile:
-        model.compile_blocks()
+        model.compile_blocks(mode=args.compile)
     rollout, backbone = observed(Rollout, model, args), observed(BackboneRollout, model, args)
     doubled = argparse.Namespace(**vars(args) | {"batch_size": 2 * args.batch_size})
     lingbot = observed(BackboneRollout, model, doubled)

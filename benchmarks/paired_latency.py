@@ -5,7 +5,7 @@
 
 Each checkout runs its own `benchmarks/common.py` in a process of its own, with the same random weights' shapes, at the
 preset "tiny" and at 8 heads of 32 (width 256). A ratio is after / before; the interval is that of the median, by
-resampling.
+resampling. `events` counts the profiler's operator events of a call, which no other load on the machine changes.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import sys, time, argparse, json
 sys.path.insert(0, sys.argv[1] + "/benchmarks")
 import torch
 from common import Rollout, make_model
+from torch.profiler import ProfilerActivity, profile
 args = argparse.Namespace(preset="tiny", width=1, layers=None, device="cpu", dtype=None, batch_size=1)
 rollouts = {}
 for name, changes in json.loads(sys.argv[2]).items():
@@ -33,10 +34,16 @@ for name, changes in json.loads(sys.argv[2]).items():
         rollouts[name].append()
 print("ready", flush=True)
 for line in sys.stdin:
-    name, call = json.loads(line)
-    began = time.perf_counter()
-    getattr(rollouts[name], call)()
-    print(time.perf_counter() - began, flush=True)
+    name, call, counts = json.loads(line)
+    run = getattr(rollouts[name], call)
+    if counts:
+        with profile(activities=[ProfilerActivity.CPU]) as counted:
+            run()
+        print(len(counted.events()), flush=True)
+    else:
+        began = time.perf_counter()
+        run()
+        print(time.perf_counter() - began, flush=True)
 """
 
 
@@ -53,9 +60,15 @@ class Checkout:
             assert self.process.poll() is None, f"the benchmark of {folder} has ended"
 
     def seconds(self, size: str, call: str) -> float:
-        self.process.stdin.write(json.dumps([size, call]) + "\n")
+        return float(self._answer(size, call, False))
+
+    def events(self, size: str, call: str) -> int:
+        return int(self._answer(size, call, True))
+
+    def _answer(self, *asked) -> str:
+        self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        return self.process.stdout.readline()
 
 
 def main() -> None:
@@ -87,6 +100,7 @@ def main() -> None:
                 "after_over_before": float(np.median(ratios)),
                 "interval": [float(low), float(high)],
                 **{name: float(np.median([pair[name] for pair in pairs])) for name in checkouts},
+                "events": {name: checkouts[name].events(size, call) for name in checkouts},
             }
             print(f"{size}, {title}: {np.median(ratios):.3f} ({low:.3f} to {high:.3f})")
     commits = {name: source_commit(getattr(args, name).resolve()) for name in checkouts}

@@ -7,10 +7,13 @@ history is limited to `--history` chunks (H); the first chunk that starts from a
 
 - `chunk_seconds`: of chunk 1, 2 ... of a rollout.
 - `flatness_after_window`: the last chunk over the first one with a full window.
+- `peak_memory_mib`: most memory that the model takes with 16 chunks of history, weights included; on a CPU, of the
+  process beyond its imports.
 - `uncached_over_cached_at_16`: one chunk after 16 chunks of history, when every step recomputes the whole prefix, over
   ours.
 """
 
+import resource
 import statistics
 
 import torch
@@ -25,8 +28,24 @@ def main():
     arguments.add_argument("--history", type=int, default=16, help="H, chunks that are kept")
     arguments.add_argument("--chunks", type=int, default=32)
     args = arguments.parse_args()
-    numbers = growth(args) | uncached_over_cached(args)
-    finish(numbers, args)
+    numbers = {"peak_memory_mib": peak_memory(args)}  # first, since a process remembers its highest peak alone
+    finish(numbers | growth(args) | uncached_over_cached(args), args)
+
+
+def peak_memory(args) -> float:
+    before = most_memory(args.device)
+    rollout = Rollout(make_model(args, history_chunks=HISTORY_OF_COMPARISON), args)
+    for _ in range(HISTORY_OF_COMPARISON):
+        rollout.append()
+    rollout.sample()
+    return (most_memory(args.device) - before) / 2**20
+
+
+def most_memory(device: str) -> int:
+    """Bytes in use at the same time so far."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def growth(args) -> dict:

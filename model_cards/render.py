@@ -375,8 +375,9 @@ def machines() -> str:
         return machine, what, f"{memory:.0f} GB", hours, f"`{command}`"
 
     def served(machine: str, what: str, name: str, command: str) -> tuple[str, ...]:
-        parts = read(f"budget/{name}")["serving_gb"]
-        return machine, what, f"{parts['model'] + parts['VAE'] + 12 * parts['history of a chunk']:.0f} GB", "", command
+        result = read(f"budget/{name}")
+        parts, history = result["serving_gb"], result["rollout_memory_gb"]["history_chunks of the preset"]
+        return machine, what, f"{parts['model'] + parts['VAE'] + history:.0f} GB", "", command
 
     train = "accelerate launch {} -m aim_hf train --bf16 --activation_checkpointing {}..."
     one, lora = "--config_file pipelines/accelerate/gpu.yaml", "--lora_rank 64 "

@@ -105,6 +105,7 @@ def test_operations_of_a_world_step_by_hand():
         (["chunk_cost.py"], ["time_over_baseline", "operations_over_baseline"]),
         (["correctness.py"], ["accepted"]),
         (["grpo.py", "--chunks", "2"], ["plain_over_ours", "replayed_over_ours"]),
+        (["graphs.py"], []),
         (["budget.py"], []),
         (["cluster.py", "--gpus", "8", "16"], []),
         (["memory.py", "--batch_size", "2"], ["weights_gb"]),
@@ -208,13 +209,15 @@ def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path):
     ).stdout.strip()
     for name in stages:
         (tmp_path / f"{name}.json").write_text(json.dumps({"commit": commit or "unknown"}))
-    (tmp_path / "chunks.json").write_text(json.dumps({"commit": "another"}))
+    for name in ("chunks", "graphs"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"commit": "another"}))
     (tmp_path / "aim-tiny").mkdir()
     (tmp_path / "aim-tiny" / "results.json").touch()
     small = {"DEVICE": "cpu", "PRESET": "tiny", "LAYERS": "1", "ROUNDS": "1", "PYTHON": sys.executable}
     run = ["bash", str(BENCHMARKS / "gpu.sh"), str(tmp_path)]
     first = subprocess.run(run, env=os.environ | small, capture_output=True, text=True, check=True).stdout
-    assert re.search(r"^chunks: \d+ s$", first, re.MULTILINE) and first.count("done before") == len(stages) - 1
+    assert re.search(r"^chunks: \d+ s$", first, re.MULTILINE) and first.count("done before") == len(stages) - 2
+    assert re.search(r"^graphs: \d+ s\n    skipped: no CUDA graph was captured", first, re.MULTILINE)
     (tmp_path / "training.json").unlink()
     failed = subprocess.run(run, env=os.environ | small | {"PRESET": "none"}, capture_output=True, text=True)
     assert failed.returncode == 1 and "training: failed" in failed.stdout and "failed: training" in failed.stdout

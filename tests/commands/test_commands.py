@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from aim_hf.commands import COMMANDS, RENAMED, Parser, leave_processes, run, spelled
+from aim_hf.commands.loading import add_loading_arguments, loading_arguments
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,6 +109,21 @@ def test_what_is_wrong_is_one_line_and_code_2(argv, told, tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.startswith(f"aim-hf {told}") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], {}),
+        (["--compile_blocks"], {"compile_blocks": "default"}),
+        (["--compile_blocks", "reduce-overhead"], {"compile_blocks": "reduce-overhead"}),
+    ],
+    ids=str,
+)
+def test_layers_are_compiled_in_a_mode(argv, told):
+    parser = Parser("evaluate", "")
+    add_loading_arguments(parser)
+    assert loading_arguments(parser.parse_args(argv)) == told
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):

@@ -14,6 +14,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from aim_hf import AIMForWorldAction, AIMPipeline
 from aim_hf.model.conversion import WEIGHTS, resample
+from aim_hf.model.presets import PRESETS
 from aim_hf.model.processing_aim import t_pose_canvas
 from aim_hf.model.visibility import Kind
 
@@ -72,6 +73,7 @@ def test_video_stream_is_wans_own(wan, frames, height, width):
 def test_every_tensor_is_accounted_for(wan):
     reference, folder = wan
     model, report = AIMForWorldAction.from_wan(folder, **FIELDS, output_loading_info=True)
+    assert model.config.history_chunks == PRESETS["wan2.2-ti2v-5b"]["history_chunks"]
     theirs, ours = reference.state_dict(), model.state_dict()
     assert set(report.taken) == set(theirs)
     for name, tensor in theirs.items():

@@ -294,6 +294,33 @@ def test_episodes_that_have_ended_are_left_out_and_change_nothing():
             assert torch.all(values[row, chunks:] == 0) and torch.all(expected[row, chunks:] != 0)
 
 
+def test_a_gradient_goes_through_the_keys_of_its_own_step_or_not_at_all():
+    """Steps write their keys to the context: a later one on the same context ends the way back of an earlier one."""
+    model = make_model()
+    group = make_group(model)
+    with torch.no_grad():
+        cache = model.new_cache(4, H, W)
+        model.set_text(cache, group["prompt_embeds"].expand(4, -1, -1))
+        model.append(cache, group["first"].expand(4, -1, -1, -1, -1))
+        context = model.action_context(cache, group["rgb"][:, 0], group["value"][:, 0])
+    times = torch.full((4,), 0.5, dtype=torch.float64)
+    steps = [group["before"][:, 0, index] for index in range(2)]
+
+    def gradient(first, second):
+        model.zero_grad()
+        velocity = model.action_velocity(first, steps[0], times)
+        with torch.no_grad():
+            model.action_velocity(second, steps[1], times)
+        velocity.square().sum().backward()
+        return model.blocks[0].action.attn1.to_k.weight.grad
+
+    alone = gradient(context.repeat_interleave(1), context.repeat_interleave(1))
+    assert alone.abs().max() > 0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradient(*[context.repeat_interleave(1)] * 2)
+    torch.testing.assert_close(gradient(context, context.repeat_interleave(1)), alone, rtol=0, atol=1e-12)
+
+
 def test_a_compiled_model_is_trained_like_another():
     """Each parameter of the head has the gradient that it has without `compile_blocks`."""
     gradients = []

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from ..pipeline.loading_config import OFFLOADS, QUANTIZATIONS, LoadingConfig
+from ..pipeline.loading_config import COMPILE_MODES, OFFLOADS, QUANTIZATIONS, LoadingConfig
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +29,11 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--compile_blocks",
-        action="store_true",
-        default=None,
-        help="torch.compile the layers; the first calls take long, and a CPU needs a C++ compiler",
+        nargs="?",
+        const="default",
+        choices=COMPILE_MODES,
+        help="torch.compile the layers, in a mode of it: reduce-overhead also captures them as CUDA graphs; the first "
+        "calls take long, and a CPU needs a C++ compiler",
     )
 
 

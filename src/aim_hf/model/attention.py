@@ -2,7 +2,7 @@
 
 Training and inference give the same numbers. Training packs all tokens into one sequence under the mask of
 `visibility.py`; a GPU runs one FlexAttention kernel, and other devices run one attention call for each group of tokens
-that see the same keys. Inference puts the cached keys before the new ones, and selects keys by slices.
+that see the same keys. Inference writes the new keys behind the cached ones, and selects keys by slices.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -82,17 +82,30 @@ def _slices(units: Iterable[int], lengths: Sequence[int]) -> tuple[slice, ...]:
 
 
 @torch.compiler.disable
-def attend(module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: Visible) -> torch.Tensor:
+def attend(
+    module: nn.Module,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    visible: Visible,
+    past: KeysValues | None = None,
+) -> torch.Tensor:
     """Attention of each query to the keys that it may see.
 
     Args:
         module: its `config._attn_implementation` selects the implementation where no mask is needed.
-        q: (B, heads, tokens, head_dim).
-        k, v: (B, heads, keys, head_dim); the last ones belong to the query tokens.
+        q, k, v: (B, heads, tokens, head_dim) each.
+        past: keys and values of earlier tokens, (B, heads, keys + tokens, head_dim) each. Those of these tokens are
+            written to the end. Autograd follows the writing, and refuses to go back through keys that a later call
+            has overwritten.
 
     Returns:
         (B, heads, tokens, head_dim).
     """
+    if past is not None:
+        for buffer, new in zip(past, (k, v)):
+            buffer[:, :, -new.shape[2] :] = new
+        k, v = past
     if isinstance(visible, BlockMask):
         return _flex_attention()(q, k, v, block_mask=visible)
     if visible is None or torch.is_tensor(visible):

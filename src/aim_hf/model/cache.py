@@ -2,9 +2,11 @@
 
 One buffer per layer holds
 
-    [ executed actions, growing left | observations, growing right ]
+    [ executed actions, growing left | observations, growing right | room for the next chunk's RGB and value tokens ]
 
-so that the visible sets of eq. (10) are plain slices of it. Rotary positions are absolute, so cached keys stay valid.
+so that the visible sets of eq. (10) are plain slices of it. A denoising step of the next chunk writes its keys and
+values behind the observations, where the next step overwrites them; nothing is copied. Rotary positions are absolute,
+so cached keys stay valid.
 
 Attention doesn't depend on the order of keys. Therefore actions may grow left, and both histories become ring buffers
 once `history_chunks` is reached: latent frame f has slot f modulo the number of slots, and a new chunk overwrites the
@@ -29,8 +31,9 @@ from .configuration_aim import AIMConfig
 class WorldContext:
     """Keys and values that RGB and value tokens of the next chunk attend to; from [`AIMForWorldAction.world_context`].
 
-    past: cached actions and observations of each layer. These are views of the cache: use the context before appending
-    to it. text: keys and values of the instruction, of each layer.
+    past: cached actions and observations of each layer, and room for the keys and values of the chunk, where each
+    denoising step writes its own. These are views of the cache: use the context before appending to it, and in one
+    thread. text: keys and values of the instruction, of each layer.
     """
 
     past: list[KeysValues]
@@ -44,7 +47,9 @@ class ActionContext:
     """Keys and values that the next chunk's actions attend to, V_a of eq. (10); from
     [`AIMForWorldAction.action_context`].
 
-    past: of each layer, the last observed latent frame, cached actions, and the clean value tokens of the chunk.
+    past: of each layer, the last observed latent frame, cached actions, the clean value tokens of the chunk, and room
+    for the keys and values of the actions, where each denoising step writes its own. A gradient needs those of its own
+    step: take another copy, by `repeat_interleave`, for another step.
     """
 
     past: list[KeysValues]
@@ -52,7 +57,7 @@ class ActionContext:
     rotary_emb: torch.Tensor
 
     def repeat_interleave(self, draws: int) -> "ActionContext":
-        """The context with each row repeated `draws` times, as `torch.repeat_interleave`."""
+        """A copy of the context with each row repeated `draws` times, as `torch.repeat_interleave`."""
 
         def repeated(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.repeat_interleave(draws, dim=0)
@@ -101,6 +106,7 @@ class AIMCache:
     def _new_buffer(self) -> KeysValues:
         config = self.config
         tokens = self._slots * (config.actions_per_latent_frame + self.tokens_per_frame)
+        tokens += 2 * config.chunk_latent_frames * self.tokens_per_frame
         shape = (self.batch_size, config.num_attention_heads, tokens, config.attention_head_dim)
         # Zeros, because masked keys must be finite.
         return tuple(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2))
@@ -207,13 +213,20 @@ class AIMCache:
 
     # --------------------------------------------------------------------------------------- reading and writing
 
-    def history(self) -> list[KeysValues]:
-        """Cached actions, followed by cached observations, of each layer."""
-        return self._views(self._origin - self.action_tokens, self._origin + self.observation_tokens)
+    def history(self, room: int = 0) -> list[KeysValues]:
+        """Cached actions, cached observations, and `room` more tokens, at most those of the next chunk's RGB and value
+        maps, of each layer."""
+        return self._views(self._origin - self.action_tokens, self._origin + self.observation_tokens + room)
 
     def action_history(self) -> list[KeysValues]:
         """Cached actions of each layer."""
         return self._views(self._origin - self.action_tokens, self._origin)
+
+    def new_room(self, tokens: int) -> torch.Tensor:
+        """Room for `tokens` keys or values of a layer, to join behind others."""
+        config = self.config
+        shape = self.batch_size, config.num_attention_heads, tokens, config.attention_head_dim
+        return torch.empty(shape, device=self.device, dtype=self.dtype)
 
     def _views(self, start: int, stop: int) -> list[KeysValues]:
         return [(keys[:, :, start:stop], values[:, :, start:stop]) for keys, values in self._buffers]

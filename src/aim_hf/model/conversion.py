@@ -21,6 +21,7 @@ from safetensors import safe_open
 from ..utils.files import read_json, reading
 from .checkpoint import refuse_pickles
 from .configuration_aim import AIMConfig
+from .presets import PRESETS
 
 MEND = "download the checkpoint again"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -144,7 +145,8 @@ def wan_config(folder: Path, **fields: Any) -> AIMConfig:
     """The AIMConfig of a `WanTransformer3DModel` folder.
 
     Args:
-        fields: other fields of AIMConfig, such as those of the action head.
+        fields: other fields of AIMConfig, such as those of the action head; as in the preset "wan2.2-ti2v-5b" if not
+            given.
 
     Raises:
         OSError: if the folder has no config.json.
@@ -160,7 +162,7 @@ def wan_config(folder: Path, **fields: Any) -> AIMConfig:
     missing = [name for name in SHARED_FIELDS if name not in stored]
     if missing:
         raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}; it is no WanTransformer3DModel's.")
-    return AIMConfig(**{name: stored[name] for name in SHARED_FIELDS} | fields)
+    return AIMConfig(**PRESETS["wan2.2-ti2v-5b"] | {name: stored[name] for name in SHARED_FIELDS} | fields)
 
 
 def load_video_stream(

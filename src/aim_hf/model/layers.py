@@ -17,9 +17,11 @@ ROPE_THETA = 10000.0
 # --------------------------------------------------------------------------------------------- positions and norms
 
 
-EmbeddedTime = tuple[torch.Tensor, torch.Tensor]  # (B, N, d), and projected for the layers, (B, N, 6, d)
+# (B, N, d), and projected for the layers, (B, N, 6, 1, d), in at least float32
+EmbeddedTime = tuple[torch.Tensor, torch.Tensor]
 Timestep = torch.Tensor | EmbeddedTime  # in [0, 1], (B, N), or (B,) for N = 1
-Modulation = tuple[torch.Tensor, ...]  # shift, scale and gate of the self-attention; shift, scale and gate of the FFN
+# Shift, 1 + scale and gate of the self-attention; shift, 1 + scale and gate of the FFN
+Modulation = tuple[torch.Tensor, ...]
 
 
 def rotary(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
@@ -44,13 +46,13 @@ def rotary(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> torch.
 
 def apply_rotary(hidden: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     """Rotates pairs of adjacent channels of `hidden`, (B, heads, tokens, head_dim)."""
-    pairs, rotation = at_least_float32(hidden).unflatten(-1, (-1, 2)), at_least_float32(rotation)
+    pairs = at_least_float32(hidden).view(*hidden.shape[:-1], -1, 2)
     if torch.compiler.is_compiling():  # torch.compile fuses these products, and generates no code for complex ones
         (even, odd), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
         rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     else:
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
-    return rotated.flatten(-2).to(hidden.dtype)
+    return rotated.view(hidden.shape).to(hidden.dtype)
 
 
 def video_positions(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -77,9 +79,9 @@ class AIMLayerNorm(nn.LayerNorm):
     """LayerNorm that computes in at least float32, as Wan's `FP32LayerNorm`, and keeps float64."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        weight = self.weight.to(at_least_float32(hidden).dtype) if self.weight is not None else None
-        bias = self.bias.to(at_least_float32(hidden).dtype) if self.bias is not None else None
-        return F.layer_norm(at_least_float32(hidden), self.normalized_shape, weight, bias, self.eps).to(hidden.dtype)
+        precise = at_least_float32(hidden)
+        weight, bias = (None if part is None else part.to(precise.dtype) for part in (self.weight, self.bias))
+        return F.layer_norm(precise, self.normalized_shape, weight, bias, self.eps).to(hidden.dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------ layers
@@ -88,7 +90,7 @@ class AIMLayerNorm(nn.LayerNorm):
 class Tokens(NamedTuple):
     """Tokens of one expert, as a layer takes and returns them.
 
-    hidden_states: (B, N, L, d), N units of L tokens. timestep_proj: (B, N or 1, 6, d), projected time embedding of
+    hidden_states: (B, N, L, d), N units of L tokens. timestep_proj: (B, N or 1, 6, 1, d), projected time embedding of
     each unit, or of all. rotary_emb: cosine and sine of the tokens' positions, (B or 1, 1, N * L, head_dim / 2, 2).
     text_units: number of units, counted from the first, that cross-attend to the instruction.
     """
@@ -153,14 +155,14 @@ class AIMExpert(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(1, 6, dim))
 
     def modulation(self, tokens: Tokens) -> Modulation:
-        """Shift, scale and gate of the self-attention, then of the FFN: six tensors (B, N, 1, d)."""
-        return (self.scale_shift_table + at_least_float32(tokens.timestep_proj)).split(1, dim=2)
+        """Shift, 1 + scale and gate of the self-attention, then of the FFN: six tensors (B, N, 1, d)."""
+        return (self.scale_shift_table.unsqueeze(2) + tokens.timestep_proj).unbind(2)
 
     def project(self, tokens: Tokens, modulation: Modulation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rotated queries, rotated keys, and values of the self-attention: (B, heads, N * L, head_dim) each."""
         hidden = tokens.hidden_states
         shift, scale, *_ = modulation
-        normed = (self.norm1(hidden) * (1 + scale) + shift).to(hidden.dtype)
+        normed = torch.addcmul(shift, self.norm1(hidden), scale).to(hidden.dtype)
         query, (key, value) = self.attn1.query(normed), self.attn1.key_value(normed)
         return apply_rotary(query, tokens.rotary_emb), apply_rotary(key, tokens.rotary_emb), value
 
@@ -175,14 +177,14 @@ class AIMExpert(nn.Module):
         """
         hidden, units = tokens.hidden_states, tokens.text_units
         _, _, attention_gate, shift, scale, ffn_gate = modulation
-        hidden = (hidden + self.attn1.out(attended).view_as(hidden) * attention_gate).to(hidden.dtype)
+        hidden = torch.addcmul(hidden, self.attn1.out(attended).view(hidden.shape), attention_gate).to(hidden.dtype)
         if units:
             reading, others = hidden[:, :units], hidden[:, units:]
             read = self.attn2.out(attention(self, self.attn2.query(self.norm2(reading)), *text))
-            reading = reading + read.view_as(reading)
+            reading = reading + read.view(reading.shape)
             hidden = torch.cat([reading, others], dim=1) if others.shape[1] else reading
-        normed = (self.norm3(hidden) * (1 + scale) + shift).to(hidden.dtype)
-        hidden = (hidden + self.ffn(normed) * ffn_gate).to(hidden.dtype)
+        normed = torch.addcmul(shift, self.norm3(hidden), scale).to(hidden.dtype)
+        hidden = torch.addcmul(hidden, self.ffn(normed), ffn_gate).to(hidden.dtype)
         # Not `tokens._replace`: torch 2.11 compiles it to a tuple without fields.
         return Tokens(hidden, tokens.timestep_proj, tokens.rotary_emb, tokens.text_units)
 
@@ -212,15 +214,15 @@ class AIMLayer(AIMExpert, GradientCheckpointingLayer):
         """
         Args:
             video, history, action: tokens of each expert, None for an absent one. The sequence has them in this order.
-            visible: attention mask over the keys of `past`, followed by the keys of these tokens.
-            past: keys and values from the cache, (B, heads, keys, head_dim) each.
+            visible: attention mask over the keys of `past`, which end with those of these tokens.
+            past: keys and values of earlier tokens, (B, heads, keys + tokens, head_dim) each, with room at the end,
+                where those of these tokens are written.
             text: keys and values of the instruction, or its features (B, S, d), for the video tokens' cross-attention.
         """
         present = self._present(video, history, action)
         projections = [expert.project(tokens, modulation) for expert, tokens, modulation in present]
         query, key, value = (joined(parts) for parts in zip(*projections))
-        keys, values = (key, value) if past is None else (torch.cat(pair, dim=2) for pair in zip(past, (key, value)))
-        attended = attend(self, query, keys, values, visible)
+        attended = attend(self, query, key, value, visible, past)
         if torch.is_tensor(text):
             text = self.attn2.key_value(text)
         attended_parts = separated(attended, [tokens.rotary_emb.shape[2] for _, tokens, _ in present])
@@ -264,7 +266,9 @@ class AIMTimeEmbedding(nn.Module):
         timestep = timestep[:, None] if timestep.dim() == 1 else timestep
         waves = self.timesteps_proj(1000 * timestep.flatten()).to(self.time_proj.weight.dtype)
         embedding = self.time_embedder(waves).unflatten(0, timestep.shape)
-        return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
+        proj = at_least_float32(self.time_proj(F.silu(embedding))).unflatten(-1, (6, 1, -1))
+        proj[:, :, 1::3] += 1  # 1 + scale
+        return embedding, proj
 
     def steps(self, timestep: torch.Tensor) -> list[EmbeddedTime]:
         """Embeds the times of S denoising steps at once, (S,) or (S, N). Each is the time of all rows."""

@@ -101,6 +101,7 @@ class AIMForWorldAction(PreTrainedModel):
         # Video tokens attend to executed actions. While stage 2 trains the action head and experts, frozen ones (this
         # head and each layer's `history`) encode executed actions, so that RGB and value maps don't change.
         self.history_head = AIMActionHead(config) if config.separate_history_head else None
+        self._compiled = False
         self.post_init()
 
     @torch.no_grad()
@@ -223,9 +224,18 @@ class AIMForWorldAction(PreTrainedModel):
             self.config.separate_history_head = False
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compiles the layers without their attention, once for all of them. `options`: of `torch.compile`."""
+        """Compiles the layers without their attention, once for all of them. `options`: of `torch.compile`. With
+        `mode="reduce-overhead"`, for inference, a GPU also captures them as CUDA graphs."""
+        self._compiled = True
         for layer in self.blocks:
             layer.compile(**options)
+
+    def _layers_of_pass(self) -> nn.ModuleList:
+        """The layers, at the start of a pass of a rollout. CUDA graphs of compiled layers then know that the tensors
+        of the pass before are free."""
+        if self._compiled:
+            torch.compiler.cudagraph_mark_step_begin()
+        return self.blocks
 
     # ------------------------------------------------------------------------------------------------ tokens
 
@@ -462,11 +472,12 @@ class AIMForWorldAction(PreTrainedModel):
             executed = Tokens(head.embed(actions, 1), timestep_proj, self._action_rotary(frames))
         history, action = (None, executed) if self.history_head is None else (executed, None)
         video_slots, action_slots = cache.observed_slots(f)
-        for index, (layer, *kept) in enumerate(zip(self.blocks, cache.current_frame(), cache.history())):
+        room = (cache.new_room(f * L + count),) * 2
+        for index, (layer, *kept) in enumerate(zip(self._layers_of_pass(), cache.current_frame(), cache.history())):
             if layer is self.blocks[-1]:
                 new = layer.keys_values(video, history, action)
             else:
-                kept = tuple(joined(parts) for parts in zip(*kept))
+                kept = tuple(joined(parts) for parts in zip(*kept, room))
                 video, history, action, new = layer(video, history, action, visible, kept, cache.text[index])
             cache.keep(index, video_slots, *(part[:, :, : f * L] for part in new))
             if actions is not None:
@@ -492,7 +503,7 @@ class AIMForWorldAction(PreTrainedModel):
             mask = cache.mask(actions=False, observations=True, after=world)
             visible.append(VisibleSet((slice(rgb_tokens, world),), (slice(actions, past + world),), mask))
         rotation = self._video_rotary(cache.next_frames(frames).to(cache.device), cache.grid)
-        return WorldContext(cache.history(), cache.text, visible, rotation.repeat(1, 1, rgb + value, 1, 1))
+        return WorldContext(cache.history(world), cache.text, visible, rotation.repeat(1, 1, rgb + value, 1, 1))
 
     def world_velocity(
         self, context: WorldContext, rgb: torch.Tensor, value: torch.Tensor, timestep: Timestep
@@ -504,7 +515,7 @@ class AIMForWorldAction(PreTrainedModel):
         """
         self._check_chunk(rgb, value)
         tokens, embedding = self._world_tokens(context, rgb, value, timestep)
-        for layer, past, text in zip(self.blocks, context.past, context.text):
+        for layer, past, text in zip(self._layers_of_pass(), context.past, context.text):
             tokens = layer(tokens, None, None, context.visible, past, text).video
         frames, (height, width) = rgb.shape[2], rgb.shape[3:]
         velocity = self._video_velocity(tokens.hidden_states, embedding, 2 * frames, height, width)
@@ -525,7 +536,7 @@ class AIMForWorldAction(PreTrainedModel):
             context = self.world_context(cache, has_rgb, visibility.action_sees_value)
             tokens, _ = self._world_tokens(context, *finished, rgb.new_zeros(1))
             unseen = config.chunk_latent_frames * L if has_rgb and not visibility.action_sees_rgb else 0
-            for layer, seen, *inputs in zip(self.blocks, past, context.past, context.text):
+            for layer, seen, *inputs in zip(self._layers_of_pass(), past, context.past, context.text):
                 if layer is self.blocks[-1]:
                     new = layer.keys_values(tokens, None, None)
                 else:
@@ -533,8 +544,9 @@ class AIMForWorldAction(PreTrainedModel):
                 seen.append(tuple(part[:, :, unseen:] for part in new))
             clean = past[0][-1][0].shape[2]
         frames = cache.next_frames(config.chunk_latent_frames + config.action_lookahead_frames)
+        room = (cache.new_room(config.action_horizon),) * 2
         return ActionContext(
-            [tuple(joined(parts) for parts in zip(*layer_past)) for layer_past in past],
+            [tuple(joined(parts) for parts in zip(*layer_past, room)) for layer_past in past],
             cache.mask(actions=True, observations=False, before=L, after=clean + config.action_horizon),
             self._action_rotary(frames.to(cache.device)),
         )
@@ -552,7 +564,7 @@ class AIMForWorldAction(PreTrainedModel):
         head = self.history_head if reference else self.action_head
         embedding, timestep_proj = head.condition_embedder(timestep)
         tokens = Tokens(head.embed(actions, timestep_proj.shape[1]), timestep_proj, context.rotary_emb)
-        for layer, past in zip(self.blocks, context.past):
+        for layer, past in zip(self._layers_of_pass(), context.past):
             history, action = (tokens, None) if reference else (None, tokens)
             output = layer(None, history, action, context.key_mask, past)
             tokens = output.history if reference else output.action

@@ -23,7 +23,14 @@ PRESETS = {
     },
     # Wan2.1-T2V-1.3B's video stream with a 0.45 B action head, otherwise as below. Its VAE's cells are 8 x 8 pixels,
     # so a canvas has four times the tokens.
-    "wan2.1-t2v-1.3b": {"num_attention_heads": 12, "in_channels": 16, "out_channels": 16, "ffn_dim": 8960},
-    # Wan2.2-TI2V-5B's video stream with a 0.63 B action head: a chunk is 8 RGB frames and 32 actions.
-    "wan2.2-ti2v-5b": {},
+    "wan2.1-t2v-1.3b": {
+        "num_attention_heads": 12,
+        "in_channels": 16,
+        "out_channels": 16,
+        "ffn_dim": 8960,
+        "history_chunks": 3,
+    },
+    # Wan2.2-TI2V-5B's video stream with a 0.63 B action head: a chunk is 8 RGB frames and 32 actions. The history is
+    # as long as training sees it: the last chunk of a window of 4 attends to 3 whole ones.
+    "wan2.2-ti2v-5b": {"history_chunks": 3},
 }

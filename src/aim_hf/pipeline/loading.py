@@ -199,7 +199,7 @@ class AIMLoaderMixin:
             pipe.vae.to(device)
             pipe.model.to(device)
         if config.compile_blocks:
-            pipe.model.compile_blocks()
+            pipe.model.compile_blocks(mode=config.compile_blocks)
         return pipe
 
     @classmethod

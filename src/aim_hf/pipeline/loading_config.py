@@ -5,6 +5,7 @@ from typing import Any
 
 QUANTIZATIONS = ("int8", "nf4")
 OFFLOADS = ("model", "sequential")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PLACEMENT = ("text_encoder_device", "offload")
 
 
@@ -20,10 +21,10 @@ class LoadingConfig:
         given.
     offload: "model" keeps the text encoder on the CPU and moves it to the device to encode a prompt; "sequential"
         moves it layer by layer. None keeps it on its device.
-    compile_blocks: whether to compile the model's layers, which rounds differently.
+    compile_blocks: mode of `torch.compile` for the layers, which rounds differently; they are not compiled without one.
 
     Raises:
-        ValueError: for an unknown quantization or offload, or a text encoder that is placed twice.
+        ValueError: for an unknown quantization, offload or mode, or a text encoder that is placed twice.
     """
 
     dtype: str | None = None
@@ -31,10 +32,11 @@ class LoadingConfig:
     quantization: str | None = None
     text_encoder_device: str | None = None
     offload: str | None = None
-    compile_blocks: bool = False
+    compile_blocks: str | None = None
 
     def __post_init__(self):
-        for name, known in (("quantization", QUANTIZATIONS), ("offload", OFFLOADS)):
+        known_values = {"quantization": QUANTIZATIONS, "offload": OFFLOADS, "compile_blocks": COMPILE_MODES}
+        for name, known in known_values.items():
             if getattr(self, name) not in (None, *known):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}, or None.")
         if self.offload and self.text_encoder_device:

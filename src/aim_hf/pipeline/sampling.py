@@ -1,4 +1,8 @@
-"""Samples a chunk from noise: first RGB and value latents (the world), then actions."""
+"""Samples a chunk from noise: first RGB and value latents (the world), then actions.
+
+A loop over denoising steps neither waits for the device nor sends to it: times, their embeddings and the context are
+there before the first step, and each step overwrites the keys and values of the one before.
+"""
 
 import copy
 from collections.abc import Callable
@@ -106,13 +110,14 @@ def denoise_actions(
     delay = 0 if committed_actions is None else committed_actions.shape[1]
     times = scheduler.timesteps / scheduler.config.num_train_timesteps
     if delay:
+        committed_actions = committed_actions.to(action_latents)
         # Committed actions are given clean, at time 0; every action then has its own time.
         times = times[:, None].repeat(1, action_latents.shape[1])
         times[:, :delay] = 0
     times = model.action_head.condition_embedder.steps(times)
     for i, (t, time) in enumerate(zip(scheduler.timesteps, times, strict=True)):
         if delay:
-            action_latents = torch.cat([committed_actions.to(action_latents), action_latents[:, delay:]], dim=1)
+            action_latents = torch.cat([committed_actions, action_latents[:, delay:]], dim=1)
         velocity = model.action_velocity(context, action_latents.to(model.dtype), time)
         stepped = scheduler.step(velocity.float(), t, action_latents).prev_sample
         action_latents = torch.cat([action_latents[:, :delay], stepped[:, delay:]], dim=1) if delay else stepped

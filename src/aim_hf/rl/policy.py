@@ -244,11 +244,12 @@ class ActionPolicy(nn.Module):
             # All steps of a chunk at once: (B * S, ...).
             x, results = before[rows, chunk].flatten(0, 1), after[rows, chunk]
             chosen = steps[chunk].tolist()
-            context = context.repeat_interleave(len(chosen))
+            repeated = context.repeat_interleave(len(chosen))
             time = x.new_tensor([self.times[step] for step in chosen]).repeat(len(results))
-            velocity = action_velocity(self.model, context)(x, time).view_as(results)
+            velocity = action_velocity(self.model, repeated)(x, time).view_as(results)
             with torch.no_grad():
-                reference_velocity = action_velocity(self.model, context, reference=True)(x, time).view_as(results)
+                repeated = context.repeat_interleave(len(chosen))  # the gradient needs the other
+                reference_velocity = action_velocity(self.model, repeated, reference=True)(x, time).view_as(results)
             for index, step in enumerate(chosen):
                 x, t, s = before[rows, chunk, index], self.times[step], self.times[step + 1]
                 mean, std = self.sde.step(x, velocity[:, index], t, s)
