@@ -1,23 +1,26 @@
 """Named model sizes: the fields of [`AIMConfig`] that differ from its defaults."""
 
+# Two CPU cores can train it: a chunk is 4 RGB frames and 8 actions.
+TINY = {
+    "patch_size": (1, 1, 1),
+    "num_attention_heads": 5,
+    "attention_head_dim": 32,
+    "in_channels": 96,
+    "out_channels": 96,
+    "text_dim": 64,
+    "freq_dim": 64,
+    "ffn_dim": 480,
+    "num_layers": 5,
+    "action_hidden_size": 96,
+    "action_ffn_dim": 384,
+    "chunk_latent_frames": 1,
+    "actions_per_latent_frame": 8,
+    "history_chunks": 1,
+}
 PRESETS = {
-    # Two CPU cores can train it: a chunk is 4 RGB frames and 8 actions.
-    "tiny": {
-        "patch_size": (1, 1, 1),
-        "num_attention_heads": 5,
-        "attention_head_dim": 32,
-        "in_channels": 96,
-        "out_channels": 96,
-        "text_dim": 64,
-        "freq_dim": 64,
-        "ffn_dim": 480,
-        "num_layers": 5,
-        "action_hidden_size": 96,
-        "action_ffn_dim": 384,
-        "chunk_latent_frames": 1,
-        "actions_per_latent_frame": 8,
-        "history_chunks": 1,
-    },
+    "tiny": TINY,
+    # For robots with 50 control steps a second instead of 12.5: a chunk of 32 actions lasts as long.
+    "tiny-50hz": TINY | {"actions_per_latent_frame": 32},
     # Wan2.2-TI2V-5B's video stream with a 0.63 B action head: a chunk is 8 RGB frames and 32 actions.
     "wan2.2-ti2v-5b": {},
 }
