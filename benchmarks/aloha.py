@@ -60,12 +60,12 @@ RESULTS = Path(__file__).parent / "results" / "aloha.json"
 
 def train(args: argparse.Namespace) -> None:
     run = args.output_dir / str(args.episodes)
-    make("train-aloha-episodes", run, args)
+    make = ["make", f"EPISODES={args.episodes}", f"RUN={run}"]
+    subprocess.run([*make, "train-aloha-episodes"], check=True)
     if args.arm in AIM_ARMS:
-        make("train-aloha-latents", run, args, record=run / "hours" / "latents.json")
-        make(
-            "train-aloha", run, args, f"ARM={args.arm}", "JUDGED=", f"STEPS={args.steps}", record=record_of(run, args)
-        )
+        make += args.options
+        timed([*make, "train-aloha-latents"], record_of(run, "latents"))
+        timed([*make, "train-aloha", f"ARM={args.arm}", "JUDGED=", f"STEPS={args.steps}"], record_of(run, args.arm))
         return
     dataset = run / "lerobot"
     if not dataset.exists():
@@ -80,16 +80,11 @@ def train(args: argparse.Namespace) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # a training that was stopped before its first checkpoint
         command += [*LEROBOT_ARMS[args.arm], FROM_NOTHING, "--policy.device=cpu", "--policy.push_to_hub=false"]
         command += [f"--dataset.repo_id={REPO_ID}", f"--dataset.root={dataset}", f"--output_dir={folder}"]
-    timed([*command, *args.options], record_of(run, args))
+    timed([*command, *args.options], record_of(run, args.arm))
 
 
-def make(target: str, run: Path, args: argparse.Namespace, *variables: str, record: Path | None = None) -> None:
-    command = ["make", target, f"EPISODES={args.episodes}", f"RUN={run}", *variables, *args.options]
-    timed(command, record) if record else subprocess.run(command, check=True)
-
-
-def record_of(run: Path, args: argparse.Namespace) -> Path:
-    return run / "hours" / f"{args.arm}.json"
+def record_of(run: Path, arm: str) -> Path:
+    return run / "hours" / f"{arm}.json"
 
 
 def timed(command: list[str], record: Path) -> None:
@@ -217,9 +212,9 @@ def outcomes(folder: Path) -> dict[str, np.ndarray]:
 def entry(run: Path, arm: str, folder: Path) -> dict:
     """The results of a checkpoint, which is judged in `folder`. Hours don't count the collection; those of AIM count
     its text encoder, its codec and the latents."""
-    of_evaluator, record = outcomes(folder), run / "hours" / f"{arm}.json"
+    of_evaluator, record = outcomes(folder), record_of(run, arm)
     if arm in AIM_ARMS:
-        took, steps = hours(record) + hours(run / "hours" / "latents.json"), None
+        took, steps = hours(record) + hours(record_of(run, "latents")), None
     else:
         weights = run / arm / "checkpoints" / folder.name / "pretrained_model" / "model.safetensors"
         took, steps = hours(record, weights.stat().st_mtime), int(folder.name)

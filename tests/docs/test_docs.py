@@ -126,7 +126,9 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         ),
         Left("hours of training; tests/training runs each of its commands, smaller"),
         Left("needs a checkpoint for the suite; tests/envs/test_aloha.py runs its rollouts"),
-        Left("days of training, in an environment with lerobot; plugins/lerobot_env_aim/tests runs its steps, smaller"),
+        Left(
+            "days of training, in an environment with lerobot; plugins/lerobot_env_aim/tests runs its steps, smaller"
+        ),
         Left("needs that training"),
     ],
     "docs/perturbations.md": [

@@ -75,7 +75,7 @@ def export_lerobot(
         writer = None
         for row in rows:
             if expert_actions:
-                row |= {"action": row["expert_action"]}
+                row = row | {"action": row["expert_action"]}
             writer = writer or _Writer(folder, row, value_maps)
             writer.add(row)
         if writer is None:
