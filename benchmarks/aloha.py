@@ -51,6 +51,8 @@ LEROBOT_ARMS = {
     "diffusion": ["--policy.type=diffusion"],
 }
 FROM_NOTHING = "--policy.pretrained_backbone_weights=null"
+# 100 steps of DDPM, its default, would take a CPU core a minute for each chunk of actions.
+DIFFUSION_SAMPLING = ["--policy.noise_scheduler_type=DDIM", "--policy.num_inference_steps=10"]
 QUATERNIONS = (slice(3, 7), slice(11, 15))  # of the two arms in an action
 RESULTS = Path(__file__).parent / "results" / "aloha.json"
 
@@ -62,7 +64,9 @@ def train(args: argparse.Namespace) -> None:
     run = args.output_dir / str(args.episodes)
     make = ["make", f"EPISODES={args.episodes}", f"RUN={run}"]
     subprocess.run([*make, "train-aloha-episodes"], check=True)
+    check_counted(run / args.arm, record_of(run, args.arm))
     if args.arm in AIM_ARMS:
+        check_counted(run / "base", record_of(run, "latents"))
         make += args.options
         timed([*make, "train-aloha-latents"], record_of(run, "latents"))
         timed([*make, "train-aloha", f"ARM={args.arm}", "JUDGED=", f"STEPS={args.steps}"], record_of(run, args.arm))
@@ -85,6 +89,11 @@ def train(args: argparse.Namespace) -> None:
 
 def record_of(run: Path, arm: str) -> Path:
     return run / "hours" / f"{arm}.json"
+
+
+def check_counted(folder: Path, record: Path) -> None:
+    if folder.exists() and not record.exists():
+        raise SystemExit(f"{folder} is there, but not its hours, {record}; give another --output_dir.")
 
 
 def timed(command: list[str], record: Path) -> None:
@@ -126,10 +135,10 @@ def judge(args: argparse.Namespace) -> None:
             subprocess.run(convert, check=True)
         batch_size, options = ROWS, [f"--policy.first_seed={seed_range('evaluation')[args.start_seed]}"]
     else:
-        # Another batch size could round differently, and one row at a time needs no rule for rows that have ended.
         checkpoint = (run / args.arm / "checkpoints" / args.checkpoint).resolve().name
         policy = run / args.arm / "checkpoints" / checkpoint / "pretrained_model"
-        batch_size, options = 1, []
+        # Both evaluators run ACT one scene at a time: another batch size could round differently.
+        batch_size, options = (ROWS, DIFFUSION_SAMPLING) if args.arm == "diffusion" else (1, [])
     folder = run / "judged" / args.arm / checkpoint
     if args.start_seed:
         folder = folder / f"from-{args.start_seed}"

@@ -67,6 +67,13 @@ def test_a_command_leaves_its_time_and_its_failure(tmp_path):
     assert sessions[1]["runs"][-1] == "raise SystemExit(3)" and sessions[0]["hardware"]["cores"]
 
 
+def test_a_training_whose_hours_nobody_counted_is_refused(runs):
+    aloha.check_counted(runs / "50" / "act", runs / "50" / "hours" / "act.json")
+    aloha.check_counted(runs / "50" / "diffusion", runs / "50" / "hours" / "diffusion.json")
+    with pytest.raises(SystemExit, match="act is there, but not its hours, .*other.json; give another --output_dir"):
+        aloha.check_counted(runs / "50" / "act", runs / "50" / "hours" / "other.json")
+
+
 def test_the_report_has_rates_agreement_and_paired_tests(runs, monkeypatch):
     aloha.report(SimpleNamespace(output_dir=runs, output_file=runs / "aloha.json"))
     found = json.loads((runs / "aloha.json").read_text())
