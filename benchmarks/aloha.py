@@ -127,42 +127,43 @@ def hours(record: Path, until: float = math.inf) -> float:
 
 
 def judge(args: argparse.Namespace) -> None:
+    from aim_hf.rollout.policies import AIMPolicy
+
     run = args.output_dir / str(args.episodes)
-    if args.arm in AIM_ARMS:
-        checkpoint, policy = "pipeline", run / args.arm / "policy"
-        if not policy.exists():
-            convert = [sys.executable, "-m", "lerobot_policy_aim", run / args.arm / "pipeline", policy]
-            subprocess.run(convert, check=True)
-        batch_size, options = ROWS, [f"--policy.first_seed={seed_range('evaluation')[args.start_seed]}"]
-    else:
-        checkpoint = (run / args.arm / "checkpoints" / args.checkpoint).resolve().name
-        policy = run / args.arm / "checkpoints" / checkpoint / "pretrained_model"
-        # Both evaluators run ACT one scene at a time: another batch size could round differently.
-        batch_size, options = (ROWS, DIFFUSION_SAMPLING) if args.arm == "diffusion" else (1, [])
-    folder = run / "judged" / args.arm / checkpoint
-    if args.start_seed:
-        folder = folder / f"from-{args.start_seed}"
-    if not (folder / "lerobot" / "eval_info.json").exists():
-        command = [sys.executable, "-m", "lerobot.scripts.lerobot_eval", f"--policy.path={policy}"]
-        command += [
-            "--policy.device=cpu",
-            "--env.type=aim_aloha",
-            f"--env.task={TASK}",
-            f"--eval.n_episodes={args.scenes}",
-        ]
-        command += [f"--eval.batch_size={batch_size}", "--eval.use_async_envs=false", f"--seed={args.start_seed}"]
-        subprocess.run([*command, f"--output_dir={folder / 'lerobot'}", *options, *args.options], check=True)
-    if args.arm == "diffusion":
-        return  # its noise comes from one generator, whose state our evaluator doesn't share
     protocol = Protocol("aloha", start_seed=args.start_seed)
     if args.arm in AIM_ARMS:
-        from aim_hf.rollout.policies import AIMPolicy
+        pipeline, policy = run / args.arm / "pipeline", run / args.arm / "policy"
+        folder = judged(run, args, pipeline.name)
+        evaluate(AIMPolicy.from_pretrained(pipeline), protocol, folder / "ours", args.scenes, [TASK])
+        shutil.rmtree(policy, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "lerobot_policy_aim", pipeline, policy], check=True)
+        first_seed = seed_range("evaluation")[args.start_seed]
+        judge_by_lerobot(policy, folder, args, f"--eval.batch_size={ROWS}", f"--policy.first_seed={first_seed}")
+        return
+    checkpoint = (run / args.arm / "checkpoints" / args.checkpoint).resolve()
+    policy, folder = checkpoint / "pretrained_model", judged(run, args, checkpoint.name)
+    if args.arm == "diffusion":  # its noise comes from one generator, whose state our evaluator doesn't share
+        judge_by_lerobot(policy, folder, args, f"--eval.batch_size={ROWS}", *DIFFUSION_SAMPLING)
+        return
+    # One scene at a time in both: another batch size could round differently.
+    evaluate(LeRobotPolicy(policy), protocol, folder / "ours", args.scenes, [TASK], batch_size=1, videos=0)
+    judge_by_lerobot(policy, folder, args, "--eval.batch_size=1")
 
-        evaluate(
-            AIMPolicy.from_pretrained(run / args.arm / "pipeline"), protocol, folder / "ours", args.scenes, [TASK]
-        )
-    else:
-        evaluate(LeRobotPolicy(policy), protocol, folder / "ours", args.scenes, [TASK], batch_size=1, videos=0)
+
+def judged(run: Path, args: argparse.Namespace, checkpoint: str) -> Path:
+    folder = run / "judged" / args.arm / checkpoint
+    return folder / f"from-{args.start_seed}" if args.start_seed else folder
+
+
+def judge_by_lerobot(policy: Path, folder: Path, args: argparse.Namespace, *options: str) -> None:
+    if (done := outcomes(folder).get("lerobot")) is not None:
+        if len(done) != args.scenes:
+            raise SystemExit(f"{folder / 'lerobot'} holds {len(done)} scenes, not {args.scenes}; delete it first.")
+        return
+    command = [sys.executable, "-m", "lerobot.scripts.lerobot_eval", f"--policy.path={policy}", "--policy.device=cpu"]
+    command += ["--env.type=aim_aloha", f"--env.task={TASK}", "--eval.use_async_envs=false"]
+    command += [f"--seed={args.start_seed}", f"--eval.n_episodes={args.scenes}"]
+    subprocess.run([*command, f"--output_dir={folder / 'lerobot'}", *options, *args.options], check=True)
 
 
 class LeRobotPolicy:
@@ -223,15 +224,14 @@ def entry(run: Path, arm: str, folder: Path) -> dict:
     its text encoder, its codec and the latents."""
     of_evaluator, record = outcomes(folder), record_of(run, arm)
     if arm in AIM_ARMS:
-        took, steps = hours(record) + hours(record_of(run, "latents")), None
+        took = hours(record) + hours(record_of(run, "latents"))
     else:
         weights = run / arm / "checkpoints" / folder.name / "pretrained_model" / "model.safetensors"
-        took, steps = hours(record, weights.stat().st_mtime), int(folder.name)
+        took = hours(record, weights.stat().st_mtime)
     return {
         "arm": arm,
         "episodes": int(run.name),
         "checkpoint": folder.name,
-        "steps": steps,
         "hours": took,
         "success": {
             name: {
@@ -251,8 +251,8 @@ def entry(run: Path, arm: str, folder: Path) -> dict:
 def report(args: argparse.Namespace) -> None:
     import torch
 
-    judged = sorted(path.parents[1] for path in args.output_dir.glob("*/judged/*/*/lerobot/eval_info.json"))
-    entries, tests = [entry(folder.parents[2], folder.parent.name, folder) for folder in judged], []
+    folders = sorted(path.parents[1] for path in args.output_dir.glob("*/judged/*/*/lerobot/eval_info.json"))
+    entries, tests = [entry(folder.parents[2], folder.parent.name, folder) for folder in folders], []
     for first, second in itertools.combinations(entries, 2):
         before, after = (np.array(list(each["success"]["lerobot"]["outcomes"])) == "1" for each in (first, second))
         if first["episodes"] == second["episodes"] and len(before) == len(after):
