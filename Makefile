@@ -92,7 +92,8 @@ lint: setup
 # What a checkpoint is made of, step by step; each step is resumable, and one that is done costs nothing.
 # On a machine with another number of cores or GPUs, PROCESSES is what changes.
 PROCESSES ?= 2
-LAUNCH = OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --multi_gpu --num_processes $(PROCESSES) --num_cpu_threads_per_process 1
+LAUNCH = OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch $(if $(filter-out 1,$(PROCESSES)),--multi_gpu) \
+	--num_processes $(PROCESSES) --num_cpu_threads_per_process 1
 # bfloat16 pays on a CPU only where it has instructions for it; compiling needs a C++ compiler.
 CPU_FLAGS = --use_cpu $(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),--bf16)
 DEVICE ?= $(if $(shell command -v nvidia-smi),--bf16,$(CPU_FLAGS))
