@@ -1,11 +1,15 @@
 """What AIM costs, counted rather than guessed: memory of a GPU in training, floating-point operations of each stage.
 
     python benchmarks/budget.py --preset wan2.2-ti2v-5b --gpus 8 --chunks 4 [--lora_rank 64] [--output_file FILE.json]
+    python benchmarks/budget.py --preset wan2.1-t2v-1.3b --canvas_size 192 160 --gpus 1 --chunks 4 --lora_rank 64
 
 The model runs on the meta device, so that every matrix product is counted where the code makes it, and every tensor
 that autograd keeps is found. Weights and their states follow from the set-up: FSDP2 splits them evenly over the GPUs;
 trained weights, gradients, both moments of AdamW and the averaged weights are float32, frozen weights and computation
 bfloat16. Left out: the allocator's fragments, communication buffers, and CUDA itself (allow 3 to 5 GB for them).
+
+`hours` are those of `--sequences` at `--share` of the GPUs' peak, `--tflops`: a division, not a measurement. They
+include the gradients of all weights, of which LoRA needs only a part.
 """
 
 import argparse
@@ -13,7 +17,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from common import LATENT_SIZE, TEXT_TOKENS, counted, finish
+from common import CANVAS, CELL, TEXT_TOKENS, counted, finish
+from latency import make_text_encoder, make_vae
 
 from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.model import modeling_aim
@@ -27,14 +32,33 @@ BLOCK = 128
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="wan2.2-ti2v-5b", choices=sorted(PRESETS))
-    parser.add_argument("--gpus", type=int, default=8)
-    parser.add_argument("--chunks", type=int, default=4, help="K, chunks of a packed sequence")
-    parser.add_argument("--batch_size", type=int, default=1, help="sequences on a GPU")
+    add_set_up(parser)
     parser.add_argument("--lora_rank", type=int, help="train LoRA on the video stream, and the whole action head")
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--sequences", type=int, default=640_000, help="that the model is trained on")
+    parser.add_argument(
+        "--tflops", type=float, default=989, help="peak of a GPU in bfloat16, TFLOP/s; default: H100's"
+    )
+    parser.add_argument("--share", type=float, default=0.4, help="share of the peak that is reached")
     parser.add_argument("--output_file", type=Path, help="also write the numbers as JSON")
     args = parser.parse_args()
-    finish(training(args) | {"rollout_tflop": rollout(args.preset)}, args)
+    numbers = training(args, args.gpus)
+    seconds = sum(numbers["training_tflop"].values()) / (args.tflops * args.share)
+    hours = args.sequences / (args.gpus * args.batch_size) * seconds / 3600
+    finish(numbers | {"hours": hours, "rollout_tflop": rollout(args), "serving_gb": serving(args)}, args)
+
+
+def add_set_up(parser: argparse.ArgumentParser) -> None:
+    """Options of the model and of a step on a GPU."""
+    parser.add_argument("--preset", default="wan2.2-ti2v-5b", choices=sorted(PRESETS))
+    parser.add_argument("--canvas_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the preset's")
+    parser.add_argument("--chunks", type=int, default=4, help="K, chunks of a packed sequence")
+    parser.add_argument("--batch_size", type=int, default=1, help="sequences on a GPU")
+
+
+def latent_size(args: argparse.Namespace) -> tuple[int, int]:
+    height, width = (size // CELL[args.preset] for size in args.canvas_size or CANVAS[args.preset])
+    return height, width
 
 
 def meta_model(preset: str) -> AIMForWorldAction:
@@ -46,10 +70,10 @@ def meta(*shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
 
-def training(args: argparse.Namespace) -> dict:
-    """Parameters, memory of a GPU in GB, and operations of a step of one sequence."""
+def training(args: argparse.Namespace, gpus: int) -> dict:
+    """Parameters, memory of a GPU in GB where FSDP2 splits over `gpus`, and operations of a step on a GPU."""
     model = meta_model(args.preset)
-    config, (height, width) = model.config, LATENT_SIZE[args.preset]
+    config, (height, width) = model.config, latent_size(args)
     total = sum(p.numel() for p in model.parameters())
     acting = (model.action_head, *(layer.action for layer in model.blocks))
     head = sum(p.numel() for part in acting for p in part.parameters())
@@ -88,7 +112,7 @@ def training(args: argparse.Namespace) -> dict:
     video_tokens = (1 + 4 * frames) * rows * columns  # o, x, m and the clean m
     inputs = B * (video_tokens * config.hidden_size + 2 * frames * n * config.action_hidden_size) * 2
     block = 2 * (total - head) / layers  # about, in bfloat16: FSDP gathers one at a time, and the next beside it
-    shard = 1 / args.gpus
+    shard = 1 / gpus
     memory = {
         "weights, split": (4 * trained + 2 * frozen) * shard,
         "two gathered blocks, bfloat16": 2 * block,
@@ -129,17 +153,17 @@ def attention_blocks(mask: torch.Tensor, lengths: list[int]) -> dict[str, float]
 
 
 @torch.no_grad()
-def rollout(preset: str) -> dict[str, float]:
+def rollout(args: argparse.Namespace) -> dict[str, float]:
     """Operations, in TFLOP, of each stage of a chunk of one row."""
-    model = meta_model(preset)
-    config, (height, width) = model.config, LATENT_SIZE[preset]
+    model = meta_model(args.preset)
+    config, (height, width) = model.config, latent_size(args)
     chunk = meta(1, config.in_channels, config.chunk_latent_frames, height, width)
     executed = meta(1, config.actions_per_chunk, config.action_dim)
     actions = meta(1, config.action_horizon, config.action_dim)
     time = meta(1)
     cache = model.new_cache(1, height, width)
     stages = {
-        "text, once an episode": lambda: model.set_text(cache, meta(1, TEXT_TOKENS[preset], config.text_dim)),
+        "text, once an episode": lambda: model.set_text(cache, meta(1, TEXT_TOKENS[args.preset], config.text_dim)),
         "first observation": lambda: model.append(cache, chunk[:, :, :1]),
         "world step": lambda: model.world_velocity(model.world_context(cache), chunk, chunk, time),
         "clean pass": lambda: model.action_context(cache, chunk, chunk),
@@ -154,6 +178,24 @@ def rollout(preset: str) -> dict[str, float]:
     whole = 5 * counts["world step"] + counts["clean pass"] + 10 * counts["action step"]
     counts["a chunk: observed, 5 world steps, clean pass, 10 action steps"] = whole + counts["observed chunk"]
     return {name: float(f"{count:.4g}") for name, count in counts.items()}
+
+
+def serving(args: argparse.Namespace) -> dict[str, float]:
+    """Memory of a pipeline in GB: the model and the text encoder in bfloat16, the VAE in float32; and what a row's
+    history grows by with each chunk."""
+    model = meta_model(args.preset)
+    config, (height, width) = model.config, latent_size(args)
+    with torch.device("meta"):
+        vae, text_encoder = make_vae(args), make_text_encoder(argparse.Namespace(**vars(args), device="meta"))
+    tokens = config.chunk_latent_frames * (height // config.patch_size[1]) * (width // config.patch_size[2])
+    tokens += config.actions_per_chunk
+    parts = {
+        "model": 2 * sum(p.numel() for p in model.parameters()),
+        "VAE": 4 * sum(p.numel() for p in vae.parameters()),
+        "text encoder": 2 * sum(p.numel() for p in text_encoder.parameters()),
+        "history of a chunk": 2 * 2 * config.num_layers * config.hidden_size * tokens,
+    }
+    return {name: size / GB for name, size in parts.items()}
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.utils.files import write_text
 from aim_hf.utils.provenance import provenance
 
-LATENT_SIZE = {"tiny": (6, 6), "wan2.2-ti2v-5b": (24, 20)}  # of the presets' canvases
-TEXT_TOKENS = {"tiny": 32, "wan2.2-ti2v-5b": 512}
+CANVAS = {"tiny": (96, 96), "wan2.1-t2v-1.3b": (384, 320), "wan2.2-ti2v-5b": (384, 320)}  # pixels
+CELL = {"tiny": 16, "wan2.1-t2v-1.3b": 8, "wan2.2-ti2v-5b": 16}  # pixels of a latent cell, by the VAE
+LATENT_SIZE = {preset: tuple(size // CELL[preset] for size in canvas) for preset, canvas in CANVAS.items()}
+TEXT_TOKENS = {"tiny": 32, "wan2.1-t2v-1.3b": 512, "wan2.2-ti2v-5b": 512}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WORLD_STEPS, ACTION_STEPS = 5, 10  # the pipeline's defaults
 TERA = 1e12

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that needs a GPU, in at most ten minutes on one H100 or H200:
+# Measures everything that needs a GPU, on one H100 or H200, in stages of at most three minutes:
 #     bash benchmarks/gpu.sh [OUTPUT_DIR]
 # Weights are random, so nothing is downloaded. Each stage writes its JSON at once. A stage whose JSON is of this commit
 # is skipped, so a run that was stopped goes on. `DEVICE=cpu PRESET=tiny LAYERS=1 ROUNDS=1` rehearses it anywhere.
@@ -36,8 +36,19 @@ stage chunks chunk_cost.py $SIZE --history 4
 stage training training.py $SIZE --chunks 4 --activation_checkpointing
 stage training-lora training.py $SIZE --chunks 4 --activation_checkpointing --lora_rank 64
 stage rollout rollout.py $SIZE
+stage memory memory.py $SIZE
+stage memory-text-encoder-cpu memory.py $SIZE --text_encoder_device cpu
+if [ "$DEVICE" != cpu ]; then # a CPU has nothing to offload from
+    for offload in model sequential; do
+        stage "memory-offload-$offload" memory.py $SIZE --offload $offload
+    done
+fi
+if "$PYTHON" -c "import torchao" 2>/dev/null; then
+    stage memory-int8 memory.py $SIZE --quantization int8 --text_encoder_device cpu
+fi
 for rows in 2 4 8; do
     stage "latency-batch-$rows" latency.py $SIZE --no-codec --batch_size $rows
+    stage "memory-batch-$rows" memory.py $SIZE --text_encoder_device cpu --batch_size $rows
 done
 # Closed loop in bfloat16, where the simulator can render.
 if [ ! -f "$OUTPUT_DIR/aim-tiny/results.json" ] && "$PYTHON" -c "import sapien" 2>/dev/null; then

@@ -22,7 +22,7 @@ import torch
 from alternatives import BackboneRollout
 from common import (
     ACTION_STEPS,
-    LATENT_SIZE,
+    CANVAS,
     TERA,
     TEXT_TOKENS,
     WORLD_STEPS,
@@ -138,8 +138,8 @@ def world_stages(rollout: Rollout) -> dict:
 
 def codec_stages(rollout: Rollout, args) -> dict:
     """Encoding and decoding of one chunk in the middle of a video, at the preset's canvas; encoding of a prompt."""
-    height, width = (16 * n for n in LATENT_SIZE[args.preset])
     codec = VideoCodec(make_vae(args).to(args.device, rollout.model.dtype))
+    height, width = CANVAS[args.preset]
     frames = 4 * rollout.model.config.chunk_latent_frames
     pixels = torch.rand(args.batch_size, 3, 1 + frames, height, width) * 2 - 1
     encoder, decoder = codec.encoder_state(), codec.decoder_state()
@@ -159,6 +159,8 @@ def codec_stages(rollout: Rollout, args) -> dict:
 def make_vae(args) -> AutoencoderKLWan:
     if args.preset == "tiny":
         return tiny_vae().eval()
+    if args.preset == "wan2.1-t2v-1.3b":  # 16 channels, 4 x 8 x 8: diffusers' default
+        return AutoencoderKLWan().eval()
     # Wan2.2's: 48 channels, 4 x 16 x 16.
     return AutoencoderKLWan(
         base_dim=160,

@@ -322,6 +322,112 @@ def speed() -> str:
     )
 
 
+def counted(result: dict[str, Any]) -> dict[str, Any]:
+    """What the tables show of a budget."""
+    memory, settings = result["memory_gb"], result["settings"]
+    trained = "LoRA" if settings["lora_rank"] else "all"
+    options = [f"--preset {settings['preset']}", f"--gpus {settings['gpus']}"]
+    for name in ("canvas_size", "lora_rank"):
+        if settings[name]:
+            value = settings[name]
+            options.append(f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}")
+    return {
+        "trained": f"{trained}, {float(result['parameters']['trained here'].split()[0]):.2f} B",
+        "weights": memory["weights, split"],
+        "states": sum(gb for name, gb in memory.items() if name.endswith("float32 and split")),
+        "activations": memory["activations"],
+        "checkpointed": memory["activations with activation checkpointing"],
+        "total": memory["total with activation checkpointing"],
+        "tflop": sum(result["training_tflop"].values()),
+        "options": f"`{' '.join(options)}`",
+        "canvas": settings["canvas_size"] or [384, 320],
+    }
+
+
+def budgets() -> str:
+    """Memory of a GPU in training, and operations of a sequence, of each set-up."""
+    setups = {"5b-8-gpus": "5B, 8 GPUs", "5b-lora": "5B, 1 GPU", "5b": "5B, 1 GPU", "1.3b-lora": "1.3B, 1 GPU"}
+    setups |= {"1.3b": "1.3B, 1 GPU", "1.3b-small-lora": "1.3B, 1 GPU", "1.3b-small": "1.3B, 1 GPU"}
+    results = [(title, counted(read(f"budget/{name}"))) for name, title in setups.items()]
+    columns = {
+        "model": lambda row: row[0],
+        "canvas": lambda row: "{} x {}".format(*row[1]["canvas"]),
+        "trained": lambda row: row[1]["trained"],
+        "weights": lambda row: f"{row[1]['weights']:.1f}",
+        "gradients, AdamW, averages": lambda row: f"{row[1]['states']:.1f}",
+        "activations": lambda row: f"{row[1]['activations']:.1f}",
+        "checkpointed": lambda row: f"{row[1]['checkpointed']:.1f}",
+        "in all, checkpointed": lambda row: f"**{row[1]['total']:.1f}**",
+        "TFLOP": lambda row: f"{row[1]['tflop']:.0f}",
+        "options": lambda row: row[1]["options"],
+    }
+    commit = read("budget/5b")["commit"][:10]
+    return f"{table(columns, results)}\nCounted by `benchmarks/budget.py` with these options (commit {commit}).\n"
+
+
+def machines() -> str:
+    """What each machine holds, how long it trains by count, and the command."""
+
+    def row(machine: str, what: str, name: str, command: str) -> tuple[str, ...]:
+        result = read(f"budget/{name}")
+        memory, settings = result["memory_gb"]["total with activation checkpointing"], result["settings"]
+        hours = f"{result['hours']:.0f} h for {settings['sequences']:,} sequences"
+        return machine, what, f"{memory:.0f} GB", hours, f"`{command}`"
+
+    def served(machine: str, what: str, name: str, command: str) -> tuple[str, ...]:
+        parts = read(f"budget/{name}")["serving_gb"]
+        return machine, what, f"{parts['model'] + parts['VAE'] + 12 * parts['history of a chunk']:.0f} GB", "", command
+
+    train = "accelerate launch {} -m aim_hf train --bf16 --activation_checkpointing {}..."
+    one, lora = "--config_file pipelines/accelerate/gpu.yaml", "--lora_rank 64 "
+    serve = "`aim-hf serve --dtype bfloat16 --text_encoder_device cpu ...`"
+    eight = train.format("--config_file pipelines/accelerate/fsdp2.yaml", "")
+    rows = [
+        ("laptop", "watch `aim-tiny` act", "", "", "`aim-hf app`, `aim-hf demo`"),
+        ("laptop", "train one task from nothing", "", "", "`make train-click-bell`"),
+        row("24 GB", "fine-tune 1.3B, canvas 192 x 160", "1.3b-small-lora", train.format(one, lora)),
+        served("24 GB", "serve or evaluate 5B", "5b", serve),
+        row("one H100", "fine-tune 5B", "5b-lora", train.format(one, lora)),
+        row("one H100", "train all of 1.3B, canvas 192 x 160", "1.3b-small", train.format(one, "")),
+        row("eight H100", "train all of 5B", "5b-8-gpus", eight),
+    ]
+    names = ("machine", "what", "memory", "hours, counted", "command")
+    columns = {name: itemgetter(index) for index, name in enumerate(names)}
+    share, tflops = read("budget/5b")["settings"]["share"], read("budget/1.3b-small-lora")["settings"]["tflops"]
+    return (
+        f"{table(columns, rows)}\nHours are operations over {share:.0%} of the peak in bfloat16, 989 TFLOP/s of an "
+        f"H100 SXM or {tflops:.0f} of an RTX 4090. Nobody measured them.\n"
+    )
+
+
+def cluster() -> str:
+    """Stage 1 of the 5B model on clusters."""
+    result = read("cluster/wan2.2-ti2v-5b")
+    settings, data, encoding = (result[name] for name in ("settings", "data", "encoding"))
+    columns = {
+        "GPUs": itemgetter("gpus"),
+        "set-up": itemgetter("set-up"),
+        "memory, GB": lambda row: f"{row['memory_gb']:.1f}",
+        "sequences a step": itemgetter("sequences_per_step"),
+        "steps": lambda row: f"{row['steps']:,}",
+        "NVLink, GB": lambda row: f"{row['nvlink_gb']:.1f}",
+        "network, GB": lambda row: f"{row['network_gb']:.1f}",
+        "computing, s": lambda row: f"{row['compute_seconds']:.2f}",
+        "communicating, s": lambda row: f"{row['communication_seconds']:.2f}",
+        "hours": lambda row: f"{row['hours']:.2f} to {row['hours_without_overlap']:.2f}",
+        "GPU hours": lambda row: f"{row['gpu_hours']:.0f}",
+        "latents, MB/s": lambda row: f"{row['latents_read_mb_per_second']:.0f}",
+    }
+    return (
+        f"{table(columns, result['rows'])}\n{settings['episodes']:,} episodes of {settings['episode_steps']} control "
+        f"steps are {data['parquet_gb']:.0f} GB of Parquet and {data['latents_gb']:.0f} GB of latents. Encoding them "
+        f"is {encoding['video_pflop']:,.0f} PFLOP of the VAE and {encoding['text_pflop']:,.0f} of the text encoder, "
+        f"{encoding['gpu_hours']:.1f} GPU hours that read {encoding['parquet_mb_per_second_and_gpu']:.1f} MB/s. "
+        f"{settings['sequences']:,} sequences of {settings['chunks']} chunks are {data['epochs']:.1f} epochs, "
+        f"{result['rows'][0]['tflop_per_gpu']:.0f} TFLOP each.\n\nCounted by {origin(result)}; nothing is measured.\n"
+    )
+
+
 def experts(suite: str) -> str:
     """Success of a suite's scripted experts."""
     found = read(f"{suite}_experts")
@@ -478,6 +584,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "serving": serving,
     "dataset": dataset,
     "installation": installation,
+    "budgets": budgets,
+    "machines": machines,
+    "cluster": cluster,
 }
 
 # -------------------------------------------------------------------------------------------------------------- cards

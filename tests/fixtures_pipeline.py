@@ -69,14 +69,14 @@ def make_processor(action_space: str = "ee", **kwargs) -> AIMProcessor:
     return AIMProcessor(make_tokenizer(), **(defaults | kwargs))
 
 
-def make_pipeline(action_space: str = "ee", seed: int = 0, **config) -> AIMPipeline:
+def make_pipeline(action_space: str = "ee", seed: int = 0, text_width: int = 16, **config) -> AIMPipeline:
     processor = make_processor(action_space)
     torch.manual_seed(seed)
     text_config = T5Config(
         vocab_size=len(WORDS) + 3,
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
+        d_model=text_width,
+        d_kv=text_width // 2,
+        d_ff=2 * text_width,
         num_layers=1,
         num_heads=2,
         pad_token_id=0,

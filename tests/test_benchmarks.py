@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -105,12 +106,14 @@ def test_operations_of_a_world_step_by_hand():
         (["correctness.py"], ["accepted"]),
         (["grpo.py", "--chunks", "2"], ["plain_over_ours", "replayed_over_ours"]),
         (["budget.py"], []),
+        (["cluster.py", "--gpus", "8", "16"], []),
+        (["memory.py", "--batch_size", "2"], ["weights_gb"]),
     ],
     ids=lambda value: value[0] if value else "",
 )
 def test_the_commands_run(command, ratios, tmp_path):
     output = tmp_path / "new" / "numbers.json"
-    small = [] if command == ["budget.py"] else ["--layers", "1", "--rounds", "1", "--device", "cpu"]
+    small = [] if command[0] in ("budget.py", "cluster.py") else ["--layers", "1", "--rounds", "1", "--device", "cpu"]
     command = [sys.executable, str(BENCHMARKS / command[0]), *command[1:], *small, "--preset", "tiny"]
     subprocess.run([*command, "--output_file", str(output)], check=True, capture_output=True)
     numbers = json.loads(output.read_text())
@@ -120,11 +123,86 @@ def test_the_commands_run(command, ratios, tmp_path):
     assert numbers["commit"] and numbers["hardware"] and numbers["command"]
 
 
+def test_operations_of_a_training_step_are_those_of_a_real_one():
+    """What the budget counts on the meta device, at full size elsewhere, is what a CPU computes."""
+    from budget import training
+    from common import counted, make_model
+    from training import make_batch, step
+
+    args = argparse.Namespace(preset="tiny", canvas_size=None, chunks=2, batch_size=1, lora_rank=None)
+    budget = training(args, gpus=1)["training_tflop"]
+    args = argparse.Namespace(preset="tiny", width=1, layers=None, device="cpu", dtype="float32", batch_size=1)
+    model = make_model(args)
+    real = counted(lambda: step(model, make_batch(model, args, 2)))
+    assert budget["forward"] + budget["backward"] == pytest.approx(real, abs=2e-4)
+
+
+def test_bytes_of_a_step_on_a_cluster_by_hand():
+    """A billion weights, in bfloat16: gathered twice, reduced once, in rings of all GPUs or of a machine's eight."""
+    from cluster import communication
+
+    args = argparse.Namespace(gpus_per_machine=8)
+    assert communication(args, 1e9, gpus=8, shard=8) == pytest.approx((7 / 8 * 6, 0))
+    assert communication(args, 1e9, gpus=64, shard=64) == pytest.approx((0, 63 / 64 * 6))
+    assert communication(args, 1e9, gpus=64, shard=8) == pytest.approx((7 / 8 * 6, 2 * 7 / 8 * 2 / 8))
+
+
+@pytest.mark.parametrize(
+    "file", sorted((BENCHMARKS / "results" / "cluster").glob("*.json")), ids=lambda file: file.stem
+)
+def test_the_clusters_numbers_add_up(file):
+    """Hours of the published rows from their operations, and from the peaks and bandwidths that they assume."""
+    result = json.loads(file.read_text())
+    settings, data = result["settings"], result["data"]
+    for row in result["rows"]:
+        compute = row["tflop_per_gpu"] / settings["tflops"] / settings["share"]
+        exchange = row["nvlink_gb"] / settings["nvlink"] + row["network_gb"] / settings["network"]
+        steps = settings["sequences"] / row["gpus"] / settings["batch_size"]
+        assert row["hours"] == pytest.approx(steps * max(compute, exchange) / 3600, rel=2e-3)
+        assert row["hours_without_overlap"] == pytest.approx(steps * (compute + exchange) / 3600, rel=2e-3)
+        assert row["gpu_hours"] == pytest.approx(row["hours"] * row["gpus"], rel=2e-3)
+        read = settings["sequences"] * data["window_mb"] / row["hours"] / 3600
+        assert row["latents_read_mb_per_second"] == pytest.approx(read, rel=2e-3)
+
+
+def test_the_full_size_is_rehearsed(tmp_path):
+    """Every stage, in processes of their own; a second run has nothing left to do."""
+    output = tmp_path / "numbers.json"
+    command = [sys.executable, str(BENCHMARKS / "full_size.py"), "--rehearsal", "--folder", str(tmp_path / "weights")]
+    subprocess.run([*command, "--output_file", str(output)], check=True, capture_output=True)
+    stages = json.loads(output.read_text())["stages"]
+    assert list(stages) == ["text encoder", "weights", "from_wan", "chunk"]
+    assert all(stage["peak_memory_gb"] > 0.1 and stage["seconds"] > 0 for stage in stages.values())
+    assert stages["chunk"]["dtype"] == "torch.bfloat16" and stages["chunk"]["actions"] == [1, 32, 16]
+    assert stages["chunk"]["frames"]["head_camera"] == [1, 8, 240, 320, 3]
+    assert not (tmp_path / "weights" / "wan").exists()
+    done = [file.stat().st_mtime_ns for file in sorted((tmp_path / "weights").glob("*.json"))]
+    subprocess.run(command, check=True, capture_output=True)
+    assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "weights").glob("*.json"))] == done
+
+
+@pytest.mark.parametrize("preset", ["wan2.1-t2v-1.3b", "wan2.2-ti2v-5b"])
+def test_weights_of_the_full_size_are_in_wans_layout(preset, tmp_path, monkeypatch):
+    """diffusers loads them: every tensor is there, in one of several shards."""
+    import full_size
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    monkeypatch.setattr(full_size, "SHARD", 50e3)
+    full_size.weights(argparse.Namespace(preset=preset, folder=tmp_path, rehearsal=True))
+    for name, kind in (("transformer", WanTransformer3DModel), ("vae", AutoencoderKLWan)):
+        assert len(list((tmp_path / "wan" / name).glob("*.safetensors"))) > 2
+        model, info = kind.from_pretrained(tmp_path / "wan" / name, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert all(parameter.isfinite().all() and parameter.std() > 0 for parameter in model.parameters())
+
+
 def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path):
     """The stages themselves are run above, by their commands."""
     script = (BENCHMARKS / "gpu.sh").read_text()
-    stages = [name for name in re.findall(r'^ *stage "?([\w-]+)', script, re.MULTILINE) if name != "latency-batch-"]
-    stages += [f"latency-batch-{rows}" for rows in (2, 4, 8)]
+    stages = [name for name in re.findall(r'^ *stage "?([\w-]+)', script, re.MULTILINE) if name[-1] != "-"]
+    if find_spec("torchao") is None:
+        stages.remove("memory-int8")
+    stages += [f"{kind}-batch-{rows}" for kind in ("latency", "memory") for rows in (2, 4, 8)]
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=BENCHMARKS, capture_output=True, text=True
     ).stdout.strip()

@@ -8,7 +8,8 @@ import pytest
 from openpi_client import image_tools
 
 from aim_hf.protocol.observations import MAX_PIXELS, read_images
-from aim_hf.serving.episodes import AIMEpisodes, ServedEpisode
+from aim_hf.serving.episodes import AIMEpisodes
+from aim_hf.serving.requests import ServedEpisode
 
 from .fixtures_serving import POSE, Robot, make_policy, running
 
@@ -81,20 +82,20 @@ def test_keys_of_another_robot(policy):
         "observation/state": np.zeros(8),
         "images": {"cam_right": pictures["right_camera"], "cam_low": gradient(10, 10)},
     }
-    there = episodes.answer([episodes.read(message, ServedEpisode())])[0]["actions"]
+    there = episodes.answer([episodes.reader.read(message, ServedEpisode())])[0]["actions"]
     plain = AIMEpisodes(policy, [1], resize=True)
     images = {"cam_high": "head_camera", "cam_left_wrist": "left_camera", "cam_right_wrist": "right_camera"}
     stock = {"prompt": "ring the bell", "seed": 1, "endpose": POSE}
     stock["images"] = {key: pictures[camera] for key, camera in images.items()}
-    here = plain.answer([plain.read(stock, ServedEpisode())])[0]["actions"]
+    here = plain.answer([plain.reader.read(stock, ServedEpisode())])[0]["actions"]
     np.testing.assert_array_equal(there, here)
     assert list(episodes.metadata["images"]) == list(KEYS.values())
     for wrong, told in (({"observation/image": None}, "is NoneType"), ({"observed": 1}, "unknown keys observed")):
         with pytest.raises(ValueError, match=told):
-            episodes.read(message | wrong, ServedEpisode())
+            episodes.reader.read(message | wrong, ServedEpisode())
     del message["observation/wrist_image"]
     with pytest.raises(ValueError, match="expected the cameras .*observation/wrist_image"):
-        episodes.read(message, ServedEpisode())
+        episodes.reader.read(message, ServedEpisode())
     with pytest.raises(ValueError, match="image_keys has top; the policy looks at head_camera, "):
         AIMEpisodes(policy, [1], image_keys={"top": "cam_high"})
 
@@ -116,7 +117,7 @@ def test_the_batch_is_as_small_as_its_requests_allow(policy, monkeypatch):
         episodes.pipe, "start", lambda prompts, **more: sizes.append(len(prompts)) or start(prompts, **more)
     )
     for count in (1, 2, 3, 4):
-        requests = [episodes.read(Robot(seed).start(), ServedEpisode()) for seed in range(count)]
+        requests = [episodes.reader.read(Robot(seed).start(), ServedEpisode()) for seed in range(count)]
         replies = [reply["actions"] for reply in episodes.answer(requests)]
         alone = episodes.answer(requests[-1:])[0]["actions"]
         np.testing.assert_allclose(replies[-1], alone, atol=1e-5)
@@ -139,19 +140,19 @@ def test_real_time_chunking_over_the_network():
     policy = make_policy(action_lookahead_frames=1)
     episodes, episode, robot = AIMEpisodes(policy, [1]), ServedEpisode(), Robot(5)
     assert episodes.metadata["lookahead_actions"] == 8
-    first = episodes.answer([episodes.read(robot.start(lookahead=True), episode)])[0]
+    first = episodes.answer([episodes.reader.read(robot.start(lookahead=True), episode)])[0]
     assert first["lookahead_actions"].shape == (8, 16)
     plain = Robot(5)
-    assert "lookahead_actions" not in episodes.answer([episodes.read(plain.start(), ServedEpisode())])[0]
+    assert "lookahead_actions" not in episodes.answer([episodes.reader.read(plain.start(), ServedEpisode())])[0]
     meanwhile = first["lookahead_actions"][:3]
     session, generator = episode.session.select([0]), episode.generator.clone_state()
     message = robot.next(committed_actions=meanwhile)
-    request = episodes.read(message, episode)
-    other = episodes.read(message | {"committed_actions": meanwhile[:2]}, episode)
+    request = episodes.reader.read(message, episode)
+    other = episodes.reader.read(message | {"committed_actions": meanwhile[:2]}, episode)
     assert request.form != other.form
     reply = episodes.answer([request])[0]["actions"]
     np.testing.assert_array_equal(reply[:3], meanwhile)
-    observations = read_images(message["images"], episodes.sizes, 4)
+    observations = read_images(message["images"], episodes.reader.sizes, 4)
     policy.pipe.append(session, observations, first["actions"])
     expected = policy.pipe(
         session=session,

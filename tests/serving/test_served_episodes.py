@@ -7,7 +7,8 @@ import torch
 from aim_hf.pipeline.session import AIMSession
 from aim_hf.protocol.observations import read_endpose, read_images
 from aim_hf.serving.batching import Batcher
-from aim_hf.serving.episodes import AIMEpisodes, ServedEpisode
+from aim_hf.serving.episodes import AIMEpisodes
+from aim_hf.serving.requests import ServedEpisode
 
 from .fixtures_serving import Robot, make_policy
 
@@ -20,7 +21,7 @@ class Client:
 
     def request(self, **more):
         message = self.robot.next(**more) if self.actions else self.robot.start(**more)
-        return self.episodes.read(message, self.episode)
+        return self.episodes.reader.read(message, self.episode)
 
     def ask(self, chunks: int, **more):
         for _ in range(chunks):
@@ -56,7 +57,7 @@ def test_the_evaluators_policy_gives_the_same_bits(policy, episodes, alone):
         observations = []
         for robot in robots:
             message = robot.next() if chunk else robot.start()
-            observations.append(read_images(message["images"], episodes.sizes, 4 if chunk else 1))
+            observations.append(read_images(message["images"], episodes.reader.sizes, 4 if chunk else 1))
             if not chunk:
                 observations[-1][0]["endpose"] = read_endpose(message["endpose"])
         executed = policy.predict(observations, executed).actions
@@ -78,18 +79,18 @@ def test_a_part_of_a_chunk_may_be_executed(episodes):
     start, later = robot.start(), robot.next()
     part = later | {"images": {key: clip[:2] for key, clip in later["images"].items()}}
     served = AIMEpisodes(policy, batch_sizes=[8])
-    first = served.answer([served.read(start, episode)])[0]["actions"]
+    first = served.answer([served.reader.read(start, episode)])[0]["actions"]
     part["executed_actions"] = first[:4]
-    second = served.answer([served.read(part, episode)])[0]["actions"]
-    observations = read_images(start["images"], served.sizes, 1)
+    second = served.answer([served.reader.read(part, episode)])[0]["actions"]
+    observations = read_images(start["images"], served.reader.sizes, 1)
     observations[0]["endpose"] = read_endpose(start["endpose"])
     policy.start([start["prompt"]], [start["seed"]])
     executed = policy.predict([observations]).actions
     np.testing.assert_array_equal(first[:4], executed[0])
-    again = policy.predict([read_images(part["images"], served.sizes, 4)], executed).actions
+    again = policy.predict([read_images(part["images"], served.reader.sizes, 4)], executed).actions
     np.testing.assert_array_equal(second[:4], again[0])
     with pytest.raises(ValueError, match=r"executed_actions have shape \(8, 16\); expected \(4, 16\)"):
-        served.read(part | {"executed_actions": first}, episode)
+        served.reader.read(part | {"executed_actions": first}, episode)
 
 
 def test_of_different_ages_too_once_the_history_is_full(episodes, alone):
@@ -123,7 +124,7 @@ def test_pictures(policy, episodes):
     reply = ask_together([client], pictures="all")[0]
     policy.start(["ring the bell"], [5])
     message = robot.start()
-    observation = read_images(message["images"], episodes.sizes, 1)[0]
+    observation = read_images(message["images"], episodes.reader.sizes, 1)[0]
     observation["endpose"] = read_endpose(message["endpose"])
     prediction = policy.predict([[observation]], pictures="all")
     np.testing.assert_array_equal(reply["actions"], prediction.actions[0])
@@ -167,7 +168,7 @@ def test_a_row_that_becomes_nan_in_the_network_stays_alone(episodes, alone, monk
     requests = [client.request() for client in clients]
     with pytest.raises(RuntimeError, match=r"actions of rows \[0\] are not finite"):
         episodes.answer(requests)
-    batcher = Batcher(episodes.check_prompt, episodes.answer, rows=8, max_queue=8)
+    batcher = Batcher(episodes.reader.check_prompt, episodes.answer, rows=8, max_queue=8)
     failed, good = batcher._answers(requests)
     batcher.stop()
     assert isinstance(failed, RuntimeError)

@@ -20,7 +20,8 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from aim_hf.serving.episodes import AIMEpisodes, ServedEpisode
+from aim_hf.serving.episodes import AIMEpisodes
+from aim_hf.serving.requests import ServedEpisode
 
 from .fixtures_serving import POSE, Robot, drive, running
 
@@ -35,7 +36,7 @@ def alone(policy):
     def run(seed):
         robot, episode = Robot(seed), ServedEpisode()
         messages = [robot.start(), robot.next(), robot.next()]
-        return np.stack([episodes.answer([episodes.read(m, episode)])[0]["actions"] for m in messages])
+        return np.stack([episodes.answer([episodes.reader.read(m, episode)])[0]["actions"] for m in messages])
 
     return [run(seed) for seed in range(6)]
 

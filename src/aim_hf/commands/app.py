@@ -9,6 +9,7 @@ machines.
 from .. import AIM_TINY
 from ..envs.names import AIM_TINY_TASKS, TABLETOP
 from . import Parser
+from .loading import add_loading_arguments, loading_arguments
 
 
 def main(argv: list[str]) -> None:
@@ -17,6 +18,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=AIM_TINY_TASKS, help="default: aim-tiny's")
     parser.add_argument("--episodes", type=int, default=2, help="episodes that run at once; others wait")
     parser.add_argument("--port", type=int, help="default: 7860, or the next free port")
+    add_loading_arguments(parser)
     args = parser.parse_args(argv)
 
     import torch
@@ -27,7 +29,8 @@ def main(argv: list[str]) -> None:
 
     simulators = Simulators(limit=args.episodes + 1)
     try:
-        pipe = AIMPolicy.from_pretrained(args.policy, "cuda" if torch.cuda.is_available() else "cpu").pipe
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        pipe = AIMPolicy.from_pretrained(args.policy, device, **loading_arguments(args)).pipe
         page = build(LiveRollouts(pipe, simulators), args.tasks, at_once=args.episodes)
         page.launch(server_port=args.port, **LAUNCH)
     finally:

@@ -26,6 +26,7 @@ from ..envs.robotwin import add_robotwin_arguments
 from ..rollout import dialects
 from ..rollout.execution_config import ExecutionConfig
 from . import SPLITS_HELP, Parser
+from .loading import add_loading_arguments, loading_arguments
 from .sampling import add_sampling_arguments, sampling_arguments
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
     parser.add_argument(
         "--value_maps", choices=("predicted", "true"), default="predicted", help="value maps that the policy acts on"
     )
+    add_loading_arguments(parser)
     add_sampling_arguments(parser)
     parser.add_argument(
         "--delay", type=int, default=0, help="inference delay: control steps that a chunk takes to compute"
@@ -133,7 +135,8 @@ def load_policy(args: argparse.Namespace, dialect: dialects.Dialect | None, devi
 
         token = args.token_file.read_text().strip() if args.token_file else None
         return RemotePolicy(args.policy, dialect, args.policy_name, token)
-    return AIMPolicy.from_pretrained(args.policy, device, **asdict(execution_config(args)), **sampling_arguments(args))
+    options = loading_arguments(args) | sampling_arguments(args) | asdict(execution_config(args))
+    return AIMPolicy.from_pretrained(args.policy, device, **options)
 
 
 def execution_config(args: argparse.Namespace) -> ExecutionConfig:
@@ -143,7 +146,8 @@ def execution_config(args: argparse.Namespace) -> ExecutionConfig:
 def remote_dialect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dialects.Dialect | None:
     """The dialect of the server at `--policy`; None for AIM's own. Refuses options that a server decides itself."""
     default, asked = asdict(ExecutionConfig()), asdict(execution_config(args))
-    if given := [*sampling_arguments(args), *(name for name in asked if asked[name] != default[name])]:
+    changed = [name for name in asked if asked[name] != default[name]]
+    if given := [*loading_arguments(args), *sampling_arguments(args), *changed]:
         parser.error(f"{', '.join(given)}: the server decides that; give it to `aim-hf serve`")
     if (args.dialect == "openpi") != (args.actions_per_chunk is not None):
         parser.error("--dialect openpi and --actions_per_chunk go together")

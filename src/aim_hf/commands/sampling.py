@@ -1,4 +1,4 @@
-"""Options shared by commands that sample: the fields of a [`SamplingConfig`], and how the model is run."""
+"""Options shared by commands that sample: the fields of a [`SamplingConfig`]."""
 
 import argparse
 from dataclasses import fields
@@ -8,17 +8,7 @@ from ..pipeline.sampling_config import SamplingConfig
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--dtype`, `--compile_blocks` and an option for each field of [`SamplingConfig`], whose defaults are the
-    policy's values."""
-    parser.add_argument(
-        "--dtype", help="dtype of the model and the text encoder, such as bfloat16; default: as stored"
-    )
-    parser.add_argument(
-        "--compile_blocks",
-        action="store_true",
-        default=None,
-        help="torch.compile the layers; the first calls take long, and a CPU needs a C++ compiler",
-    )
+    """Adds an option for each field of [`SamplingConfig`], whose defaults are the policy's values."""
     group = parser.add_argument_group("sampling", "defaults: the values saved with the policy")
     group.add_argument("--num_inference_steps", type=int, help="denoising steps of RGB and value maps")
     group.add_argument("--num_action_inference_steps", type=int, help="denoising steps of actions")
@@ -29,5 +19,5 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_sampling_arguments` that were given."""
-    names = ("dtype", "compile_blocks", *(field.name for field in fields(SamplingConfig)))
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    given = {field.name: getattr(args, field.name) for field in fields(SamplingConfig)}
+    return {name: value for name, value in given.items() if value is not None}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..rollout.rows import ROWS
 from ..serving.limits import BATCH_SIZES, Limits
 from . import Parser
+from .loading import add_loading_arguments, loading_arguments
 from .sampling import add_sampling_arguments, sampling_arguments
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 for any free port")
     parser.add_argument("--token_file", type=Path, help="file with the token that clients must send")
     parser.add_argument("--device", help="default: cuda if available, else cpu")
+    add_loading_arguments(parser)
     add_sampling_arguments(parser)
     parser.add_argument(
         "--batch_sizes",
@@ -75,7 +77,7 @@ def main(argv: list[str]) -> None:
     limits = Limits(args.max_sessions, args.max_queue, args.idle_timeout, args.max_chunks)
     token = read_token(args.token_file)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = AIMPolicy.from_pretrained(args.policy, device, **sampling_arguments(args))
+    policy = AIMPolicy.from_pretrained(args.policy, device, **loading_arguments(args), **sampling_arguments(args))
     image_keys = dict(pair.split("=", 1) for pair in args.image_keys)
     server = PolicyServer(policy, args.batch_sizes, limits, token, image_keys, args.resize)
     if token is None and not is_loopback(args.host):

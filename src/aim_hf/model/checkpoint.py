@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Collection
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found not in DTYPES.values():
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    return found
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """The `torch.device` of that name. Raises ValueError for an unknown one, and for a GPU that isn't there."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; expected such as cpu, cuda or cuda:1.") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {str(device)!r}; PyTorch finds {torch.cuda.device_count()} GPUs here.")
     return found
 
 
@@ -158,14 +170,15 @@ def tensor_names(file: Path) -> set[str]:
 def check_all_loaded(module: torch.nn.Module, stored: set[str], source: str) -> None:
     """Checks that a loaded module has exactly the tensors that are stored.
 
-    A tensor that is tied to a stored one (shared embeddings) counts as stored.
+    A tensor that is tied to a stored one (shared embeddings) counts as stored, as do the scales of a quantized one.
 
     Raises:
         ValueError: naming the tensors.
     """
     state, stored = module.state_dict(), {current_name(name) for name in stored}
     tied = {state[name].data_ptr() for name in stored & state.keys()}
-    missing = sorted(name for name in state.keys() - stored if state[name].data_ptr() not in tied)
+    quantized = {name for name in state if stored.intersection(accumulate(name.split("."), "{}.{}".format))}
+    missing = sorted(name for name in state.keys() - stored - quantized if state[name].data_ptr() not in tied)
     unknown = sorted(stored - state.keys())
     if missing or unknown:
         raise ValueError(

@@ -124,6 +124,14 @@ class TensorFolder:
             self.shapes |= found
             self._files[file] = sorted(found)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the largest tensor. diffusers keeps a few small ones in float32 when it saves in bfloat16."""
+        largest = max(self.shapes, key=lambda name: math.prod(self.shapes[name]))
+        file = next(file for file, names in self._files.items() if largest in names)
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_slice(largest)[:1].dtype
+
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields name and tensor, file by file."""
         for file, names in self._files.items():
@@ -164,7 +172,7 @@ def load_video_stream(
         model: all of its parameters are on the meta device.
         folder: of a transformer in diffusers' layout.
         layout: tensor names of its files.
-        dtype: of the model; as stored if not given.
+        dtype: of the model; that of the stored matrices if not given.
 
     Raises:
         OSError: for a missing or damaged file.
@@ -176,13 +184,14 @@ def load_video_stream(
     made_new = {name for name in shapes if name == "value_noise_token.weight" or name.startswith(NEW_IN_HEAD)}
     _check_fit(tensors, {name: shapes[name] for name in shapes.keys() - head - made_new}, layout)
 
+    dtype = dtype or tensors.dtype
     report = LoadingReport(str(folder))
     for stored_name, tensor in tensors:
         name = layout.parameter(stored_name)
         if name is None:
             report.left_over.append(stored_name)
             continue
-        tensor = tensor.to(dtype or tensor.dtype).view(shapes[name])
+        tensor = tensor.to(dtype).view(shapes[name])
         _set(model, name, tensor)
         report.taken.append(name)
         target = counterpart(name)
@@ -192,7 +201,7 @@ def load_video_stream(
             report.resampled[target] = name
     for name in sorted(made_new):
         is_filled = name in ZERO_INITIALIZED  # a new head predicts zero velocity
-        _set(model, name, torch.zeros(shapes[name], dtype=dtype or model.dtype), is_filled)
+        _set(model, name, torch.zeros(shapes[name], dtype=dtype), is_filled)
         report.new.append(name)
     model.initialize_weights()  # initializes the parameters that are not filled
     return report

@@ -145,10 +145,11 @@ class AIMForWorldAction(PreTrainedModel):
     def from_wan(
         cls, name_or_path: str | os.PathLike, **kwargs: Any
     ) -> "AIMForWorldAction | tuple[AIMForWorldAction, LoadingReport]":
-        """A new AIM: its video stream has the weights of a Wan2.2 model, its action head is resampled from them.
+        """A new AIM: its video stream has the weights of a Wan model, its action head is resampled from them.
 
         Args:
-            name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
+            name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers` or
+                `Wan-AI/Wan2.1-T2V-1.3B-Diffusers`.
             subfolder: of the transformer; `"transformer"` if not given.
             dtype: of the model, a `torch.dtype` or its name; as stored if not given or "auto".
             output_loading_info: also return the [`LoadingReport`], which lists the source of each parameter.

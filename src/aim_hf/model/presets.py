@@ -1,4 +1,7 @@
-"""Named model sizes: the fields of [`AIMConfig`] that differ from its defaults."""
+"""Named model sizes: the fields of [`AIMConfig`] that differ from its defaults.
+
+Those named after a released video model are what `from_wan` makes of it.
+"""
 
 # Two CPU cores can train it: a chunk is 4 RGB frames and 8 actions.
 TINY = {
@@ -21,6 +24,9 @@ PRESETS = {
     "tiny": TINY,
     # For robots with 50 control steps a second instead of 12.5: a chunk of 32 actions lasts as long.
     "tiny-50hz": TINY | {"actions_per_latent_frame": 32},
+    # Wan2.1-T2V-1.3B's video stream with a 0.45 B action head, otherwise as below. Its VAE's cells are 8 x 8 pixels,
+    # so a canvas has four times the tokens.
+    "wan2.1-t2v-1.3b": {"num_attention_heads": 12, "in_channels": 16, "out_channels": 16, "ffn_dim": 8960},
     # Wan2.2-TI2V-5B's video stream with a 0.63 B action head: a chunk is 8 RGB frames and 32 actions.
     "wan2.2-ti2v-5b": {},
 }

@@ -639,13 +639,19 @@ def _quaternion_product(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return torch.cat([scalar, pw * qv + qw * pv + torch.linalg.cross(pv, qv)], dim=-1)
 
 
-def robotwin_processor(tokenizer: PreTrainedTokenizerBase, action_space: str = "ee", **kwargs: Any) -> AIMProcessor:
-    """The processor for RoboTwin 2.0: three cameras of 240 x 320 on a T-pose canvas of 384 x 320.
+def robotwin_processor(
+    tokenizer: PreTrainedTokenizerBase,
+    action_space: str = "ee",
+    canvas_size: tuple[int, int] = (384, 320),
+    **kwargs: Any,
+) -> AIMProcessor:
+    """The processor for RoboTwin 2.0: three cameras of 240 x 320 on a T-pose canvas.
 
     Args:
         tokenizer: of the text encoder.
+        canvas_size: (height, width) in pixels; the network's cost grows with it. Wan2.1's VAE makes of (192, 160) as
+            many tokens as Wan2.2's of (384, 320).
         kwargs: other fields of [`AIMProcessor`]; `action_statistics` are computed from a dataset.
     """
-    canvas = (384, 320)
-    cameras = t_pose_canvas(canvas, (240, 320), (240, 320))
-    return AIMProcessor(tokenizer, canvas_size=canvas, cameras=cameras, action_space=action_space, **kwargs)
+    cameras = t_pose_canvas(canvas_size, (240, 320), (240, 320))
+    return AIMProcessor(tokenizer, canvas_size=canvas_size, cameras=cameras, action_space=action_space, **kwargs)

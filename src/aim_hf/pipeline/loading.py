@@ -7,10 +7,19 @@ from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin
-from transformers import AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, ProcessorMixin
+from diffusers.quantizers import PipelineQuantizationConfig
+from transformers import (
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    TorchAoConfig,
+)
 
 from ..model.checkpoint import (
     DOWNLOAD_KWARGS,
+    as_device,
     as_dtype,
     check_all_loaded,
     component_tensors,
@@ -19,10 +28,15 @@ from ..model.checkpoint import (
 )
 from ..model.modeling_aim import AIMForWorldAction
 from ..model.processing_aim import AIMProcessor, robotwin_processor
+from ..utils.extras import extra
 from ..utils.files import written_folder
 from ..utils.versions import PIPELINE_DTYPE
+from .loading_config import LoadingConfig
 from .sampling import new_schedulers
 
+# Modules of the model that aren't quantized, as regular expressions: the ends of the video stream, and all that makes
+# actions, which is small.
+NOT_QUANTIZED = ["condition_embedder", "proj_out", r"(action|history)_head", r"blocks\.\d+\.(action|history)"]
 # Base class of each component; a model may be wrapped by PEFT or torch.compile.
 COMPONENTS = {
     "vae": torch.nn.Module,
@@ -81,6 +95,32 @@ def component_dtypes(
     return {PIPELINE_DTYPE: {name: as_dtype(of_component) for name, of_component in dtypes.items()}}
 
 
+def quantization_config(quantization: str, dtype: str | None) -> PipelineQuantizationConfig:
+    """The argument `quantization_config` of `AIMPipeline.from_pretrained` for a `quantization` of [`LoadingConfig`].
+
+    Args:
+        dtype: that 4-bit matrices are computed in; float32 if not given.
+
+    Raises:
+        MissingExtra: without the quantizer's package.
+    """
+    with extra("quantization"):
+        if quantization == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig
+
+            config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=NOT_QUANTIZED)
+        else:
+            import bitsandbytes  # noqa: F401
+
+            config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=quantization,
+                bnb_4bit_compute_dtype=torch.float32 if dtype in (None, "auto") else as_dtype(dtype),
+                llm_int8_skip_modules=NOT_QUANTIZED,
+            )
+    return PipelineQuantizationConfig(quant_mapping={"model": config, "text_encoder": config})
+
+
 class AIMLoaderMixin:
     """Loads and saves an [`AIMPipeline`]: from its own folder, or from a video model's."""
 
@@ -100,13 +140,19 @@ class AIMLoaderMixin:
             dtype: of the model and the text encoder, a `torch.dtype` or its name; as stored if not given or "auto".
                 The VAE stays in float32, as in Wan, unless a dict names it: `{"vae": torch.bfloat16, "default": ...}`.
             kwargs: as in `DiffusionPipeline.from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`,
-                components to use instead of the stored ones ...
+                `quantization_config`, `device_map` with the name of one device, components to use instead of the
+                stored ones ...
 
         Raises:
             OSError: for a damaged, truncated or pickled file, which it names, or a repository that can't be read.
-            ValueError: for tensors that are missing or unknown, which it names, components that don't fit, or an
-                unknown dtype.
+            ValueError: for tensors that are missing or unknown, which it names, components that don't fit, an unknown
+                dtype, or a device map that spreads components.
         """
+        if kwargs.get("device_map") == "balanced":
+            raise ValueError(
+                "device_map is 'balanced'; expected one device, such as 'cuda': accelerate's hooks move a component "
+                "that doesn't fit in its `forward` alone. Move the text encoder by `pipe.text_encoder.to(...)`."
+            )
         check_components({name: kwargs[name] for name in COMPONENTS if name in kwargs})
         dtypes = component_dtypes(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
         download_kwargs = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
@@ -119,13 +165,52 @@ class AIMLoaderMixin:
         return pipe
 
     @classmethod
+    def load(cls, name_or_path: str | os.PathLike, device: str | torch.device, config: LoadingConfig) -> Self:
+        """`from_pretrained`, and what usually follows it: the pipeline on `device`, as `config` says.
+
+        Raises:
+            MissingExtra: without the package of the `quantization`.
+            OSError, ValueError: as `from_pretrained`; for an attention that isn't there, an unknown device, an offload
+                without a GPU, or widths that "nf4" doesn't fit on a CPU.
+        """
+        device = as_device(device)
+        text_encoder_device = as_device(config.text_encoder_device or device)
+        if config.offload and device.type == "cpu":
+            raise ValueError(f"offload is {config.offload!r} and the device a CPU; there is no GPU to relieve.")
+        quantized = {}
+        if config.quantization:
+            quantized = {"quantization_config": quantization_config(config.quantization, config.dtype)}
+        pipe = cls.from_pretrained(name_or_path, dtype=config.dtype, **quantized)
+        width = pipe.model.config.hidden_size
+        if config.quantization == "nf4" and device.type == "cpu" and width % 64:
+            raise ValueError(f"quantization is 'nf4' and the width {width}; on a CPU it must be divisible by 64.")
+        if config.attn_implementation:
+            try:
+                pipe.model.set_attn_implementation(config.attn_implementation)
+            except ImportError as error:
+                raise ValueError(f"attn_implementation is {config.attn_implementation!r}: {error}") from error
+        if config.offload == "model":
+            pipe.enable_model_cpu_offload(device=device)
+        elif config.offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=device)
+        else:
+            # One by one: a text encoder that stays on the CPU never needs room on the GPU.
+            pipe.text_encoder.to(text_encoder_device)
+            pipe.vae.to(device)
+            pipe.model.to(device)
+        if config.compile_blocks:
+            pipe.model.compile_blocks()
+        return pipe
+
+    @classmethod
     def from_wan(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """A new AIM from a Wan2.2 pipeline: it keeps the VAE and text encoder, and its video stream has the weights of
+        """A new AIM from a Wan pipeline: it keeps the VAE and text encoder, and its video stream has the weights of
         the transformer (see [`AIMForWorldAction.from_wan`]). It must be trained: its action head and value maps are
         new.
 
         Args:
-            name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers`.
+            name_or_path: folder or repo id in diffusers' layout, such as `Wan-AI/Wan2.2-TI2V-5B-Diffusers` or
+                `Wan-AI/Wan2.1-T2V-1.3B-Diffusers`.
             dtype: of the model and the text encoder, a `torch.dtype` or its name; as stored if not given or "auto".
                 The VAE stays in float32, as in Wan.
             processor: the [`AIMProcessor`], with the text encoder's tokenizer; for RoboTwin's robots if not given.

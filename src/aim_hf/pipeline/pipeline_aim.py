@@ -168,7 +168,9 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         """Text features (B, max_text_length, text_dim), zero beyond each prompt, as in Wan's training."""
         tokens = self.processor.tokenize(instruction, allow_empty)
         with _encoding_lock:
-            mask = tokens.attention_mask.to(self.text_encoder.device)
+            # Offloaded layer by layer, the text encoder's own weights are on the meta device.
+            device = self.text_encoder.device
+            mask = tokens.attention_mask.to(self._execution_device if device.type == "meta" else device)
             features = self.text_encoder(tokens.input_ids.to(mask.device), attention_mask=mask).last_hidden_state
             self.maybe_free_model_hooks()
         return features.masked_fill(mask[..., None].to(features.device) == 0, 0)

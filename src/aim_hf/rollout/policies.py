@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from ..envs import interface
 from ..envs.base import ActionMode, Interface, Observation
 from ..model.checkpoint import fingerprint, local_folder
+from ..pipeline.loading_config import PLACEMENT, LoadingConfig
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling_config import SamplingConfig
 from ..pipeline.session import AIMSession
@@ -24,10 +25,11 @@ from .rows import ROWS, filled
 Pictures = Literal["none", "value_maps", "all"]
 
 # Settings by which the sampling of two evaluations may differ.
-OPTIONS = (
-    "dtype",
-    "compile_blocks",
-    *(option.name for config in (SamplingConfig, ExecutionConfig) for option in fields(config)),
+OPTIONS = tuple(
+    option.name
+    for config in (LoadingConfig, SamplingConfig, ExecutionConfig)
+    for option in fields(config)
+    if option.name not in PLACEMENT
 )
 
 
@@ -162,17 +164,13 @@ class AIMPolicy:
         cls,
         name_or_path: str | os.PathLike,
         device: str | torch.device = "cpu",
-        dtype: str | None = None,
-        compile_blocks: bool = False,
         **options: Any,
     ) -> AIMPolicy:
         """Loads a pipeline folder or a Hub repository.
 
         Args:
-            dtype: name of the `dtype` of `AIMPipeline.from_pretrained`; added to the settings if given.
-            compile_blocks: whether to compile the model's layers, which rounds differently; added to the settings.
-            options: fields of the pipeline's [`SamplingConfig`] to override, such as `num_inference_steps=1`, and of
-                an [`ExecutionConfig`].
+            options: fields of a [`LoadingConfig`], such as `dtype="bfloat16"`, of the pipeline's [`SamplingConfig`] to
+                override, such as `num_inference_steps=1`, and of an [`ExecutionConfig`].
 
         Raises:
             FileNotFoundError: if there is neither such a folder nor such a repository.
@@ -186,14 +184,14 @@ class AIMPolicy:
                 f"({type(error).__name__}). Give the folder of an AIMPipeline, or the id of a repository that you may "
                 "read."
             ) from error
-        pipe = AIMPipeline.from_pretrained(folder, dtype=dtype).to(device)
-        settings = {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)}
-        settings |= {} if dtype is None else {"dtype": dtype}
-        if compile_blocks:
-            pipe.model.compile_blocks()
-            settings["compile_blocks"] = True
-        execution = {field.name: options.pop(field.name) for field in fields(ExecutionConfig) if field.name in options}
-        return cls(pipe, settings, replace(pipe.sampling_config, **options), ExecutionConfig(**execution))
+
+        def taken(config: type) -> dict[str, Any]:
+            return {field.name: options.pop(field.name) for field in fields(config) if field.name in options}
+
+        loading, execution = LoadingConfig(**taken(LoadingConfig)), ExecutionConfig(**taken(ExecutionConfig))
+        pipe = AIMPipeline.load(folder, device, loading)
+        settings = {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)} | loading.settings()
+        return cls(pipe, settings, replace(pipe.sampling_config, **options), execution)
 
     @property
     def negative_prompt(self) -> str | None:

@@ -1,71 +1,30 @@
-"""The episodes of many clients behind one AIM: what a message asks for, and how several are answered at once.
+"""The episodes of many clients behind one AIM, of which several are answered at once.
 
 Each client has an episode of its own, a session of one row. Requests whose episodes have the same form are stacked to
 one batch. Rows don't influence each other, but batches of different sizes may round differently.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..envs.poses import unpack_endpose
-from ..model.processing_aim import check_magnitude
-from ..pipeline.inputs import committed_actions
 from ..pipeline.session import AIMSession
-from ..protocol.observations import CAMERA_KEYS, read_endpose, read_images, read_numbers
-from ..rollout.policies import AIMPolicy, Pictures
+from ..rollout.policies import AIMPolicy
 from ..rollout.rows import filled
 from .limits import BATCH_SIZES
-
-START_KEYS = ("prompt", "images", "state", "endpose", "seed", "pictures", "lookahead")
-CHUNK_KEYS = ("images", "state", "endpose", "executed_actions", "committed_actions", "pictures", "lookahead")
-VGA = 480 * 640  # pixels of a picture that a message has room for, if it is to be resized
-MAX_PROMPT = 4096  # characters: the tokenizer reads all of them before it finds them too many
-
-
-@dataclass
-class ServedEpisode:
-    """What is kept of a client between its requests. Empty until its first one has been answered."""
-
-    session: AIMSession | None = None
-    generator: torch.Generator | None = None
-    actions: np.ndarray | None = None  # (T, action_dim), what was sent last
-
-
-@dataclass(frozen=True)
-class Request:
-    """One chunk that a client asks for. With a `prompt` it is the first of a new episode."""
-
-    episode: ServedEpisode
-    prompt: str | None
-    seed: int
-    observations: list[dict[str, Any]]
-    executed_actions: np.ndarray | None = None
-    committed_actions: np.ndarray | None = None
-    pictures: Pictures = "none"
-    lookahead: bool = False
-
-    @property
-    def form(self) -> tuple:
-        """Requests of one form run together."""
-        history = () if self.prompt is not None else self.episode.session.forms[0]
-        committed = 0 if self.committed_actions is None else len(self.committed_actions)
-        return (history, len(self.observations), committed, self.pictures)
+from .requests import Request, RequestReader, ServedEpisode
 
 
 class AIMEpisodes:
-    """Reads and answers requests with an [`AIMPolicy`].
+    """Answers requests with an [`AIMPolicy`].
 
     Args:
         policy: its settings, and how many steps it takes.
         batch_sizes: of calls of the network, see [`PolicyServer`].
-        max_chunks: of one episode, whose memory grows with its length.
-        image_keys: camera -> its key in messages, in `images` or beside it; other pictures are passed over then.
-            Without any, clients send `images` with `CAMERA_KEYS`.
-        resize: whether pictures of other sizes are accepted, see `read_images`.
+        max_chunks, image_keys, resize: see [`RequestReader`].
     """
 
     def __init__(
@@ -78,23 +37,20 @@ class AIMEpisodes:
     ):
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {list(batch_sizes)}; expected numbers of at least 1.")
-        self.policy, self.pipe, self.max_chunks = policy, policy.pipe, max_chunks
+        self.policy, self.pipe = policy, policy.pipe
         self.batch_sizes = sorted(set(batch_sizes))
-        self.sizes = {name: tuple(camera["size"]) for name, camera in self.pipe.processor.cameras.items()}
-        if unknown := [name for name in image_keys or {} if name not in self.sizes]:
-            raise ValueError(f"image_keys has {', '.join(unknown)}; the policy looks at {', '.join(self.sizes)}.")
-        self.lookahead_actions = self.pipe.model.config.action_horizon - self.pipe.actions_per_chunk
-        self.image_keys, self.resize = dict(image_keys or {}), resize
-        self.keys = {name: self.image_keys.get(name, CAMERA_KEYS.get(name, name)) for name in self.sizes}
+        self.reader = RequestReader(self.pipe, max_chunks, image_keys, resize)
 
     @property
     def settings(self) -> dict[str, Any]:
         """How messages are read and batched."""
-        return {"batch_sizes": self.batch_sizes, "image_keys": self.image_keys, "resize": self.resize}
+        reader = self.reader
+        return {"batch_sizes": self.batch_sizes, "image_keys": reader.image_keys, "resize": reader.resize}
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What a client is told when it connects."""
+        reader = self.reader
         return {
             "server": "aim_hf",
             "settings": self.policy.settings | {"server": self.settings},
@@ -102,85 +58,11 @@ class AIMEpisodes:
             "action_dim": self.pipe.processor.action_dim,
             "actions_per_chunk": self.policy.actions_per_chunk,
             "actions_per_frame": self.policy.actions_per_frame,
-            "lookahead_actions": self.lookahead_actions,
+            "lookahead_actions": reader.lookahead_actions,
             "fps": self.pipe.fps,
-            "images": {self.keys[name]: [3, *size] for name, size in self.sizes.items()},
+            "images": {reader.keys[name]: [3, *size] for name, size in reader.sizes.items()},
             "pixel_size": {name: list(size) for name, size in self.policy.pixel_size.items()},
         }
-
-    @property
-    def message_bytes(self) -> int:
-        """Of the largest right message, about."""
-        pictures = sum(3 * max(height * width, VGA if self.resize else 0) for height, width in self.sizes.values())
-        return self.pipe.frames_per_chunk * pictures + 8 * self.pipe.actions_per_chunk * self.pipe.processor.action_dim
-
-    def read(self, message: Any, episode: ServedEpisode) -> Request:
-        """A request, checked. The episode stays as it is.
-
-        Raises:
-            ValueError: saying what is wrong with the message.
-        """
-        if not isinstance(message, dict):
-            raise ValueError(f"the message is {type(message).__name__}; expected a map with {', '.join(START_KEYS)}.")
-        starts = "prompt" in message
-        known = START_KEYS if starts else CHUNK_KEYS
-        unknown = [str(key) for key in message if key not in known and not self._is_of_another_robot(key)]
-        if unknown:
-            kind = "that starts an episode (it has a prompt)" if starts else "of an episode that has started"
-            raise ValueError(f"unknown keys {', '.join(unknown)}; a message {kind} has {', '.join(known)}.")
-        if not starts:
-            if episode.session is None:
-                raise ValueError("prompt is missing; a client's first message starts an episode with one.")
-            if episode.session.chunks[0] >= self.max_chunks:
-                raise ValueError(f"the episode has {self.max_chunks} chunks, as many as may be; start a new one.")
-        pictures = message.get("pictures", "none")
-        if not isinstance(pictures, str) or pictures not in get_args(Pictures):
-            raise ValueError(f"pictures is {pictures!r}; expected one of {', '.join(get_args(Pictures))}.")
-        lookahead = message.get("lookahead", False)
-        if not isinstance(lookahead, bool) or (lookahead and not self.lookahead_actions):
-            raise ValueError(f"lookahead is {lookahead!r}; expected a bool, and a policy that looks ahead for True.")
-        most = 1 if starts else self.pipe.frames_per_chunk
-        observations = read_images(self._images(message), self.sizes, most, self.keys, self.resize)
-        if "state" in message:
-            # Not used, but what is sent must be sound.
-            check_magnitude("state", torch.tensor(read_numbers("state", message["state"])))
-        if "endpose" in message:
-            observations[0]["endpose"] = read_endpose(message["endpose"])
-        if starts:
-            prompt = message["prompt"]
-            if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
-                got = f"{len(prompt)} characters" if isinstance(prompt, str) else type(prompt).__name__
-                raise ValueError(f"a prompt is a string of at most {MAX_PROMPT} characters; this one is {got}.")
-            if self.pipe.processor.action_space == "ee":
-                self.pipe.processor.initial_pose(observations[0])
-            return Request(episode, prompt, self._seed(message), observations, pictures=pictures, lookahead=lookahead)
-        executed = message.get("executed_actions")
-        if executed is None and len(observations) < most:
-            # Not guessed: a client that forgot pictures has executed the whole chunk.
-            raise ValueError(
-                f"images hold {len(observations)} of the {most} pictures of a chunk; expected all, one after every "
-                f"{self.pipe.actions_per_frame} actions. After a part of a chunk, give its executed_actions too."
-            )
-        executed = episode.actions if executed is None else self._executed(executed, len(observations), episode)
-        committed = self._committed(message.get("committed_actions"), episode)
-        return Request(episode, None, 0, observations, executed, committed, pictures, lookahead)
-
-    def _is_of_another_robot(self, key: Any) -> bool:
-        """Whether a key holds a picture or state of openpi's other robots, which send `observation/...`."""
-        return bool(self.image_keys) and isinstance(key, str) and key.startswith("observation/")
-
-    def _images(self, message: dict[str, Any]) -> Any:
-        """The pictures of the policy's cameras, by key."""
-        images = message.get("images", {} if self.image_keys else None)
-        if not self.image_keys or not isinstance(images, dict):
-            return images
-        there = message | images
-        return {key: there[key] for key in self.keys.values() if key in there}
-
-    def check_prompt(self, request: Request) -> None:
-        """Raises ValueError for words that the tokenizer refuses. Not part of `read`: a tokenizer is of one thread."""
-        if request.prompt is not None:
-            self.pipe.processor.tokenize(request.prompt)
 
     def answer(self, requests: list[Request]) -> list[dict[str, Any] | RuntimeError]:
         """The replies to requests of one form, at most as many as the largest batch, or the error of some. An episode
@@ -220,34 +102,11 @@ class AIMEpisodes:
             if request.lookahead:
                 reply["lookahead_actions"] = np.asarray(out.lookahead_actions[row])
             if pictures != "none":
-                reply["value_maps"] = {self.keys[name]: clips[row] for name, clips in out.value_maps.items()}
+                reply["value_maps"] = {self.reader.keys[name]: clips[row] for name, clips in out.value_maps.items()}
             if pictures == "all":
-                reply["frames"] = {self.keys[name]: clips[row] for name, clips in out.frames.items()}
+                reply["frames"] = {self.reader.keys[name]: clips[row] for name, clips in out.frames.items()}
             replies.append(reply)
         return replies
-
-    def _executed(self, actions: Any, pictures: int, episode: ServedEpisode) -> np.ndarray:
-        actions = read_numbers("executed_actions", actions)
-        expected = (pictures * self.pipe.actions_per_frame, self.pipe.processor.action_dim)
-        if actions.shape != expected:
-            raise ValueError(
-                f"executed_actions have shape {actions.shape}; expected {expected}, all that were executed before "
-                "these pictures."
-            )
-        self._check_plausible("executed_actions", actions, episode)
-        return actions
-
-    def _committed(self, actions: Any, episode: ServedEpisode) -> np.ndarray | None:
-        if actions is None:
-            return None
-        actions = read_numbers("committed_actions", actions)
-        committed_actions(self.pipe.processor, actions, rows=1, horizon=self.pipe.model.config.action_horizon)
-        self._check_plausible("committed_actions", actions, episode)
-        return actions
-
-    def _check_plausible(self, name: str, actions: np.ndarray, episode: ServedEpisode) -> None:
-        pose = episode.session.initial_pose
-        self.pipe.processor.normalize_executed(name, torch.tensor(actions), None if pose is None else pose[0])
 
     def warm_up(self) -> None:
         """Answers blank requests at each batch size, so that no client waits for compilation and first allocations.
@@ -256,7 +115,9 @@ class AIMEpisodes:
             RuntimeError: if the network fails on them.
         """
         frames = self.pipe.frames_per_chunk
-        blank = {"observation": {name: {"rgb": np.zeros((*size, 3), np.uint8)} for name, size in self.sizes.items()}}
+        blank = {
+            "observation": {name: {"rgb": np.zeros((*size, 3), np.uint8)} for name, size in self.reader.sizes.items()}
+        }
         first = blank | {"endpose": unpack_endpose(np.tile([0.0, 0, 0, 1, 0, 0, 0, 1], 2))}
         for size in self.batch_sizes:
             episodes = [ServedEpisode() for _ in range(size)]
@@ -267,12 +128,3 @@ class AIMEpisodes:
             for reply in replies:
                 if isinstance(reply, RuntimeError):
                     raise reply
-
-    @staticmethod
-    def _seed(message: dict) -> int:
-        seed = message.get("seed")
-        if seed is None:
-            return torch.Generator().seed() >> 1
-        if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed is {seed!r}; expected an integer of 0 to 2**63 - 1.")
-        return int(seed)

@@ -18,9 +18,10 @@ from ..protocol.messages import pack, unpack
 from ..rollout.policies import AIMPolicy
 from ..utils.extras import extra
 from .batching import Batcher, QueueFull
-from .episodes import AIMEpisodes, ServedEpisode
+from .episodes import AIMEpisodes
 from .limits import BATCH_SIZES, Limits
 from .metrics import Metrics
+from .requests import ServedEpisode
 
 with extra("serve"):
     from prometheus_client import CONTENT_TYPE_LATEST
@@ -43,7 +44,7 @@ class PolicyServer:
         batch_sizes: of calls of the network. A batch takes the smallest that holds its requests; those that are left
             over are filled with copies. With the evaluator's size alone, clients get the evaluator's bits.
         token: what clients must send in `Authorization: Api-Key TOKEN` or `Bearer TOKEN`; None lets everybody in.
-        image_keys, resize: of pictures in messages, see [`AIMEpisodes`].
+        image_keys, resize: of pictures in messages, see [`RequestReader`].
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class PolicyServer:
         self.limits, self.token = limits or Limits(), token
         self.episodes = AIMEpisodes(policy, batch_sizes, self.limits.max_chunks, image_keys, resize)
         # A right message with float pictures still gets an answer that says so; anything larger isn't read at all.
-        self.max_message = 4 * self.episodes.message_bytes + 2**16
+        self.max_message = 4 * self.episodes.reader.message_bytes + 2**16
         self.metrics = Metrics(max(batch_sizes))
         self._metadata = pack(self.episodes.metadata)
         self._clients: set[ServerConnection] = set()
@@ -76,7 +77,7 @@ class PolicyServer:
             RuntimeError: if the network fails on blank pictures.
         """
         self._batcher = Batcher(
-            self.episodes.check_prompt,
+            self.episodes.reader.check_prompt,
             self.episodes.answer,
             max(self.episodes.batch_sizes),
             self.limits.max_queue,
@@ -194,7 +195,7 @@ class PolicyServer:
         try:
             if isinstance(data, str):
                 raise ValueError("the message is text; expected bytes, a map packed by msgpack.")
-            future = asyncio.wrap_future(self._batcher.submit(self.episodes.read(unpack(data), episode)))
+            future = asyncio.wrap_future(self._batcher.submit(self.episodes.reader.read(unpack(data), episode)))
             await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not future.done():
                 future.cancel()

@@ -6,13 +6,14 @@ three centimeters above the table, which lies at z = 0.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
 from gym_aloha.tasks import sim
 from gym_aloha.utils import sample_box_pose, sample_insertion_pose
 
+from .. import in_process
 from ..base import ExpertPath
 from ..motion import CLOSED, OPEN, ArmMotion, above
 from ..poses import quaternion_product
@@ -36,18 +37,14 @@ LEVEL = {"left": np.array([1.0, 0.0, 0.0, 0.0]), "right": _turned(2, np.pi)}
 TILTED = {arm: quaternion_product(level, _turned(1, _TILT)) for arm, level in LEVEL.items()}
 
 
-class Task(ABC):
+class Task(in_process.Task):
     """The task of one episode, of which `objects` draws the scene.
 
-    `file` is gym-aloha's model, `rules` its start pose and reward. `insert_targets` are names of the bodies that
-    another body must be inserted in.
+    `file` is gym-aloha's model, `rules` its start pose and reward.
     """
 
     file: ClassVar[str]
     rules: ClassVar[type[sim.BimanualViperXTask]]
-    insert_targets: ClassVar[tuple[str, ...]] = ()
-    seen: ClassVar[tuple[str, ...]]
-    unseen: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def objects(self, seed: int) -> np.ndarray:

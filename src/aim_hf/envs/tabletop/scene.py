@@ -231,6 +231,10 @@ class TabletopScene:
         """The measured opening of an arm's gripper, 0 closed .. 1 open."""
         return float(np.clip(self.arms[arm].qpos[6:].mean() / robot.FINGER_STROKE, 0.0, 1.0))
 
+    def qpos(self) -> np.ndarray:
+        """The measured joint angles (rad) and grippers as a `qpos` action has them: (14,)."""
+        return np.concatenate([[*self.arms[arm].qpos[:6], self.gripper(arm)] for arm in ARMS], dtype=np.float64)
+
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
         found = {}
         for name, entity in self._entities.items():

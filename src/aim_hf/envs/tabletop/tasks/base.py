@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
 
+from ... import in_process
 from ...base import ExpertPath
 from ..scene import Part, TabletopScene
 
@@ -27,18 +28,13 @@ TARGET_COLORS = {
 LARGEST_YAW = {"easy": np.deg2rad(10), "hard": np.deg2rad(20)}
 
 
-class Task(ABC):
+class Task(in_process.Task):
     """The task of one episode. `build` draws the scene; all other methods refer to that scene.
 
-    `seen` and `unseen` are instruction templates, filled in by `words`; `requests` ask for the task in yet other
-    words, as a part of a sentence.
+    `requests` ask for the task in other words than `seen` and `unseen`, as a part of a sentence.
     """
 
     step_limit: ClassVar[int]
-    press_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers must press
-    push_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers must push along
-    seen: ClassVar[tuple[str, ...]]
-    unseen: ClassVar[tuple[str, ...]]
     requests: ClassVar[tuple[str, ...]]
 
     @abstractmethod
@@ -48,10 +44,6 @@ class Task(ABC):
     @abstractmethod
     def keep_clear(self) -> list[tuple[float, float]]:
         """The points (x, y) of the table that clutter must stay away from."""
-
-    def words(self) -> dict[str, str]:
-        """The values of the placeholders in the templates."""
-        return {}
 
     @abstractmethod
     def success(self, scene: TabletopScene) -> bool:
