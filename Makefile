@@ -7,8 +7,8 @@ QUIETLY := @bash scripts/quietly.sh outputs/setup.log
 AIM := $(VENV)/bin/aim-hf
 PYTEST := -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: setup demo app space test test-floor test-lerobot robotwin test-robotwin lint dataset-sample train-tiny \
-	train-tiny-stage2 train-click-bell
+.PHONY: setup demo app space test test-floor test-lerobot robotwin test-robotwin lint dataset-sample episodes latents \
+	train-tiny train-tiny-stage2 train-click-bell train-aloha train-aloha-episodes train-aloha-latents
 
 setup: $(STAMP)
 
@@ -92,17 +92,22 @@ lint: setup
 # What a checkpoint is made of, step by step; each step is resumable, and one that is done costs nothing.
 # On a machine with another number of cores or GPUs, PROCESSES is what changes.
 PROCESSES ?= 2
-LAUNCH = OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --multi_gpu --num_processes $(PROCESSES) --num_cpu_threads_per_process 1
+LAUNCH = OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch $(if $(filter-out 1,$(PROCESSES)),--multi_gpu) \
+	--num_processes $(PROCESSES) --num_cpu_threads_per_process 1
 # bfloat16 pays on a CPU only where it has instructions for it; compiling needs a C++ compiler.
 CPU_FLAGS = --use_cpu $(if $(shell grep -m1 avx512_bf16 /proc/cpuinfo),--bf16)
 DEVICE ?= $(if $(shell command -v nvidia-smi),--bf16,$(CPU_FLAGS))
-# Fields of AIMConfig that differ from the preset, as JSON, more options of `aim-hf train`, and where that model
-# goes. The ablation of the value maps:
+SUITE = tabletop
+PRESET = tiny
+# Fields of AIMConfig that differ from the preset, as JSON, more options of `aim-hf train` and `train-vae`, and where
+# that model goes. `JUDGED=` leaves the evaluation out. The ablation of the value maps:
 #     make train-tiny CONFIG='{"action_lookahead_frames": 1, "visibility": "observations"}' MODEL=observations-only
 CONFIG = {}
 MODEL ?= model
 COMPILE ?= $(if $(shell command -v g++),--compile_blocks)
 OPTIONS =
+VAE_OPTIONS =
+JUDGED = $(SPLITS)
 
 train-tiny train-tiny-stage2: RUN = runs/aim-tiny
 train-tiny: SPLITS = easy hard
@@ -119,22 +124,52 @@ train-click-bell: EPISODES = 800
 train-click-bell: STEPS = 2400
 train-click-bell: VAE_STEPS = 2500
 
-train-tiny train-click-bell: setup
-	LP_NUM_THREADS=1 $(LAUNCH) -m aim_hf collect --suite tabletop --splits $(SPLITS) --tasks $(TASKS) \
+# ALOHA's transfer cube: ARM=maps acts on value maps, imagined ones in the last third; ARM=no-maps has none.
+#     make train-aloha EPISODES=50 ARM=no-maps
+ARM ?= maps
+ALOHA = train-aloha train-aloha-episodes train-aloha-latents
+$(ALOHA): RUN = runs/aloha/$(EPISODES)
+$(ALOHA): SUITE = aloha
+$(ALOHA): SPLITS = easy
+$(ALOHA): TASKS = transfer_cube
+$(ALOHA): EPISODES = 200
+$(ALOHA): PRESET = tiny-50hz
+$(ALOHA): VAE_STEPS = 2500
+$(ALOHA): VAE_OPTIONS = --frame_stride 8
+train-aloha: STEPS = 4000
+train-aloha: MODEL = $(ARM)
+train-aloha: CONFIG = $(CONFIG_OF_$(ARM))
+train-aloha: OPTIONS = --committed_probability 0.3 --prompt_dropout 0.1 $(OPTIONS_OF_$(ARM))
+CONFIG_OF_maps = {"visibility": "map_only", "action_lookahead_frames": 1}
+OPTIONS_OF_maps = --imagined_value_probability 0.5 --imagined_value_start $(shell expr $(STEPS) \* 2 / 3)
+CONFIG_OF_no-maps = {"visibility": "observations", "value_loss_weight": 0, "action_lookahead_frames": 1}
+
+# Part of the way, which `benchmarks/aloha.py` takes by itself.
+train-aloha-episodes: episodes
+train-aloha-latents: latents
+
+# These two have the variables of the target that needs them.
+episodes: setup
+	LP_NUM_THREADS=1 $(LAUNCH) -m aim_hf collect --suite $(SUITE) --splits $(SPLITS) --tasks $(TASKS) \
 		--episodes $(EPISODES) --output_dir $(RUN)/episodes
+
+latents: episodes
 	test -d $(RUN)/base/text_encoder || $(AIM) train-text-encoder --dataset $(RUN)/episodes \
 		--policy $(RUN)/base --max_text_length 32
 	$(LAUNCH) -m aim_hf train-vae --dataset $(RUN)/episodes --policy $(RUN)/base --output_dir $(RUN)/vae \
-		--steps $(VAE_STEPS)
-	test -f $(RUN)/latents/index.json || $(LAUNCH) -m aim_hf encode-latents --preset tiny \
+		--steps $(VAE_STEPS) $(VAE_OPTIONS)
+	test -f $(RUN)/latents/index.json || $(LAUNCH) -m aim_hf encode-latents --preset $(PRESET) \
 		--dataset $(RUN)/episodes --policy $(RUN)/base --output_dir $(RUN)/latents
+
+train-tiny train-click-bell train-aloha: latents
 	$(LAUNCH) -m aim_hf train --latents $(RUN)/latents --policy $(RUN)/base --output_dir $(RUN)/$(MODEL) \
-		--preset tiny --config '$(CONFIG)' --max_steps $(STEPS) --per_device_train_batch_size 8 --num_action_draws 4 \
-		--muon_learning_rate 0.03 --learning_rate 1.5e-3 --lr_scheduler_type cosine --warmup_steps 60 \
-		--adam_beta2 0.99 --weight_decay 0.01 $(DEVICE) $(COMPILE) $(OPTIONS) \
+		--preset $(PRESET) --config '$(CONFIG)' --max_steps $(STEPS) \
+		--per_device_train_batch_size 8 --num_action_draws 4 --muon_learning_rate 0.03 --learning_rate 1.5e-3 \
+		--lr_scheduler_type cosine --warmup_steps 60 --adam_beta2 0.99 --weight_decay 0.01 \
+		$(DEVICE) $(COMPILE) $(OPTIONS) \
 		--logging_steps 25 --sample_steps 250 --save_steps 250 --save_total_limit 2
-	set -e; for split in $(SPLITS); do \
-		$(AIM) evaluate --policy $(RUN)/$(MODEL)/pipeline --suite tabletop --split $$split \
+	set -e; for split in $(JUDGED); do \
+		$(AIM) evaluate --policy $(RUN)/$(MODEL)/pipeline --suite $(SUITE) --split $$split \
 			--tasks $(TASKS) --episodes 50 --output_dir $(RUN)/$(MODEL)/evaluation/$$split; done
 
 # Stage 2 of that checkpoint: the action head practises on Hard, where stage 1 leaves something to be learned.

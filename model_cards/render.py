@@ -525,6 +525,37 @@ def installation() -> str:
     return f"{table(columns, zip(rows, rows.values(), seconds))}\nMeasured by {origin(now)}.\n"
 
 
+def aloha() -> str:
+    """AIM and LeRobot's policies on ALOHA's transfer cube; nothing before `benchmarks/aloha.py report` has run."""
+    if not (RESULTS / "aloha.json").exists():
+        return "Not run yet.\n"
+    found = read("aloha")
+    columns = {
+        "arm": lambda row: f"`{row['arm']}`",
+        "episodes": lambda row: row["episodes"],
+        "checkpoint": lambda row: row["checkpoint"],
+        "hours": lambda row: f"{row['hours']:.1f}",
+        "`lerobot-eval`": lambda row: format_rate(row["success"]["lerobot"]),
+        "`aim-hf evaluate`": lambda row: format_rate(row["success"]["ours"]) if "ours" in row["success"] else "",
+        "differing scenes": lambda row: "" if row["differing"] is None else row["differing"],
+    }
+    pairs = {
+        "episodes": lambda test: test["episodes"],
+        "arms": lambda test: " and ".join(f"`{name}`" for name in test["pair"]),
+        "only one of them succeeds on": lambda test: " and ".join(map(str, test["only"])),
+        "p, Holm's p": lambda test: f"{test['p']:.2g}, {test['holm_p']:.2g}",
+    }
+    return f"{table(columns, found['entries'])}\n{table(pairs, found['tests'])}\nMeasured by {origin(found)}.\n"
+
+
+def aloha_published() -> str:
+    """Published success on ALOHA's transfer cube."""
+    with open(PUBLISHED.with_name("aloha_transfer_cube.csv")) as file:
+        rows = list(csv.DictReader(file))
+    columns = {name: lambda row, name=name: row[name] for name in ("policy", "data", "percent", "episodes", "source")}
+    return table(columns, rows)
+
+
 # Name between the marks of README.md and docs/*.md -> its content.
 SECTIONS: dict[str, Callable[[], str]] = {
     "aim-tiny": lambda: success_table(read_evaluations(RESULTS / "aim-tiny")),
@@ -548,6 +579,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "experts": lambda: experts("tabletop"),
     "aloha-experts": lambda: experts("aloha"),
+    "aloha": aloha,
+    "aloha-published": aloha_published,
     "robotwin-experts": robotwin_experts,
     "serving": serving,
     "dataset": dataset,

@@ -182,6 +182,20 @@ def test_value_maps_that_were_left_out_are_rendered_again(exported, tmp_path):
     assert row["value_left_camera"]["bytes"] == original["value_left_camera"]["bytes"]
 
 
+def test_the_experts_actions_can_be_those_to_imitate(exported, tmp_path):
+    rows = [
+        dict(row, expert_action=[[number + 1 for number in step] for step in row["action"]])
+        for row in rows_of(exported / "episodes")
+    ]
+    export_lerobot(rows, tmp_path / "export", "you/blocks", expert_actions=True)
+    table = load_dataset(str(tmp_path / "export"), split="train")
+    assert table["action"][:] == table["expert_action"][:]
+    np.testing.assert_allclose(table["action"][0], rows[0]["expert_action"][0], atol=1e-6)
+    np.testing.assert_allclose(table["action"][0], np.add(rows[0]["action"][0], 1), atol=1e-6)
+    assert "the executed one was left out" in (tmp_path / "export" / "README.md").read_text()
+    assert "`action`\nwhat was executed" in (exported / "export" / "README.md").read_text()
+
+
 def test_an_export_is_whole_or_not_there(exported, tmp_path):
     def broken():
         yield from list(rows_of(exported / "episodes"))[:2]

@@ -129,7 +129,12 @@ SCENARIOS: dict[str, list[Run | Left]] = {
             {"--episodes 200": "--episodes 1 --tasks transfer_cube"}
             | {"--render 10 --simulate 10": "--render 1 --simulate 0"}
         ),
+        Left("hours of training; tests/training runs each of its commands, smaller"),
         Left("needs a checkpoint for the suite; tests/envs/test_aloha.py runs its rollouts"),
+        Left(
+            "days of training, in an environment with lerobot; plugins/lerobot_env_aim/tests runs its steps, smaller"
+        ),
+        Left("needs that training"),
     ],
     "docs/perturbations.md": [
         Run({"--episodes 50": "--episodes 1"}),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForTextEncoding, AutoTokenizer
 
-from aim_hf.commands.train_text_encoder import main
+from aim_hf import t_pose_canvas
+from aim_hf.commands.train_text_encoder import canvas_size, main
 from aim_hf.tiny.text_encoder import spell, tiny_text_encoder, train_text_encoder, train_tokenizer, vary
 
 from ..data.fixtures_episodes import make_episode, write_shard
@@ -115,6 +116,18 @@ def test_the_seed_decides(tokenizer):
 def test_no_instructions():
     with pytest.raises(ValueError, match="no instructions"):
         train_tokenizer([])
+
+
+@pytest.mark.parametrize(
+    ("head", "wrist", "canvas"),
+    [((64, 96), (32, 48), (96, 96)), ((64, 96), (64, 96), (96, 96)), ((240, 320), (240, 320), (360, 320))],
+)
+def test_the_default_canvas_shows_the_head_camera_as_it_is(head, wrist, canvas):
+    assert canvas_size({"head_camera": head, "left_camera": wrist}) == canvas
+    slots = t_pose_canvas(canvas, head, wrist)
+    assert tuple(slots["head_camera"]["slot"][2:]) == head
+    height, width = slots["left_camera"]["slot"][2:]
+    assert height * wrist[1] == width * wrist[0], "a wrist picture keeps its proportions"
 
 
 def test_the_command_records_what_it_was_made_from(tmp_path):

@@ -13,6 +13,7 @@ from lerobot.envs.factory import make_env_config
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION
 
 from aim_hf.data.lerobot.format import number_names
+from aim_hf.envs.base import CAMERAS
 
 ACT = ["--policy.type=act", "--policy.pretrained_backbone_weights=null", "--policy.device=cpu"]
 ACT += ["--policy.push_to_hub=false", "--policy.chunk_size=8", "--policy.n_action_steps=8", "--policy.dim_model=32"]
@@ -74,6 +75,14 @@ def test_the_expert_is_recorded_on_the_simulated_robot(tmp_path):
     assert frame["action"].shape == frame["observation.state"].shape == (16,)
     names = [f"{name}.pos" for name in number_names("ee", 16)]
     assert dataset.features["action"]["names"] == dataset.features["observation.state"]["names"] == names
+
+
+def test_aloha_has_an_environment_of_its_own():
+    config = make_env_config("aim_aloha")
+    assert config.tasks == ["transfer_cube"] and config.fps == 50
+    assert {config.features[f"pixels/{camera}"].shape for camera in CAMERAS} == {(64, 96, 3)}
+    with pytest.raises(ValueError, match="task is 'click_bell'; choose from transfer_cube, insertion"):
+        make_env_config("aim_aloha", task="click_bell")
 
 
 @pytest.mark.parametrize("use_async_envs", [False, True])

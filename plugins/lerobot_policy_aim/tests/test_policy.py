@@ -11,6 +11,8 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig, make_aim_pre_post_processors
 
 from aim_hf import AIMPipeline
+from aim_hf.rollout.policies import AIMPolicy as EvaluatedPolicy
+from aim_hf.rollout.rows import ROWS
 
 
 def drive(policy: AIMPolicy, steps: list[list[dict]], seed: int = 0) -> torch.Tensor:
@@ -59,6 +61,18 @@ def test_a_policy_acts_as_its_pipeline_does(pipe: AIMPipeline, policy: AIMPolicy
         out = pipe(session=session, generator=generator)
         expected = torch.from_numpy(out.actions)[:, : len(steps) - start]
         assert torch.equal(actions[:, start : start + chunk], expected)
+
+
+def test_a_first_seed_gives_the_noise_of_our_evaluator(pipe: AIMPipeline, folder: Path):
+    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--first_seed=5"])
+    policy, evaluated = AIMPolicy.from_pretrained(folder, config=config), EvaluatedPolicy(pipe, {"policy": "same"})
+    for first in (5, 5 + ROWS):
+        steps = make_steps(1, rows=ROWS)
+        evaluated.start([TASK] * ROWS, list(range(first, first + ROWS)))
+        expected = torch.from_numpy(evaluated.predict([[seen] for seen in steps[0]]).actions[:, :1])
+        torch.testing.assert_close(drive(policy, steps, seed=first).double(), expected.double(), atol=1e-5, rtol=0)
+    unseeded = drive(AIMPolicy.from_pretrained(folder), steps)
+    assert (unseeded - expected).abs().max() > 1e-3
 
 
 def test_rows_do_not_influence_each_other(policy: AIMPolicy):

@@ -2,7 +2,8 @@
 
     aim-hf export-lerobot runs/episodes --output_dir runs/lerobot --repo_id you/your-dataset
 
-LeRobot's policies use every video of a dataset as an input; `--no_value_maps` leaves the value maps out.
+LeRobot's policies use every video of a dataset as an input, and imitate `action`. `--no_value_maps` leaves the value
+maps out, and `--expert_actions` writes the expert's actions as `action`, which AIM imitates.
 """
 
 from pathlib import Path
@@ -17,6 +18,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--splits", nargs="+", help="default: all")
     parser.add_argument("--repo_id", help="repo id that the dataset card names; default: the folder's name")
     parser.add_argument("--no_value_maps", action="store_true", help="leave out the videos of value maps")
+    parser.add_argument(
+        "--expert_actions", action="store_true", help="write the expert's actions as `action`, not the executed ones"
+    )
     args = parser.parse_args(argv)
 
     from huggingface_hub import snapshot_download
@@ -28,5 +32,6 @@ def main(argv: list[str]) -> None:
     if not source.exists() and args.source.count("/") == 1:
         source = Path(snapshot_download(args.source, repo_type="dataset"))
     with tqdm(rows_of(source, args.splits), unit="episode", desc="export") as rows:
-        info = export_lerobot(rows, args.output_dir, args.repo_id or args.output_dir.name, not args.no_value_maps)
+        repo_id = args.repo_id or args.output_dir.name
+        info = export_lerobot(rows, args.output_dir, repo_id, not args.no_value_maps, args.expert_actions)
     print(f"{info['total_episodes']} episodes, {info['total_frames']} frames in {args.output_dir}")

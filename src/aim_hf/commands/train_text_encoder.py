@@ -33,7 +33,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="in pixels; default: the width of the head camera, the sum of its height and the left camera's",
+        help="in pixels; default: the head camera's pictures as they are, the others half as wide below",
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -43,14 +43,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def canvas_size(sizes: dict[str, Sequence[int]]) -> tuple[int, int]:
-    """The default canvas (height, width) for cameras of `sizes` (height, width): the head camera above the left one.
+    """The default canvas (height, width) for cameras of `sizes` (height, width): the head camera's pictures as they
+    are, above the left camera's at half that width.
 
     Raises:
         ValueError: if one of the two cameras is missing.
     """
     if not {"head_camera", "left_camera"} <= set(sizes):
         raise ValueError(f"the first episode has only {', '.join(sizes)}; say with --canvas how large the canvas is")
-    return sizes["head_camera"][0] + sizes["left_camera"][0], sizes["head_camera"][1]
+    (head_height, width), (left_height, left_width) = sizes["head_camera"], sizes["left_camera"]
+    return head_height + left_height * width // (2 * left_width), width
 
 
 def main(argv: list[str]) -> None:

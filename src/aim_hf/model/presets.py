@@ -3,24 +3,27 @@
 Those named after a released video model are what `from_wan` makes of it.
 """
 
+# Two CPU cores can train it: a chunk is 4 RGB frames and 8 actions.
+TINY = {
+    "patch_size": (1, 1, 1),
+    "num_attention_heads": 5,
+    "attention_head_dim": 32,
+    "in_channels": 96,
+    "out_channels": 96,
+    "text_dim": 64,
+    "freq_dim": 64,
+    "ffn_dim": 480,
+    "num_layers": 5,
+    "action_hidden_size": 96,
+    "action_ffn_dim": 384,
+    "chunk_latent_frames": 1,
+    "actions_per_latent_frame": 8,
+    "history_chunks": 1,
+}
 PRESETS = {
-    # Two CPU cores can train it: a chunk is 4 RGB frames and 8 actions.
-    "tiny": {
-        "patch_size": (1, 1, 1),
-        "num_attention_heads": 5,
-        "attention_head_dim": 32,
-        "in_channels": 96,
-        "out_channels": 96,
-        "text_dim": 64,
-        "freq_dim": 64,
-        "ffn_dim": 480,
-        "num_layers": 5,
-        "action_hidden_size": 96,
-        "action_ffn_dim": 384,
-        "chunk_latent_frames": 1,
-        "actions_per_latent_frame": 8,
-        "history_chunks": 1,
-    },
+    "tiny": TINY,
+    # For robots with 50 control steps a second instead of 12.5: a chunk of 32 actions lasts as long.
+    "tiny-50hz": TINY | {"actions_per_latent_frame": 32},
     # Wan2.1-T2V-1.3B's video stream with a 0.45 B action head, otherwise as below. Its VAE's cells are 8 x 8 pixels,
     # so a canvas has four times the tokens.
     "wan2.1-t2v-1.3b": {

@@ -17,7 +17,7 @@ from aim_hf.envs import interface
 from aim_hf.envs.tabletop import TabletopEnvironment
 
 from .config_simulated import SimulatedExpertConfig, SimulatedRobotConfig
-from .tabletop import TabletopEnv, scene_seed
+from .environments import TabletopEnv, scene_seed
 
 logger = logging.getLogger(__name__)
 

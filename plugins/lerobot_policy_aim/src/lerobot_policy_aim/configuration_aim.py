@@ -39,6 +39,9 @@ class AIMPolicyConfig(PreTrainedConfig):
             `actions_per_frame`; the whole chunk if not given.
         num_inference_steps, num_action_inference_steps, stop_after, guidance_scale, action_noise_scale: fields of
             aim_hf's `SamplingConfig`; those of the base if not given.
+        first_seed: seed of the first episode's noise; later episodes count on from it, in the order in which
+            `select_action` begins them. Drawn at random if not given. With 100000000, `lerobot-eval --seed=0` of one
+            task draws the noise of `aim-hf evaluate`.
         window_chunks: K, chunks of a training window.
         latents_dir: folder in which the latents of training windows are kept, so that the video codec runs once on
             each. It belongs to one dataset, codec and geometry. Pictures must not change from epoch to epoch.
@@ -69,6 +72,7 @@ class AIMPolicyConfig(PreTrainedConfig):
     stop_after: int | None = None
     guidance_scale: float | None = None
     action_noise_scale: float | None = None
+    first_seed: int | None = None
 
     window_chunks: int = 3
     latents_dir: str | None = None

@@ -100,6 +100,7 @@ class AIMPolicy(PreTrainedPolicy):
             self.model.gradient_checkpointing_enable()
         self.objective = FlowMatchingLoss(self.model.config, config.num_draws, config.num_action_draws)
         self._prompt_embeds: dict[str, Tensor] = {}  # of the dataset's instructions, and of the empty one
+        self._next_seed = config.first_seed  # of the noise of the next episode; None for a random one
         self.reset()
 
     @classmethod
@@ -232,7 +233,9 @@ class AIMPolicy(PreTrainedPolicy):
         """
         self.eval()
         if self._session is None:
-            self._session, self._generators = self._start(batch)
+            self._session, self._generators = self._start(batch, self._next_seed)
+            if self._next_seed is not None:
+                self._next_seed += self._session.batch_size
         elif len(self._executed) % self.config.actions_per_frame == 0:
             self._seen.append(self._observations(batch, self._session.batch_size))
         if not self._queue:
@@ -276,14 +279,17 @@ class AIMPolicy(PreTrainedPolicy):
             committed = left[:, :count].cpu() if count else None
         return self._sample(session, generators, committed)
 
-    def _start(self, batch: dict[str, Any]) -> tuple[AIMSession, list[torch.Generator]]:
+    def _start(self, batch: dict[str, Any], first_seed: int | None = None) -> tuple[AIMSession, list[torch.Generator]]:
         """New episodes with their first observations, and the generator of each one's noise."""
         tasks = batch["task"] if isinstance(batch.get("task"), list | tuple) else [batch.get("task")]
         observations = self._observations(batch, len(tasks))
         guided = self.pipeline.sampling_config.guidance_scale != 1
         session = self.pipeline.start(list(tasks), negative_prompt="" if guided else None)
         self.pipeline.append(session, observations)
-        seeds = torch.randint(2**62, (len(tasks),), device="cpu").tolist()
+        if first_seed is None:
+            seeds = torch.randint(2**62, (len(tasks),), device="cpu").tolist()
+        else:
+            seeds = range(first_seed, first_seed + len(tasks))
         return session, [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def _sample(

@@ -48,12 +48,18 @@ def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict[str,
 
 
 def export_lerobot(
-    rows: Iterable[dict[str, Any]], output: Path, repo_id: str, value_maps: bool = True
+    rows: Iterable[dict[str, Any]],
+    output: Path,
+    repo_id: str,
+    value_maps: bool = True,
+    expert_actions: bool = False,
 ) -> dict[str, Any]:
     """Writes `rows` of `episode_features` as a LeRobot v3.0 dataset. The rows of a split must be contiguous.
 
     Args:
         value_maps: also write value maps. LeRobot's policies use every video of a dataset as an input.
+        expert_actions: write the expert's actions as `action` too, which LeRobot's policies imitate. What was executed
+            is lost then.
 
     Returns:
         The content of `meta/info.json`.
@@ -68,11 +74,13 @@ def export_lerobot(
     with written_folder(output) as folder:
         writer = None
         for row in rows:
+            if expert_actions:
+                row = row | {"action": row["expert_action"]}
             writer = writer or _Writer(folder, row, value_maps)
             writer.add(row)
         if writer is None:
             raise ValueError("there is no episode to export")
-        return writer.finish(repo_id)
+        return writer.finish(repo_id, expert_actions)
 
 
 class _Writer:
@@ -182,7 +190,7 @@ class _Writer:
         self.episodes.add(columns | {name: [value] * len(self.records) for name, value in where.items()})
         self.records.clear()
 
-    def finish(self, repo_id: str) -> dict[str, Any]:
+    def finish(self, repo_id: str, expert_actions: bool) -> dict[str, Any]:
         if self.records:
             self._write_records()
         for part in (self.data, self.episodes, self.own, *self.videos.values()):
@@ -211,7 +219,9 @@ class _Writer:
             self.folder / format.STATS,
             {name: {key: value.tolist() for key, value in values.items()} for name, values in self.statistics.items()},
         )
-        (self.folder / "README.md").write_text(_card(repo_id, info, bool(self.left_out)), encoding="utf-8")
+        (self.folder / "README.md").write_text(
+            _card(repo_id, info, bool(self.left_out), expert_actions), encoding="utf-8"
+        )
         return info
 
     def _frame_features(self) -> Features:
@@ -386,7 +396,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     _made(path).write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
-def _card(repo_id: str, info: dict[str, Any], without_maps: bool) -> str:
+def _card(repo_id: str, info: dict[str, Any], without_maps: bool, expert_actions: bool) -> str:
+    executed = "the same, and the executed one was left out" if expert_actions else "what was executed"
     maps = "Value maps were left out."
     if not without_maps:
         maps = """`observation.images.value_*` are *action-based spatial value maps*: bright where the robot makes its
@@ -417,8 +428,8 @@ dataset = LeRobotDataset("{repo_id}")
 
 {info["total_frames"]} frames at {info["fps"]} a second, {info["total_tasks"]} instructions. {maps}
 
-The last frame of an episode repeats the action before it. `expert_action` is what the expert wanted, `action` what was
-executed. `meta/aim.parquet` holds a row an episode: suite, task, split, seed, contacts and the cameras' calibration;
+The last frame of an episode repeats the action before it. `expert_action` is what the expert wanted, `action`
+{executed}. `meta/aim.parquet` holds a row an episode: suite, task, split, seed, contacts and the cameras' calibration;
 `aim-hf import-lerobot` makes AIM's episodes of all this again.
 
 | feature | type | shape |

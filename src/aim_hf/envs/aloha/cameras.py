@@ -23,7 +23,7 @@ from ..base import CAMERAS, Camera
 
 SUPERSAMPLING = 2  # pictures are rendered larger by this factor and averaged
 
-SIZES = {"head_camera": (96, 64), "left_camera": (48, 32), "right_camera": (48, 32)}  # width, height
+SIZES = {name: (96, 64) for name in CAMERAS}  # width, height; equal, as LeRobot's diffusion policy wants them
 
 NAMES = {"head_camera": "top", "left_camera": "left_wrist", "right_camera": "right_wrist"}  # of gym-aloha's cameras
 FOVY = {"head_camera": 36.0, "left_camera": 60.0, "right_camera": 60.0}  # degrees

@@ -1,10 +1,10 @@
-"""Configuration of the tabletop tasks for LeRobot's commands."""
+"""Configurations of the suites for LeRobot's commands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 from lerobot.configs import FeatureType, PolicyFeature
@@ -14,20 +14,19 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from aim_hf.envs import interface
 from aim_hf.envs.base import CAMERAS
-from aim_hf.envs.names import TABLETOP, check_split
+from aim_hf.envs.names import TASKS, check_split
 
-from .tabletop import TabletopEnv
+from .environments import AlohaEnv, SuiteEnv, TabletopEnv
 
 
-@EnvConfig.register_subclass("aim_tabletop")
 @dataclass
-class AIMTabletopEnv(EnvConfig):
-    """`--env.type=aim_tabletop`.
+class AIMSuiteEnv(EnvConfig):
+    """What the configurations of all suites share.
 
     Args:
         task: a task, or several with commas between them, such as "click_bell,lift_pot". Results are named after them.
         fps: control steps a second.
-        split: easy, hard, or a perturbation of easy, such as "camera-2".
+        split: one of the suite's splits.
         action_mode: "ee": the tools' poses (16 numbers), as `aim-hf collect` records them; "qpos": joint positions
             (14).
 
@@ -35,8 +34,6 @@ class AIMTabletopEnv(EnvConfig):
         ValueError: for an unknown task, split or action mode.
     """
 
-    task: str | None = "click_bell"
-    fps: float = 12.5
     split: str = "easy"
     action_mode: str = "ee"
     features: dict[str, PolicyFeature] = field(default_factory=dict)
@@ -46,12 +43,15 @@ class AIMTabletopEnv(EnvConfig):
         )
     )
 
+    env: ClassVar[type[SuiteEnv]]
+
     def __post_init__(self) -> None:
-        unknown = [task for task in self.tasks if task not in TABLETOP]
+        known = TASKS[self.env.suite]
+        unknown = [task for task in self.tasks if task not in known]
         if unknown or not self.tasks:
-            raise ValueError(f"task is {self.task!r}; choose from {', '.join(TABLETOP)}, with commas between them.")
-        check_split("tabletop", self.split)
-        suite = interface("tabletop", self.split)
+            raise ValueError(f"task is {self.task!r}; choose from {', '.join(known)}, with commas between them.")
+        check_split(self.env.suite, self.split)
+        suite = interface(self.env.suite, self.split)
         if self.action_mode not in suite.action_dims:
             raise ValueError(f"action_mode is {self.action_mode!r}; choose one of {', '.join(suite.action_dims)}.")
         numbers = (suite.action_dims[self.action_mode],)
@@ -76,10 +76,30 @@ class AIMTabletopEnv(EnvConfig):
         ended costs nothing while the others of its batch go on."""
         envs = {}
         for task in self.tasks:
-            makers = [partial(TabletopEnv, task, **self.gym_kwargs)] * n_envs
+            makers = [partial(self.env, task, **self.gym_kwargs)] * n_envs
             if use_async_envs and n_envs > 1:
                 vector = _LazyAsyncVectorEnv(makers)  # its processes start when the task's turn comes
             else:
                 vector = gym.vector.SyncVectorEnv([freeze_after_episode_end(make) for make in makers])
             envs[task] = {0: vector}
         return envs
+
+
+@EnvConfig.register_subclass("aim_tabletop")
+@dataclass
+class AIMTabletopEnv(AIMSuiteEnv):
+    """`--env.type=aim_tabletop`. Splits are easy, hard, and perturbations of easy, such as "camera-2"."""
+
+    task: str | None = "click_bell"
+    fps: float = 12.5
+    env: ClassVar = TabletopEnv
+
+
+@EnvConfig.register_subclass("aim_aloha")
+@dataclass
+class AIMAlohaEnv(AIMSuiteEnv):
+    """`--env.type=aim_aloha`. The only split is easy."""
+
+    task: str | None = "transfer_cube"
+    fps: float = 50
+    env: ClassVar = AlohaEnv

@@ -1,8 +1,8 @@
-"""A tabletop task behind Gymnasium's interface, with LeRobot's names of observations."""
+"""The tasks of a suite behind Gymnasium's interface, with LeRobot's names of observations."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import ActionMode, Observation
-from aim_hf.envs.names import TABLETOP
+from aim_hf.envs.names import TASKS
 from aim_hf.envs.poses import pack_endpose
 from aim_hf.envs.seeds import episode_seeds, seed_range
 
@@ -18,9 +18,10 @@ QUATERNIONS = (slice(3, 7), slice(11, 15))  # of the two arms in an `ee` action
 
 
 def register_tasks() -> None:
-    """Registers `aim_tabletop/<task>-v0` for each task."""
-    for task in TABLETOP:
-        gym.register(f"aim_tabletop/{task}-v0", TabletopEnv, kwargs={"task": task})
+    """Registers `aim_tabletop/<task>-v0` and `aim_aloha/<task>-v0` for each task."""
+    for env in (TabletopEnv, AlohaEnv):
+        for task in TASKS[env.suite]:
+            gym.register(f"aim_{env.suite}/{task}-v0", env, kwargs={"task": task})
 
 
 def scene_seed(index: int) -> int:
@@ -28,8 +29,8 @@ def scene_seed(index: int) -> int:
     return episode_seeds("evaluation", index, 1)[0]
 
 
-class TabletopEnv(gym.Env):
-    """One task of the tabletop suite.
+class SuiteEnv(gym.Env):
+    """One task of a suite.
 
     An observation holds `pixels`, camera -> uint8 (H, W, 3), and `agent_pos`, float32, in the layout of an action: in
     action mode `ee` the measured tool poses (16,), in `qpos` the joint positions (14,). Actions are absolute. The
@@ -41,20 +42,19 @@ class TabletopEnv(gym.Env):
     `environment` is the suite's own environment, with the expert, the contacts and the cameras' calibration.
 
     Args:
-        task: such as "click_bell".
-        split: easy, hard, or a perturbation of easy, such as "camera-2".
+        task: one of the suite's tasks. split: one of its splits.
         action_mode: "ee" or "qpos".
 
     Raises:
         ValueError: for an unknown task, split or action mode.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 12.5}
+    suite: ClassVar[str]
 
     def __init__(
         self, task: str, split: str = "easy", action_mode: ActionMode = "ee", render_mode: str = "rgb_array"
     ) -> None:
-        self.environment = make_environment("tabletop", task, split)
+        self.environment = make_environment(self.suite, task, split)
         interface = self.environment.interface(split)
         if action_mode not in interface.action_dims:
             raise ValueError(f"action_mode is {action_mode!r}; choose one of {', '.join(interface.action_dims)}.")
@@ -78,7 +78,8 @@ class TabletopEnv(gym.Env):
         return observation, {"is_success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Executes one action for 0.08 s. A network's quaternions are seldom of unit length, so they are normalized.
+        """Executes one action for a control step. A network's quaternions are seldom of unit length, so they are
+        normalized.
 
         Raises:
             ValueError: for NaN, a wrong shape, or a quaternion of zeros.
@@ -103,3 +104,17 @@ class TabletopEnv(gym.Env):
         self._pixels = {camera: view["rgb"] for camera, view in observation["observation"].items()}
         state = pack_endpose(observation) if self.action_mode == "ee" else observation["joint_action"]["vector"]
         return {"pixels": self._pixels, "agent_pos": state.astype(np.float32)}
+
+
+class TabletopEnv(SuiteEnv):
+    """Splits are easy, hard, and perturbations of easy, such as "camera-2". A control step lasts 0.08 s."""
+
+    suite = "tabletop"
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 12.5}
+
+
+class AlohaEnv(SuiteEnv):
+    """gym-aloha's tasks. The only split is easy. A control step lasts 0.02 s."""
+
+    suite = "aloha"
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}

@@ -1,12 +1,13 @@
-"""The tabletop tasks behind Gymnasium's interface."""
+"""The suites behind Gymnasium's interface."""
 
 import gymnasium as gym
 import lerobot_env_aim  # noqa: F401  registers the tasks
 import numpy as np
 import pytest
+from gym_aloha.utils import sample_box_pose
 
 from aim_hf.envs import make_environment
-from aim_hf.envs.names import TABLETOP
+from aim_hf.envs.names import TASKS
 from aim_hf.envs.poses import pack_endpose
 
 
@@ -15,8 +16,8 @@ def make(task: str = "click_bell", **options) -> gym.Env:
 
 
 def test_every_task_is_registered():
-    names = {name for name in gym.registry if name.startswith("aim_tabletop/")}
-    assert names == {f"aim_tabletop/{task}-v0" for task in TABLETOP}
+    names = {name for name in gym.registry if name.startswith("aim_")}
+    assert names == {f"aim_{suite}/{task}-v0" for suite in ("tabletop", "aloha") for task in TASKS[suite]}
 
 
 @pytest.mark.parametrize("split", ["easy", "hard", "camera-2"])
@@ -29,6 +30,22 @@ def test_a_seed_is_a_scene_of_the_evaluation(split):
     np.testing.assert_array_equal(observation["agent_pos"], pack_endpose(expected).astype(np.float32))
     assert env.unwrapped.task_description == other.instruction()
     assert env.observation_space.contains(observation)
+
+
+def test_alohas_scenes_are_gym_alohas_and_its_expert_succeeds():
+    env, other = gym.make("aim_aloha/transfer_cube-v0"), make_environment("aloha", "transfer_cube")
+    observation, _ = env.reset(seed=7)
+    expected = other.reset(100_000_007)
+    for camera, view in expected["observation"].items():
+        np.testing.assert_array_equal(observation["pixels"][camera], view["rgb"])
+    (cube,) = (body for body in env.unwrapped.environment.bodies().values() if body.dynamic)
+    np.testing.assert_allclose(cube.pose, sample_box_pose(100_000_007))
+    assert env.metadata["render_fps"] == 50
+    for action in env.unwrapped.environment.expert().actions.astype(np.float32):
+        _, reward, terminated, truncated, info = env.step(action)
+        if terminated:
+            break
+    assert terminated and not truncated and info["is_success"] and reward == 1
 
 
 def test_a_perturbation_changes_the_scene_and_its_instruction():

@@ -1,0 +1,109 @@
+"""The comparison on ALOHA: its hours, its report, and the page that shows it."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import aloha
+import pytest
+import render
+
+from aim_hf.envs.seeds import episode_seeds
+
+OUTCOMES = {"maps": "1111111111", "act": "1111000000"}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Judged checkpoints of two arms, as LeRobot's and our evaluator write them; they differ in one scene of `act`."""
+    run = tmp_path / "50"
+    for arm, checkpoint in (("maps", "pipeline"), ("act", "000020")):
+        folder = run / "judged" / arm / checkpoint
+        success = [each == "1" for each in OUTCOMES[arm]]
+        (folder / "lerobot").mkdir(parents=True)
+        info = {"per_task": [{"task_group": "transfer_cube", "task_id": 0, "metrics": {"successes": success}}]}
+        (folder / "lerobot" / "eval_info.json").write_text(json.dumps(info))
+        (folder / "ours" / "episodes").mkdir(parents=True)
+        (folder / "ours" / "results.json").write_text("{}")
+        if arm == "act":
+            success[9] = True
+        record = {"instruction": "", "steps": 9, "expert_success": True, "peak_error": None, "video": None}
+        lines = [
+            json.dumps(record | {"seed": seed, "success": each, "simulator": {}})
+            for seed, each in zip(episode_seeds("evaluation", 0, 10), success)
+        ]
+        (folder / "ours" / "episodes" / "transfer_cube.jsonl").write_text("\n".join(lines) + "\n")
+    write_sessions(run / "hours" / "maps.json", (0, 3600))
+    write_sessions(run / "hours" / "latents.json", (0, 1800))
+    write_sessions(run / "hours" / "act.json", (0, 3600), (10_000, 10_000 + 7200))
+    weights = run / "act" / "checkpoints" / "000020" / "pretrained_model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"")
+    os.utime(weights, (13_600, 13_600))
+    return tmp_path
+
+
+def write_sessions(path, *sessions):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"sessions": [{"start": start, "end": end} for start, end in sessions]}))
+
+
+def test_hours_are_those_until_the_checkpoint(runs):
+    record = runs / "50" / "hours" / "act.json"
+    assert aloha.hours(record) == 3
+    assert aloha.hours(record, 13_600) == 2
+    assert aloha.hours(record, 5_000) == 1
+
+
+def test_a_command_leaves_its_time_and_its_failure(tmp_path):
+    record = tmp_path / "hours" / "act.json"
+    aloha.timed([sys.executable, "-c", "pass"], record)
+    with pytest.raises(SystemExit, match="3"):
+        aloha.timed([sys.executable, "-c", "raise SystemExit(3)"], record)
+    sessions = json.loads(record.read_text())["sessions"]
+    assert len(sessions) == 2 and all(session["end"] > session["start"] for session in sessions)
+    assert sessions[1]["runs"][-1] == "raise SystemExit(3)" and sessions[0]["hardware"]["cores"]
+
+
+def test_a_training_whose_hours_nobody_counted_is_refused(runs):
+    aloha.check_counted(runs / "50" / "act", runs / "50" / "hours" / "act.json")
+    aloha.check_counted(runs / "50" / "diffusion", runs / "50" / "hours" / "diffusion.json")
+    with pytest.raises(SystemExit, match="act is there, but not its hours, .*other.json; give another --output_dir"):
+        aloha.check_counted(runs / "50" / "act", runs / "50" / "hours" / "other.json")
+
+
+def test_the_report_has_rates_agreement_and_paired_tests(runs, monkeypatch):
+    aloha.report(SimpleNamespace(output_dir=runs, output_file=runs / "aloha.json"))
+    found = json.loads((runs / "aloha.json").read_text())
+    act, maps = found["entries"]
+    assert (act["hours"], maps["hours"]) == (2, 1.5) and act["episodes"] == 50
+    assert act["success"]["lerobot"]["outcomes"] == OUTCOMES["act"] and act["differing"] == 1
+    assert maps["success"]["ours"]["rate"] == 1 and maps["differing"] == 0
+    (test,) = found["tests"]
+    assert test["only"] == [0, 6] and test["p"] == test["holm_p"] == pytest.approx(2 / 2**6)
+    monkeypatch.setattr(render, "RESULTS", runs)
+    page = render.aloha()
+    assert "| `act` | 50 | 000020 | 2.0 | 40% (4/10;" in page and "| 50% (5/10;" in page
+    assert "| 50 | `act/000020` and `maps/pipeline` | 0 and 6 | 0.031, 0.031 |" in page
+
+
+def test_without_a_report_the_page_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "RESULTS", tmp_path)
+    assert render.aloha() == "Not run yet.\n"
+
+
+@pytest.mark.parametrize("arm", aloha.AIM_ARMS)
+def test_make_knows_the_arms(arm):
+    told = subprocess.run(
+        ["make", "--dry-run", "train-aloha", "EPISODES=50", "STEPS=30", f"ARM={arm}", "RUN=runs/x", "JUDGED="],
+        cwd=aloha.RESULTS.parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "--suite aloha --splits easy --tasks transfer_cube" in told and "--episodes 50" in told
+    assert f"--output_dir runs/x/{arm}" in told and told.count("--preset tiny-50hz") == 2
+    assert ("--imagined_value_start 20" in told) == ("map_only" in told) == (arm == "maps")
+    assert ('"value_loss_weight": 0' in told) == (arm == "no-maps")
