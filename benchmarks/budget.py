@@ -53,7 +53,7 @@ def main():
 
 def add_set_up(parser: argparse.ArgumentParser) -> None:
     """Options of the model and of a step on a GPU."""
-    parser.add_argument("--preset", default="wan2.2-ti2v-5b", choices=sorted(PRESETS))
+    parser.add_argument("--preset", default="wan2.2-ti2v-5b", choices=sorted(CANVAS))
     parser.add_argument("--canvas_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the preset's")
     parser.add_argument("--chunks", type=int, default=4, help="K, chunks of a packed sequence")
     parser.add_argument("--batch_size", type=int, default=1, help="sequences on a GPU")

@@ -39,7 +39,7 @@ CPU_ATTENTION = {
 
 def parser(description: str) -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--preset", default="tiny", choices=sorted(PRESETS))
+    arguments.add_argument("--preset", default="tiny", choices=sorted(CANVAS))
     arguments.add_argument("--width", type=int, default=1, help="times the preset's heads, FFN and action head")
     arguments.add_argument("--layers", type=int, help="of both streams, where memory doesn't hold the preset's")
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

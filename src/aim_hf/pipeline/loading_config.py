@@ -21,7 +21,7 @@ class LoadingConfig:
         given.
     offload: "model" keeps the text encoder on the CPU and moves it to the device to encode a prompt; "sequential"
         moves it layer by layer. None keeps it on its device.
-    compile_blocks: mode of `torch.compile` for the layers, which rounds differently; they are not compiled without one.
+    compile_blocks: mode of `torch.compile` for the layers, which rounds differently; not compiled if not given.
 
     Raises:
         ValueError: for an unknown quantization, offload or mode, or a text encoder that is placed twice.
