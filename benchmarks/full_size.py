@@ -48,7 +48,8 @@ PROMPT = "put the red block on the blue one"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="wan2.2-ti2v-5b", choices=sorted(name for name in PRESETS if name.startswith("wan")))
+    released = sorted(name for name in PRESETS if name.startswith("wan"))
+    parser.add_argument("--preset", default="wan2.2-ti2v-5b", choices=released)
     parser.add_argument("--folder", type=Path, required=True, help="for the weights; on a disk with room for them")
     parser.add_argument("--rehearsal", action="store_true", help="the same at small width")
     parser.add_argument("--stage", choices=STAGES, help="run this one alone, in this process")
