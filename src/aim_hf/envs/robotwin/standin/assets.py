@@ -14,7 +14,7 @@ from .robot import write_robots
 from .textures import write_textures
 from .vessels import VESSELS
 
-REVISION = "stand-in 2"  # raise it with every change of what is written
+REVISION = "stand-in 3"  # raise it with every change of what is written
 
 
 def write_assets(folder: Path) -> None:
