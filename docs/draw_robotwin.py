@@ -55,7 +55,7 @@ def main() -> None:
     rows = -(-len(strips) // COLUMNS)  # tasks go down the columns
     columns = [np.concatenate(strips[index * rows : (index + 1) * rows]) for index in range(COLUMNS)]
     with written_file(args.output_file) as temporary:
-        Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, "JPEG", quality=85, optimize=True)
+        Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, "JPEG", quality=75, optimize=True)
     print(args.output_file)
 
 

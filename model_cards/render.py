@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from pathlib import Path
+from statistics import mean
 from string import Template
 from typing import Any
 
@@ -38,6 +39,7 @@ PUBLISHED = ROOT / "src" / "aim_hf" / "evaluation" / "published" / "table2_robot
 SECTION = re.compile(r"(<!-- results of ([\w-]+) -->\n).*?(<!-- end of results -->\n)", re.DOTALL)
 EVALUATIONS = {"easy": "Easy", "hard": "Hard", "easy-true-maps": "Easy, given the true value maps"}
 SUITES = {"tabletop": "the tabletop simulator of aim-hf", "robotwin": "RoboTwin 2.0", "aloha": "gym-aloha"}
+ROBOTWIN_EPISODES = 30_000  # 300 of each of 50 tasks and both splits
 NO_WEIGHTS = """**No weights of this model exist yet, and nothing was measured.** This page is a template, which the
 results of a training run fill.
 """
@@ -351,6 +353,33 @@ def robotwin_experts() -> str:
     )
 
 
+def robotwin_cost() -> str:
+    """A core's seconds and bytes of RoboTwin's episodes with stand-in assets; what `ROBOTWIN_EPISODES` then take."""
+    found = read("robotwin_cost")
+    rows = [row for row in found["tasks"].values() if "problem" not in row]
+    seconds = [sum(row["seconds"].values()) for row in rows]
+    of_an_episode = {
+        "a core's seconds": seconds,
+        "of these, the simulator": [row["seconds"]["simulator"] for row in rows],
+        "of these, labels and videos": [row["seconds"]["labels and videos"] for row in rows],
+        "frames": [row["frames"] for row in rows],
+        "MB": [row["bytes"] / 1e6 for row in rows],
+    }
+    columns = {"of an episode": str} | {
+        name: lambda row, of=of: f"{of(of_an_episode[row]):.3g}"
+        for name, of in (("mean", mean), ("least", min), ("most", max))
+    }
+    simulator, start = rows[0]["simulator"], mean([row["start_seconds"] for row in rows])
+    hours, size = mean(seconds) * ROBOTWIN_EPISODES / 3600, mean(of_an_episode["MB"]) * ROBOTWIN_EPISODES / 1e3
+    return (
+        f"{table(columns, of_an_episode)}\nMeasured by `{found['command'].split()[0]}` on "
+        f"{machine(found['hardware'])}, beside another program, over {len(rows)} pairs of task and split with "
+        f"{rows[0]['episodes']} episode each: {simulator['assets']}, shader `{simulator['shader']}`, planner "
+        f"`{simulator['planner']}`. A simulator starts in {start:.1f} s more. At these means, {ROBOTWIN_EPISODES:,} "
+        f"episodes take {hours:.0f} core hours and {size:.0f} GB.\n"
+    )
+
+
 def serving() -> str:
     """Requests and latency of the policy server under load."""
     found = read("serving/tiny")
@@ -442,6 +471,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "experts": lambda: experts("tabletop"),
     "aloha-experts": lambda: experts("aloha"),
     "robotwin-experts": robotwin_experts,
+    "robotwin-cost": robotwin_cost,
     "serving": serving,
     "dataset": dataset,
     "installation": installation,
