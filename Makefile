@@ -171,6 +171,8 @@ train-tiny train-click-bell train-robotwin-mini: setup
 report-robotwin-mini: train-robotwin-mini
 	$(AIM) validate $(RUN)/episodes
 	$(AIM) publish $(RUN)/episodes org/aim-robotwin-mini-episodes
+	$(VENV)/bin/python model_cards/render.py --card aim-robotwin-mini --folder $(RUN)/$(MODEL)/pipeline \
+		--repo_id org/aim-robotwin-mini --datasets org/aim-robotwin-mini-episodes
 	$(AIM) publish $(RUN)/$(MODEL)/pipeline org/aim-robotwin-mini
 	$(AIM) report --results $(SPLITS:%=$(RUN)/$(MODEL)/evaluation/%) --output_dir $(RUN)/$(MODEL)/report
 
