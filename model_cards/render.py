@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from pathlib import Path
+from statistics import mean
 from string import Template
 from typing import Any
 
@@ -38,6 +39,7 @@ PUBLISHED = ROOT / "src" / "aim_hf" / "evaluation" / "published" / "table2_robot
 SECTION = re.compile(r"(<!-- results of ([\w-]+) -->\n).*?(<!-- end of results -->\n)", re.DOTALL)
 EVALUATIONS = {"easy": "Easy", "hard": "Hard", "easy-true-maps": "Easy, given the true value maps"}
 SUITES = {"tabletop": "the tabletop simulator of aim-hf", "robotwin": "RoboTwin 2.0", "aloha": "gym-aloha"}
+ROBOTWIN_EPISODES = 30_000  # 300 of each of 50 tasks and both splits
 NO_WEIGHTS = """**No weights of this model exist yet, and nothing was measured.** This page is a template, which the
 results of a training run fill.
 """
@@ -458,6 +460,44 @@ def robotwin_experts() -> str:
     )
 
 
+def robotwin_cost() -> str:
+    """A core's seconds and bytes of RoboTwin's episodes with stand-in assets; what `ROBOTWIN_EPISODES` then take."""
+    found = read("robotwin_cost")
+    quantities = {
+        "a core's seconds": lambda row: sum(row["seconds"].values()),
+        "of these, the simulator": lambda row: row["seconds"]["simulator"],
+        "of these, labels and videos": lambda row: row["seconds"]["labels and videos"],
+        "frames": itemgetter("frames"),
+        "MB": lambda row: row["bytes"] / 1e6,
+    }
+    rows = {split: {} for split in ("easy", "hard")}
+    for name, row in found["tasks"].items():
+        task, split = name.split("/")
+        if "problem" not in row:
+            rows[split][task] = row
+    easy = {name: [of(row) for row in rows["easy"].values()] for name, of in quantities.items()}
+    ratio = {  # of Hard to Easy, on the tasks that were measured on both
+        name: sum(map(of, rows["hard"].values())) / sum(of(rows["easy"][task]) for task in rows["hard"])
+        for name, of in quantities.items()
+    }
+    columns = {"of an episode": str} | {
+        name: lambda row, of=of: f"{of(easy[row]):.3g}"
+        for name, of in (("Easy, mean", mean), ("least", min), ("most", max))
+    }
+    columns["Hard to Easy"] = lambda row: f"{ratio[row]:.2f}"
+    hours, size = (mean(easy[name]) * (1 + ratio[name]) / 2 * ROBOTWIN_EPISODES for name in ("a core's seconds", "MB"))
+    simulator = next(iter(rows["easy"].values()))["simulator"]
+    start = mean(row["start_seconds"] for row in rows["easy"].values())
+    return (
+        f"{table(columns, quantities)}\nMeasured by `{found['command'].split()[0]}` on {machine(found['hardware'])}, "
+        f"beside other programs, on an episode of each of {len(rows['easy'])} tasks, and {len(rows['hard'])} on Hard: "
+        f"{simulator['assets']}, shader `{simulator['shader']}`, planner `{simulator['planner']}`. "
+        f"A simulator starts in {start:.1f} s more. At these "
+        f"means, {ROBOTWIN_EPISODES:,} episodes, half of them Hard, take {hours / 3600:.0f} core "
+        f"hours and {size / 1e3:.0f} GB.\n"
+    )
+
+
 def serving() -> str:
     """Requests and latency of the policy server under load."""
     found = read("serving/tiny")
@@ -582,6 +622,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "aloha": aloha,
     "aloha-published": aloha_published,
     "robotwin-experts": robotwin_experts,
+    "robotwin-cost": robotwin_cost,
     "serving": serving,
     "dataset": dataset,
     "installation": installation,

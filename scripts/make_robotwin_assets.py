@@ -2,19 +2,22 @@
 
     python scripts/make_robotwin_assets.py outputs/robotwin-assets
 
-See docs/robotwin.md.
+A folder that has them already is left as it is: some of RoboTwin's scenes depend on the order in which the file system
+lists it, and another program may be using it. See docs/robotwin.md.
 """
 
 import argparse
 from pathlib import Path
 
-from aim_hf.envs.robotwin.standin import write_assets
+from aim_hf.envs.robotwin.standin import has_assets, write_assets
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    write_assets(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    if not has_assets(folder):
+        write_assets(folder)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_two_processes_make_the_same_folder(folder, tmp_path):
     launch += ["--main_process_port", "0"]  # other tests launch at the same time
     subprocess.run([*launch, *COLLECT, *ARGUMENTS, "--output", tmp_path], check=True)
     assert contents(tmp_path) == contents(folder)
+
+
+def test_folders_of_two_jobs_are_put_together(folder, tmp_path):
+    """The same command then records nothing, and writes the card and the picture of the whole."""
+    for others in ("*-00002.*", "*-0000[01].*"):
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(others))
+    for name in ("README.md", "preview.png"):
+        (tmp_path / name).write_bytes(b"of a part")
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/*")}
+    subprocess.run([sys.executable, *COLLECT, *ARGUMENTS, "--output", tmp_path], check=True)
+    assert contents(tmp_path) == contents(folder)
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/*")}
 
 
 def test_a_run_killed_at_random_moments_loses_nothing_but_the_episode_in_flight(folder, tmp_path):

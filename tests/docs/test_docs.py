@@ -121,6 +121,10 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         ),
         Left("needs RoboTwin's recordings; tests/envs/test_robotwin_annotation.py makes some and runs it"),
         Left("needs a checkpoint for RoboTwin; tests/evaluation runs it, on a stand-in, and writes its report"),
+        Left("needs RoboTwin's code; tests/envs/test_robotwin_runtime.py records its episodes"),
+        Left("needs a cluster"),
+        Left("needs that cluster's folders; tests/data/test_collect.py puts such together"),
+        Left("hours"),
     ],
     "docs/aloha.md": [
         Left("it installs"),

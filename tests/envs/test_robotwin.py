@@ -23,6 +23,7 @@ from aim_hf.envs.robotwin import (
     SimulatorLost,
     add_robotwin_arguments,
 )
+from aim_hf.envs.robotwin.standin import has_assets, write_assets
 from aim_hf.envs.robotwin.tasks import simulator_seed
 from aim_hf.envs.seeds import SEED_RANGES
 from aim_hf.envs.tabletop import TabletopEnvironment
@@ -598,3 +599,12 @@ def test_broken_planner_is_an_error_and_no_rejected_seed(tmp_path):
         with pytest.raises(RoboTwinError, match="(?s)'NoneType' object is not subscriptable.*Traceback"):
             environment.reset(0)
     environment.close()
+
+
+def test_stand_ins_are_there_where_they_were_written(tmp_path):
+    """Some of their files name the folder."""
+    folder = tmp_path / "stand-ins"
+    assert not has_assets(folder)
+    write_assets(folder)
+    assert has_assets(folder)
+    assert not has_assets(folder.rename(tmp_path / "elsewhere"))

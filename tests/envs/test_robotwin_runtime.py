@@ -16,7 +16,9 @@ from aim_hf.envs import make_environment
 from aim_hf.envs.base import ARMS, CAMERAS, SeedRejected
 from aim_hf.envs.names import TASKS as NAMES
 from aim_hf.envs.robotwin import RoboTwinMissing
+from aim_hf.envs.robotwin.standin.assets import REVISION
 from aim_hf.envs.seeds import SEED_RANGES
+from aim_hf.value_maps.oracle import record_expert
 
 from .fixtures_robotwin_runtime import PYTHON, own_play
 
@@ -81,7 +83,7 @@ def test_checkouts_run_with_stand_ins_too(split):
 
 def test_settings_are_in_the_provenance():
     environment = make_environment("robotwin", "click_bell")
-    settings = {"embodiment": "aloha-agilex", "shader": "trivial", "planner": "cpu", "assets": "stand-in 2"}
+    settings = {"embodiment": "aloha-agilex", "shader": "trivial", "planner": "cpu", "assets": REVISION}
     assert environment.simulator | settings == environment.simulator
     assert environment.simulator["robotwin"] == "rlinf-robotwin-runtime 0.1.3"
     environment.close()
@@ -116,6 +118,17 @@ def test_labels(task, kinds):
     for camera in CAMERAS:
         assert episode.rgb[camera].shape[1:] == (240, 320, 3)
     assert episode.value_maps("head_camera").max() > 200
+    environment.close()
+
+
+@pytest.mark.parametrize(
+    "task, seed, kinds", [("place_bread_skillet", 0, ["pick", "pick", "place"]), ("turn_switch", 7, ["push"])]
+)
+def test_events_of_the_expert(task, seed, kinds):
+    """Bread that still moves on the skillet at the end, and a switch far aside."""
+    environment = make_environment("robotwin", task)
+    run = record_expert(environment, seed)
+    assert run.success and [event.kind for event in run.events] == kinds
     environment.close()
 
 

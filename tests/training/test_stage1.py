@@ -460,6 +460,10 @@ def test_resumed_training_is_the_uninterrupted_one(pipe, latents, tmp_path, opti
         assert torch.equal(a, b)
     folder = tmp_path / "resumed" / "checkpoint-8"
     assert (folder / EMA_FILE).exists()
+    finished = train(pipe, latents, tmp_path / "resumed", 8, resume=True, **options)
+    assert finished.state.global_step == 8, "not a step more"
+    for a, b in zip(whole.ema.shadow_params, finished.ema.shadow_params):
+        assert torch.equal(a, b)
     if "lora_rank" in options:
         return
     loaded = AIMForWorldAction.from_pretrained(folder)

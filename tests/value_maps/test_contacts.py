@@ -160,6 +160,22 @@ def test_a_place_is_lasting_rest_on_a_support_free_of_fingers(episode):
     assert place.frame == 2 and len(place.points) == 4
 
 
+@pytest.mark.parametrize(
+    ("contacts", "expected"),
+    [(REST, [("place", "left", "table")]), ([], []), (grip() + REST, []), ([push(BLOCK, PALM, (0, 0, 1))], [])],
+    ids=["carried", "in the air", "held", "on the robot"],
+)
+def test_the_end_of_an_episode_places_a_body_that_is_carried_but_does_not_rest(episode, contacts, expected):
+    episode.run(grip())
+    episode.env.motion = MOVING
+    episode.add_frame()
+    episode.run(contacts, 3 * HOLD_CHECKS)
+    assert episode.kinds()[1:] == []
+    episode.add_frame(None)
+    assert episode.kinds()[1:] == expected
+    assert all(event.frame == 2 < len(event.body_pose) for event in episode.detector.events()[1:]), "the last frame"
+
+
 def test_what_was_never_picked_is_not_placed(episode):
     assert episode.run(REST, 3 * HOLD_CHECKS).kinds() == []
 
@@ -261,7 +277,9 @@ def test_the_experts_events_are_those_of_the_task(task, expected, split, seed):
     path = env.expert()
     tools = []
     for action in [*path.actions, None]:
+        seen = len(detector.made)
         detector.add_frame(env, action)
+        assert len(detector.made) == seen, "the end of the episode adds nothing"
         tools.append({arm: env.tcp(arm)[:3] for arm in ARMS})
         if action is not None:
             env.step(action, observe=False)

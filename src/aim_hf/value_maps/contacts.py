@@ -57,8 +57,8 @@ class EventDetector:
 
     pick: both fingers of an arm push the same movable body from opposite sides for `HOLD_CHECKS` checks. The arm must
         release the body before it can pick it again.
-    place: no finger touches a picked body, which rests for `HOLD_CHECKS` checks on a body outside the robot.
-        The arm of the event is the last arm that touched it.
+    place: no finger touches a picked body, which rests for `HOLD_CHECKS` checks on a body outside the robot, or is
+        carried by one at the end of the episode. The arm of the event is the last arm that touched it.
     press, push: a closed finger pushes one of the task's press or push targets for the first time.
     insert: a picked body pushes one of the task's insert targets for the first time. The arm of the event is the one
         that carries the body, and the points are on the target.
@@ -94,7 +94,10 @@ class EventDetector:
         self.made: list[MadeContact] = []  # of `found`
 
     def add_frame(self, env: Environment, action: np.ndarray | None) -> None:
-        """Records the bodies' poses in a frame, and which grippers the next action (16,) closes; None at the end."""
+        """Records the bodies' poses in a frame, and which grippers the next action (16,) closes; None concludes
+        the episode."""
+        if action is None:
+            self.conclude(env)
         self.poses.append({body: state.pose for body, state in env.bodies(self.moving).items()})
         if action is not None:
             grippers = {"left": action[7], "right": action[15]}
@@ -125,8 +128,8 @@ class EventDetector:
         self._find_places(env, {body for _, body in touches})
 
     def conclude(self, env: Environment) -> None:
-        """Checks once more when the task is fulfilled, since the episode ends with the last contact: a press, push or
-        insertion between two checks, or a place before the rest has lasted."""
+        """Checks once more at the end of the episode, which may end with its last contact: a press, push or insertion
+        between two checks, or a place before the body rests, as a mug that still swings on its peg."""
         touches = self._touches(env.contacts(self.arm_of), env.physics_dt)
         self._find_presses_and_pushes(env, touches)
         self._find_insertions(env)

@@ -4,6 +4,6 @@ Pictures and results differ from those of RoboTwin's assets: a policy that is tr
 be compared with published results. Nothing of RoboTwin is in them but the names and the formats of its files.
 """
 
-from .assets import write_assets
+from .assets import has_assets, write_assets
 
-__all__ = ["write_assets"]
+__all__ = ["has_assets", "write_assets"]

@@ -23,6 +23,7 @@ _HINGE = """<joint name="hinge" type="revolute"><parent link="{parent}"/><child 
 _SLIDE = """<joint name="slide" type="prismatic"><parent link="{parent}"/><child link="{child}"/>
 <axis xyz="{axis}"/><limit lower="0" upper="{upper}" effort="100" velocity="10"/>
 <dynamics damping="1" friction="0.01"/></joint>"""
+_LEAN = 0.45  # rad, of the switch's rocker
 _AHEAD = 0.2  # rad, by which a point for opening lies ahead of the door or the lid
 
 Point = tuple[str, np.ndarray]  # a link and a pose (4, 4) in its frame
@@ -77,16 +78,18 @@ def kitchenpot(index: int) -> Articulation:
 
 
 def switch(index: int) -> Articulation:
-    """A rocker that leans out of its box towards the robot. The contact point lies behind it, so that a closed gripper
-    which goes there pushes the rocker in."""
+    """A rocker that leans out of its box towards the robot. The contact point lies 1 cm behind it, so that a closed
+    gripper which comes level, as far as the arms reach, pushes the rocker in."""
     tint = PALETTE[index % len(PALETTE)]
     links = {
         "box": [box((0.03, 0.09, 0.13), (0.015, 0, 0), (0.9, 0.9, 0.88))],
         "rocker": [box((0.008, 0.05, 0.07), (0, 0, 0.035), tint)],
     }
-    push = frame((0.016, 0, 0.05), -X, -Y)
+    level = np.array([np.cos(_LEAN), 0, -np.sin(_LEAN)])  # into the box, in the rocker's frame
+    push = frame((0, 0, 0.05) + 0.01 * level, -level, -Y)
+    rpy = f"0 {-_LEAN} 0"
     joint = _HINGE.format(
-        parent="box", child="rocker", xyz="-0.004 0 -0.03", rpy="0 -0.45 0", axis="0 1 0", upper=0.4, damping=0.05
+        parent="box", child="rocker", xyz="-0.004 0 -0.03", rpy=rpy, axis="0 1 0", upper=0.4, damping=0.05
     )
     return Articulation(links, [("rocker", push)], joints=joint)
 

@@ -14,7 +14,18 @@ from .robot import write_robots
 from .textures import write_textures
 from .vessels import VESSELS
 
-REVISION = "stand-in 2"  # raise it with every change of what is written
+REVISION = "stand-in 3"  # raise it with every change of what is written
+_NOTE = "stand-in-assets.json"
+
+
+def _note(folder: Path) -> dict[str, str]:
+    return {"revision": REVISION, "folder": str(folder.resolve())}  # which some of the robots' files name
+
+
+def has_assets(folder: Path) -> bool:
+    """Whether the folder holds what `write_assets` would write."""
+    path = folder / _NOTE
+    return path.exists() and json.loads(path.read_text()) == _note(folder)
 
 
 def write_assets(folder: Path) -> None:
@@ -30,4 +41,4 @@ def write_assets(folder: Path) -> None:
                 make_articulated(index).write(assets / "objects" / name, index)
         write_clutter(assets / "objects")
         write_textures(assets / "background_texture")
-        (temporary / "stand-in-assets.json").write_text(json.dumps({"revision": REVISION}))
+        (temporary / _NOTE).write_text(json.dumps(_note(folder)))
