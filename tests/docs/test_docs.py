@@ -2,6 +2,7 @@
 commands are parsed, also of those that aren't run."""
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -203,18 +204,18 @@ class Parsed(BaseException):
     """A command has parsed its arguments."""
 
 
-def commands(document: str) -> list[list[str]]:
-    """The arguments of each `aim-hf` in the document's blocks, with 1 for variables of the shell."""
-    found = []
-    for language, code in blocks(document):
-        for line in code.replace("\\\n", " ").splitlines() if language == "bash" else ():
-            words = shlex.shlex(line, posix=True, punctuation_chars=True)
-            words.whitespace_split = True
-            words = list(words)
-            for start, word in enumerate(words):
-                if word in ("aim-hf", "aim_hf"):
-                    end = next((i for i in range(start, len(words)) if not words[i].strip("();<>|&")), len(words))
-                    found.append(["1" if "$" in word else word for word in words[start + 1 : end]])
+def commands(code: str) -> list[list[str]]:
+    """The arguments of each `aim-hf` in a script of Bash, with 1 for variables."""
+    code = re.sub(r"\\\n|\s#.*", " ", re.sub(r"\$\([^)]*\)", "$", code))
+    words = shlex.shlex(code, posix=True, punctuation_chars="();<>|&\n")
+    words.whitespace, words.whitespace_split = " \t", True
+    words, found = list(words), []
+    for start, word in enumerate(words):
+        if word in ("aim-hf", "aim_hf"):
+            end = next((i for i in range(start, len(words)) if not words[i].strip("();<>|&\n")), len(words))
+            found.append(["1" if "$" in word else word for word in words[start + 1 : end]])
+        elif "aim-hf " in word:  # a script in quotes
+            found += commands(word)
     return found
 
 
@@ -228,7 +229,8 @@ def test_options_exist(document, monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
-    for arguments in commands(document):
+    scripts = [code for language, code in blocks(document) if language == "bash"]
+    for arguments in itertools.chain.from_iterable(map(commands, scripts)):
         with pytest.raises(Parsed):
             aim_hf(arguments)
 

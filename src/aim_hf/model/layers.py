@@ -46,7 +46,7 @@ def rotary(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> torch.
 
 def apply_rotary(hidden: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     """Rotates pairs of adjacent channels of `hidden`, (B, heads, tokens, head_dim)."""
-    pairs = at_least_float32(hidden).view(*hidden.shape[:-1], -1, 2)
+    pairs, rotation = at_least_float32(hidden).view(*hidden.shape[:-1], -1, 2), at_least_float32(rotation)
     if torch.compiler.is_compiling():  # torch.compile fuses these products, and generates no code for complex ones
         (even, odd), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
         rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
