@@ -1,4 +1,4 @@
-"""What stage 1 costs on a cluster, on paper: memory, communication, hours and data rates on 8, 64 and 512 GPUs.
+"""Cost of stage 1 on a cluster, on paper: memory, communication, hours and data rates on 8, 64 and 512 GPUs.
 
     python benchmarks/cluster.py --preset wan2.2-ti2v-5b [--gpus 8 64 512] [--output_file FILE.json]
 

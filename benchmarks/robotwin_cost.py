@@ -1,4 +1,4 @@
-"""What episodes of RoboTwin cost to record: processor seconds and bytes, with what the variables name.
+"""Cost of recording episodes of RoboTwin, in processor seconds and bytes, with the installation that variables name.
 
     ROBOTWIN_PYTHON=.venv-robotwin/bin/python ROBOTWIN_ASSETS_ROOT=outputs/robotwin-assets ROBOTWIN_SHADER=trivial \\
         ROBOTWIN_PLANNER=cpu python benchmarks/robotwin_cost.py --episodes_dir runs/robotwin-cost \\

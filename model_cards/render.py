@@ -325,7 +325,7 @@ def speed() -> str:
 
 
 def counted(result: dict[str, Any]) -> dict[str, Any]:
-    """What the tables show of a budget."""
+    """The columns of a budget in the tables."""
     memory, settings = result["memory_gb"], result["settings"]
     trained = "LoRA" if settings["lora_rank"] else "all"
     options = [f"--preset {settings['preset']}", f"--gpus {settings['gpus']}"]
@@ -368,7 +368,7 @@ def budgets() -> str:
 
 
 def machines() -> str:
-    """What each machine holds, how long it trains by count, and the command."""
+    """Memory, counted hours and command of each use of each machine."""
 
     def row(machine: str, what: str, name: str, command: str) -> tuple[str, ...]:
         result = read(f"budget/{name}")

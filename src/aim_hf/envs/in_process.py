@@ -50,7 +50,14 @@ class Task(ABC):
 
 class InProcessEnvironment(ABC):
     """See `envs.base.Environment` for the methods' contracts. `reset` of a suite sets `_seed`, `_scene` and `_task`,
-    and `_step` to 0."""
+    and `_step` to 0.
+
+    Args:
+        tasks: of the suite. base: the split whose scenes these are. render, depth: what cameras observe.
+
+    Raises:
+        ValueError: for a task that isn't one of `tasks`.
+    """
 
     suite: ClassVar[str]
     action_dims = {"ee": 16, "qpos": 14}
@@ -59,9 +66,11 @@ class InProcessEnvironment(ABC):
     sizes: ClassVar[dict[str, tuple[int, int]]]  # camera -> (width, height) of its pictures by default
     step_limit: int
 
-    def __init__(self, task: str, split: str, base: str) -> None:
-        self.task, self.split = task, split
-        self._base = base  # the split whose scenes these are
+    def __init__(self, task: str, split: str, base: str, tasks: Collection[str], render: bool, depth: bool) -> None:
+        if task not in tasks:
+            raise ValueError(f"task={task!r} is unknown: choose one of {list(tasks)}.")
+        self.task, self.split, self._base = task, split, base
+        self._render, self._depth = render, depth
         self.on_physics_step: list[Callable[[InProcessEnvironment], None]] = []
         self._scene: Scene | None = None
 

@@ -22,7 +22,7 @@ MAX_PROMPT = 4096  # characters: the tokenizer reads all of them before it finds
 
 @dataclass
 class ServedEpisode:
-    """What is kept of a client between its requests. Empty until its first one has been answered."""
+    """A client's state between its requests. Empty until its first one has been answered."""
 
     session: AIMSession | None = None
     generator: torch.Generator | None = None

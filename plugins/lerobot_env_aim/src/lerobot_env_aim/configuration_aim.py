@@ -21,7 +21,7 @@ from .environments import AlohaEnv, SuiteEnv, TabletopEnv
 
 @dataclass
 class AIMSuiteEnv(EnvConfig):
-    """What the configurations of all suites share.
+    """Fields and checks of the configurations of all suites.
 
     Args:
         task: a task, or several with commas between them, such as "click_bell,lift_pot". Results are named after them.

@@ -49,15 +49,12 @@ class AlohaEnvironment(InProcessEnvironment):
         depth: bool = False,
         sizes: dict[str, tuple[int, int]] = SIZES,
     ) -> None:
-        if task not in TASKS:
-            raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
-        super().__init__(task, check_split(self.suite, split), split)
+        super().__init__(task, check_split(self.suite, split), split, TASKS, render, depth)
         self.simulator = {
             "gym-aloha": package_version("gym-aloha"),
             "mujoco": mujoco.__version__,
             "aim_hf": source_commit() or package_version("aim-hf"),
         }
-        self._render, self._depth = render, depth
         self._task = TASKS[task]()
         self._loaded = AlohaScene(self._task.file, self._task.rules())
         self._rig = CameraRig(self._loaded.model, self._loaded.data, render, sizes)

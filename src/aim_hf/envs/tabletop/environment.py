@@ -59,14 +59,12 @@ class TabletopEnvironment(InProcessEnvironment):
         depth: bool = False,
         sizes: dict[str, tuple[int, int]] = SIZES,
     ) -> None:
-        if task not in TASKS:
-            raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
         axis, _, strength = check_split(self.suite, split).partition("-")
-        super().__init__(task, split, base="easy" if strength else split)
+        super().__init__(task, split, "easy" if strength else split, TASKS, render, depth)
         self._axis, self._strength = (axis, int(strength)) if strength else (None, 0)  # of the perturbation
         self.step_limit = TASKS[task].step_limit
         self.simulator = {"sapien": sapien.__version__, "aim_hf": source_commit() or package_version("aim-hf")}
-        self._render, self._depth, self._sizes = render, depth, sizes
+        self._sizes = sizes
         if render:
             _use_fast_shader()
         self._arm_builders = ArmBuilders(visual=render)
