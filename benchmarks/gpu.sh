@@ -2,7 +2,8 @@
 # Measures everything that needs a GPU, on one H100 or H200, in stages of at most three minutes:
 #     bash benchmarks/gpu.sh [OUTPUT_DIR]
 # Weights are random, so nothing is downloaded. Each stage writes its JSON at once. A stage whose JSON is of this commit
-# is skipped, so a run that was stopped goes on. `DEVICE=cpu PRESET=tiny LAYERS=1 ROUNDS=1` rehearses it anywhere.
+# is skipped, so a run that was stopped goes on. It stops itself after LIMIT seconds; `gpu_time.py` estimates how many it
+# needs. `DEVICE=cpu PRESET=tiny LAYERS=1 ROUNDS=1` rehearses it anywhere.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUTPUT_DIR=${1:-benchmarks/results/gpu}
@@ -10,6 +11,7 @@ PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
 PRESET=${PRESET:-wan2.2-ti2v-5b}
 SIZE="--preset $PRESET --device $DEVICE --rounds ${ROUNDS:-3} ${LAYERS:+--layers $LAYERS}"
+LIMIT=${LIMIT:-600}
 COMMIT=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$OUTPUT_DIR"
@@ -17,11 +19,14 @@ failed=()
 
 # stage NAME SCRIPT [options]: at most three minutes
 stage() {
-    local name=$1 script=$2 file="$OUTPUT_DIR/$1.json" start=$SECONDS
+    local name=$1 script=$2 file="$OUTPUT_DIR/$1.json" start=$SECONDS left=$((LIMIT - SECONDS))
     shift 2
     if grep -qs "\"commit\": \"$COMMIT" "$file"; then
         echo "$name: done before"
-    elif timeout 180 "$PYTHON" "benchmarks/$script" "$@" --output_file "$file" >"$OUTPUT_DIR/$name.log" 2>&1; then
+    elif ((left <= 0)); then
+        echo "$name: not started, $LIMIT s are over"
+        failed+=("$name")
+    elif timeout $((left < 180 ? left : 180)) "$PYTHON" "benchmarks/$script" "$@" --output_file "$file" >"$OUTPUT_DIR/$name.log" 2>&1; then
         echo "$name: $((SECONDS - start)) s"
         sed -n 's/^  "skipped": "\(.*\)",/    skipped: \1/p' "$file"
     else
@@ -51,11 +56,11 @@ if "$PYTHON" -c "import torchao" 2>/dev/null; then
 fi
 for rows in 2 4 8; do
     stage "latency-batch-$rows" latency.py $SIZE --no-codec --batch_size $rows
-    stage "memory-batch-$rows" memory.py $SIZE --text_encoder_device cpu --batch_size $rows
 done
+stage memory-batch-8 memory.py $SIZE --text_encoder_device cpu --batch_size 8
 # Closed loop in bfloat16, where the simulator can render.
-if [ ! -f "$OUTPUT_DIR/aim-tiny/results.json" ] && "$PYTHON" -c "import sapien" 2>/dev/null; then
-    timeout 180 "$PYTHON" -m aim_hf evaluate --policy checkpoints/aim-tiny --suite tabletop --split hard \
+if [ ! -f "$OUTPUT_DIR/aim-tiny/results.json" ] && "$PYTHON" -c "import sapien" 2>/dev/null && ((SECONDS < LIMIT)); then
+    timeout $((LIMIT - SECONDS)) "$PYTHON" -m aim_hf evaluate --policy checkpoints/aim-tiny --suite tabletop --split hard \
         --dtype bfloat16 --episodes "${EPISODES:-5}" --output_dir "$OUTPUT_DIR/aim-tiny" || failed+=(aim-tiny)
 fi
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

@@ -15,6 +15,7 @@ history is limited to `--history` chunks (H); the first chunk that starts from a
 
 import resource
 import statistics
+from collections.abc import Callable
 
 import torch
 from alternatives import UncachedRollout
@@ -63,6 +64,12 @@ def growth(args) -> dict:
 
 
 def uncached_over_cached(args) -> dict:
+    times = in_turn(uncached_and_cached(args), args.rounds, args.device)
+    return {"chunk_after_16_seconds": times, "uncached_over_cached_at_16": times["uncached"] / times["cached"]}
+
+
+def uncached_and_cached(args) -> dict[str, Callable[[], object]]:
+    """Functions that sample one chunk after 16 chunks of history."""
     model = make_model(args, history_chunks=HISTORY_OF_COMPARISON)
     config, rollout = model.config, Rollout(model, args)
     latents, actions = [rollout.latents(1)], []
@@ -75,17 +82,9 @@ def uncached_over_cached(args) -> dict:
             actions.append(rollout.randn(config.actions_per_chunk, config.action_dim))
             model.append(rollout.cache, latents[-1], actions[-1])
     uncached = UncachedRollout(model, rollout.prompt_embeds, torch.cat(latents, dim=2), torch.cat(actions, dim=1))
-    times = in_turn(
-        {
-            "cached": rollout.sample,
-            "uncached": lambda: uncached.sample(rollout.noise(), rollout.schedulers, WORLD_STEPS, ACTION_STEPS),
-        },
-        args.rounds,
-        args.device,
-    )
     return {
-        "chunk_after_16_seconds": times,
-        "uncached_over_cached_at_16": times["uncached"] / times["cached"],
+        "cached": rollout.sample,
+        "uncached": lambda: uncached.sample(rollout.noise(), rollout.schedulers, WORLD_STEPS, ACTION_STEPS),
     }
 
 

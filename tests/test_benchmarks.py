@@ -108,6 +108,7 @@ def test_operations_of_a_world_step_by_hand():
         (["graphs.py"], []),
         (["budget.py"], []),
         (["cluster.py", "--gpus", "8", "16"], []),
+        (["gpu_time.py"], ["seconds"]),
         (["memory.py", "--batch_size", "2"], ["weights_gb"]),
     ],
     ids=lambda value: value[0] if value else "",
@@ -199,11 +200,11 @@ def test_weights_of_the_full_size_are_in_wans_layout(preset, tmp_path, monkeypat
 
 def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path):
     """The stages themselves are run above, by their commands."""
-    script = (BENCHMARKS / "gpu.sh").read_text()
-    stages = [name for name in re.findall(r'^ *stage "?([\w-]+)', script, re.MULTILINE) if name[-1] != "-"]
+    import gpu_time
+
+    stages = [name for name in gpu_time.stages() if "offload" not in name]  # a CPU has nothing to offload from
     if find_spec("torchao") is None:
         stages.remove("memory-int8")
-    stages += [f"{kind}-batch-{rows}" for kind in ("latency", "memory") for rows in (2, 4, 8)]
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=BENCHMARKS, capture_output=True, text=True
     ).stdout.strip()
@@ -222,6 +223,8 @@ def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path):
     failed = subprocess.run(run, env=os.environ | small | {"PRESET": "none"}, capture_output=True, text=True)
     assert failed.returncode == 1 and "training: failed" in failed.stdout and "failed: training" in failed.stdout
     assert "invalid choice: 'none'" in (tmp_path / "training.log").read_text()
+    late = subprocess.run(run, env=os.environ | small | {"LIMIT": "0"}, capture_output=True, text=True)
+    assert late.returncode == 1 and "training: not started, 0 s are over" in late.stdout
 
 
 def test_the_plain_learner_learns_the_same():

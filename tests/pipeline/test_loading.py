@@ -1,13 +1,14 @@
 """Placing, quantizing and offloading a pipeline, as the commands load it."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
 
-from aim_hf import AIM_TINY, AIMPipeline
+from aim_hf import AIM_TINY, AIMForWorldAction, AIMPipeline
 from aim_hf.commands import evaluate
 from aim_hf.commands.loading import loading_arguments
 from aim_hf.pipeline.loading_config import LoadingConfig
@@ -54,6 +55,17 @@ def test_a_device_map_names_one_device(folder):
     assert np.isfinite(first_chunk(pipe)).all()
     with pytest.raises(ValueError, match="device_map is 'balanced'; expected one device"):
         AIMPipeline.from_pretrained(folder, device_map="balanced")
+
+
+@pytest.mark.parametrize("output_loading_info", [False, True])
+def test_a_model_is_on_one_device(folder, tmp_path, output_loading_info):
+    """Layers on disk stand for layers on a second GPU."""
+    load = partial(AIMForWorldAction.from_pretrained, folder / "model", output_loading_info=output_loading_info)
+    load(device_map="auto")
+    model = AIMForWorldAction.from_pretrained(folder / "model")
+    parts = [*dict(model.named_children()), *dict(model.named_parameters(recurse=False))]
+    with pytest.raises(ValueError, match="device_map puts the model on cpu, disk; expected one device"):
+        load(device_map=dict.fromkeys(parts, "cpu") | {"blocks": "disk"}, offload_folder=tmp_path)
 
 
 @pytest.mark.parametrize(("quantization", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])

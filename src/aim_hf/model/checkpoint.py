@@ -132,14 +132,25 @@ def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, set[s
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Raises OSError, naming the file, if a folder holds a pickle that may contain weights."""
-    for file in sorted(folder.iterdir()):
+    """Raises OSError, naming the file, if a folder holds a pickle that may contain weights. A repo id is no folder."""
+    for file in sorted(folder.glob("*")):
         if file.suffix in PICKLES and not file.name.startswith(_OF_TRAINER):
             raise OSError(
                 f"{file} is a pickle, which may run code and lack tensors unseen; expected safetensors. Load it with "
                 "the library that made it, and save it again with save_pretrained; or delete it if "
                 "*.safetensors beside it hold the same."
             )
+
+
+def check_one_device(model: torch.nn.Module) -> None:
+    """Raises ValueError if a `device_map` put the model on several devices: each step reads keys and values of all
+    layers, which accelerate's hooks don't move."""
+    devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"device_map puts the model on {', '.join(devices)}; expected one device, such as 'cuda:0'. Where it "
+            "doesn't fit on one GPU, load it with a quantization_config, or train it under FSDP."
+        )
 
 
 def component_tensors(folder: Path, components: Collection[str]) -> dict[str, set[str]]:

@@ -102,8 +102,7 @@ class TensorFolder:
     """
 
     def __init__(self, folder: Path):
-        if folder.is_dir():
-            refuse_pickles(folder)
+        refuse_pickles(folder)
         index, single = folder / f"{WEIGHTS}.index.json", folder / WEIGHTS
         if index.is_file():
             with reading(index, MEND):

@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 
 from .attention import VisibleSet, joined, packed_visible
 from .cache import ActionContext, AIMCache, WorldContext
-from .checkpoint import DOWNLOAD_KWARGS, EARLIER_NAMES, as_dtype, local_folder, refuse_pickles
+from .checkpoint import DOWNLOAD_KWARGS, EARLIER_NAMES, as_dtype, check_one_device, local_folder, refuse_pickles
 from .configuration_aim import AIMConfig
 from .conversion import LINGBOT_VA, WAN, Layout, LoadingReport, load_video_stream, wan_config
 from .layers import (
@@ -130,12 +130,14 @@ class AIMForWorldAction(PreTrainedModel):
 
         Raises:
             OSError: for a folder with pickled weights, which it names; and as `PreTrainedModel.from_pretrained`.
+            ValueError: for a `device_map` that puts layers on several devices, such as "auto" with two GPUs.
         """
-        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        if pretrained_model_name_or_path is not None and folder.is_dir():
-            refuse_pickles(folder)
-        kwargs.setdefault("key_mapping", EARLIER_NAMES)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | {"use_safetensors": True}))
+        if pretrained_model_name_or_path is not None:
+            refuse_pickles(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        kwargs = {"key_mapping": EARLIER_NAMES} | kwargs | {"use_safetensors": True}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        check_one_device(loaded[0] if kwargs.get("output_loading_info") else loaded)
+        return loaded
 
     @wraps(PreTrainedModel.save_pretrained)  # diffusers inspects the signature
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
