@@ -339,7 +339,7 @@ class RoboTwinEnvironment:
             return self._ask("recorded", path=str(path.resolve()))[1]["own"]
         except OperationFailed as error:
             if error.kind == "missing":
-                raise RoboTwinMissing([str(error)]) from None
+                raise RoboTwinMissing(str(error)) from None
             raise ValueError(str(error)) from None
 
     @property
@@ -443,11 +443,11 @@ class RoboTwinEnvironment:
                 "open", target=(PRESS_TARGETS | PUSH_TARGETS).get(self.task), **request, **self._options
             )
         except SimulatorLost as error:
-            raise RoboTwinMissing([f"the interpreter {found.python!r} can't run the worker: {error}"]) from error
+            raise RoboTwinMissing(f"the interpreter {found.python!r} can't run the worker: {error}") from error
         except OperationFailed as error:
             self.close()
             if error.kind == "missing":
-                raise RoboTwinMissing(str(error).split("\n")) from None
+                raise RoboTwinMissing(*str(error).split("\n")) from None
             raise ValueError(f"{error}.") from None
         if not found.is_package:
             self.simulator = {"robotwin": source_commit(found.code) or "no git checkout"}
