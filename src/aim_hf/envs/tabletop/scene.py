@@ -40,6 +40,7 @@ _TOUCHING = 0.001  # m: PhysX also reports shapes that are merely close, up to 2
 
 _LARGEST_PUSH_OUT = 1.0  # m/s, so that an object pressed into the table slips away slowly
 
+_PRESS_TOLERANCE = 0.025  # m, across
 _REST_SPEED = 0.01  # m/s
 _REST_SPIN = 0.2  # rad/s
 
@@ -289,6 +290,17 @@ class TabletopScene:
         own = self.body_id(name)
         contacts = self.contacts([own])
         return [contact for contact in contacts if contact.body_a in others or contact.body_b in others]
+
+    def is_pressed(self, name: str, top: np.ndarray) -> bool:
+        """Whether closed fingers touch the body near the point `top` (3,) on it."""
+        for arm, fingers in self.fingers.items():
+            if self.gripper(arm) < 0.3:
+                for contact in self.touching(name, fingers):
+                    offsets = contact.points - top
+                    near = np.linalg.norm(offsets[:, :2], axis=1) < _PRESS_TOLERANCE
+                    if np.any(near & (offsets[:, 2] > -0.012)):
+                        return True
+        return False
 
     def is_free(self, name: str) -> bool:
         """Whether no finger touches the body."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...base import ARMS, ExpertPath
-from ..motion import CLOSED, Motion, above, home_poses
+from ..motion import Motion, home_poses
 from ..scene import Part, TabletopScene
 from .base import COLORS, Task
 
@@ -63,11 +63,5 @@ class PickDualBottles(Task):
 
     def expert(self) -> ExpertPath:
         motion = Motion(home_poses())
-        for arm in ARMS:
-            motion.move(arm, above(self._grasps[arm], 0.08))
-        motion.wait()
-        for arm in ARMS:
-            motion.move(arm, self._grasps[arm], speed=0.022)
-            motion.grip(arm, CLOSED)
-            motion.move(arm, above(self._grasps[arm], _LIFT), speed=0.02)
+        motion.lift_together(self._grasps, 0.08, _LIFT)
         return motion.path()

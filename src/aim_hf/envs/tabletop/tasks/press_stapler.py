@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from ...base import ExpertPath
-from .. import robot
-from ..motion import CLOSED, Motion, above, home_poses
+from ..motion import Motion, home_poses
 from ..scene import Part, TabletopScene
 from .base import COLORS, Task, arm_beside
 
 _LENGTH, _HEIGHT = 0.15, 0.044
 _HEAD = 0.045  # from the stapler's middle to the head's
 _FOOT_COLOR = (0.22, 0.20, 0.30)
-_TOLERANCE = 0.025  # from the head's middle, m
 
 
 class PressStapler(Task):
@@ -59,18 +57,9 @@ class PressStapler(Task):
         return {"a": self._a}
 
     def success(self, scene: TabletopScene) -> bool:
-        for arm, fingers in scene.fingers.items():
-            if scene.gripper(arm) < 0.3:
-                for contact in scene.touching("stapler", fingers):
-                    offsets = contact.points - self._head
-                    if np.any((np.linalg.norm(offsets[:, :2], axis=1) < _TOLERANCE) & (offsets[:, 2] > -0.012)):
-                        return True
-        return False
+        return scene.is_pressed("stapler", self._head)
 
     def expert(self) -> ExpertPath:
-        arm = arm_beside(self._head[0])
         motion = Motion(home_poses())
-        touch = above(self._head, robot.FINGER_TIP)
-        motion.move(arm, above(touch, 0.08), opening=CLOSED)
-        motion.press(arm, above(touch, -0.004))
+        motion.press(arm_beside(self._head[0]), self._head)
         return motion.path(holding_steps=2)
