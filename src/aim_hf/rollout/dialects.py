@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..envs.base import ActionMode, Interface, Observation
-from ..envs.poses import along_tools, quaternion_product
+from ..envs.poses import along_tools, pack_endpose, quaternion_product
 from ..envs.robotwin.environment import FRAME_BEHIND_TCP
-from ..protocol.observations import CAMERA_KEYS, write_endpose, write_images, write_state
+from ..protocol.observations import CAMERA_KEYS, write_images, write_state
 
 if TYPE_CHECKING:  # `policies` imports torch
     from .policies import Pictures
@@ -104,7 +104,7 @@ class AIMEpisode:
     ) -> dict[str, Any]:
         message = {"images": write_images(observations), "pictures": pictures}
         if executed is None:
-            message |= self.first | {"endpose": write_endpose(observations[0])}
+            message |= self.first | {"endpose": pack_endpose(observations[0])}
         else:
             message["executed_actions"] = executed
         reply = self.ask(message)
@@ -155,7 +155,7 @@ class LingBotVAEpisode:
     ) -> dict[str, Any]:
         if executed is None:
             self.first = self._observation(observations[0])
-            self.pose = along_tools(write_endpose(observations[0]), -FRAME_BEHIND_TCP)
+            self.pose = along_tools(pack_endpose(observations[0]), -FRAME_BEHIND_TCP)
         else:
             self.seen += [self._observation(observation) for observation in observations]
         if not self.left:
