@@ -16,11 +16,12 @@ import argparse
 import json
 from pathlib import Path
 
-from aim_hf.commands.sampling import add_sampling_arguments, sampling_arguments
+from aim_hf.commands.policy_options import add_sampling_arguments, given_options
 from aim_hf.envs.base import SPLITS
 from aim_hf.envs.names import AIM_TINY_TASKS, AXES, STRENGTHS, TABLETOP
 from aim_hf.envs.seeds import episode_seeds
 from aim_hf.evaluation.statistics import holm, mcnemar_p, wilson_interval
+from aim_hf.pipeline.sampling_config import SamplingConfig
 
 START_SEED = 30_000  # the scenes from here on have judged nothing else
 
@@ -47,7 +48,7 @@ def judge(args: argparse.Namespace) -> bool:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     for place, name in enumerate(args.policy):
-        policy = AIMPolicy.from_pretrained(name, state.device, **sampling_arguments(args))
+        policy = AIMPolicy.from_pretrained(name, state.device, **given_options(args, SamplingConfig))
         for split in splits_of(args.axes):
             protocol = Protocol(split=split, start_seed=args.start_seed)
             folder = folder_of(args, place, split)

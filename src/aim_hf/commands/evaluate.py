@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
+from ..pipeline.loading_config import LoadingConfig
+from ..pipeline.sampling_config import SamplingConfig
 from ..rollout import dialects
 from ..rollout.execution_config import ExecutionConfig
 from . import SPLITS_HELP, Parser
-from .loading import add_loading_arguments, loading_arguments
-from .sampling import add_sampling_arguments, sampling_arguments
+from .policy_options import add_loading_arguments, add_sampling_arguments, given_options
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +136,7 @@ def load_policy(args: argparse.Namespace, dialect: dialects.Dialect | None, devi
 
         token = args.token_file.read_text().strip() if args.token_file else None
         return RemotePolicy(args.policy, dialect, args.policy_name, token)
-    options = loading_arguments(args) | sampling_arguments(args) | asdict(execution_config(args))
+    options = given_options(args, LoadingConfig, SamplingConfig) | asdict(execution_config(args))
     return AIMPolicy.from_pretrained(args.policy, device, **options)
 
 
@@ -147,8 +148,8 @@ def remote_dialect(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     """The dialect of the server at `--policy`; None for AIM's own. Refuses options that a server decides itself."""
     default, asked = asdict(ExecutionConfig()), asdict(execution_config(args))
     changed = [name for name in asked if asked[name] != default[name]]
-    if given := [*loading_arguments(args), *sampling_arguments(args), *changed]:
-        parser.error(f"{', '.join(given)}: the server decides that; give it to `aim-hf serve`")
+    if told := [*given_options(args, LoadingConfig, SamplingConfig), *changed]:
+        parser.error(f"{', '.join(told)}: the server decides that; give it to `aim-hf serve`")
     if (args.dialect == "openpi") != (args.actions_per_chunk is not None):
         parser.error("--dialect openpi and --actions_per_chunk go together")
     dialect = None

@@ -16,11 +16,12 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..pipeline.loading_config import LoadingConfig
+from ..pipeline.sampling_config import SamplingConfig
 from ..rollout.rows import ROWS
 from ..serving.limits import BATCH_SIZES, Limits
 from . import Parser
-from .loading import add_loading_arguments, loading_arguments
-from .sampling import add_sampling_arguments, sampling_arguments
+from .policy_options import add_loading_arguments, add_sampling_arguments, given_options
 
 if TYPE_CHECKING:
     from ..serving.server import PolicyServer
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     limits = Limits(args.max_sessions, args.max_queue, args.idle_timeout, args.max_chunks)
     token = read_token(args.token_file)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = AIMPolicy.from_pretrained(args.policy, device, **loading_arguments(args), **sampling_arguments(args))
+    policy = AIMPolicy.from_pretrained(args.policy, device, **given_options(args, LoadingConfig, SamplingConfig))
     image_keys = dict(pair.split("=", 1) for pair in args.image_keys)
     server = PolicyServer(policy, args.batch_sizes, limits, token, image_keys, args.resize)
     if token is None and not is_loopback(args.host):

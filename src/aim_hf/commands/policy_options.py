@@ -1,10 +1,10 @@
-"""Options shared by commands that load a pipeline: the fields of a [`LoadingConfig`]."""
+"""Options shared by commands that load a policy and sample from it: the fields of their configurations."""
 
 import argparse
 from dataclasses import fields
 from typing import Any
 
-from ..pipeline.loading_config import COMPILE_MODES, OFFLOADS, QUANTIZATIONS, LoadingConfig
+from ..pipeline.loading_config import COMPILE_MODES, OFFLOADS, QUANTIZATIONS
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,17 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def loading_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `add_loading_arguments` that were given."""
-    given = {field.name: getattr(args, field.name) for field in fields(LoadingConfig)}
-    return {name: value for name, value in given.items() if value is not None}
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for each field of [`SamplingConfig`], whose defaults are the policy's values."""
+    group = parser.add_argument_group("sampling", "defaults: the values saved with the policy")
+    group.add_argument("--num_inference_steps", type=int, help="denoising steps of RGB and value maps")
+    group.add_argument("--num_action_inference_steps", type=int, help="denoising steps of actions")
+    group.add_argument("--stop_after", type=int, help="stop denoising RGB and value maps after this step")
+    group.add_argument("--guidance_scale", type=float, help="classifier-free guidance of RGB and value maps; 1: none")
+    group.add_argument("--action_noise_scale", type=float, help="scale of the noise that actions start from; 0: none")
+
+
+def given_options(args: argparse.Namespace, *configurations: type) -> dict[str, Any]:
+    """The options for fields of these dataclasses that were given."""
+    options = {field.name: getattr(args, field.name) for kind in configurations for field in fields(kind)}
+    return {name: value for name, value in options.items() if value is not None}
