@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from ..model.processing_aim import EE_ACTION_DIM
 from ..utils.extras import extra
 from ..utils.files import UnreadableFile, read_json, reading, write_text, written_file
-from .episodes import EE_ACTION_DIM, check_row, check_videos, episode_features
+from .episodes import check_row, check_videos, episode_features
 
 with extra("data"):
     import pyarrow as pa
