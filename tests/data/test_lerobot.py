@@ -7,6 +7,7 @@ whose formulas say what is in them). `scripts/check_lerobot.py` reads an export 
 import json
 import re
 import shutil
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def clip(frames: int, seed: int) -> bytes:
 
 def test_clips_strung_together_are_themselves_again_when_cut_out(tmp_path):
     clips, rate = [clip(37, 0), clip(5, 1), clip(1, 2), clip(20, 3)], Fraction(25, 2)
-    with ClipJoiner(tmp_path / "joined.mp4", rate) as joiner:
+    with closing(ClipJoiner(tmp_path / "joined.mp4", rate)) as joiner:
         for part in clips:
             assert joiner.fits(part)
             joiner.add(part)
@@ -495,7 +496,7 @@ def cut_video(folder: Path):
     """As a download that was broken off: the index is there, the last picture isn't."""
     video = first_video(folder)
     clips = [encode_video(np.random.default_rng(0).integers(0, 256, (sum(made.LENGTHS), *made.TOP, 3), np.uint8), 10)]
-    with ClipJoiner(video, Fraction(made.FPS)) as joiner:
+    with closing(ClipJoiner(video, Fraction(made.FPS))) as joiner:
         joiner.add(clips[0])
     video.write_bytes(video.read_bytes()[:2000])
 
