@@ -161,7 +161,7 @@ def evaluate(
     rejected = {task: read_rejected(output, task) for task in recorded}
     headline = {name: settings[name] for name in ("suite", "split", "policy")}
     results = headline | summarize(recorded, rejected) | settings | provenance(state.device)
-    _write_json(output / "results.json", results)
+    write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
@@ -356,7 +356,3 @@ def _append_record(output: Path, result: EpisodeResult, policy_sha256: str | Non
         "policy_sha256": policy_sha256,
     }
     append_json_line(_records_file(output, result.task), record)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")

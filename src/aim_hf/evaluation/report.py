@@ -21,7 +21,7 @@ from ..envs import TASKS, robotwin
 from ..envs.base import SPLITS
 from ..envs.names import PERTURBATIONS
 from ..utils.extras import extra
-from ..utils.files import reading, write_text, written_file
+from ..utils.files import reading, write_bytes, write_text
 from ..utils.provenance import machine
 from .comparison import compare
 from .evaluate import read_records, read_results
@@ -129,8 +129,7 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
     sections.append(_failures(runs, output))
     text = "\n\n".join(sections) + "\n"
     for name, picture in pictures.items():
-        with written_file(output / name) as temporary:
-            temporary.write_bytes(picture)
+        write_bytes(output / name, picture)
     write_text(output / "report.md", text)
     write_text(output / "report.html", _page(f"AIM on {suites[0]}", text, pictures))
 

@@ -1,6 +1,6 @@
 """Atomic writes, records of an output folder's inputs, and clear errors for unreadable files.
 
-- `written_file`, `write_text`, `written_folder` write under a temporary name and rename.
+- `written_file`, `write_text`, `write_bytes`, `written_folder` write under a temporary name and rename.
 - `claim` records the inputs of an output folder, and refuses a folder with other inputs.
 - `append_json_line`, `drop_torn_line` keep a list of what is done, of which a kill tears at most the last line.
 - `reading`, `read_json`, `read_json_lines` raise `UnreadableFile`, which names the file, for every error in it.
@@ -167,8 +167,12 @@ def written_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     with written_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 @contextmanager
