@@ -38,7 +38,7 @@ from aim_hf.evaluation.evaluate import Protocol, evaluate, read_outcomes
 from aim_hf.evaluation.statistics import holm, mcnemar_p, wilson_interval
 from aim_hf.rollout.policies import Prediction
 from aim_hf.rollout.rows import ROWS
-from aim_hf.utils.files import read_json, write_text
+from aim_hf.utils.files import read_json, write_json
 from aim_hf.utils.provenance import provenance
 
 TASK, REPO_ID = "transfer_cube", "aim/aloha"
@@ -110,7 +110,7 @@ def timed(command: list[str], record: Path) -> None:
             except subprocess.TimeoutExpired:
                 pass
             session["end"] = time.time()
-            write_text(record, json.dumps({"sessions": [*sessions, session]}, indent=1) + "\n")
+            write_json(record, {"sessions": [*sessions, session]})
             if process.returncode is not None:
                 break
     if process.returncode:
@@ -262,7 +262,7 @@ def report(args: argparse.Namespace) -> None:
     for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["holm_p"] = corrected
     content = {"entries": entries, "tests": tests} | provenance(torch.device("cpu"))
-    write_text(args.output_file, json.dumps(content, indent=1) + "\n")
+    write_json(args.output_file, content)
     print(
         f"{len(entries)} entries and {len(tests)} tests in {args.output_file}; model_cards/render.py writes the page"
     )

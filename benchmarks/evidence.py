@@ -173,7 +173,7 @@ def report(args: argparse.Namespace) -> None:
     import torch
 
     from aim_hf.evaluation.evaluate import read_outcomes
-    from aim_hf.utils.files import write_text
+    from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
 
     arms, tests = {}, []
@@ -191,9 +191,7 @@ def report(args: argparse.Namespace) -> None:
     for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["holm_p"] = corrected
     content = {"arms": arms, "tests": tests, "groups": GROUPS, "start_seed": START_SEED, "steps": STEPS}
-    write_text(
-        args.output_dir / "evidence.json", json.dumps(content | provenance(torch.device("cpu")), indent=1) + "\n"
-    )
+    write_json(args.output_dir / "evidence.json", content | provenance(torch.device("cpu")))
     write_text(args.output_dir / "evidence.md", table(content))
     print(table(content))
 

@@ -13,7 +13,6 @@ Writes perturbations.json and perturbations.md, and goes on where it was stopped
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from aim_hf.commands.policy_options import add_sampling_arguments, given_options
@@ -151,12 +150,11 @@ def main() -> None:
 
     import torch
 
-    from aim_hf.utils.files import write_text
+    from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
 
     content = report(args)
-    numbers = json.dumps(content | provenance(torch.device("cpu")), indent=1)
-    write_text(args.output_dir / "perturbations.json", numbers + "\n")
+    write_json(args.output_dir / "perturbations.json", content | provenance(torch.device("cpu")))
     write_text(args.output_dir / "perturbations.md", table(content))
     print(table(content))
 

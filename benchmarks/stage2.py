@@ -24,7 +24,6 @@ stopped. `offset` and `judge` share their episodes among processes:
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -159,7 +158,7 @@ def offset(args: argparse.Namespace) -> None:
     from aim_hf.rl.metrics import gathered, scene_successes
     from aim_hf.rollout.policies import AIMPolicy
     from aim_hf.rollout.vector_env import VectorEnvironment, cores_of_this_process
-    from aim_hf.utils.files import append_json_line, claim, drop_torn_line, read_json_lines, write_text
+    from aim_hf.utils.files import append_json_line, claim, drop_torn_line, read_json_lines, write_json
 
     state, folder = PartialState(cpu=not torch.cuda.is_available()), run_folder(args)
     scenes = args.budget // (SEARCH_GENERATIONS * POPULATION)
@@ -190,7 +189,7 @@ def offset(args: argparse.Namespace) -> None:
 
         fitted = search(score, args.seed)
     if state.is_main_process:
-        write_text(folder / "offset.json", json.dumps({"offset_m": fitted.tolist()}, indent=1) + "\n")
+        write_json(folder / "offset.json", {"offset_m": fitted.tolist()})
         print(f"left and right tool, in cm: {np.round(100 * fitted, 2).tolist()}")
 
 
@@ -317,7 +316,7 @@ def report(args: argparse.Namespace) -> None:
     from safetensors.numpy import load_file
 
     from aim_hf.evaluation.evaluate import read_outcomes
-    from aim_hf.utils.files import write_text
+    from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
 
     folders = {arm: sorted(args.output_dir.glob(f"{arm}-[0-9]*")) for arm in (*REFERENCES, *ARMS)}
@@ -345,7 +344,7 @@ def report(args: argparse.Namespace) -> None:
     moves = {name: displacement(stage1, positions) for name, positions in chunks.items()} if stage1 else {}
     content = {"arms": arms, "tests": tests, "displacement": moves, "tasks": args.tasks, "start_seed": START_SEED}
     content |= {"practised_episodes": PRACTISED} | provenance(torch.device("cpu"))
-    write_text(args.output_dir / "stage2.json", json.dumps(content, indent=1) + "\n")
+    write_json(args.output_dir / "stage2.json", content)
     write_text(args.output_dir / "stage2.md", tables(content))
     print(tables(content))
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.presets import PRESETS
 from ..utils.checks import check_whole
-from ..utils.files import claim, read_json, write_text
+from ..utils.files import claim, read_json, write_json
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -224,7 +224,7 @@ class Exporter:
             **new_schedulers(config),
         ).save_pretrained(output / "pipeline")
         record = {"steps": trainer.state.global_step, "log_history": trainer.state.log_history}
-        write_text(output / "training.json", json.dumps(record | provenance(trainer.args.device), indent=1) + "\n")
+        write_json(output / "training.json", record | provenance(trainer.args.device))
         if find_spec("matplotlib") is not None:  # an extra; without it no curve is drawn
             plot_training(trainer.state.log_history, output / "pipeline" / "training_curve.png")
 

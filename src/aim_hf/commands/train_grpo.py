@@ -12,7 +12,6 @@ the hardware, and `output_dir/training.png` plots the metrics.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
-from ..utils.files import claim, write_text
+from ..utils.files import claim, write_json
 
 if TYPE_CHECKING:
     from ..rl import AIMGRPOConfig, AIMGRPOTrainer
@@ -109,6 +108,6 @@ def export(trainer: AIMGRPOTrainer, tasks: list[str]) -> None:
     seeds = {name: [scenes[0].seed, scenes[len(scenes) - 1].seed] for name, scenes in trainer.scenes.items()}
     record = {"steps": trainer.state.global_step, "processes": args.world_size, "tasks": tasks, "seeds": seeds}
     record |= {"log_history": trainer.state.log_history} | provenance(args.device)
-    write_text(output / "training.json", json.dumps(record, indent=1) + "\n")
+    write_json(output / "training.json", record)
     plot_grpo(trainer.state.log_history, output / "training.png")
     print(f"The pipeline with the new action head is {output / 'pipeline'}")

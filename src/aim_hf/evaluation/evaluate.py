@@ -16,7 +16,6 @@ episodes are still wanted, so that no episode is run in vain, however many proce
 Several machines need one folder that all of them see.
 """
 
-import json
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -46,7 +45,7 @@ from ..utils.files import (
     read_json,
     read_json_lines,
     reading,
-    write_text,
+    write_json,
 )
 from ..utils.provenance import provenance
 from .statistics import PEAKS, format_peaks, summarize
@@ -161,7 +160,7 @@ def evaluate(
     rejected = {task: read_rejected(output, task) for task in recorded}
     headline = {name: settings[name] for name in ("suite", "split", "policy")}
     results = headline | summarize(recorded, rejected) | settings | provenance(state.device)
-    write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
+    write_json(output / "results.json", results, indent=2)
     return results
 
 

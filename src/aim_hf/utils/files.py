@@ -1,6 +1,6 @@
 """Atomic writes, records of an output folder's inputs, and clear errors for unreadable files.
 
-- `written_file`, `write_text`, `write_bytes`, `written_folder` write under a temporary name and rename.
+- `written_file`, `write_json`, `write_text`, `write_bytes`, `written_folder` write under a temporary name and rename.
 - `claim` records the inputs of an output folder, and refuses a folder with other inputs.
 - `append_json_line`, `drop_torn_line` keep a list of what is done, of which a kill tears at most the last line.
 - `reading`, `read_json`, `read_json_lines` raise `UnreadableFile`, which names the file, for every error in it.
@@ -138,7 +138,7 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
             f"delete {outputs} there."
         )
     else:
-        write_text(path, json.dumps(made_from, indent=1) + "\n")
+        write_json(path, made_from)
 
 
 @contextmanager
@@ -164,6 +164,10 @@ def written_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the file doesn't exist after success, or if its folder couldn't be made
             temporary.unlink()
+
+
+def write_json(path: Path, content: Any, indent: int = 1) -> None:
+    write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

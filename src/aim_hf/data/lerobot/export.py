@@ -4,7 +4,6 @@ Videos are not encoded again: their packets are copied, many episodes to a file.
 time. The dataset is written to a hidden folder, which is renamed when it is complete.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, List, Value
 
-from ...utils.files import reading, write_text, written_folder
+from ...utils.files import reading, write_json, write_text, written_folder
 from ..shards import MEND, read_rows, shard_paths
 from ..video import KEY_FRAME_EVERY, decode_video
 from . import format
@@ -217,7 +216,7 @@ class _Writer:
             name: {key: value.tolist() for key, value in values.items()} for name, values in self.statistics.items()
         }
         for name, content in ((format.INFO, info), (format.STATS, stats)):
-            write_text(self.folder / name, json.dumps(content, indent=4) + "\n")
+            write_json(self.folder / name, content, indent=4)
         write_text(self.folder / "README.md", _card(repo_id, info, bool(self.left_out), expert_actions))
         return info
 
