@@ -37,9 +37,7 @@ class Scene(Protocol):
 class Task(ABC):
     """The task of one episode. `seen` and `unseen` are instruction templates, filled in by `words`."""
 
-    press_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers must press
-    push_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers must push along
-    insert_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that a held body must be inserted in
+    targets: ClassVar[dict[str, str]] = {}  # name of a body -> "press", "push" or "insert", as `Environment.targets`
     seen: ClassVar[tuple[str, ...]]
     unseen: ClassVar[tuple[str, ...]]
 
@@ -146,14 +144,9 @@ class InProcessEnvironment(ABC):
     def robot_links(self) -> list[int]:
         return self._active_scene().robot_links
 
-    def press_targets(self) -> list[int]:
-        return [self._active_scene().body_id(name) for name in self._task.press_targets]
-
-    def push_targets(self) -> list[int]:
-        return [self._active_scene().body_id(name) for name in self._task.push_targets]
-
-    def insert_targets(self) -> list[int]:
-        return [self._active_scene().body_id(name) for name in self._task.insert_targets]
+    def targets(self) -> dict[int, str]:
+        scene = self._active_scene()
+        return {scene.body_id(name): kind for name, kind in self._task.targets.items()}
 
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
         return self._active_scene().bodies(of)

@@ -99,7 +99,7 @@ class TransferCube(Task):
 class Insertion(Task):
     file = "bimanual_viperx_insertion.xml"
     rules = sim.InsertionTask
-    insert_targets = ("socket",)
+    targets = {"socket": "insert"}
     seen = (
         "Insert the red peg into the blue socket.",
         "Pick up the red peg and the blue socket and put the peg into the socket.",

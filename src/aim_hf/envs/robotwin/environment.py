@@ -35,7 +35,7 @@ from ..poses import along_tools, unpack_endpose
 from ..seeds import SEED_RANGES, scene_generator
 from .client import START_TIMEOUT, Answer, Client, OperationFailed, RoboTwinError, RoboTwinMissing
 from .installation import ASSETS, PACKAGE, PYTHON, ROOT, find_configs, find_installation
-from .tasks import CONFIGS, PRESS_TARGETS, PUSH_TARGETS, TASKS, simulator_seed
+from .tasks import CONFIGS, TARGETS, TASKS, simulator_seed
 
 JointPaths = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> positions and velocities (steps, J) of each move
 
@@ -400,16 +400,9 @@ class RoboTwinEnvironment:
         self._active_moment()
         return self._scene["robot_links"]
 
-    def press_targets(self) -> list[int]:
+    def targets(self) -> dict[int, str]:
         self._active_moment()
-        return self._scene["targets"] if self.task in PRESS_TARGETS else []
-
-    def push_targets(self) -> list[int]:
-        self._active_moment()
-        return self._scene["targets"] if self.task in PUSH_TARGETS else []
-
-    def insert_targets(self) -> list[int]:
-        return []
+        return dict.fromkeys(self._scene["targets"], self._target_kind)
 
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
         scene, poses = self._scene, self._active_moment().sample.poses
@@ -438,10 +431,9 @@ class RoboTwinEnvironment:
         self._client = Client(found.python, found.code, found.assets, found.is_package)
         self._starting = True  # until the first scene is set up, which warms up the planner
         request = {"task": self.task, "config": CONFIGS[self.split], "configs": str(found.configs)}
+        target, self._target_kind = TARGETS.get(self.task, (None, None))
         try:
-            facts, _ = self._ask(
-                "open", target=(PRESS_TARGETS | PUSH_TARGETS).get(self.task), **request, **self._options
-            )
+            facts, _ = self._ask("open", target=target, **request, **self._options)
         except SimulatorLost as error:
             raise RoboTwinMissing(f"the interpreter {found.python!r} can't run the worker: {error}") from error
         except OperationFailed as error:

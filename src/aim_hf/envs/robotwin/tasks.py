@@ -7,10 +7,14 @@ from ..seeds import SEED_RANGES, check_seed
 
 TASKS = ROBOTWIN
 
-# Task -> attribute of the object that closed fingers press, or push along. In all other tasks, objects are grasped, or
-# moved by a grasped object.
-PRESS_TARGETS = {"click_alarmclock": "alarm", "click_bell": "bell", "press_stapler": "stapler"}
-PUSH_TARGETS = {"turn_switch": "switch"}
+# Task -> attribute of the object that closed fingers press or push along, and which of both. In all other tasks,
+# objects are grasped, or moved by a grasped object.
+TARGETS = {
+    "click_alarmclock": ("alarm", "press"),
+    "click_bell": ("bell", "press"),
+    "press_stapler": ("stapler", "press"),
+    "turn_switch": ("switch", "push"),
+}
 
 CONFIGS = {"easy": "demo_clean", "hard": "demo_randomized"}  # by split
 

@@ -17,7 +17,7 @@ _HEIGHT = 0.042
 
 class ClickBell(Task):
     step_limit = 40
-    press_targets = ("bell",)
+    targets = {"bell": "press"}
     seen = (
         "Click the bell.",
         "Press the top of the bell.",

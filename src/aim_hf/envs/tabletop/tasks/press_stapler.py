@@ -16,7 +16,7 @@ _FOOT_COLOR = (0.22, 0.20, 0.30)
 
 class PressStapler(Task):
     step_limit = 40
-    press_targets = ("stapler",)
+    targets = {"stapler": "press"}
     seen = (
         "Press the {a} stapler.",
         "Push down the head of the {a} stapler.",

@@ -22,7 +22,7 @@ _FINGER = 0.014  # from the middle of the closed fingers to what their side touc
 
 class TurnSwitch(Task):
     step_limit = 45
-    push_targets = ("knob",)
+    targets = {"knob": "push"}
     seen = (
         "Push the {a} switch to the {side}.",
         "Slide the {a} knob to the {side} end.",
