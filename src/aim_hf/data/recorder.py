@@ -36,9 +36,7 @@ def made_from(
     return settings | ({"mistakes": mistakes} if mistakes else {})
 
 
-def record_episode(
-    env: Environment, seed: int, noise: float, mistakes: float = 0.0, instructions: str = "seen"
-) -> Episode | Failure:
+def record_episode(env: Environment, seed: int, noise: float, mistakes: float = 0.0) -> Episode | Failure:
     """Records the expert on the scene of `seed`, with positions perturbed by `noise` (m).
 
     `action` has the perturbation, `expert_action` does not. In a share `mistakes` of the seeds the expert misses an
@@ -78,7 +76,7 @@ def record_episode(
         task=env.task,
         split=env.split,
         seed=seed,
-        instruction=env.instruction(instructions),
+        instruction=env.instruction(),
         success=success,
         fps=1 / env.control_dt,
         action_space="ee",

@@ -108,15 +108,12 @@ def format_peaks(entry: dict[str, Any]) -> str:
     return text
 
 
-def summarize(
-    records: dict[str, list[dict[str, Any]]], rejected: dict[str, dict[int, str]], camera: str = "head_camera"
-) -> dict[str, Any]:
-    """Rates of each task, and over all.
+def summarize(records: dict[str, list[dict[str, Any]]], rejected: dict[str, dict[int, str]]) -> dict[str, Any]:
+    """Rates of each task, and over all. Peak errors are those of the head camera's value map.
 
     Args:
         records: task -> its episodes' records, as `evaluate` writes them; at least one of each task.
         rejected: task -> the seeds that the suite rejected, and why.
-        camera: whose value map the peak errors are of.
 
     Returns:
         `mean_rate`, the mean of the tasks' rates; `first_chunk_peak_within_10_percent`; `first_chunk_peak_on_table`,
@@ -135,7 +132,7 @@ def summarize(
             "wilson": list(wilson_interval(successes, len(episodes))),
             "mean_steps": sum(record["steps"] for record in episodes) / len(episodes),
             "expert_successes": sum(record["expert_success"] for record in episodes),
-            **_peaks(episodes, camera),
+            **_peaks(episodes),
             "seeds": [record["seed"] for record in episodes],
             "outcomes": "".join(str(int(record["success"])) for record in episodes),
             "rejected_seeds": sorted(rejected[task]),
@@ -143,17 +140,17 @@ def summarize(
     simulators = {json.dumps(record["simulator"]) for episodes in records.values() for record in episodes}
     return {
         "mean_rate": sum(task["rate"] for task in tasks.values()) / len(tasks),
-        **_peaks([record for task in records.values() for record in task], camera),
+        **_peaks([record for task in records.values() for record in task]),
         "simulators": [json.loads(simulator) for simulator in sorted(simulators)],
         "tasks": tasks,
     }
 
 
-def _peaks(episodes: list[dict[str, Any]], camera: str) -> dict[str, Any]:
-    """Of the episodes in which the camera sees the true contact: how near to it the peaks are, and their count."""
+def _peaks(episodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the episodes whose head camera sees the true contact: how near to it the peaks are, and their count."""
 
     def known(name: str) -> list[float]:
-        errors = [record[name][camera] for record in episodes if record.get(name) is not None]
+        errors = [record[name]["head_camera"] for record in episodes if record.get(name) is not None]
         return [error for error in errors if error is not None]
 
     shares, distances = known("peak_error"), known("peak_error_cm")

@@ -640,10 +640,7 @@ def _quaternion_product(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def robotwin_processor(
-    tokenizer: PreTrainedTokenizerBase,
-    action_space: str = "ee",
-    canvas_size: tuple[int, int] = (384, 320),
-    **kwargs: Any,
+    tokenizer: PreTrainedTokenizerBase, canvas_size: tuple[int, int] = (384, 320), **kwargs: Any
 ) -> AIMProcessor:
     """The processor for RoboTwin 2.0: three cameras of 240 x 320 on a T-pose canvas.
 
@@ -654,4 +651,4 @@ def robotwin_processor(
         kwargs: other fields of [`AIMProcessor`]; `action_statistics` are computed from a dataset.
     """
     cameras = t_pose_canvas(canvas_size, (240, 320), (240, 320))
-    return AIMProcessor(tokenizer, canvas_size=canvas_size, cameras=cameras, action_space=action_space, **kwargs)
+    return AIMProcessor(tokenizer, canvas_size=canvas_size, cameras=cameras, **kwargs)

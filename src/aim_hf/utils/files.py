@@ -46,20 +46,16 @@ def reading(path: str | os.PathLike, mend: str) -> Iterator[None]:
         raise UnreadableFile(f"{path} can't be read ({reason}); {mend}.") from error
 
 
-def read_json(path: str | os.PathLike, mend: str, kind: type = dict) -> Any:
-    """The content of a JSON file.
-
-    Args:
-        mend: as in `reading`.
-        kind: type of the content, `dict` or `list`.
+def read_json(path: str | os.PathLike, mend: str) -> dict[str, Any]:
+    """The object in a JSON file. `mend`: as in `reading`.
 
     Raises:
-        UnreadableFile: if the file is missing or damaged, or holds another type.
+        UnreadableFile: if the file is missing or damaged, or holds no object.
     """
     with reading(path, mend):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, kind):
-            raise ValueError(f"it holds a JSON {type(content).__name__}, expected a {kind.__name__}")
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a JSON {type(content).__name__}, expected a dict")
     return content
 
 

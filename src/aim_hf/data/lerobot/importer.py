@@ -57,9 +57,9 @@ def import_episodes(
     shard_size: int = 50,
     skip_broken: bool = False,
     license: str = "unknown",
-    state: PartialState | None = None,
 ) -> tuple[int, dict[int, str]]:
     """Imports episodes into the folder `output`, with its card; goes on where an earlier call was stopped.
+    Several processes share the work.
 
     Args:
         config: file of a [`Robot`]; None for a dataset of `export_lerobot`, whose episodes are restored exactly.
@@ -68,7 +68,6 @@ def import_episodes(
         shard_size: episodes in a Parquet file.
         skip_broken: leave out broken episodes, with the reasons in the manifests, instead of refusing all episodes.
         license: license of the source, by its name on the Hub.
-        state: the processes that share the work.
 
     Returns:
         The number of imported episodes, and of each broken episode the reason.
@@ -77,7 +76,7 @@ def import_episodes(
         ValueError, OSError: for a dataset that doesn't fit the config, and for broken episodes; lists all of them.
         FileExistsError: if `output` was made from other settings; names them.
     """
-    state = state or PartialState(cpu=True, timeout=timedelta(days=7))
+    state = PartialState(cpu=True, timeout=timedelta(days=7))
     robot = Robot.load(config) if config else None
     if robot is None and not source.own:
         raise ValueError(
