@@ -35,7 +35,7 @@ from aim_hf.envs.base import Observation
 from aim_hf.envs.poses import pack_endpose
 from aim_hf.envs.seeds import seed_range
 from aim_hf.evaluation.evaluate import Protocol, evaluate, read_outcomes
-from aim_hf.evaluation.statistics import holm, mcnemar_p, wilson_interval
+from aim_hf.evaluation.statistics import add_holm, mcnemar_p, wilson_interval
 from aim_hf.rollout.policies import Prediction
 from aim_hf.rollout.rows import ROWS
 from aim_hf.utils.files import read_json, write_json
@@ -259,8 +259,7 @@ def report(args: argparse.Namespace) -> None:
             only = int((before & ~after).sum()), int((after & ~before).sum())
             names = [f"{each['arm']}/{each['checkpoint']}" for each in (first, second)]
             tests.append({"episodes": first["episodes"], "pair": names, "only": only, "p": mcnemar_p(*only)})
-    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["holm_p"] = corrected
+    add_holm(tests)
     content = {"entries": entries, "tests": tests} | provenance(torch.device("cpu"))
     write_json(args.output_file, content)
     print(

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Collection
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
@@ -36,13 +38,12 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
-def holm(ps: list[float]) -> list[float]:
-    """p-values under Holm's correction, in their order."""
-    corrected, largest = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
-        corrected[index] = largest
-    return corrected
+def add_holm(tests: Collection[dict[str, Any]]) -> None:
+    """Adds to each test, beside its `p`, `holm_p`: the p-value under Holm's correction for all of them."""
+    largest = 0.0
+    for rank, test in enumerate(sorted(tests, key=itemgetter("p"))):
+        largest = max(largest, min(1.0, (len(tests) - rank) * test["p"]))
+        test["holm_p"] = largest
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
