@@ -32,7 +32,7 @@ import numpy as np
 
 from aim_hf.envs import interface
 from aim_hf.envs.base import Observation
-from aim_hf.envs.poses import pack_endpose
+from aim_hf.envs.poses import pack_endpose, unit_quaternions
 from aim_hf.envs.seeds import seed_range
 from aim_hf.evaluation.evaluate import Protocol, evaluate, read_outcomes
 from aim_hf.evaluation.statistics import add_holm, mcnemar_p, wilson_interval
@@ -53,7 +53,6 @@ LEROBOT_ARMS = {
 FROM_NOTHING = "--policy.pretrained_backbone_weights=null"
 # 100 steps of DDPM, its default, would take a CPU core a minute for each chunk of actions.
 DIFFUSION_SAMPLING = ["--policy.noise_scheduler_type=DDIM", "--policy.num_inference_steps=10"]
-QUATERNIONS = (slice(3, 7), slice(11, 15))  # of the two arms in an action
 RESULTS = Path(__file__).parent / "results" / "aloha.json"
 
 
@@ -200,9 +199,7 @@ class LeRobotPolicy:
         batch = preprocess_observation(batch) | {"task": [self.instruction]}
         with torch.inference_mode():
             action = self.postprocess(self.policy.select_action(self.preprocess(batch))).double().numpy()
-        for part in QUATERNIONS:
-            action[:, part] /= np.linalg.norm(action[:, part])
-        return Prediction(action[:, None])
+        return Prediction(unit_quaternions(action[0])[None, None])
 
 
 # ------------------------------------------------------------------------------------------------------------- report

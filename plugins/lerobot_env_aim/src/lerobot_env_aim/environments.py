@@ -11,10 +11,8 @@ from gymnasium import spaces
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import ActionMode, Observation
 from aim_hf.envs.names import TASKS
-from aim_hf.envs.poses import pack_endpose
+from aim_hf.envs.poses import pack_endpose, unit_quaternions
 from aim_hf.envs.seeds import episode_seeds, seed_range
-
-QUATERNIONS = (slice(3, 7), slice(11, 15))  # of the two arms in an `ee` action
 
 
 def register_tasks() -> None:
@@ -84,10 +82,8 @@ class SuiteEnv(gym.Env):
         Raises:
             ValueError: for NaN, a wrong shape, or a quaternion of zeros.
         """
-        action = np.array(action, dtype=np.float64)
-        if self.action_mode == "ee" and action.shape == self.action_space.shape:
-            for part in QUATERNIONS:
-                action[part] /= np.linalg.norm(action[part]) or 1.0
+        if self.action_mode == "ee" and np.shape(action) == self.action_space.shape:
+            action = unit_quaternions(action)
         result = self.environment.step(action, self.action_mode)
         truncated = result.info["done"] and not result.success
         info = {"is_success": result.success}

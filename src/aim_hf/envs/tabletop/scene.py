@@ -17,6 +17,7 @@ from sapien.wrapper.actor_builder import ActorBuilder
 from sapien.wrapper.urdf_loader import URDFLoader
 
 from ..base import ARMS, Body, Contact
+from ..poses import axis_rotation
 from . import robot
 from .kinematics import from_pose
 
@@ -65,11 +66,6 @@ class Part:
 
 # SAPIEN's cylinders lie along x.
 _UPRIGHT = [np.sqrt(0.5), 0.0, np.sqrt(0.5), 0.0]
-
-
-def yaw_quaternion(yaw: float) -> np.ndarray:
-    """The quaternion (4,) wxyz of a rotation about z by `yaw` (rad)."""
-    return np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
 
 
 class ArmBuilders:
@@ -201,7 +197,7 @@ class TabletopScene:
                 shade = tuple(_SIDE_SHADE * channel for channel in part.color)
                 _add_visual(builder, part, part.height, 0.0, shade)
                 _add_visual(builder, part, _LID, part.height / 2, part.color)
-        builder.set_initial_pose(sapien.Pose([x, y, self.table_top], yaw_quaternion(yaw)))
+        builder.set_initial_pose(sapien.Pose([x, y, self.table_top], axis_rotation(2, yaw)))
         entity = self._entities[name] = builder.build(name) if dynamic else builder.build_static(name)
         if dynamic:
             self._dynamic.add(name)
