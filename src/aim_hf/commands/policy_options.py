@@ -1,50 +1,39 @@
-"""Options shared by commands that load a policy and sample from it: the fields of their configurations."""
+"""Options that are the fields of a configuration."""
 
 import argparse
+import inspect
+import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
-from ..pipeline.loading_config import COMPILE_MODES, OFFLOADS, QUANTIZATIONS
+from ..pipeline.loading_config import LoadingConfig
+from ..pipeline.sampling_config import SamplingConfig
+
+
+def add_options(parser: argparse.ArgumentParser, title: str, config: type, description: str | None = None) -> None:
+    """Adds a group of options, one for each field of a dataclass, which are None unless they are given.
+
+    As for transformers' `HfArgumentParser`, a field's metadata are arguments of `add_argument`, and a bool that is
+    True by default has the option `--no_NAME`. The help is the field's text in the docstring.
+    """
+    group = parser.add_argument_group(title, description)
+    texts = dict(re.findall(r"^(\w+): (.*(?:\n    .*)*)", inspect.getdoc(config), re.MULTILINE))
+    for field in fields(config):
+        text = " ".join(texts[field.name].split()).replace("%", "%%")
+        if field.type is bool:
+            text = f"turn off {field.name}, {text}"
+            group.add_argument(f"--no_{field.name}", dest=field.name, action="store_const", const=False, help=text)
+        else:
+            kind = (*get_args(field.type), field.type)[0]  # int of `int | None`
+            group.add_argument(f"--{field.name}", type=kind, help=text, **field.metadata)
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for each field of [`LoadingConfig`]."""
-    group = parser.add_argument_group("loading", "of the policy")
-    group.add_argument("--dtype", help="dtype of the model and the text encoder, such as bfloat16; default: as stored")
-    group.add_argument(
-        "--attn_implementation", help="attention of the model, such as flash_attention_2; default: sdpa, PyTorch's"
-    )
-    group.add_argument(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        help="store matrices of the video experts and the text encoder in 8 bits (torchao) or 4 (bitsandbytes)",
-    )
-    group.add_argument(
-        "--text_encoder_device", help="where the text encoder stays, such as cpu; it runs once an episode"
-    )
-    group.add_argument(
-        "--offload",
-        choices=OFFLOADS,
-        help="keep the text encoder on the CPU, and move it to the GPU for each prompt: whole, or layer by layer",
-    )
-    group.add_argument(
-        "--compile_blocks",
-        nargs="?",
-        const="default",
-        choices=COMPILE_MODES,
-        help="torch.compile the layers, in a mode of it: reduce-overhead also captures them as CUDA graphs; the first "
-        "calls take long, and a CPU needs a C++ compiler",
-    )
+    add_options(parser, "loading", LoadingConfig, "of the policy")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for each field of [`SamplingConfig`], whose defaults are the policy's values."""
-    group = parser.add_argument_group("sampling", "defaults: the values saved with the policy")
-    group.add_argument("--num_inference_steps", type=int, help="denoising steps of RGB and value maps")
-    group.add_argument("--num_action_inference_steps", type=int, help="denoising steps of actions")
-    group.add_argument("--stop_after", type=int, help="stop denoising RGB and value maps after this step")
-    group.add_argument("--guidance_scale", type=float, help="classifier-free guidance of RGB and value maps; 1: none")
-    group.add_argument("--action_noise_scale", type=float, help="scale of the noise that actions start from; 0: none")
+    add_options(parser, "sampling", SamplingConfig, "defaults: the values saved with the policy")
 
 
 def given_options(args: argparse.Namespace, *configurations: type) -> dict[str, Any]:
