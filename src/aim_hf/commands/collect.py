@@ -80,21 +80,17 @@ def main(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from ..data.card import write_card
-    from ..data.collection import SeedsExhausted, collect_shard, plan
+    from ..data.collection import SeedsExhausted, collect_shard, made_from, plan
     from ..data.preview import write_preview
-    from ..data.recorder import made_from
     from ..data.shards import remove_leftovers
     from ..envs import next_environment
     from ..utils.files import claim
 
     # Processes wait for each other only at the start and at the end, days later with many episodes.
     state = PartialState(cpu=True, timeout=timedelta(days=30))
-    settings = made_from(
-        args.suite, args.noise, args.start_seed, args.seeds_per_episode, args.shard_size, args.mistakes
-    )
     with state.main_process_first():
         if state.is_main_process:
-            claim(args.output_dir, settings, "data/*.parquet")
+            claim(args.output_dir, made_from(args), "data/*.parquet")
             remove_leftovers(args.output_dir)
     mine = plan(args)[state.process_index :: state.num_processes]
     missing = []

@@ -1,7 +1,6 @@
 """Records the scripted expert on the scene of a seed, as an `Episode` or a `Failure`."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,21 +18,6 @@ class Failure:
 
     seed: int
     reason: str
-
-
-def made_from(
-    suite: str, noise: float, start_seed: int, seeds_per_episode: int, shard_size: int, mistakes: float = 0.0
-) -> dict[str, Any]:
-    """The settings that determine the episodes of a collection, for `files.claim`. Tasks, splits and the number of
-    episodes are not among them, because later calls may add some."""
-    settings = {
-        "suite": suite,
-        "noise": noise,
-        "start_seed": start_seed,
-        "seeds_per_episode": seeds_per_episode,
-        "shard_size": shard_size,
-    }
-    return settings | ({"mistakes": mistakes} if mistakes else {})
 
 
 def record_episode(env: Environment, seed: int, noise: float, mistakes: float = 0.0) -> Episode | Failure:
