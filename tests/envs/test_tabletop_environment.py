@@ -143,7 +143,7 @@ def test_episode_ends_at_the_step_limit(env):
 def test_bad_names_and_seeds():
     with pytest.raises(ValueError, match="suite='desk'"):
         make_environment("desk", "click_bell")
-    with pytest.raises(ValueError, match="choose one of .*click_bell"):
+    with pytest.raises(ValueError, match="expected one of .*click_bell"):
         make_environment("tabletop", "open_laptop")
     with pytest.raises(ValueError, match="split='medium'"):
         make_environment("tabletop", "click_bell", "medium")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.presets import PRESETS
-from ..utils.checks import check_whole
+from ..utils.checks import check_choice, check_whole
 from ..utils.files import claim, read_json, write_json
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[s
     for name, least in (("lora_rank", 1), ("export_steps", 0), ("window_chunks", 1)):
         if getattr(arguments, name) is not None:
             check_whole(f"--{name}", getattr(arguments, name), least)
-    if arguments.preset is not None and arguments.preset not in PRESETS:
-        raise ValueError(f"--preset is {arguments.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+    if arguments.preset is not None:
+        check_choice("--preset", arguments.preset, sorted(PRESETS))
 
     from .. import AIMConfig
 

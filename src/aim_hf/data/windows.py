@@ -18,6 +18,7 @@ from datasets import IterableDataset as StreamedDataset
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..envs.base import CAMERAS
+from ..utils.checks import check_choice
 from ..utils.extras import extra
 from ..value_maps.render import render_value_maps
 from .episodes import VECTORS, decode_column, event_from_row
@@ -55,8 +56,7 @@ class Window:
             )
         if not self.cameras or not set(self.cameras) <= set(CAMERAS):
             raise ValueError(f"cameras={self.cameras}; expected some of {CAMERAS}.")
-        if self.value_maps not in VALUE_MAPS:
-            raise ValueError(f"value_maps={self.value_maps!r}; expected one of {VALUE_MAPS}.")
+        check_choice("value_maps", self.value_maps, VALUE_MAPS)
 
     @property
     def steps(self) -> int:

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ..utils.checks import check_choice
 from .actions import checked_action
 from .base import ARMS, Body, Camera, Contact, ExpertPath, Interface, Observation, StepResult
 from .seeds import scene_generator
@@ -65,9 +66,7 @@ class InProcessEnvironment(ABC):
     step_limit: int
 
     def __init__(self, task: str, split: str, base: str, tasks: Collection[str], render: bool, depth: bool) -> None:
-        if task not in tasks:
-            raise ValueError(f"task={task!r} is unknown: choose one of {list(tasks)}.")
-        self.task, self.split, self._base = task, split, base
+        self.task, self.split, self._base = check_choice("task", task, tasks), split, base
         self._render, self._depth = render, depth
         self.on_physics_step: list[Callable[[InProcessEnvironment], None]] = []
         self._scene: Scene | None = None
@@ -101,9 +100,7 @@ class InProcessEnvironment(ABC):
 
     def instruction(self, split: str = "seen") -> str:
         self._active_scene()
-        if split not in ("seen", "unseen"):
-            raise ValueError(f"split={split!r} is unknown: choose 'seen' or 'unseen'.")
-        templates = getattr(self._task, split)
+        templates = getattr(self._task, check_choice("split", split, ("seen", "unseen")))
         chosen = templates[self._generator(f"instruction/{split}").integers(len(templates))]
         return chosen.format(**self._task.words())
 

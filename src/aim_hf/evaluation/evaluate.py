@@ -36,7 +36,7 @@ from ..rollout.policies import Policy, check_fits
 from ..rollout.run import EpisodeResult, ValueMaps, run_episodes
 from ..rollout.storyboard import write_contact_sheet, write_strip, write_video
 from ..rollout.vector_env import VectorEnvironment, cores_of_this_process
-from ..utils.checks import check_whole
+from ..utils.checks import check_choice, check_whole
 from ..utils.files import (
     UnreadableFile,
     append_json_line,
@@ -77,13 +77,9 @@ class Protocol:
     start_seed: int = 0
 
     def __post_init__(self):
-        for name, known in (
-            ("suite", tuple(TASKS)),
-            ("instructions", ("seen", "unseen")),
-            ("value_maps", ("predicted", "true")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
+        check_choice("suite", self.suite, TASKS)
+        check_choice("instructions", self.instructions, ("seen", "unseen"))
+        check_choice("value_maps", self.value_maps, ("predicted", "true"))
         check_split(self.suite, self.split)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ..utils.checks import check_choice
 from .visibility import Visibility
 
 # Keys that `PreTrainedConfig` accepts in addition to the declared fields.
@@ -117,8 +118,7 @@ class AIMConfig(PreTrainedConfig):
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.visibility not in list(Visibility):
-            raise ValueError(f"visibility is {self.visibility!r}; expected one of {', '.join(Visibility)}.")
+        check_choice("visibility", self.visibility, Visibility)
         if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
             raise ValueError(f"patch_size is {self.patch_size}; it must be (1, height, width).")
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:

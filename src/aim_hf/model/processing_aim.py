@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..utils.checks import check_number, check_whole, quoted
+from ..utils.checks import check_choice, check_number, check_whole, quoted
 
 ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); then the same of the right arm.
@@ -121,8 +121,7 @@ class AIMProcessor(ProcessorMixin):
                 "slot": _whole_numbers(f"slot of {name}", cameras[name]["slot"], 4, -math.inf),
             }
         self._check_slots()
-        if action_space not in ACTION_SPACES:
-            raise ValueError(f"action_space is {action_space!r}; expected one of {ACTION_SPACES}.")
+        check_choice("action_space", action_space, ACTION_SPACES)
         if action_space == "ee" and action_dim != EE_ACTION_DIM:
             raise ValueError(f"action_dim is {action_dim}; actions of space 'ee' have {EE_ACTION_DIM} numbers.")
         self.action_space = action_space

@@ -13,6 +13,7 @@ from aim_hf.envs.base import ActionMode, Observation
 from aim_hf.envs.names import TASKS
 from aim_hf.envs.poses import pack_endpose, unit_quaternions
 from aim_hf.envs.seeds import episode_seeds, seed_range
+from aim_hf.utils.checks import check_choice
 
 
 def register_tasks() -> None:
@@ -54,8 +55,7 @@ class SuiteEnv(gym.Env):
     ) -> None:
         self.environment = make_environment(self.suite, task, split)
         interface = self.environment.interface(split)
-        if action_mode not in interface.action_dims:
-            raise ValueError(f"action_mode is {action_mode!r}; choose one of {', '.join(interface.action_dims)}.")
+        check_choice("action_mode", action_mode, interface.action_dims)
         self.task, self.action_mode, self.render_mode = task, action_mode, render_mode
         self.task_description = ""  # the instruction, known after `reset`
         self._max_episode_steps = self.environment.step_limit  # LeRobot reads it

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import yaml
 
+from ...utils.checks import check_choice
 from ...utils.files import reading
 from ...utils.provenance import source_commit
 from ..actions import checked_action
@@ -165,17 +166,12 @@ class RoboTwinEnvironment:
         depth: bool = False,
         timeout: float = 300.0,
     ) -> None:
-        if task not in TASKS:
-            raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
-        self.task, self.split = task, check_split(self.suite, split)
+        self.task, self.split = check_choice("task", task, TASKS), check_split(self.suite, split)
         self.on_physics_step: list[Callable[[RoboTwinEnvironment], None]] = []
-        planner = planner or os.environ.get(_PLANNER, PLANNERS[0])
-        if planner not in PLANNERS:
-            raise ValueError(f"planner={planner!r} is unknown: choose one of {list(PLANNERS)}.")
         self._options = {
             "embodiment": embodiment or _embodiment(os.environ.get(_EMBODIMENT, "")),
             "shader": shader or os.environ.get(_SHADER),
-            "planner": planner,
+            "planner": check_choice("planner", planner or os.environ.get(_PLANNER, PLANNERS[0]), PLANNERS),
             "depth": depth,
         }
         self._installation = find_installation(root, python, assets, task)
@@ -354,8 +350,7 @@ class RoboTwinEnvironment:
         expert's actions.
         """
         self._active_moment()
-        if split not in ("seen", "unseen"):
-            raise ValueError(f"split={split!r} is unknown: choose 'seen' or 'unseen'.")
+        check_choice("split", split, ("seen", "unseen"))
         if self._info is None:
             raise RuntimeError(
                 "RoboTwin words a scene by what its expert did, which it hasn't yet: run demonstrate() first, or take "
