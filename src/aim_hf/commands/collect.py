@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
-from ..utils.checks import check_number
+from ..utils.checks import check_number, check_whole
 from . import SPLITS_HELP, Parser
 
 # Set before SAPIEN loads its renderer: each process renders on one core, since processes share the machine.
@@ -60,9 +60,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
-    for name, number in (("episodes", args.episodes), ("shard_size", args.shard_size)):
-        if number < 1:
-            parser.error(f"--{name} is {number}; expected at least 1")
+    for name in ("episodes", "shard_size"):
+        check_whole(f"--{name}", getattr(args, name))
     parser.check_tasks(args.tasks, args.suite)
     parser.check_splits(args.splits, args.suite)
     usual = NOISE.get(args.suite, 0.0)

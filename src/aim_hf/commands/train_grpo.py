@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
+from ..utils.checks import check_choice
 from ..utils.files import claim, write_json
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
     parser = HfArgumentParser((ScriptArguments, AIMGRPOConfig), prog="aim-hf train-grpo", description=__doc__)
     add_robotwin_arguments(parser)
     script, args = parser.parse_args_into_dataclasses(argv)
-    if args.suite not in TASKS:
-        raise ValueError(f"--suite is {args.suite!r}; choose from {', '.join(TASKS)}")
+    check_choice("--suite", args.suite, TASKS)
     for name, known in (("tasks", TASKS[args.suite]), ("reward_funcs", REWARDS)):
         if unknown := set(getattr(script, name)) - set(known):
             raise ValueError(f"--{name} has {', '.join(sorted(unknown))}; choose from {', '.join(known)}")

@@ -117,9 +117,8 @@ def evaluate(
     if unknown:
         known = ", ".join(TASKS[protocol.suite])
         raise ValueError(f"no task {', '.join(unknown)} in suite {protocol.suite!r}; choose from {known}.")
-    for name, number in (("episodes", episodes), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}; expected at least 1.")
+    check_whole("episodes", episodes)
+    check_whole("batch_size", batch_size)
     check_whole("videos", videos, least=0)
     episode_seeds("evaluation", protocol.start_seed, episodes)
     check_fits(policy.interface, protocol.suite, protocol.split)

@@ -37,6 +37,7 @@ from torch import nn
 
 from ..model.cache import ActionContext
 from ..model.modeling_aim import AIMForWorldAction
+from ..utils.checks import check_number, check_whole
 
 # Fields of a `Group` that the policy needs.
 POLICY_INPUTS = (
@@ -64,12 +65,10 @@ class FlowSDE:
     last_step_std: float = 0.0
 
     def __post_init__(self):
-        if not self.noise_level >= 0:
-            raise ValueError(f"noise_level is {self.noise_level}; expected at least 0.")
-        if self.noise_modes is not None and self.noise_modes < 1:
-            raise ValueError(f"noise_modes is {self.noise_modes}; expected at least 1.")
-        if not self.last_step_std >= 0:
-            raise ValueError(f"last_step_std is {self.last_step_std}; expected at least 0.")
+        check_number("noise_level", self.noise_level, least=0)
+        if self.noise_modes is not None:
+            check_whole("noise_modes", self.noise_modes)
+        check_number("last_step_std", self.last_step_std, least=0)
 
     def step(self, x: torch.Tensor, velocity: torch.Tensor, t: float, s: float) -> tuple[torch.Tensor, float]:
         """Mean of x_s and standard deviation of each of its modes, given x = x_t (..., P, D) and its velocity,
