@@ -180,7 +180,7 @@ def test_wordings_are_new_and_name_the_same_things(task):
     found = [set() for _ in STRENGTHS]
     for seed in range(SEED, SEED + 7):
         easy.reset(seed)
-        words = easy._task.words()
+        words = easy._task.words
         seen, unseen = ({text.format(**words) for text in texts} for texts in (TASKS[task].seen, TASKS[task].unseen))
         for environment, texts in zip(environments, found):
             environment.reset(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -41,10 +41,7 @@ class Task(ABC):
     targets: ClassVar[dict[str, str]] = {}  # name of a body -> "press", "push" or "insert", as `Environment.targets`
     seen: ClassVar[tuple[str, ...]]
     unseen: ClassVar[tuple[str, ...]]
-
-    def words(self) -> dict[str, str]:
-        """The values of the placeholders in the templates."""
-        return {}
+    words: Mapping[str, str] = {}  # the values of the placeholders in the templates
 
 
 class InProcessEnvironment(ABC):
@@ -102,7 +99,7 @@ class InProcessEnvironment(ABC):
         self._active_scene()
         templates = getattr(self._task, check_choice("split", split, ("seen", "unseen")))
         chosen = templates[self._generator(f"instruction/{split}").integers(len(templates))]
-        return chosen.format(**self._task.words())
+        return chosen.format(**self._task.words)
 
     def close(self) -> None:
         self._scene = None

@@ -298,11 +298,10 @@ class TabletopScene:
                         return True
         return False
 
-    def is_free(self, name: str) -> bool:
-        """Whether no finger touches the body."""
-        return not self.touching(name, self.fingers["left"] + self.fingers["right"])
-
-    def is_at_rest(self, name: str) -> bool:
+    def is_left(self, name: str) -> bool:
+        """Whether no finger touches the body, and it is at rest."""
+        if self.touching(name, self.fingers["left"] + self.fingers["right"]):
+            return False
         linear, angular = _velocity(
             self._entities[name].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
         )

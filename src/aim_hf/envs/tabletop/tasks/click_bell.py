@@ -42,9 +42,7 @@ class ClickBell(Task):
         y = rng.uniform(-farthest[1], farthest[1])
         scene.add_body("bell", [_BASE, _DOME, _BUTTON], x, y)
         self._top = np.array([x, y, scene.table_top + scene.scale * _HEIGHT])
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [tuple(self._top[:2])]
+        self.keep_clear = [self._top[:2]]
 
     def success(self, scene: TabletopScene) -> bool:
         return scene.is_pressed("bell", scene.pose("bell")[:3] + [0, 0, scene.scale * _HEIGHT])

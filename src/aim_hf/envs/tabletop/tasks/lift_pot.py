@@ -48,13 +48,10 @@ class LiftPot(Task):
         x, y = rng.uniform(-1, 1, 2) * largest
         yaw = rng.uniform(-1, 1) * _LARGEST_YAW[split]
         scene.add_body("pot", [_BODY, _INSIDE, *_HANDLES], x, y, yaw=yaw, density=_DENSITY)
-        self._at = np.array([x, y])
         handle = scene.scale * _HANDLE * np.array([np.cos(yaw), np.sin(yaw), 0.0])
         middle = np.array([x, y, scene.table_top + scene.scale * _HANDLE_HEIGHT])
         self._handles = {"left": middle - handle, "right": middle + handle}
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [self._at, *(handle[:2] for handle in self._handles.values())]
+        self.keep_clear = [middle[:2], *(handle[:2] for handle in self._handles.values())]
 
     def success(self, scene: TabletopScene) -> bool:
         return bool(

@@ -39,22 +39,17 @@ class PressStapler(Task):
         width, depth = (0.20, 0.09) if split == "easy" else (0.22, 0.11)
         at = np.array([rng.choice([-1, 1]) * rng.uniform(0.03, width), rng.uniform(-depth, depth)])
         yaw = rng.uniform(-np.pi, np.pi)
-        self._a = str(rng.choice(["red", "green", "blue"]))
+        color = str(rng.choice(["red", "green", "blue"]))
         parts = [
             Part("box", (_LENGTH, 0.05, 0.012), _FOOT_COLOR, (0, 0, 0.006)),
-            Part("box", (_LENGTH - 0.01, 0.036, 0.026), COLORS[self._a], (0, 0, 0.025)),
+            Part("box", (_LENGTH - 0.01, 0.036, 0.026), COLORS[color], (0, 0, 0.025)),
             Part("box", (0.04, 0.04, 0.006), COLORS["yellow"], (_HEAD, 0, 0.041)),
         ]
         scene.add_body("stapler", parts, *at, yaw=yaw, dynamic=False)
         head = scene.scale * _HEAD * np.array([np.cos(yaw), np.sin(yaw)])
-        self._length = [at - head, at, at + head]
+        self.keep_clear = [at - head, at, at + head]
         self._head = np.array([*(at + head), scene.table_top + scene.scale * _HEIGHT])
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return self._length
-
-    def words(self) -> dict[str, str]:
-        return {"a": self._a}
+        self.words = {"a": color}
 
     def success(self, scene: TabletopScene) -> bool:
         return scene.is_pressed("stapler", self._head)
