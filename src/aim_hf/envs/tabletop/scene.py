@@ -134,7 +134,7 @@ class TabletopScene:
         }
 
         self.robot_links = list(self._links)
-        self._dynamic: set[str] = set()
+        self._dynamic: dict[str, sapien.physx.PhysxRigidDynamicComponent] = {}
         self._ids: dict[sapien.physx.PhysxBaseComponent, int] = {}
 
     # Building
@@ -200,8 +200,8 @@ class TabletopScene:
         builder.set_initial_pose(sapien.Pose([x, y, self.table_top], axis_rotation(2, yaw)))
         entity = self._entities[name] = builder.build(name) if dynamic else builder.build_static(name)
         if dynamic:
-            self._dynamic.add(name)
             component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+            self._dynamic[name] = component
             component.max_depenetration_velocity = _LARGEST_PUSH_OUT
 
     def _changed(self, part: Part) -> Part:
@@ -245,11 +245,10 @@ class TabletopScene:
 
     def velocities(self, of: Collection[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         found = {}
-        for entity in self._entities.values():
+        for name, entity in self._entities.items():
             if of is None or entity.per_scene_id in of:
-                component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
                 still = (np.zeros(3), np.zeros(3))
-                found[entity.per_scene_id] = still if component is None else _velocity(component)
+                found[entity.per_scene_id] = _velocity(self._dynamic[name]) if name in self._dynamic else still
         for body_id, (_, link) in self._links.items():
             if of is None or body_id in of:
                 found[body_id] = _velocity(link)
@@ -302,9 +301,7 @@ class TabletopScene:
         """Whether no finger touches the body, and it is at rest."""
         if self.touching(name, self.fingers["left"] + self.fingers["right"]):
             return False
-        linear, angular = _velocity(
-            self._entities[name].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
-        )
+        linear, angular = _velocity(self._dynamic[name])
         return bool(np.linalg.norm(linear) < _REST_SPEED and np.linalg.norm(angular) < _REST_SPIN)
 
     def tilt(self, name: str) -> float:
