@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # `policies` imports torch
     from .policies import Pictures
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]  # sends a message, returns the reply
+CAMERAS_OF_KEYS = {key: camera for camera, key in CAMERA_KEYS.items()}
 
 
 class RemoteEpisode(Protocol):
@@ -66,8 +67,7 @@ class Dialect:
 
 def aim(metadata: dict[str, Any]) -> Dialect:
     """AIM's own server, whose metadata give all fields. Its results are those of the checkpoint that it serves."""
-    cameras = {key: camera for camera, key in CAMERA_KEYS.items()}
-    sizes = {cameras.get(key, key): tuple(shape[1:]) for key, shape in metadata["images"].items()}
+    sizes = {CAMERAS_OF_KEYS.get(key, key): tuple(shape[1:]) for key, shape in metadata["images"].items()}
     # Older servers don't send `fps`.
     interface = Interface({metadata["action_space"]: metadata["action_dim"]}, sizes, metadata.get("fps"))
     return Dialect(
@@ -108,9 +108,8 @@ class AIMEpisode:
         else:
             message["executed_actions"] = executed
         reply = self.ask(message)
-        cameras = {key: camera for camera, key in CAMERA_KEYS.items()}
         clips = {
-            name: {cameras.get(key, key): clip for key, clip in reply[name].items()}
+            name: {CAMERAS_OF_KEYS.get(key, key): clip for key, clip in reply[name].items()}
             for name in ("value_maps", "frames")
             if name in reply
         }
