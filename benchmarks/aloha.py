@@ -29,13 +29,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+from arms import add_holm, read_outcomes
 
 from aim_hf.envs import interface
 from aim_hf.envs.base import Observation
 from aim_hf.envs.poses import pack_endpose, unit_quaternions
 from aim_hf.envs.seeds import seed_range
-from aim_hf.evaluation.evaluate import Protocol, evaluate, read_outcomes
-from aim_hf.evaluation.statistics import add_holm, mcnemar_p, wilson_interval
+from aim_hf.evaluation.evaluate import Protocol, evaluate
+from aim_hf.evaluation.statistics import mcnemar_p, wilson_interval
 from aim_hf.rollout.policies import Prediction
 from aim_hf.rollout.rows import ROWS
 from aim_hf.utils.files import read_json, write_json

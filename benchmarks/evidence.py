@@ -17,10 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from arms import as_arguments, compared, judged, launch, rates_table, tests_table
+from arms import add_holm, as_arguments, compared, judged, launch, rates_table, summarize_runs, tests_table
 
 from aim_hf.envs.names import AIM_TINY_TASKS
-from aim_hf.evaluation.statistics import add_holm, summarize_runs
 
 TASKS = AIM_TINY_TASKS
 # Decided before any result was looked at.

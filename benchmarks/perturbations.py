@@ -15,11 +15,13 @@ Writes perturbations.json and perturbations.md, and goes on where it was stopped
 import argparse
 from pathlib import Path
 
+from arms import add_holm
+
 from aim_hf.commands.policy_options import add_sampling_arguments, given_options
 from aim_hf.envs.base import SPLITS
 from aim_hf.envs.names import AIM_TINY_TASKS, AXES, STRENGTHS, TABLETOP
 from aim_hf.envs.seeds import episode_seeds
-from aim_hf.evaluation.statistics import add_holm, mcnemar_p, wilson_interval
+from aim_hf.evaluation.statistics import mcnemar_p, wilson_interval
 from aim_hf.pipeline.sampling_config import SamplingConfig
 
 START_SEED = 30_000  # the scenes from here on have judged nothing else

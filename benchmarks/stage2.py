@@ -29,10 +29,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from arms import as_arguments, compared, heading, judged, launch, line, rates_table, tests_table
+from arms import (
+    add_holm,
+    as_arguments,
+    compared,
+    heading,
+    judged,
+    launch,
+    line,
+    rates_table,
+    summarize_runs,
+    tests_table,
+)
 
 from aim_hf.envs.names import AIM_TINY_TASKS
-from aim_hf.evaluation.statistics import add_holm, summarize_runs
 
 STEPS, GROUPS, EPISODES_OF_GROUP, ITERATIONS = 240, 12, 8, 2
 PRACTISED = STEPS * GROUPS * EPISODES_OF_GROUP // ITERATIONS  # episodes, each learned from in two optimizer steps

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from arms import add_holm, paired_gain, sign_flip_p
 
-from aim_hf.evaluation.statistics import add_holm, format_peaks, paired_gain, sign_flip_p, summarize, wilson_interval
+from aim_hf.evaluation.statistics import format_peaks, summarize, wilson_interval
 from aim_hf.utils.provenance import provenance
 
 

@@ -23,7 +23,6 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
@@ -284,14 +283,6 @@ def read_records(output: Path, task: str) -> list[dict[str, Any]]:
 def read_rejected(output: Path, task: str) -> dict[int, str]:
     """The seeds that the suite rejected, and why."""
     return {record["seed"]: record["rejected"] for record in _read_lines(output, task) if "rejected" in record}
-
-
-def read_outcomes(output: Path, tasks: list[str]) -> np.ndarray | None:
-    """Success of each episode, (tasks, episodes), in the order of seeds; None without `results.json`."""
-    if not (output / "results.json").is_file():
-        return None
-    of_tasks = [{record["seed"]: record["success"] for record in read_records(output, task)} for task in tasks]
-    return np.array([[successes[seed] for seed in sorted(successes)] for successes in of_tasks], dtype=float)
 
 
 def _records_file(output: Path, task: str) -> Path:

@@ -1,15 +1,10 @@
-"""From episodes to rates: the Wilson interval, paired tests, results.json, and runs of several training seeds."""
+"""From episodes to rates: the Wilson interval, McNemar's test, and results.json."""
 
 import json
 import math
-from collections.abc import Collection
-from operator import itemgetter
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-FLIPS, RESAMPLES = 100_000, 2000  # random draws of a test, and of an interval
 NEAR = 0.1  # of the canvas's width: a value map's peak this close to the true contact counts as near it
 NEAR_CM = 2.0  # about the radius of a value map's spot, and half a gripper's opening
 PEAKS = "first value map's peak: within 10 % of the canvas, median distance on the table"  # heads `format_peaks`
@@ -36,56 +31,6 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     discordant = only_first + only_second
     tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**discordant)
-
-
-def add_holm(tests: Collection[dict[str, Any]]) -> None:
-    """Adds to each test, beside its `p`, `holm_p`: the p-value under Holm's correction for all of them."""
-    largest = 0.0
-    for rank, test in enumerate(sorted(tests, key=itemgetter("p"))):
-        largest = max(largest, min(1.0, (len(tests) - rank) * test["p"]))
-        test["holm_p"] = largest
-
-
-def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided p of a mean of paired differences, by flipping their signs at random."""
-    rng, observed, extreme = np.random.default_rng(0), abs(differences.sum()), 0
-    differences = differences[differences != 0]
-    for _ in range(FLIPS // 1000):
-        flipped = rng.choice([-1.0, 1.0], size=(1000, len(differences))) @ differences
-        extreme += int((np.abs(flipped) >= observed - 1e-9).sum())
-    return (extreme + 1) / (FLIPS + 1)
-
-
-def paired_gain(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """`gain_points` of `after` and its `p`, by flipping signs: success on the same scenes, (training seeds, tasks,
-    episodes) each. A scene's gain is the mean over training seeds, whose number may differ."""
-    difference = (after.mean(0) - before.mean(0)).flatten()
-    return {"gain_points": float(100 * difference.mean()), "p": sign_flip_p(difference)}
-
-
-def summarize_runs(runs: np.ndarray, tasks: list[str]) -> dict[str, Any]:
-    """Rates in percent of success (training seeds, tasks, episodes): of each training seed, of each task, and the
-    mean, with a 95 % interval over scenes."""
-    scenes = runs.mean(0)
-    rng = np.random.default_rng(0)
-    draws = rng.integers(scenes.shape[1], size=(RESAMPLES, *scenes.shape))
-    resampled = np.take_along_axis(scenes[None], draws, axis=2).mean((1, 2))
-    return {
-        "mean": float(100 * scenes.mean()),
-        "interval": (100 * np.quantile(resampled, [0.025, 0.975])).tolist(),
-        "of_each_seed": (100 * runs.mean((1, 2))).tolist(),
-        "tasks": dict(zip(tasks, (100 * scenes.mean(1)).tolist(), strict=True)),
-        "episodes": int(runs.size),
-    }
-
-
-def format_runs(summary: dict[str, Any] | None) -> str:
-    """An entry of `summarize_runs` in a table; "" for none."""
-    if summary is None:
-        return ""
-    low, high = summary["interval"]
-    seeds = ", ".join(f"{rate:.1f}" for rate in summary["of_each_seed"])
-    return f"{summary['mean']:.1f} % ({low:.1f} to {high:.1f}; seeds {seeds})"
 
 
 def format_rate(task: dict[str, Any]) -> str:
