@@ -200,7 +200,7 @@ def test_episode_ends_at_the_step_limit(env):
 
 
 def test_bad_names_options_and_order(checkout):
-    with pytest.raises(ValueError, match="task='fly'"):
+    with pytest.raises(ValueError, match="task is 'fly'"):
         make(checkout, "fly")
     with pytest.raises(ValueError, match="split='medium'"):
         make(checkout, split="medium")

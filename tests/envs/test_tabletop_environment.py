@@ -141,7 +141,7 @@ def test_episode_ends_at_the_step_limit(env):
 
 
 def test_bad_names_and_seeds():
-    with pytest.raises(ValueError, match="suite='desk'"):
+    with pytest.raises(ValueError, match="suite is 'desk'"):
         make_environment("desk", "click_bell")
     with pytest.raises(ValueError, match="expected one of .*click_bell"):
         make_environment("tabletop", "open_laptop")
