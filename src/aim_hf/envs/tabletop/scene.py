@@ -98,7 +98,7 @@ class ArmBuilders:
 
 
 class TabletopScene:
-    """One scene, which is built part by part and then stepped.
+    """One scene, which is built part by part and then stepped. It measures what `in_process.Scene` does.
 
     `paint` gives the color that a part of a body has for the color that `add_body` is told; `scale` multiplies the
     sizes of bodies.
@@ -221,7 +221,6 @@ class TabletopScene:
         return from_pose(self._entities[name].pose)
 
     def tcp(self, arm: str) -> np.ndarray:
-        """The measured pose (7,) of an arm's tool center point."""
         return from_pose(self.arms[arm].links[6].entity.pose)
 
     def gripper(self, arm: str) -> float:
@@ -229,7 +228,6 @@ class TabletopScene:
         return float(np.clip(self.arms[arm].qpos[6:].mean() / robot.FINGER_STROKE, 0.0, 1.0))
 
     def qpos(self) -> np.ndarray:
-        """The measured joint angles (rad) and grippers as a `qpos` action has them: (14,)."""
         return np.concatenate([[*self.arms[arm].qpos[:6], self.gripper(arm)] for arm in ARMS], dtype=np.float64)
 
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
