@@ -153,7 +153,7 @@ def test_bad_names_and_seeds():
     with pytest.raises(ValueError, match="seed=3000000"):
         environment.reset(3_000_000)
     environment.reset(0)
-    with pytest.raises(ValueError, match="'unseen'"):
+    with pytest.raises(ValueError, match="split is 'test'; expected one of seen, unseen"):
         environment.instruction("test")
 
 
