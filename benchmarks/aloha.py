@@ -29,16 +29,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+from arms import add_holm, read_outcomes
 
 from aim_hf.envs import interface
 from aim_hf.envs.base import Observation
-from aim_hf.envs.poses import pack_endpose
+from aim_hf.envs.poses import pack_endpose, unit_quaternions
 from aim_hf.envs.seeds import seed_range
-from aim_hf.evaluation.evaluate import Protocol, evaluate, read_outcomes
-from aim_hf.evaluation.statistics import holm, mcnemar_p, wilson_interval
+from aim_hf.evaluation.evaluate import Protocol, evaluate
+from aim_hf.evaluation.statistics import mcnemar_p, wilson_interval
 from aim_hf.rollout.policies import Prediction
 from aim_hf.rollout.rows import ROWS
-from aim_hf.utils.files import read_json, write_text
+from aim_hf.utils.files import read_json, write_json
 from aim_hf.utils.provenance import provenance
 
 TASK, REPO_ID = "transfer_cube", "aim/aloha"
@@ -53,7 +54,6 @@ LEROBOT_ARMS = {
 FROM_NOTHING = "--policy.pretrained_backbone_weights=null"
 # 100 steps of DDPM, its default, would take a CPU core a minute for each chunk of actions.
 DIFFUSION_SAMPLING = ["--policy.noise_scheduler_type=DDIM", "--policy.num_inference_steps=10"]
-QUATERNIONS = (slice(3, 7), slice(11, 15))  # of the two arms in an action
 RESULTS = Path(__file__).parent / "results" / "aloha.json"
 
 
@@ -110,7 +110,7 @@ def timed(command: list[str], record: Path) -> None:
             except subprocess.TimeoutExpired:
                 pass
             session["end"] = time.time()
-            write_text(record, json.dumps({"sessions": [*sessions, session]}, indent=1) + "\n")
+            write_json(record, {"sessions": [*sessions, session]})
             if process.returncode is not None:
                 break
     if process.returncode:
@@ -200,9 +200,7 @@ class LeRobotPolicy:
         batch = preprocess_observation(batch) | {"task": [self.instruction]}
         with torch.inference_mode():
             action = self.postprocess(self.policy.select_action(self.preprocess(batch))).double().numpy()
-        for part in QUATERNIONS:
-            action[:, part] /= np.linalg.norm(action[:, part])
-        return Prediction(action[:, None])
+        return Prediction(unit_quaternions(action[0])[None, None])
 
 
 # ------------------------------------------------------------------------------------------------------------- report
@@ -259,10 +257,9 @@ def report(args: argparse.Namespace) -> None:
             only = int((before & ~after).sum()), int((after & ~before).sum())
             names = [f"{each['arm']}/{each['checkpoint']}" for each in (first, second)]
             tests.append({"episodes": first["episodes"], "pair": names, "only": only, "p": mcnemar_p(*only)})
-    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["holm_p"] = corrected
+    add_holm(tests)
     content = {"entries": entries, "tests": tests} | provenance(torch.device("cpu"))
-    write_text(args.output_file, json.dumps(content, indent=1) + "\n")
+    write_json(args.output_file, content)
     print(
         f"{len(entries)} entries and {len(tests)} tests in {args.output_file}; model_cards/render.py writes the page"
     )

@@ -12,7 +12,6 @@ out of training, and none of those that success rates are reported on, so that c
 """
 
 import argparse
-import json
 from pathlib import Path
 
 START_SEED = 10_000
@@ -49,7 +48,7 @@ def main():
     from aim_hf.evaluation.evaluate import Protocol, evaluate
     from aim_hf.evaluation.statistics import wilson_interval
     from aim_hf.rollout.policies import AIMPolicy
-    from aim_hf.utils.files import write_text
+    from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,7 +93,7 @@ def main():
     if state.is_main_process:
         settings = {"study": args.study, "policy": args.policy, "split": args.split, "rows": rows}
         whole = settings | provenance(state.device)
-        write_text(args.output_dir / f"{args.study}.json", json.dumps(whole, indent=1) + "\n")
+        write_json(args.output_dir / f"{args.study}.json", whole)
         write_text(args.output_dir / f"{args.study}.md", table(rows))
         print(table(rows))
 

@@ -18,7 +18,7 @@ from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.model.presets import PRESETS
 from aim_hf.pipeline.sampling import denoise_actions, denoise_world, new_schedulers
 from aim_hf.pipeline.sampling_config import SamplingConfig
-from aim_hf.utils.files import write_text
+from aim_hf.utils.files import write_json
 from aim_hf.utils.provenance import provenance
 
 CANVAS = {"tiny": (96, 96), "wan2.1-t2v-1.3b": (384, 320), "wan2.2-ti2v-5b": (384, 320)}  # pixels
@@ -143,7 +143,7 @@ def finish(numbers: dict, args: argparse.Namespace) -> None:
     result = {"settings": settings} | _rounded(numbers) | provenance(device)
     print(json.dumps(result, indent=2))
     if args.output_file:
-        write_text(args.output_file, json.dumps(result, indent=2) + "\n")
+        write_json(args.output_file, result, indent=2)
 
 
 def _rounded(value):

@@ -39,7 +39,7 @@ from aim_hf.envs import TASKS, make_environment  # noqa: E402
 from aim_hf.envs.base import CAMERAS, SPLITS, Environment  # noqa: E402
 from aim_hf.envs.tabletop.cameras import CameraRig  # noqa: E402
 from aim_hf.envs.tabletop.scene import TabletopScene  # noqa: E402
-from aim_hf.utils.files import write_text  # noqa: E402
+from aim_hf.utils.files import write_json  # noqa: E402
 from aim_hf.utils.provenance import provenance  # noqa: E402
 from aim_hf.value_maps.contacts import EventDetector  # noqa: E402
 
@@ -229,7 +229,7 @@ def main() -> None:
     result |= provenance(torch.device("cpu"))
     print(json.dumps(result, indent=1))
     if args.output_file is not None:
-        write_text(args.output_file, json.dumps(result, indent=1) + "\n")
+        write_json(args.output_file, result)
 
 
 if __name__ == "__main__":

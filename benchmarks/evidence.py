@@ -13,16 +13,13 @@ before has used. `report` writes evidence.json and evidence.md. Every step goes 
 import argparse
 import itertools
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from arms import add_holm, as_arguments, compared, judged, launch, rates_table, summarize_runs, tests_table
 
 from aim_hf.envs.names import AIM_TINY_TASKS
-from aim_hf.evaluation.statistics import format_runs, holm, paired_gain, summarize_runs
 
 TASKS = AIM_TINY_TASKS
 # Decided before any result was looked at.
@@ -84,22 +81,6 @@ def train(args: argparse.Namespace) -> None:
         "save_total_limit": 1,
     } | TRAINING.get(args.arm, {})
     launch(["train", *as_arguments(options), *args.options], args.processes)
-
-
-def as_arguments(options: dict) -> list[str]:
-    """Options of a command; a list is given as several values, and True as none."""
-    arguments = []
-    for name, value in options.items():
-        values = [] if value is True else value if isinstance(value, list) else [value]
-        arguments += [f"--{name}", *map(str, values)]
-    return arguments
-
-
-def launch(arguments: list[str], processes: int) -> None:
-    """Runs a command of `aim-hf` in so many processes of one thread each."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
-    command += [*(["--multi_gpu"] if processes > 1 else []), "--num_processes", str(processes), "-m", "aim_hf"]
-    subprocess.run([*command, *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def judge(args: argparse.Namespace) -> None:
@@ -172,28 +153,18 @@ class KeepsAllRows:
 def report(args: argparse.Namespace) -> None:
     import torch
 
-    from aim_hf.evaluation.evaluate import read_outcomes
-    from aim_hf.utils.files import write_text
+    from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
 
+    runs = {arm: [args.output_dir / f"{arm}-{seed}" for seed in range(count)] for arm, count in SEEDS.items()}
     arms, tests = {}, []
     for condition in CONDITIONS:
-        of_arm = {}
-        for arm, count in SEEDS.items():
-            folders = [args.output_dir / f"{arm}-{seed}" / "judged" / condition for seed in range(count)]
-            runs = [read_outcomes(folder, TASKS) for folder in folders]
-            if runs := [run for run in runs if run is not None]:
-                of_arm[arm] = np.stack(runs)  # (training seeds, tasks, episodes)
-        arms[condition] = {arm: summary(runs) for arm, runs in of_arm.items()}
-        for first, second in itertools.combinations(of_arm, 2):
-            gain = paired_gain(of_arm[first], of_arm[second])
-            tests.append({"condition": condition, "arms": [first, second]} | gain)
-    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["holm_p"] = corrected
+        successes = judged(runs, condition, TASKS)
+        arms[condition] = {arm: summary(of) for arm, of in successes.items()}
+        tests += compared(successes, condition, itertools.combinations(successes, 2))
+    add_holm(tests)
     content = {"arms": arms, "tests": tests, "groups": GROUPS, "start_seed": START_SEED, "steps": STEPS}
-    write_text(
-        args.output_dir / "evidence.json", json.dumps(content | provenance(torch.device("cpu")), indent=1) + "\n"
-    )
+    write_json(args.output_dir / "evidence.json", content | provenance(torch.device("cpu")))
     write_text(args.output_dir / "evidence.md", table(content))
     print(table(content))
 
@@ -207,17 +178,7 @@ def summary(runs: np.ndarray) -> dict:
 
 
 def table(content: dict) -> str:
-    lines = ["| arm | " + " | ".join(content["arms"]) + " |", "|---" * (1 + len(content["arms"])) + "|"]
-    for arm in ARMS:
-        cells = [format_runs(of_arm.get(arm)) for of_arm in content["arms"].values()]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    lines += ["", "| condition | arms | gain, points | p | Holm's p |", "|---|---|---|---|---|"]
-    for test in content["tests"]:
-        first, second = test["arms"]
-        pair = f"{second} against {first}"
-        lines.append(
-            f"| {test['condition']} | {pair} | {test['gain_points']:+.1f} | {test['p']:.2g} | {test['holm_p']:.2g} |"
-        )
+    lines = [*rates_table(list(ARMS), content["arms"]), "", *tests_table(content["tests"])]
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,6 @@ python benchmarks/experts.py --suite aloha --output_file benchmarks/results/aloh
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from aim_hf.envs import TASKS, make_environment
 from aim_hf.envs.names import splits_of
 from aim_hf.envs.seeds import episode_seeds
-from aim_hf.utils.files import write_text
+from aim_hf.utils.files import write_json
 from aim_hf.utils.provenance import provenance
 
 
@@ -99,7 +98,7 @@ def main() -> None:
     for split, row in report["rendering"].items():
         print(f"{split}: {row['observations_per_second']:.0f} three-camera observations/s")
     if arguments.output_file:
-        write_text(arguments.output_file, json.dumps(report, indent=2) + "\n")
+        write_json(arguments.output_file, report, indent=2)
 
 
 if __name__ == "__main__":

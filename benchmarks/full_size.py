@@ -17,7 +17,6 @@ stopped goes on with its next stage.
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from aim_hf.model.conversion import SHARED_FIELDS
 from aim_hf.model.presets import PRESETS
 from aim_hf.model.processing_aim import robotwin_processor
 from aim_hf.pipeline.loading import load_text_encoder
-from aim_hf.utils.files import read_json, write_text
+from aim_hf.utils.files import read_json, write_json
 
 GB, SHARD = 1e9, 2e9
 DISK_GB = 27
@@ -82,7 +81,7 @@ def measure(args: argparse.Namespace) -> None:
         "read_from_disk_gb": status("/proc/self/io", "read_bytes") / GB,
         "disk_gb": sum(file.stat().st_size for file in args.folder.rglob("*") if file.is_file()) / GB,
     }
-    write_text(args.folder / f"{args.stage}.json", json.dumps(numbers, indent=2) + "\n")
+    write_json(args.folder / f"{args.stage}.json", numbers, indent=2)
 
 
 def status(file: str, field: str) -> int:
@@ -188,7 +187,7 @@ def write_weights(model: torch.nn.Module, folder: Path, stem: str, skip: tuple[s
         places |= dict.fromkeys(names, file)
     size = 2 * sum(shape.numel() for shape in shapes.values())
     index = {"metadata": {"total_size": size}, "weight_map": places}
-    write_text(folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+    write_json(folder / f"{stem}.safetensors.index.json", index, indent=2)
     return size / GB
 
 

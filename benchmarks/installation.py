@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from aim_hf.utils.files import write_text
+from aim_hf.utils.files import write_json
 from aim_hf.utils.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def main() -> None:
             }
         print(extra or "core", measured[extra or "core"], flush=True)
         result = {"extras": measured, "project_commit": commit_of(args.project)} | provenance(torch.device("cpu"))
-        write_text(args.output_file, json.dumps(result, indent=1) + "\n")
+        write_json(args.output_file, result)
 
 
 if __name__ == "__main__":

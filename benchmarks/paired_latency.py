@@ -75,7 +75,7 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from aim_hf.utils.files import write_text
+    from aim_hf.utils.files import write_json
     from aim_hf.utils.provenance import provenance, source_commit
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,7 +106,7 @@ def main() -> None:
     commits = {name: source_commit(getattr(args, name).resolve()) for name in checkouts}
     if args.output_file:
         content = {"ratios": numbers, "commits": commits, "rounds": args.rounds} | provenance(torch.device("cpu"))
-        write_text(args.output_file, json.dumps(content, indent=1) + "\n")
+        write_json(args.output_file, content)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,16 @@ Writes perturbations.json and perturbations.md, and goes on where it was stopped
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from aim_hf.commands.sampling import add_sampling_arguments, sampling_arguments
+from arms import add_holm
+
+from aim_hf.commands.policy_options import add_sampling_arguments, given_options
 from aim_hf.envs.base import SPLITS
 from aim_hf.envs.names import AIM_TINY_TASKS, AXES, STRENGTHS, TABLETOP
 from aim_hf.envs.seeds import episode_seeds
-from aim_hf.evaluation.statistics import holm, mcnemar_p, wilson_interval
+from aim_hf.evaluation.statistics import mcnemar_p, wilson_interval
+from aim_hf.pipeline.sampling_config import SamplingConfig
 
 START_SEED = 30_000  # the scenes from here on have judged nothing else
 
@@ -47,7 +49,7 @@ def judge(args: argparse.Namespace) -> bool:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     for place, name in enumerate(args.policy):
-        policy = AIMPolicy.from_pretrained(name, state.device, **sampling_arguments(args))
+        policy = AIMPolicy.from_pretrained(name, state.device, **given_options(args, SamplingConfig))
         for split in splits_of(args.axes):
             protocol = Protocol(split=split, start_seed=args.start_seed)
             folder = folder_of(args, place, split)
@@ -82,11 +84,6 @@ def difference(before: Outcomes, after: Outcomes) -> dict:
     return {"gain_points": 100 * (won - lost) / len(before), "lost": lost, "won": won, "p": mcnemar_p(lost, won)}
 
 
-def corrected(differences: dict[str, dict]) -> dict[str, dict]:
-    ps = holm([of["p"] for of in differences.values()])
-    return {name: of | {"holm_p": p} for (name, of), p in zip(differences.items(), ps, strict=True)}
-
-
 def report(args: argparse.Namespace) -> dict:
     splits = splits_of(args.axes)
     found = [{split: outcomes(args, place, split) for split in splits} for place in range(len(args.policy))]
@@ -94,11 +91,14 @@ def report(args: argparse.Namespace) -> dict:
         {
             "policy": name,
             "splits": {split: summary(of[split]) for split in splits},
-            "to_easy": corrected({split: difference(of["easy"], of[split]) for split in splits[len(SPLITS) :]}),
-            "to_first": corrected({split: difference(found[0][split], of[split]) for split in splits if place}),
+            "to_easy": {split: difference(of["easy"], of[split]) for split in splits[len(SPLITS) :]},
+            "to_first": {split: difference(found[0][split], of[split]) for split in splits if place},
         }
         for place, (name, of) in enumerate(zip(args.policy, found))
     ]
+    for of in policies:
+        add_holm(of["to_easy"].values())
+        add_holm(of["to_first"].values())
     settings = {name: getattr(args, name) for name in ("tasks", "episodes", "start_seed")}
     return settings | {"policies": policies}
 
@@ -150,12 +150,11 @@ def main() -> None:
 
     import torch
 
-    from aim_hf.utils.files import write_text
+    from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
 
     content = report(args)
-    numbers = json.dumps(content | provenance(torch.device("cpu")), indent=1)
-    write_text(args.output_dir / "perturbations.json", numbers + "\n")
+    write_json(args.output_dir / "perturbations.json", content | provenance(torch.device("cpu")))
     write_text(args.output_dir / "perturbations.md", table(content))
     print(table(content))
 

@@ -14,7 +14,6 @@ simulated again. A shift along a ray is positive towards the camera.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from aim_hf.envs.base import CAMERAS, SPLITS
 from aim_hf.envs.seeds import episode_seeds
 from aim_hf.rl import Outcome, contact_reward, value_map_reward
 from aim_hf.rollout.vector_env import Chunks, HostedEnvironment
-from aim_hf.utils.files import write_text
+from aim_hf.utils.files import write_json
 from aim_hf.utils.provenance import provenance
 from aim_hf.value_maps.contacts import MadeContact
 from aim_hf.value_maps.oracle import ValueMapOracle, record_expert
@@ -201,7 +200,7 @@ def main() -> None:
     if arguments.output_file:
         report = provenance(torch.device("cpu")) | {"seeds": [seeds[0], seeds[-1]], "shifts_mm": SHIFTS}
         report |= summary(rows)
-        write_text(arguments.output_file, json.dumps(report, indent=1) + "\n")
+        write_json(arguments.output_file, report)
     if arguments.plot:
         plot(rows, arguments.plot)
 

@@ -34,7 +34,7 @@ from aim_hf.envs import TASKS, make_environment  # noqa: E402
 from aim_hf.envs.base import SPLITS  # noqa: E402
 from aim_hf.envs.robotwin import RoboTwinError  # noqa: E402
 from aim_hf.envs.seeds import episode_seeds  # noqa: E402
-from aim_hf.utils.files import write_text  # noqa: E402
+from aim_hf.utils.files import write_json  # noqa: E402
 from aim_hf.utils.provenance import provenance  # noqa: E402
 
 SEEDS = 10  # that an episode may take
@@ -95,7 +95,7 @@ def main() -> None:
             except RoboTwinError as error:
                 row = {"problem": str(error).splitlines()[0]}
             report["tasks"][f"{task}/{split}"] = {"commit": report["commit"], **row}
-            write_text(args.output_file, json.dumps(report, indent=1) + "\n")
+            write_json(args.output_file, report)
 
 
 if __name__ == "__main__":

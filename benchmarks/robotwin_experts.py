@@ -22,7 +22,7 @@ from aim_hf.envs import TASKS, make_environment
 from aim_hf.envs.base import SPLITS, SeedRejected, SimulatorLost
 from aim_hf.envs.robotwin import RoboTwinError, RoboTwinMissing
 from aim_hf.envs.seeds import episode_seeds
-from aim_hf.utils.files import write_text
+from aim_hf.utils.files import write_json
 from aim_hf.utils.provenance import provenance
 
 
@@ -78,7 +78,7 @@ def main() -> None:
                 task, {split: rows[split].get("successes", rows[split].get("problem")) for split in SPLITS}, flush=True
             )
             if args.output_file:
-                write_text(args.output_file, json.dumps(report, indent=1) + "\n")
+                write_json(args.output_file, report)
 
 
 if __name__ == "__main__":

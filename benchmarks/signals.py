@@ -9,7 +9,6 @@ DIR/signals.json and DIR/signals.png: success of each fifth of the episodes, and
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ def main() -> None:
     from aim_hf.rollout.policies import AIMPolicy
     from aim_hf.rollout.run import run_episodes
     from aim_hf.rollout.vector_env import VectorEnvironment, cores_of_this_process
-    from aim_hf.utils.files import write_text
+    from aim_hf.utils.files import write_json
     from aim_hf.utils.provenance import provenance
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,7 +93,7 @@ def main() -> None:
     settings = {"policy": args.policy, "split": args.split, "start_seed": START_SEED, "chunks": CHUNKS}
     args.output_dir.mkdir(parents=True, exist_ok=True)
     content |= settings | provenance(torch.device("cpu"))
-    write_text(args.output_dir / "signals.json", json.dumps(content, indent=1) + "\n")
+    write_json(args.output_dir / "signals.json", content)
     draw(content["signals"], args.output_dir / "signals.png")
     for name, numbers in content["signals"].items():
         low, high = numbers["auroc_interval"]

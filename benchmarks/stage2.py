@@ -24,16 +24,25 @@ stopped. `offset` and `judge` share their episodes among processes:
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from evidence import as_arguments, launch
+from arms import (
+    add_holm,
+    as_arguments,
+    compared,
+    heading,
+    judged,
+    launch,
+    line,
+    rates_table,
+    summarize_runs,
+    tests_table,
+)
 
 from aim_hf.envs.names import AIM_TINY_TASKS
-from aim_hf.evaluation.statistics import format_runs, holm, paired_gain, summarize_runs
 
 STEPS, GROUPS, EPISODES_OF_GROUP, ITERATIONS = 240, 12, 8, 2
 PRACTISED = STEPS * GROUPS * EPISODES_OF_GROUP // ITERATIONS  # episodes, each learned from in two optimizer steps
@@ -159,7 +168,7 @@ def offset(args: argparse.Namespace) -> None:
     from aim_hf.rl.metrics import gathered, scene_successes
     from aim_hf.rollout.policies import AIMPolicy
     from aim_hf.rollout.vector_env import VectorEnvironment, cores_of_this_process
-    from aim_hf.utils.files import append_json_line, claim, drop_torn_line, read_json_lines, write_text
+    from aim_hf.utils.files import append_json_line, claim, drop_torn_line, read_json_lines, write_json
 
     state, folder = PartialState(cpu=not torch.cuda.is_available()), run_folder(args)
     scenes = args.budget // (SEARCH_GENERATIONS * POPULATION)
@@ -190,7 +199,7 @@ def offset(args: argparse.Namespace) -> None:
 
         fitted = search(score, args.seed)
     if state.is_main_process:
-        write_text(folder / "offset.json", json.dumps({"offset_m": fitted.tolist()}, indent=1) + "\n")
+        write_json(folder / "offset.json", {"offset_m": fitted.tolist()})
         print(f"left and right tool, in cm: {np.round(100 * fitted, 2).tolist()}")
 
 
@@ -316,25 +325,16 @@ def report(args: argparse.Namespace) -> None:
     import torch
     from safetensors.numpy import load_file
 
-    from aim_hf.evaluation.evaluate import read_outcomes
-    from aim_hf.utils.files import write_text
+    from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
 
     folders = {arm: sorted(args.output_dir.glob(f"{arm}-[0-9]*")) for arm in (*REFERENCES, *ARMS)}
     arms, tests = {}, []
     for condition in CONDITIONS:
-        of_arm = {}
-        for arm, runs in folders.items():
-            successes = [read_outcomes(run / "judged" / condition, args.tasks) for run in runs]
-            if successes := [of_run for of_run in successes if of_run is not None]:
-                of_arm[arm] = np.stack(successes)  # (training seeds, tasks, episodes)
-        arms[condition] = {arm: summarize_runs(successes, args.tasks) for arm, successes in of_arm.items()}
-        for first, second in PAIRS:
-            if {first, second} <= of_arm.keys():
-                gain = paired_gain(of_arm[first], of_arm[second])
-                tests.append({"condition": condition, "arms": [first, second]} | gain)
-    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["holm_p"] = corrected
+        successes = judged(folders, condition, args.tasks)
+        arms[condition] = {arm: summarize_runs(of, args.tasks) for arm, of in successes.items()}
+        tests += compared(successes, condition, PAIRS)
+    add_holm(tests)
     chunks = {
         run.name: load_file(path)
         for runs in folders.values()
@@ -345,7 +345,7 @@ def report(args: argparse.Namespace) -> None:
     moves = {name: displacement(stage1, positions) for name, positions in chunks.items()} if stage1 else {}
     content = {"arms": arms, "tests": tests, "displacement": moves, "tasks": args.tasks, "start_seed": START_SEED}
     content |= {"practised_episodes": PRACTISED} | provenance(torch.device("cpu"))
-    write_text(args.output_dir / "stage2.json", json.dumps(content, indent=1) + "\n")
+    write_json(args.output_dir / "stage2.json", content)
     write_text(args.output_dir / "stage2.md", tables(content))
     print(tables(content))
 
@@ -354,18 +354,13 @@ def tables(content: dict) -> str:
     """Rates, the rates of each task, tests, and displacements, as Markdown."""
     tasks, rates = content["tasks"], content["arms"]
     names = [arm for arm in (*REFERENCES, *ARMS) if any(arm in of_arm for of_arm in rates.values())]
-    lines = heading("arm", *rates)
-    lines += [line(arm, *(format_runs(of_arm.get(arm)) for of_arm in rates.values())) for arm in names]
-    lines += ["", *heading("condition", "arm", *tasks)]
+    lines = [*rates_table(names, rates), "", *heading("condition", "arm", *tasks)]
     for condition, of_arm in rates.items():
         for arm, of in of_arm.items():
             lines.append(line(condition, arm, *(f"{of['tasks'][task]:.1f} %" for task in tasks)))
-    lines += ["", *heading("condition", "arms", "gain, points", "p", "Holm's p")]
-    for test in content["tests"]:
-        first, second = test["arms"]
-        numbers = f"{test['gain_points']:+.1f}", f"{test['p']:.2g}", f"{test['holm_p']:.2g}"
-        lines.append(line(test["condition"], f"{second} against {first}", *numbers))
     lines += [
+        "",
+        *tests_table(content["tests"]),
         "",
         "First chunks on Hard against stage 1's, left and right tool: mean displacement and, behind ±, its "
         "spread over scenes, in cm; the share of the squared displacement that one constant explains.",
@@ -381,14 +376,6 @@ def tables(content: dict) -> str:
         constant = ", ".join(f"{number:+.2f}" for number in of["constant_cm"])
         lines.append(line(name, constant, f"{of['share']:.0%}", *cells))
     return "\n".join(lines) + "\n"
-
-
-def heading(*cells: str) -> list[str]:
-    return [line(*cells), "|---" * len(cells) + "|"]
-
-
-def line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def begin(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import render
+import success_tables
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -40,7 +41,7 @@ def test_a_table_of_results():
         "Easy": whole | {"tasks": {"push": task(10), "pull": task(20)}},
         "Hard": whole | {"tasks": {"push": task(5), "pull": task(0)}, "mean_rate": 0.05},
     }
-    lines = render.success_table(results).splitlines()
+    lines = success_tables.success_table(results).splitlines()
     assert lines[0] == "| task | Easy | Hard | first value map's peak near the contact, Easy |"
     assert lines[2] == "| `push` | 20% (10/50; 10 to 25) | 10% (5/50; 10 to 25) | 98% of 49 |"
     assert lines[4] == "| mean | **30%** | **5%** | 90% of 99 |"

@@ -93,7 +93,7 @@ def test_a_lost_simulator_is_told_and_replaced(rollouts):
 def test_an_error_of_the_simulator_is_told_without_its_traceback(rollouts):
     with pytest.raises(Trouble) as trouble:
         rollouts.show(HeldOutScene("juggle", "easy", SEED))
-    assert str(trouble.value).startswith("The simulator can't go on: task='juggle' is unknown: choose one of")
+    assert str(trouble.value).startswith("The simulator can't go on: task is 'juggle'; expected one of")
 
 
 @pytest.mark.parametrize("seed", [None, 7, SEED + 0.5, float("inf"), float("nan"), 2e8, -SEED])

@@ -9,7 +9,8 @@ import pytest
 import torch.distributed as dist
 
 from aim_hf.commands import COMMANDS, RENAMED, Parser, leave_processes, run, spelled
-from aim_hf.commands.loading import add_loading_arguments, loading_arguments
+from aim_hf.commands.policy_options import add_loading_arguments, given_options
+from aim_hf.pipeline.loading_config import LoadingConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,7 +124,7 @@ def test_what_is_wrong_is_one_line_and_code_2(argv, told, tmp_path, monkeypatch,
 def test_layers_are_compiled_in_a_mode(argv, told):
     parser = Parser("evaluate", "")
     add_loading_arguments(parser)
-    assert loading_arguments(parser.parse_args(argv)) == told
+    assert given_options(parser.parse_args(argv), LoadingConfig) == told
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):

@@ -7,6 +7,7 @@ whose formulas say what is in them). `scripts/check_lerobot.py` reads an export 
 import json
 import re
 import shutil
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,7 +30,6 @@ from aim_hf.data.lerobot.importer import (
     import_episodes,
     imported_row,
     plan,
-    restored_row,
 )
 from aim_hf.data.lerobot.robot import CONVENTIONS, Contacts, Robot, closings_and_openings
 from aim_hf.data.lerobot.source import LeRobotSource
@@ -87,7 +87,7 @@ def clip(frames: int, seed: int) -> bytes:
 
 def test_clips_strung_together_are_themselves_again_when_cut_out(tmp_path):
     clips, rate = [clip(37, 0), clip(5, 1), clip(1, 2), clip(20, 3)], Fraction(25, 2)
-    with ClipJoiner(tmp_path / "joined.mp4", rate) as joiner:
+    with closing(ClipJoiner(tmp_path / "joined.mp4", rate)) as joiner:
         for part in clips:
             assert joiner.fits(part)
             joiner.add(part)
@@ -147,7 +147,7 @@ def test_an_export_from_before_interventions_has_none(exported, tmp_path):
     shutil.copytree(exported / "export", tmp_path / "export")
     path = tmp_path / "export" / OURS
     pq.write_table(pq.read_table(path).drop_columns("intervention"), path, row_group_size=1)
-    assert restored_row(LeRobotSource(tmp_path / "export"), 0)["intervention"] is None
+    assert imported_row(LeRobotSource(tmp_path / "export"), None, 0, "")["intervention"] is None
 
 
 def test_the_export_is_laid_out_as_lerobot_wants_it(exported):
@@ -177,7 +177,7 @@ def test_value_maps_that_were_left_out_are_rendered_again(exported, tmp_path):
     export_lerobot(rows_of(exported / "episodes"), tmp_path / "export", "you/blocks", value_maps=False)
     source = LeRobotSource(tmp_path / "export")
     assert source.cameras == [f"observation.images.{camera}" for camera in CAMERAS]
-    row = restored_row(source, 0)
+    row = imported_row(source, None, 0, "")
     original = next(rows_of(exported / "episodes"))
     assert row["value_left_camera"]["bytes"] == original["value_left_camera"]["bytes"]
 
@@ -495,7 +495,7 @@ def cut_video(folder: Path):
     """As a download that was broken off: the index is there, the last picture isn't."""
     video = first_video(folder)
     clips = [encode_video(np.random.default_rng(0).integers(0, 256, (sum(made.LENGTHS), *made.TOP, 3), np.uint8), 10)]
-    with ClipJoiner(video, Fraction(made.FPS)) as joiner:
+    with closing(ClipJoiner(video, Fraction(made.FPS))) as joiner:
         joiner.add(clips[0])
     video.write_bytes(video.read_bytes()[:2000])
 
@@ -769,7 +769,7 @@ def test_another_control_rate_keeps_the_last_action_before_each_frame(name, tmp_
 
 def test_an_export_is_thinned_whole(exported):
     source = LeRobotSource(exported / "export")
-    row, thin = restored_row(source, 0), restored_row(source, 0, every=2)
+    row, thin = imported_row(source, None, 0, ""), imported_row(source, None, 0, "", every=2)
     assert thin["fps"] == 6.25 and thin["num_frames"] == 4
     for name in ("state", "intrinsics_head_camera", "extrinsics_left_camera"):
         np.testing.assert_array_equal(thin[name], row[name][::2])
@@ -782,7 +782,7 @@ def test_an_export_is_thinned_whole(exported):
     with pytest.raises(
         ValueError, match="episode 0: it has 7 frames, of which every 7th is kept; expected at least 2"
     ):
-        restored_row(source, 0, every=7)
+        imported_row(source, None, 0, "", every=7)
 
 
 def test_episodes_of_another_make_are_refused(tmp_path):

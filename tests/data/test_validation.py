@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aim_hf.commands import collect
 from aim_hf.data.card import write_card
+from aim_hf.data.collection import made_from
 from aim_hf.data.episodes import Episode
-from aim_hf.data.recorder import made_from
 from aim_hf.data.shards import ShardWriter, read_rows, shard_paths
 from aim_hf.data.validation import validate
 from aim_hf.utils.files import claim
@@ -60,7 +61,9 @@ def test_a_record_that_says_something_else_than_the_manifests_is_found(tmp_path)
         writer.finish({"suite": "tabletop", "simulator": {}, "noise": 0.01 * (index + 1), "seeds_from": seeds_from})
     write_card(tmp_path)
     assert validate(tmp_path, render=0, simulate=0).problems == []
-    record = made_from("tabletop", 0.01, start_seed=100, seeds_per_episode=4, shard_size=50)
+    args = collect.parse(["--episodes=50", "--output_dir=.", "--start_seed=100", "--seeds_per_episode=4"])
+    record = made_from(args)
+    assert record["noise"] == 0.01 and "mistakes" not in record
     claim(tmp_path, record, outputs="nothing")
     problems = validate(tmp_path, render=0, simulate=0).problems
     assert len(problems) == 2
@@ -72,7 +75,8 @@ def test_a_record_that_says_something_else_than_the_manifests_is_found(tmp_path)
     assert sum("noise" in problem for problem in problems) == 2
     assert sum("seeds_from = 500, but 700" in problem for problem in problems) == 1
     with pytest.raises(FileExistsError, match="noise 0.02 there, 0.0 now"):
-        claim(tmp_path, made_from("tabletop", 0.0, 300, 4, 50), outputs="data/*.parquet")
+        args.noise, args.start_seed = 0.0, 300
+        claim(tmp_path, made_from(args), outputs="data/*.parquet")
 
 
 def test_what_cannot_be_simulated_again_is_told_and_not_counted(tmp_path):

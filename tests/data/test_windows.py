@@ -143,7 +143,7 @@ def test_episodes_of_one_seed_and_several_tasks_have_windows_of_their_own(folder
     [
         ({"num_frames": 1}, "num_frames=1"),
         ({"num_frames": 3, "cameras": ("front_camera",)}, "front_camera.*expected some of"),
-        ({"num_frames": 3, "value_maps": "guessed"}, "value_maps='guessed'"),
+        ({"num_frames": 3, "value_maps": "guessed"}, "value_maps is 'guessed'"),
     ],
 )
 def test_bad_windows_are_refused(arguments, message):

@@ -60,7 +60,8 @@ SERVED = (
     ROBOT
     + """
 import subprocess, sys, time, urllib.request
-from aim_hf.protocol.observations import write_endpose, write_images
+from aim_hf.envs.poses import pack_endpose
+from aim_hf.protocol.observations import write_images
 command = [sys.executable, "-m", "aim_hf", "serve", "--policy", "checkpoints/aim-tiny", "--port", "PORT"]
 server = subprocess.Popen(command)
 while True:
@@ -70,7 +71,7 @@ while True:
     except OSError:
         assert server.poll() is None
         time.sleep(0.2)
-first_images, pose = write_images([observation]), write_endpose(observation)
+first_images, pose = write_images([observation]), pack_endpose(observation)
 drive = execute
 def execute(chunk):
     return write_images(drive(chunk))

@@ -11,7 +11,7 @@ BAD_ACTIONS = [
     (lambda a: np.where(np.arange(16) == 5, np.nan, a), "ee", r"NaN or infinite values at \[5\]"),
     (lambda a: np.where(np.arange(16) == 8, np.inf, a), "ee", r"NaN or infinite values at \[8\]"),
     (lambda a: np.where((np.arange(16) > 10) & (np.arange(16) < 15), 0, a), "ee", "right arm's quaternion"),
-    (lambda a: a, "delta_ee", "mode='delta_ee' is unknown"),
+    (lambda a: a, "delta_ee", "mode is 'delta_ee'"),
 ]
 
 

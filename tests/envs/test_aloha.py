@@ -119,7 +119,7 @@ def test_bad_action_is_refused_and_changes_nothing(env, change, mode, message):
 
 def test_what_the_suite_does_not_have_is_refused(env):
     assert TASKS["aloha"] == tuple(ALOHA_TASKS)
-    with pytest.raises(ValueError, match="choose one of .*insertion"):
+    with pytest.raises(ValueError, match="expected one of .*insertion"):
         make_environment("aloha", "click_bell")
     for split in ("hard", "light-1"):
         with pytest.raises(ValueError, match=f"split='{split}' is unknown in suite 'aloha': choose one of easy"):

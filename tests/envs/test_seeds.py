@@ -31,7 +31,7 @@ def test_any_range_serves_when_no_purpose_is_named():
 
 
 def test_unknown_purpose():
-    with pytest.raises(ValueError, match="choose one of"):
+    with pytest.raises(ValueError, match="expected one of"):
         seed_range("test")
 
 

@@ -98,7 +98,7 @@ def test_an_object_is_as_large_as_it_is_felt():
             pass
         fingers = [finger for of_arm in environment.fingers().values() for finger in of_arm]
         top = max(contact.points[:, 2].max() for contact in environment.contacts(fingers))
-        (bell,) = environment.bodies(environment.press_targets()).values()
+        (bell,) = environment.bodies(environment.targets()).values()
         factors.add(round((top - bell.pose[2]) / 0.042, 1))
     assert factors == {round(SIZE[2], 1), round(1 / SIZE[2], 1)}
 
@@ -180,7 +180,7 @@ def test_wordings_are_new_and_name_the_same_things(task):
     found = [set() for _ in STRENGTHS]
     for seed in range(SEED, SEED + 7):
         easy.reset(seed)
-        words = easy._task.words()
+        words = easy._task.words
         seen, unseen = ({text.format(**words) for text in texts} for texts in (TASKS[task].seen, TASKS[task].unseen))
         for environment, texts in zip(environments, found):
             environment.reset(seed)

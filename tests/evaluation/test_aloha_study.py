@@ -7,8 +7,9 @@ import sys
 from types import SimpleNamespace
 
 import aloha
+import markdown_tables
 import pytest
-import render
+import success_tables
 
 from aim_hf.envs.seeds import episode_seeds
 
@@ -83,15 +84,15 @@ def test_the_report_has_rates_agreement_and_paired_tests(runs, monkeypatch):
     assert maps["success"]["ours"]["rate"] == 1 and maps["differing"] == 0
     (test,) = found["tests"]
     assert test["only"] == [0, 6] and test["p"] == test["holm_p"] == pytest.approx(2 / 2**6)
-    monkeypatch.setattr(render, "RESULTS", runs)
-    page = render.aloha()
+    monkeypatch.setattr(markdown_tables, "RESULTS", runs)
+    page = success_tables.aloha()
     assert "| `act` | 50 | 000020 | 2.0 | 40% (4/10;" in page and "| 50% (5/10;" in page
     assert "| 50 | `act/000020` and `maps/pipeline` | 0 and 6 | 0.031, 0.031 |" in page
 
 
 def test_without_a_report_the_page_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(render, "RESULTS", tmp_path)
-    assert render.aloha() == "Not run yet.\n"
+    monkeypatch.setattr(markdown_tables, "RESULTS", tmp_path)
+    assert success_tables.aloha() == "Not run yet.\n"
 
 
 @pytest.mark.parametrize("arm", aloha.AIM_ARMS)

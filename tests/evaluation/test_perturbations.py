@@ -19,8 +19,6 @@ def test_differences_are_paired():
         "won": 1,
         "p": pytest.approx(2 * (1 + 6) / 2**6),
     }
-    tests = perturbations.corrected({name: {"p": p} for name, p in (("a", 0.04), ("b", 0.01), ("c", 0.5))})
-    assert [test["holm_p"] for test in tests.values()] == pytest.approx([0.08, 0.03, 0.5])
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from arms import add_holm, paired_gain, sign_flip_p
 
-from aim_hf.evaluation.statistics import format_peaks, holm, paired_gain, sign_flip_p, summarize, wilson_interval
+from aim_hf.evaluation.statistics import format_peaks, summarize, wilson_interval
 from aim_hf.utils.provenance import provenance
 
 
@@ -33,8 +34,13 @@ def test_wilson_refuses_counts_that_cannot_be(successes, episodes):
         wilson_interval(successes, episodes)
 
 
-def test_holms_correction():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+@pytest.mark.parametrize(
+    "ps, corrected", [([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]), ([0.04, 0.01, 0.5], [0.08, 0.03, 0.5])]
+)
+def test_holms_correction(ps, corrected):
+    tests = [{"p": p} for p in ps]
+    add_holm(tests)
+    assert [test["holm_p"] for test in tests] == pytest.approx(corrected)
 
 
 def test_flipped_signs():

@@ -10,7 +10,7 @@ from accelerate import cpu_offload
 
 from aim_hf import AIM_TINY, AIMForWorldAction, AIMPipeline
 from aim_hf.commands import evaluate
-from aim_hf.commands.loading import loading_arguments
+from aim_hf.commands.policy_options import given_options
 from aim_hf.pipeline.loading_config import LoadingConfig
 from aim_hf.rollout.policies import AIMPolicy
 from aim_hf.utils.extras import MissingExtra
@@ -114,7 +114,7 @@ def test_an_evaluation_loads_as_it_is_told(folder):
     """What changes the numbers is among the policy's settings; where the text encoder is doesn't."""
     command = f"--policy {folder} --episodes 1 --output_dir out --dtype float64 --attn_implementation eager"
     args, _ = evaluate.parse([*command.split(), "--text_encoder_device", "cpu", "--num_inference_steps", "2"])
-    assert loading_arguments(args) == {
+    assert given_options(args, LoadingConfig) == {
         "dtype": "float64",
         "attn_implementation": "eager",
         "text_encoder_device": "cpu",

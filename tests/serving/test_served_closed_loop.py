@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aim_hf.protocol.observations import write_endpose, write_images
+from aim_hf.envs.poses import pack_endpose
+from aim_hf.protocol.observations import write_images
 from aim_hf.rollout.policies import AIMPolicy, Prediction
 from aim_hf.rollout.run import run_episodes
 from aim_hf.rollout.vector_env import VectorEnvironment
@@ -50,7 +51,7 @@ class ThroughOpenPI:
         messages = [{"images": write_images(seen)} for seen in observations]
         if executed_actions is None:
             for message, first, seen in zip(messages, self.first, observations):
-                message |= first | {"endpose": write_endpose(seen[0])}
+                message |= first | {"endpose": pack_endpose(seen[0])}
         replies = [client.infer(message) for client, message in zip(self.clients, messages)]
         return Prediction(actions=np.stack([reply["actions"] for reply in replies]))
 

@@ -29,14 +29,8 @@ class Contacts:
     def robot_links(self):
         return [*LEFT, *RIGHT, PALM]
 
-    def press_targets(self):
-        return [BELL]
-
-    def push_targets(self):
-        return [KNOB]
-
-    def insert_targets(self):
-        return [TUBE]
+    def targets(self):
+        return {BELL: "press", KNOB: "push", TUBE: "insert"}
 
     def bodies(self, of=None):
         here = np.array([0, 0, 0, 1.0, 0, 0, 0])

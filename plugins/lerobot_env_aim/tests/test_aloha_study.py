@@ -1,7 +1,5 @@
 """A policy of LeRobot acts under our evaluator, through the adapter of the comparison on ALOHA, as under LeRobot's."""
 
-import itertools
-
 import aloha
 import numpy as np
 from lerobot.envs.factory import make_env_config
@@ -11,6 +9,7 @@ from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import rollout
 
 from aim_hf.envs import make_environment
+from aim_hf.envs.poses import unit_quaternions
 
 STEPS = 12
 
@@ -29,8 +28,7 @@ def test_both_evaluators_execute_the_same_actions(tmp_path):
     same = PolicyProcessorPipeline(steps=[])
     actions = rollout(envs, policy, same, same, preprocess, postprocess, seeds=[3])["action"][0].double().numpy()
     envs.close()
-    for action, part in itertools.product(actions, aloha.QUATERNIONS):
-        action[part] /= np.linalg.norm(action[part])
+    actions = np.array([unit_quaternions(action) for action in actions])
 
     judged, environment = aloha.LeRobotPolicy(tmp_path), make_environment("aloha", "transfer_cube")
     observation = environment.reset(100_000_003)

@@ -108,7 +108,7 @@ def test_a_draw_follows_from_the_first_seed():
 def test_bad_values_are_named():
     with pytest.raises(ValueError, match="split='camera-9' is unknown"):
         make(split="camera-9")
-    with pytest.raises(ValueError, match="action_mode is 'joint'; choose one of ee, qpos"):
+    with pytest.raises(ValueError, match="action_mode is 'joint'; expected one of ee, qpos"):
         make(action_mode="joint")
     env = make()
     with pytest.raises(ValueError, match="has 100000000 seeds"):

@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 
 from ..envs.robotwin import add_robotwin_arguments
+from ..utils.checks import check_whole
 from . import Parser
 
 # Set before SAPIEN loads its renderer: each process renders on one core, since processes share the machine.
@@ -32,8 +33,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--shard_size", type=int, default=50, help="episodes in a Parquet file")
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
-    if args.shard_size < 1:
-        parser.error(f"--shard_size is {args.shard_size}; expected at least 1")
+    check_whole("--shard_size", args.shard_size)
     return args
 
 

@@ -8,8 +8,9 @@ machines.
 
 from .. import AIM_TINY
 from ..envs.names import AIM_TINY_TASKS, TABLETOP
+from ..pipeline.loading_config import LoadingConfig
 from . import Parser
-from .loading import add_loading_arguments, loading_arguments
+from .policy_options import add_loading_arguments, given_options
 
 
 def main(argv: list[str]) -> None:
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> None:
     simulators = Simulators(limit=args.episodes + 1)
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        pipe = AIMPolicy.from_pretrained(args.policy, device, **loading_arguments(args)).pipe
+        pipe = AIMPolicy.from_pretrained(args.policy, device, **given_options(args, LoadingConfig)).pipe
         page = build(LiveRollouts(pipe, simulators), args.tasks, at_once=args.episodes)
         page.launch(server_port=args.port, **LAUNCH)
     finally:

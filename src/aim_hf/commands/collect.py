@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
-from ..utils.checks import check_number
+from ..utils.checks import check_number, check_whole
 from . import SPLITS_HELP, Parser
 
 # Set before SAPIEN loads its renderer: each process renders on one core, since processes share the machine.
@@ -60,9 +60,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
-    for name, number in (("episodes", args.episodes), ("shard_size", args.shard_size)):
-        if number < 1:
-            parser.error(f"--{name} is {number}; expected at least 1")
+    for name in ("episodes", "shard_size"):
+        check_whole(f"--{name}", getattr(args, name))
     parser.check_tasks(args.tasks, args.suite)
     parser.check_splits(args.splits, args.suite)
     usual = NOISE.get(args.suite, 0.0)
@@ -80,21 +79,17 @@ def main(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from ..data.card import write_card
-    from ..data.collection import SeedsExhausted, collect_shard, plan
+    from ..data.collection import SeedsExhausted, collect_shard, made_from, plan
     from ..data.preview import write_preview
-    from ..data.recorder import made_from
     from ..data.shards import remove_leftovers
     from ..envs import next_environment
     from ..utils.files import claim
 
     # Processes wait for each other only at the start and at the end, days later with many episodes.
     state = PartialState(cpu=True, timeout=timedelta(days=30))
-    settings = made_from(
-        args.suite, args.noise, args.start_seed, args.seeds_per_episode, args.shard_size, args.mistakes
-    )
     with state.main_process_first():
         if state.is_main_process:
-            claim(args.output_dir, settings, "data/*.parquet")
+            claim(args.output_dir, made_from(args), "data/*.parquet")
             remove_leftovers(args.output_dir)
     mine = plan(args)[state.process_index :: state.num_processes]
     missing = []

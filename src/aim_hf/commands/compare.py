@@ -35,13 +35,11 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     check_whole("--videos", args.videos, least=0)
 
-    import json
-
     from .. import AIMPipeline
     from ..envs import make_environment
     from ..evaluation.comparison import compare, format_comparison, same_world, training_summary
     from ..training.curve import plot_comparison
-    from ..utils.files import read_json, reading, write_text
+    from ..utils.files import read_json, reading, write_json, write_text
     from ..utils.provenance import command
 
     comparison = compare(args.before, args.after)
@@ -60,7 +58,7 @@ def main(argv: list[str]) -> None:
         pipelines = [AIMPipeline.from_pretrained(comparison[side]["policy"]) for side in settings_of]
         comparison |= same_world(*pipelines, environment.instruction(settings["instructions"]), observation)
         environment.close()
-    write_text(args.output_dir / "comparison.json", json.dumps(comparison, indent=1) + "\n")
+    write_json(args.output_dir / "comparison.json", comparison)
     write_text(args.output_dir / "comparison.md", format_comparison(comparison))
     plot_comparison(comparison, args.output_dir / "comparison.png")
     print(format_comparison(comparison))

@@ -16,18 +16,18 @@ Any policy behind openpi's websocket protocol is evaluated the same way (docs/se
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
+from ..pipeline.loading_config import LoadingConfig
+from ..pipeline.sampling_config import SamplingConfig
 from ..rollout import dialects
 from ..rollout.execution_config import ExecutionConfig
 from . import SPLITS_HELP, Parser
-from .loading import add_loading_arguments, loading_arguments
-from .sampling import add_sampling_arguments, sampling_arguments
+from .policy_options import add_loading_arguments, add_options, add_sampling_arguments, given_options
 
 if TYPE_CHECKING:
     import torch
@@ -53,26 +53,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
     )
     add_loading_arguments(parser)
     add_sampling_arguments(parser)
-    parser.add_argument(
-        "--delay", type=int, default=0, help="inference delay: control steps that a chunk takes to compute"
-    )
-    parser.add_argument(
-        "--no_real_time_chunking",
-        action="store_false",
-        dest="real_time_chunking",
-        help="don't condition a new chunk on the actions that are executed while it is computed",
-    )
-    parser.add_argument(
-        "--n_action_steps", type=int, help="actions of a chunk that are executed before the next; default: all"
-    )
-    parser.add_argument(
-        "--replan_drift",
-        type=float,
-        help="plan again once an observed picture differs by more than this from the imagined one, in [0, 1]",
-    )
-    parser.add_argument(
-        "--replan_entropy", type=float, help="plan again once the next value map's entropy is above this, in [0, 1]"
-    )
+    add_options(parser, "execution", ExecutionConfig)
     parser.add_argument(
         "--batch_size",
         type=int,
@@ -135,20 +116,14 @@ def load_policy(args: argparse.Namespace, dialect: dialects.Dialect | None, devi
 
         token = args.token_file.read_text().strip() if args.token_file else None
         return RemotePolicy(args.policy, dialect, args.policy_name, token)
-    options = loading_arguments(args) | sampling_arguments(args) | asdict(execution_config(args))
+    options = given_options(args, LoadingConfig, SamplingConfig, ExecutionConfig)
     return AIMPolicy.from_pretrained(args.policy, device, **options)
-
-
-def execution_config(args: argparse.Namespace) -> ExecutionConfig:
-    return ExecutionConfig(**{field.name: getattr(args, field.name) for field in fields(ExecutionConfig)})
 
 
 def remote_dialect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dialects.Dialect | None:
     """The dialect of the server at `--policy`; None for AIM's own. Refuses options that a server decides itself."""
-    default, asked = asdict(ExecutionConfig()), asdict(execution_config(args))
-    changed = [name for name in asked if asked[name] != default[name]]
-    if given := [*loading_arguments(args), *sampling_arguments(args), *changed]:
-        parser.error(f"{', '.join(given)}: the server decides that; give it to `aim-hf serve`")
+    if told := given_options(args, LoadingConfig, SamplingConfig, ExecutionConfig):
+        parser.error(f"{', '.join(told)}: the server decides that; give it to `aim-hf serve`")
     if (args.dialect == "openpi") != (args.actions_per_chunk is not None):
         parser.error("--dialect openpi and --actions_per_chunk go together")
     dialect = None

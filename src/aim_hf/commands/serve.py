@@ -16,11 +16,12 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..pipeline.loading_config import LoadingConfig
+from ..pipeline.sampling_config import SamplingConfig
 from ..rollout.rows import ROWS
 from ..serving.limits import BATCH_SIZES, Limits
 from . import Parser
-from .loading import add_loading_arguments, loading_arguments
-from .sampling import add_sampling_arguments, sampling_arguments
+from .policy_options import add_loading_arguments, add_options, add_sampling_arguments, given_options
 
 if TYPE_CHECKING:
     from ..serving.server import PolicyServer
@@ -52,15 +53,7 @@ def main(argv: list[str]) -> None:
         help="the policy's cameras in messages of other clients, such as head_camera=observation/image",
     )
     parser.add_argument("--resize", action="store_true", help="crop and resize pictures of other sizes")
-    parser.add_argument("--max_sessions", type=int, default=Limits.max_sessions, help="clients connected at a time")
-    parser.add_argument("--max_queue", type=int, default=Limits.max_queue, help="requests that may wait")
-    parser.add_argument(
-        "--idle_timeout",
-        type=float,
-        default=Limits.idle_timeout,
-        help="seconds without a message after which a client is disconnected",
-    )
-    parser.add_argument("--max_chunks", type=int, default=Limits.max_chunks, help="chunks in one episode")
+    add_options(parser, "limits", Limits)
     args = parser.parse_args(argv)
     if min(args.batch_sizes) < 1:
         parser.error(f"--batch_sizes has {min(args.batch_sizes)}; expected numbers of at least 1")
@@ -74,10 +67,10 @@ def main(argv: list[str]) -> None:
     from ..serving.server import PolicyServer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    limits = Limits(args.max_sessions, args.max_queue, args.idle_timeout, args.max_chunks)
+    limits = Limits(**given_options(args, Limits))
     token = read_token(args.token_file)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = AIMPolicy.from_pretrained(args.policy, device, **loading_arguments(args), **sampling_arguments(args))
+    policy = AIMPolicy.from_pretrained(args.policy, device, **given_options(args, LoadingConfig, SamplingConfig))
     image_keys = dict(pair.split("=", 1) for pair in args.image_keys)
     server = PolicyServer(policy, args.batch_sizes, limits, token, image_keys, args.resize)
     if token is None and not is_loopback(args.host):

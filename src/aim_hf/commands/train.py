@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.presets import PRESETS
-from ..utils.checks import check_whole
-from ..utils.files import claim, read_json, write_text
+from ..utils.checks import check_choice, check_whole
+from ..utils.files import claim, read_json, write_json
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -132,8 +132,8 @@ def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[s
     for name, least in (("lora_rank", 1), ("export_steps", 0), ("window_chunks", 1)):
         if getattr(arguments, name) is not None:
             check_whole(f"--{name}", getattr(arguments, name), least)
-    if arguments.preset is not None and arguments.preset not in PRESETS:
-        raise ValueError(f"--preset is {arguments.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+    if arguments.preset is not None:
+        check_choice("--preset", arguments.preset, sorted(PRESETS))
 
     from .. import AIMConfig
 
@@ -224,7 +224,7 @@ class Exporter:
             **new_schedulers(config),
         ).save_pretrained(output / "pipeline")
         record = {"steps": trainer.state.global_step, "log_history": trainer.state.log_history}
-        write_text(output / "training.json", json.dumps(record | provenance(trainer.args.device), indent=1) + "\n")
+        write_json(output / "training.json", record | provenance(trainer.args.device))
         if find_spec("matplotlib") is not None:  # an extra; without it no curve is drawn
             plot_training(trainer.state.log_history, output / "pipeline" / "training_curve.png")
 

@@ -12,7 +12,6 @@ the hardware, and `output_dir/training.png` plots the metrics.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
-from ..utils.files import claim, write_text
+from ..utils.checks import check_choice
+from ..utils.files import claim, write_json
 
 if TYPE_CHECKING:
     from ..rl import AIMGRPOConfig, AIMGRPOTrainer
@@ -55,8 +55,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
     parser = HfArgumentParser((ScriptArguments, AIMGRPOConfig), prog="aim-hf train-grpo", description=__doc__)
     add_robotwin_arguments(parser)
     script, args = parser.parse_args_into_dataclasses(argv)
-    if args.suite not in TASKS:
-        raise ValueError(f"--suite is {args.suite!r}; choose from {', '.join(TASKS)}")
+    check_choice("--suite", args.suite, TASKS)
     for name, known in (("tasks", TASKS[args.suite]), ("reward_funcs", REWARDS)):
         if unknown := set(getattr(script, name)) - set(known):
             raise ValueError(f"--{name} has {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
@@ -109,6 +108,6 @@ def export(trainer: AIMGRPOTrainer, tasks: list[str]) -> None:
     seeds = {name: [scenes[0].seed, scenes[len(scenes) - 1].seed] for name, scenes in trainer.scenes.items()}
     record = {"steps": trainer.state.global_step, "processes": args.world_size, "tasks": tasks, "seeds": seeds}
     record |= {"log_history": trainer.state.log_history} | provenance(args.device)
-    write_text(output / "training.json", json.dumps(record, indent=1) + "\n")
+    write_json(output / "training.json", record)
     plot_grpo(trainer.state.log_history, output / "training.png")
     print(f"The pipeline with the new action head is {output / 'pipeline'}")

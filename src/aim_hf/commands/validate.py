@@ -6,7 +6,6 @@ Prints the number of checks and every problem; the exit code is 1 if there is an
 must match bit for bit, which holds only with the versions that the manifests name.
 """
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -27,11 +26,11 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     from ..data.validation import validate
-    from ..utils.files import write_text
+    from ..utils.files import write_json
 
     report = validate(args.folder, args.render, args.simulate)
     if args.output_file is not None:
-        write_text(args.output_file, json.dumps(asdict(report), indent=1) + "\n")
+        write_json(args.output_file, asdict(report))
     print(
         f"{report.episodes} episodes, {report.frames} frames, {report.bytes / 1e6:.1f} MB; value maps of "
         f"{report.rendered} rendered again (videos at most {report.largest_video_error} of 255 off), "

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,6 +30,14 @@ class Shard:
 
 class SeedsExhausted(RuntimeError):
     """The expert fails on too many of a shard's seeds."""
+
+
+def made_from(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that determine the episodes of a collection, for `files.claim`. Tasks, splits and the number of
+    episodes are not among them, because later calls may add some."""
+    names = ("suite", "noise", "start_seed", "seeds_per_episode", "shard_size")
+    settings = {name: getattr(args, name) for name in names}
+    return settings | ({"mistakes": args.mistakes} if args.mistakes else {})
 
 
 def plan(args: argparse.Namespace) -> list[Shard]:

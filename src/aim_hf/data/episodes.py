@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..envs.base import CAMERAS
-from ..model.processing_aim import ACTION_SPACES, AIMProcessor
+from ..model.processing_aim import ACTION_SPACES, EE_ACTION_DIM, AIMProcessor
 from ..utils.extras import extra
 from ..value_maps.render import Event, render_value_maps
 from .video import count_frames, decode_video, encode_video
@@ -19,7 +19,6 @@ from .video import count_frames, decode_video, encode_video
 with extra("data"):
     from datasets import Features, List, Value, Video
 
-EE_ACTION_DIM = 16  # of action space `ee`: left xyz, quaternion wxyz, gripper; right likewise
 DESCRIPTION = ("suite", "task", "split", "seed", "instruction", "success", "fps", "action_space")
 VECTORS = ("state", "action", "expert_action")
 EVENT = ("kind", "arm", "frame", "body_name", "points", "body_pose")

@@ -409,9 +409,8 @@ class LatentWindows(Dataset):
             episodes, longest = index["episodes"], max(entry["chunks"] for entry in index["episodes"])
         self._check_geometry(geometry)
         self.processor = AIMProcessor.from_pretrained(self.folder / "processor")
-        if window_chunks < 1:
-            raise ValueError(f"window_chunks is {window_chunks}; expected at least 1.")
-        self.window_chunks, self.num_episodes = min(window_chunks, longest), len(episodes)
+        self.window_chunks = min(check_whole("window_chunks", window_chunks), longest)
+        self.num_episodes = len(episodes)
         count = held_out_count(len(episodes), held_out)
         out = {i * len(episodes) // count for i in range(count)}
         self.entries = [entry for i, entry in enumerate(episodes) if (i in out) == only_held_out]

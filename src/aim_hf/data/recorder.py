@@ -1,7 +1,6 @@
 """Records the scripted expert on the scene of a seed, as an `Episode` or a `Failure`."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -21,24 +20,7 @@ class Failure:
     reason: str
 
 
-def made_from(
-    suite: str, noise: float, start_seed: int, seeds_per_episode: int, shard_size: int, mistakes: float = 0.0
-) -> dict[str, Any]:
-    """The settings that determine the episodes of a collection, for `files.claim`. Tasks, splits and the number of
-    episodes are not among them, because later calls may add some."""
-    settings = {
-        "suite": suite,
-        "noise": noise,
-        "start_seed": start_seed,
-        "seeds_per_episode": seeds_per_episode,
-        "shard_size": shard_size,
-    }
-    return settings | ({"mistakes": mistakes} if mistakes else {})
-
-
-def record_episode(
-    env: Environment, seed: int, noise: float, mistakes: float = 0.0, instructions: str = "seen"
-) -> Episode | Failure:
+def record_episode(env: Environment, seed: int, noise: float, mistakes: float = 0.0) -> Episode | Failure:
     """Records the expert on the scene of `seed`, with positions perturbed by `noise` (m).
 
     `action` has the perturbation, `expert_action` does not. In a share `mistakes` of the seeds the expert misses an
@@ -78,7 +60,7 @@ def record_episode(
         task=env.task,
         split=env.split,
         seed=seed,
-        instruction=env.instruction(instructions),
+        instruction=env.instruction(),
         success=success,
         fps=1 / env.control_dt,
         action_space="ee",

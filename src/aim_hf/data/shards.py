@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ..model.processing_aim import EE_ACTION_DIM
 from ..utils.extras import extra
 from ..utils.files import UnreadableFile, read_json, reading, write_text, written_file
-from .episodes import EE_ACTION_DIM, check_row, check_videos, episode_features
+from ..utils.plain import plain
+from .episodes import check_row, check_videos, episode_features
 
 with extra("data"):
     import pyarrow as pa
@@ -41,22 +41,13 @@ MANIFEST_MEND = "delete it and its shard, and run the command that made them aga
 def write_rows(path: Path, rows: Iterable[dict[str, Any]], action_dim: int) -> None:
     """Writes rows to a Parquet file, one row group each."""
     schema = episode_features(action_dim).arrow_schema
-    write_tables(path, (pa.Table.from_pylist([_plain(row)], schema=schema) for row in rows), schema)
+    write_tables(path, (pa.Table.from_pylist([plain(row)], schema=schema) for row in rows), schema)
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     with written_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for table in tables:
             writer.write_table(table)
-
-
-def _plain(value: Any) -> Any:
-    """`value` with arrays as lists, from which Arrow makes fixed-size lists."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 @dataclass

@@ -18,11 +18,11 @@ from datasets import IterableDataset as StreamedDataset
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..envs.base import CAMERAS
+from ..utils.checks import check_choice
 from ..utils.extras import extra
 from ..value_maps.render import render_value_maps
-from .episodes import event_from_row
+from .episodes import VECTORS, decode_column, event_from_row
 from .shards import check_folder, shard_paths
-from .video import decode_video
 
 with extra("data"):
     import pyarrow as pa
@@ -30,7 +30,6 @@ with extra("data"):
 
 VALUE_MAPS = ("rendered", "decoded", None)
 SENTENCES = ("task", "seed", "instruction")
-VECTORS = ("state", "action", "expert_action")
 MOST_WORKERS = 1024
 
 
@@ -57,8 +56,7 @@ class Window:
             )
         if not self.cameras or not set(self.cameras) <= set(CAMERAS):
             raise ValueError(f"cameras={self.cameras}; expected some of {CAMERAS}.")
-        if self.value_maps not in VALUE_MAPS:
-            raise ValueError(f"value_maps={self.value_maps!r}; expected one of {VALUE_MAPS}.")
+        check_choice("value_maps", self.value_maps, VALUE_MAPS)
 
     @property
     def steps(self) -> int:
@@ -99,17 +97,11 @@ class Window:
                 raise ValueError(f"{where}: {name} holds NaN or infinity; record this episode again")
             window[name] = torch.from_numpy(values)
         frames = [min(start + step, last) for step in range(0, self.steps + 1, self.frame_stride)]
-
-        def decoded(name: str) -> np.ndarray:
-            try:
-                return decode_video(row[name], frames)
-            except (ValueError, IndexError) as error:
-                raise ValueError(f"{where}: {name} is damaged ({error}); record this episode again") from error
-
-        rgb = {c: decoded(f"rgb_{c}") for c in self.cameras if row[f"rgb_{c}"] is not None}
+        rgb = {c: decode_column(row, f"rgb_{c}", frames) for c in self.cameras if row[f"rgb_{c}"] is not None}
         value = {}
         if self.value_maps == "decoded":
-            value = {c: decoded(f"value_{c}")[..., 0] for c in rgb if row[f"value_{c}"] is not None}
+            known = [camera for camera in rgb if row[f"value_{camera}"] is not None]
+            value = {camera: decode_column(row, f"value_{camera}", frames)[..., 0] for camera in known}
         elif self.value_maps == "rendered" and row["events"] is not None:
             events = [event_from_row(event) for event in row["events"]]
             for camera in rgb:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from ..utils.checks import check_choice
 from .base import Environment, Interface
 from .names import TASKS as TASKS
 from .names import check_split
@@ -34,8 +35,7 @@ def interface(suite: str, split: str) -> Interface:
 
 
 def _environment(suite: str) -> type[Environment]:
-    if suite not in _ENVIRONMENTS:
-        raise ValueError(f"suite={suite!r} is unknown: choose one of {list(_ENVIRONMENTS)}.")
+    check_choice("suite", suite, _ENVIRONMENTS)
     return getattr(import_module(f".{suite}", __name__), _ENVIRONMENTS[suite])
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..utils.checks import check_choice
 from .base import ARMS
 
 
 def checked_action(action: np.ndarray, mode: str, action_dims: dict[str, int]) -> np.ndarray:
     """`action` as float64. Raises ValueError for an unknown mode, a wrong shape, NaN, or a bad quaternion."""
-    if mode not in action_dims:
-        raise ValueError(f"mode={mode!r} is unknown: choose one of {list(action_dims)}.")
+    check_choice("mode", mode, action_dims)
     action = np.asarray(action, dtype=np.float64)
     if action.shape != (action_dims[mode],):
         raise ValueError(

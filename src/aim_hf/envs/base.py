@@ -228,14 +228,9 @@ class Environment(Protocol):
     def robot_links(self) -> list[int]:
         """The ids of all bodies of the robot, including the fingers. They can't support a placed object."""
 
-    def press_targets(self) -> list[int]:
-        """The ids of the bodies that the task requires closed fingers to press; may be empty."""
-
-    def push_targets(self) -> list[int]:
-        """The ids of the bodies that the task requires closed fingers to push along; may be empty."""
-
-    def insert_targets(self) -> list[int]:
-        """The ids of the bodies that the task requires a held body to be inserted in; may be empty."""
+    def targets(self) -> dict[int, str]:
+        """Body id -> "press" or "push" if the task requires closed fingers to press it, or to push it along; "insert"
+        if it requires a held body to be inserted in it. May be empty."""
 
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
         """All rigid bodies by id, or only the bodies `of`. Ids are valid for one episode."""

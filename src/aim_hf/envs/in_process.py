@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ..utils.checks import check_choice
 from .actions import checked_action
 from .base import ARMS, Body, Camera, Contact, ExpertPath, Interface, Observation, StepResult
 from .seeds import scene_generator
@@ -37,15 +38,10 @@ class Scene(Protocol):
 class Task(ABC):
     """The task of one episode. `seen` and `unseen` are instruction templates, filled in by `words`."""
 
-    press_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers must press
-    push_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that closed fingers must push along
-    insert_targets: ClassVar[tuple[str, ...]] = ()  # names of the bodies that a held body must be inserted in
+    targets: ClassVar[dict[str, str]] = {}  # name of a body -> "press", "push" or "insert", as `Environment.targets`
     seen: ClassVar[tuple[str, ...]]
     unseen: ClassVar[tuple[str, ...]]
-
-    def words(self) -> dict[str, str]:
-        """The values of the placeholders in the templates."""
-        return {}
+    words: Mapping[str, str] = {}  # the values of the placeholders in the templates
 
 
 class InProcessEnvironment(ABC):
@@ -67,9 +63,7 @@ class InProcessEnvironment(ABC):
     step_limit: int
 
     def __init__(self, task: str, split: str, base: str, tasks: Collection[str], render: bool, depth: bool) -> None:
-        if task not in tasks:
-            raise ValueError(f"task={task!r} is unknown: choose one of {list(tasks)}.")
-        self.task, self.split, self._base = task, split, base
+        self.task, self.split, self._base = check_choice("task", task, tasks), split, base
         self._render, self._depth = render, depth
         self.on_physics_step: list[Callable[[InProcessEnvironment], None]] = []
         self._scene: Scene | None = None
@@ -103,11 +97,9 @@ class InProcessEnvironment(ABC):
 
     def instruction(self, split: str = "seen") -> str:
         self._active_scene()
-        if split not in ("seen", "unseen"):
-            raise ValueError(f"split={split!r} is unknown: choose 'seen' or 'unseen'.")
-        templates = getattr(self._task, split)
+        templates = getattr(self._task, check_choice("split", split, ("seen", "unseen")))
         chosen = templates[self._generator(f"instruction/{split}").integers(len(templates))]
-        return chosen.format(**self._task.words())
+        return chosen.format(**self._task.words)
 
     def close(self) -> None:
         self._scene = None
@@ -146,14 +138,9 @@ class InProcessEnvironment(ABC):
     def robot_links(self) -> list[int]:
         return self._active_scene().robot_links
 
-    def press_targets(self) -> list[int]:
-        return [self._active_scene().body_id(name) for name in self._task.press_targets]
-
-    def push_targets(self) -> list[int]:
-        return [self._active_scene().body_id(name) for name in self._task.push_targets]
-
-    def insert_targets(self) -> list[int]:
-        return [self._active_scene().body_id(name) for name in self._task.insert_targets]
+    def targets(self) -> dict[int, str]:
+        scene = self._active_scene()
+        return {scene.body_id(name): kind for name, kind in self._task.targets.items()}
 
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
         return self._active_scene().bodies(of)

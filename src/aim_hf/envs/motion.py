@@ -49,7 +49,7 @@ class ArmMotion:
 
     def grip(self, arm: str, opening: float, steps: int) -> None:
         """Opens or closes the gripper in place, as a key step."""
-        self._mark(arm)
+        self._key_steps.add(len(self._rows[arm]) - 1)
         for _ in range(steps):
             row = self._rows[arm][-1].copy()
             row[7] = opening
@@ -78,9 +78,6 @@ class ArmMotion:
         actions = np.concatenate([np.stack(self._rows[arm][1:]) for arm in ARMS], axis=1)
         attempts = sorted(self._attempts, key=lambda attempt: attempt.end)
         return ExpertPath(actions, sorted(self._key_steps), tuple(attempts))
-
-    def _mark(self, arm: str) -> None:
-        self._key_steps.add(len(self._rows[arm]) - 1)
 
 
 def straight(

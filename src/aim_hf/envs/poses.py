@@ -9,6 +9,13 @@ import numpy as np
 from .base import ARMS, Observation
 
 
+def axis_rotation(axis: int, angle: float) -> np.ndarray:
+    """The quaternion (4,) wxyz of a rotation by `angle` (rad) about axis 0, 1 or 2."""
+    quaternion = np.array([np.cos(angle / 2), 0.0, 0.0, 0.0])
+    quaternion[1 + axis] = np.sin(angle / 2)
+    return quaternion
+
+
 def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
     """Unit quaternions wxyz (..., 4) as rotation matrices (..., 3, 3), float64."""
     w, x, y, z = np.moveaxis(np.asarray(quaternion, dtype=np.float64), -1, 0)
@@ -51,10 +58,17 @@ def unpack_endpose(pose: np.ndarray) -> dict[str, Any]:
     return endpose
 
 
+def unit_quaternions(action: np.ndarray) -> np.ndarray:
+    """An `ee` action (16,) with quaternions of unit length; zeros stay zeros, which `step` refuses."""
+    action = np.array(action, dtype=np.float64)
+    for pose in np.split(action, 2):  # views of `action`
+        pose[3:7] /= np.linalg.norm(pose[3:7]) or 1.0
+    return action
+
+
 def along_tools(action: np.ndarray, distance: float) -> np.ndarray:
     """An `ee` action (16,) with each end effector moved by `distance` (m) along its own x axis."""
-    moved = action.copy()
-    for pose in np.split(moved, 2):  # views of `moved`
-        pose[3:7] /= np.linalg.norm(pose[3:7])
+    moved = unit_quaternions(action)
+    for pose in np.split(moved, 2):
         pose[:3] += distance * rotation_matrix(pose[3:7])[:, 0]
     return moved

@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from ..utils.checks import check_choice
+
 Purpose = Literal["train", "rl", "validation", "evaluation"]
 
 SEED_RANGES: dict[str, range] = {
@@ -22,8 +24,7 @@ SEED_RANGES: dict[str, range] = {
 
 def seed_range(purpose: Purpose) -> range:
     """The seeds of a purpose. Raises ValueError for an unknown purpose."""
-    if purpose not in SEED_RANGES:
-        raise ValueError(f"purpose={purpose!r} is unknown: choose one of {list(SEED_RANGES)}.")
+    check_choice("purpose", purpose, SEED_RANGES)
     return SEED_RANGES[purpose]
 
 

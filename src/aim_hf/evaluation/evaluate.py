@@ -16,7 +16,6 @@ episodes are still wanted, so that no episode is run in vain, however many proce
 Several machines need one folder that all of them see.
 """
 
-import json
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
@@ -37,7 +35,7 @@ from ..rollout.policies import Policy, check_fits
 from ..rollout.run import EpisodeResult, ValueMaps, run_episodes
 from ..rollout.storyboard import write_contact_sheet, write_strip, write_video
 from ..rollout.vector_env import VectorEnvironment, cores_of_this_process
-from ..utils.checks import check_whole
+from ..utils.checks import check_choice, check_whole
 from ..utils.files import (
     UnreadableFile,
     append_json_line,
@@ -46,7 +44,7 @@ from ..utils.files import (
     read_json,
     read_json_lines,
     reading,
-    write_text,
+    write_json,
 )
 from ..utils.provenance import provenance
 from .statistics import PEAKS, format_peaks, summarize
@@ -78,13 +76,9 @@ class Protocol:
     start_seed: int = 0
 
     def __post_init__(self):
-        for name, known in (
-            ("suite", tuple(TASKS)),
-            ("instructions", ("seen", "unseen")),
-            ("value_maps", ("predicted", "true")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}.")
+        check_choice("suite", self.suite, TASKS)
+        check_choice("instructions", self.instructions, ("seen", "unseen"))
+        check_choice("value_maps", self.value_maps, ("predicted", "true"))
         check_split(self.suite, self.split)
 
 
@@ -122,9 +116,8 @@ def evaluate(
     if unknown:
         known = ", ".join(TASKS[protocol.suite])
         raise ValueError(f"no task {', '.join(unknown)} in suite {protocol.suite!r}; choose from {known}.")
-    for name, number in (("episodes", episodes), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}; expected at least 1.")
+    check_whole("episodes", episodes)
+    check_whole("batch_size", batch_size)
     check_whole("videos", videos, least=0)
     episode_seeds("evaluation", protocol.start_seed, episodes)
     check_fits(policy.interface, protocol.suite, protocol.split)
@@ -161,7 +154,7 @@ def evaluate(
     rejected = {task: read_rejected(output, task) for task in recorded}
     headline = {name: settings[name] for name in ("suite", "split", "policy")}
     results = headline | summarize(recorded, rejected) | settings | provenance(state.device)
-    _write_json(output / "results.json", results)
+    write_json(output / "results.json", results, indent=2)
     return results
 
 
@@ -292,14 +285,6 @@ def read_rejected(output: Path, task: str) -> dict[int, str]:
     return {record["seed"]: record["rejected"] for record in _read_lines(output, task) if "rejected" in record}
 
 
-def read_outcomes(output: Path, tasks: list[str]) -> np.ndarray | None:
-    """Success of each episode, (tasks, episodes), in the order of seeds; None without `results.json`."""
-    if not (output / "results.json").is_file():
-        return None
-    of_tasks = [{record["seed"]: record["success"] for record in read_records(output, task)} for task in tasks]
-    return np.array([[successes[seed] for seed in sorted(successes)] for successes in of_tasks], dtype=float)
-
-
 def _records_file(output: Path, task: str) -> Path:
     return output / "episodes" / f"{task}.jsonl"
 
@@ -356,7 +341,3 @@ def _append_record(output: Path, result: EpisodeResult, policy_sha256: str | Non
         "policy_sha256": policy_sha256,
     }
     append_json_line(_records_file(output, result.task), record)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")

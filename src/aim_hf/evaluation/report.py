@@ -21,7 +21,7 @@ from ..envs import TASKS, robotwin
 from ..envs.base import SPLITS
 from ..envs.names import PERTURBATIONS
 from ..utils.extras import extra
-from ..utils.files import reading, write_text, written_file
+from ..utils.files import reading, write_bytes, write_text
 from ..utils.provenance import machine
 from .comparison import compare
 from .evaluate import read_records, read_results
@@ -129,8 +129,7 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
     sections.append(_failures(runs, output))
     text = "\n\n".join(sections) + "\n"
     for name, picture in pictures.items():
-        with written_file(output / name) as temporary:
-            temporary.write_bytes(picture)
+        write_bytes(output / name, picture)
     write_text(output / "report.md", text)
     write_text(output / "report.html", _page(f"AIM on {suites[0]}", text, pictures))
 
@@ -204,7 +203,7 @@ def _split_section(runs: list[Run], published: dict[str, dict[str, float]], spli
     by_task = {model: rates for model, rates in published.items() if len(rates) > 1}
     rows = [["task", *(run.title for run in runs), *(f"{model}, published" for model in by_task)]]
     for task in tasks:
-        ours = [_cell(run.results["tasks"].get(task)) for run in runs]
+        ours = [format_rate(of) if (of := run.results["tasks"].get(task)) else "" for run in runs]
         rows.append([f"`{task}`", *ours, *(_percent(rates.get(task)) for rates in by_task.values())])
     means = [f"**{run.results['mean_rate']:.1%}**" for run in runs]
     rows.append(["mean", *means, *(_percent(rates["mean"]) for rates in by_task.values())])
@@ -245,10 +244,6 @@ def _failures(runs: list[Run], output: Path) -> str:
         return "## Failed episodes\n\nNone."
     summary = f"<summary><h2>Failed episodes ({len(rows) - 1})</h2></summary>"
     return f"<details>{summary}\n\n{_table(rows)}\n\n</details>"
-
-
-def _cell(task: dict[str, Any] | None) -> str:
-    return "" if task is None else format_rate(task)
 
 
 def _percent(rate: float | None) -> str:

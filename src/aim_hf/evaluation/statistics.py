@@ -1,13 +1,10 @@
-"""From episodes to rates: the Wilson interval, paired tests, results.json, and runs of several training seeds."""
+"""From episodes to rates: the Wilson interval, McNemar's test, and results.json."""
 
 import json
 import math
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-FLIPS, RESAMPLES = 100_000, 2000  # random draws of a test, and of an interval
 NEAR = 0.1  # of the canvas's width: a value map's peak this close to the true contact counts as near it
 NEAR_CM = 2.0  # about the radius of a value map's spot, and half a gripper's opening
 PEAKS = "first value map's peak: within 10 % of the canvas, median distance on the table"  # heads `format_peaks`
@@ -36,57 +33,6 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
-def holm(ps: list[float]) -> list[float]:
-    """p-values under Holm's correction, in their order."""
-    corrected, largest = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
-        corrected[index] = largest
-    return corrected
-
-
-def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided p of a mean of paired differences, by flipping their signs at random."""
-    rng, observed, extreme = np.random.default_rng(0), abs(differences.sum()), 0
-    differences = differences[differences != 0]
-    for _ in range(FLIPS // 1000):
-        flipped = rng.choice([-1.0, 1.0], size=(1000, len(differences))) @ differences
-        extreme += int((np.abs(flipped) >= observed - 1e-9).sum())
-    return (extreme + 1) / (FLIPS + 1)
-
-
-def paired_gain(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """`gain_points` of `after` and its `p`, by flipping signs: success on the same scenes, (training seeds, tasks,
-    episodes) each. A scene's gain is the mean over training seeds, whose number may differ."""
-    difference = (after.mean(0) - before.mean(0)).flatten()
-    return {"gain_points": float(100 * difference.mean()), "p": sign_flip_p(difference)}
-
-
-def summarize_runs(runs: np.ndarray, tasks: list[str]) -> dict[str, Any]:
-    """Rates in percent of success (training seeds, tasks, episodes): of each training seed, of each task, and the
-    mean, with a 95 % interval over scenes."""
-    scenes = runs.mean(0)
-    rng = np.random.default_rng(0)
-    draws = rng.integers(scenes.shape[1], size=(RESAMPLES, *scenes.shape))
-    resampled = np.take_along_axis(scenes[None], draws, axis=2).mean((1, 2))
-    return {
-        "mean": float(100 * scenes.mean()),
-        "interval": (100 * np.quantile(resampled, [0.025, 0.975])).tolist(),
-        "of_each_seed": (100 * runs.mean((1, 2))).tolist(),
-        "tasks": dict(zip(tasks, (100 * scenes.mean(1)).tolist(), strict=True)),
-        "episodes": int(runs.size),
-    }
-
-
-def format_runs(summary: dict[str, Any] | None) -> str:
-    """An entry of `summarize_runs` in a table; "" for none."""
-    if summary is None:
-        return ""
-    low, high = summary["interval"]
-    seeds = ", ".join(f"{rate:.1f}" for rate in summary["of_each_seed"])
-    return f"{summary['mean']:.1f} % ({low:.1f} to {high:.1f}; seeds {seeds})"
-
-
 def format_rate(task: dict[str, Any]) -> str:
     """A task of `results.json` in a table: rate, counts, and the interval in percent."""
     low, high = (round(100 * bound) for bound in task["wilson"])
@@ -108,15 +54,12 @@ def format_peaks(entry: dict[str, Any]) -> str:
     return text
 
 
-def summarize(
-    records: dict[str, list[dict[str, Any]]], rejected: dict[str, dict[int, str]], camera: str = "head_camera"
-) -> dict[str, Any]:
-    """Rates of each task, and over all.
+def summarize(records: dict[str, list[dict[str, Any]]], rejected: dict[str, dict[int, str]]) -> dict[str, Any]:
+    """Rates of each task, and over all. Peak errors are those of the head camera's value map.
 
     Args:
         records: task -> its episodes' records, as `evaluate` writes them; at least one of each task.
         rejected: task -> the seeds that the suite rejected, and why.
-        camera: whose value map the peak errors are of.
 
     Returns:
         `mean_rate`, the mean of the tasks' rates; `first_chunk_peak_within_10_percent`; `first_chunk_peak_on_table`,
@@ -135,7 +78,7 @@ def summarize(
             "wilson": list(wilson_interval(successes, len(episodes))),
             "mean_steps": sum(record["steps"] for record in episodes) / len(episodes),
             "expert_successes": sum(record["expert_success"] for record in episodes),
-            **_peaks(episodes, camera),
+            **_peaks(episodes),
             "seeds": [record["seed"] for record in episodes],
             "outcomes": "".join(str(int(record["success"])) for record in episodes),
             "rejected_seeds": sorted(rejected[task]),
@@ -143,17 +86,17 @@ def summarize(
     simulators = {json.dumps(record["simulator"]) for episodes in records.values() for record in episodes}
     return {
         "mean_rate": sum(task["rate"] for task in tasks.values()) / len(tasks),
-        **_peaks([record for task in records.values() for record in task], camera),
+        **_peaks([record for task in records.values() for record in task]),
         "simulators": [json.loads(simulator) for simulator in sorted(simulators)],
         "tasks": tasks,
     }
 
 
-def _peaks(episodes: list[dict[str, Any]], camera: str) -> dict[str, Any]:
-    """Of the episodes in which the camera sees the true contact: how near to it the peaks are, and their count."""
+def _peaks(episodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the episodes whose head camera sees the true contact: how near to it the peaks are, and their count."""
 
     def known(name: str) -> list[float]:
-        errors = [record[name][camera] for record in episodes if record.get(name) is not None]
+        errors = [record[name]["head_camera"] for record in episodes if record.get(name) is not None]
         return [error for error in errors if error is not None]
 
     shares, distances = known("peak_error"), known("peak_error_cm")

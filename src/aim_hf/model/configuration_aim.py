@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ..utils.checks import check_choice, check_whole
 from .visibility import Visibility
 
 # Keys that `PreTrainedConfig` accepts in addition to the declared fields.
@@ -115,10 +116,8 @@ class AIMConfig(PreTrainedConfig):
             *("action_hidden_size", "action_ffn_dim", "chunk_latent_frames", "actions_per_latent_frame"),
         )
         for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.visibility not in list(Visibility):
-            raise ValueError(f"visibility is {self.visibility!r}; expected one of {', '.join(Visibility)}.")
+            check_whole(name, getattr(self, name))
+        check_choice("visibility", self.visibility, Visibility)
         if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
             raise ValueError(f"patch_size is {self.patch_size}; it must be (1, height, width).")
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:
@@ -128,8 +127,7 @@ class AIMConfig(PreTrainedConfig):
             )
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim is {self.freq_dim}; it must be even.")
-        if self.action_lookahead_frames < 0:
-            raise ValueError(f"action_lookahead_frames is {self.action_lookahead_frames}; it must be at least 0.")
+        check_whole("action_lookahead_frames", self.action_lookahead_frames, least=0)
         if self.history_chunks is not None and self.history_chunks < 1:
             raise ValueError(
                 f"history_chunks is {self.history_chunks}; it must be at least 1, or None for all history."

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..utils.checks import check_number, check_whole, quoted
+from ..utils.checks import check_choice, check_number, check_whole, quoted
 
 ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); then the same of the right arm.
@@ -121,8 +121,7 @@ class AIMProcessor(ProcessorMixin):
                 "slot": _whole_numbers(f"slot of {name}", cameras[name]["slot"], 4, -math.inf),
             }
         self._check_slots()
-        if action_space not in ACTION_SPACES:
-            raise ValueError(f"action_space is {action_space!r}; expected one of {ACTION_SPACES}.")
+        check_choice("action_space", action_space, ACTION_SPACES)
         if action_space == "ee" and action_dim != EE_ACTION_DIM:
             raise ValueError(f"action_dim is {action_dim}; actions of space 'ee' have {EE_ACTION_DIM} numbers.")
         self.action_space = action_space
@@ -640,10 +639,7 @@ def _quaternion_product(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def robotwin_processor(
-    tokenizer: PreTrainedTokenizerBase,
-    action_space: str = "ee",
-    canvas_size: tuple[int, int] = (384, 320),
-    **kwargs: Any,
+    tokenizer: PreTrainedTokenizerBase, canvas_size: tuple[int, int] = (384, 320), **kwargs: Any
 ) -> AIMProcessor:
     """The processor for RoboTwin 2.0: three cameras of 240 x 320 on a T-pose canvas.
 
@@ -654,4 +650,4 @@ def robotwin_processor(
         kwargs: other fields of [`AIMProcessor`]; `action_statistics` are computed from a dataset.
     """
     cameras = t_pose_canvas(canvas_size, (240, 320), (240, 320))
-    return AIMProcessor(tokenizer, canvas_size=canvas_size, cameras=cameras, action_space=action_space, **kwargs)
+    return AIMProcessor(tokenizer, canvas_size=canvas_size, cameras=cameras, **kwargs)

@@ -12,12 +12,14 @@ from ..model.processing_aim import AIMProcessor
 Observation = Mapping[str, Any]  # in RoboTwin's layout
 
 
-def as_actions(name: str, actions: ArrayLike | torch.Tensor) -> torch.Tensor:
-    """Actions in float64. Raises ValueError, with `name`, for anything but numbers."""
+def as_actions(name: str, actions: ArrayLike | torch.Tensor, rows: int) -> torch.Tensor:
+    """Actions in float64; for a single row, they may lack the first axis. Raises ValueError, with `name`, for anything
+    but numbers."""
     try:
-        return torch.tensor(np.asarray(actions), dtype=torch.float64)
+        actions = torch.tensor(np.asarray(actions), dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{name} are {type(actions).__name__}; expected an array of numbers.") from None
+    return actions[None] if rows == 1 and actions.ndim == 2 else actions
 
 
 def observation_rows(
@@ -73,9 +75,7 @@ def executed_actions(
     first axis. Raises ValueError for another shape, or numbers that the processor refuses."""
     if actions is None:
         raise ValueError("executed_actions are missing; give the actions that led to these observations.")
-    actions = as_actions("executed_actions", actions)
-    if rows == 1 and actions.ndim == 2:
-        actions = actions[None]
+    actions = as_actions("executed_actions", actions, rows)
     expected = (rows, count, processor.action_dim)
     if actions.shape != expected:
         raise ValueError(
@@ -90,8 +90,7 @@ def committed_actions(
 ) -> torch.Tensor:
     """Actions (rows, d, action_dim) in physical units, d from 1 to horizon - 1; for a single row, `actions` may lack
     the first axis. Raises ValueError for another shape."""
-    actions = as_actions("committed_actions", actions)
-    actions = actions[None] if rows == 1 and actions.ndim == 2 else actions
+    actions = as_actions("committed_actions", actions, rows)
     if actions.ndim != 3 or actions.shape[::2] != (rows, processor.action_dim):
         raise ValueError(
             f"committed_actions have shape {tuple(actions.shape)}; expected ({rows}, d, {processor.action_dim}) "

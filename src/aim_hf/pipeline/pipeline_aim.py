@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from ..model.cache import AIMCache
 from ..model.modeling_aim import AIMForWorldAction
 from ..model.processing_aim import AIMProcessor
-from ..utils.checks import check_whole
+from ..utils.checks import check_choice, check_whole
 from . import inputs
 from .callbacks import StepCallback
 from .codec import StreamDecoder, VideoCodec
@@ -368,8 +368,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         if committed_actions is not None and observation is not None:
             raise ValueError("committed_actions came with the first observation; nothing is executed before it.")
         inputs.check_generator(generator, session.batch_size, self.model.device)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}; expected one of {OUTPUT_TYPES}.")
+        check_choice("output_type", output_type, OUTPUT_TYPES)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"callback_on_step_end is {callback_on_step_end!r}; expected a function.")
         wanted = callback_on_step_end_tensor_inputs

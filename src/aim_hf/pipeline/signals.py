@@ -1,11 +1,10 @@
 """Signals of doubt: how far the imagined future is from what came, and how undecided the value map is."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-Observation = Mapping[str, Any]  # in RoboTwin's layout
+from .inputs import Observation
 
 
 def frame_drift(frames: Mapping[str, np.ndarray], observations: Sequence[Sequence[Observation]]) -> np.ndarray:

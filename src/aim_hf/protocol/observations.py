@@ -16,7 +16,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from ..envs.base import Observation
-from ..envs.poses import pack_endpose, unpack_endpose
+from ..envs.poses import unpack_endpose
 
 BILINEAR = PIL.Image.Resampling.BILINEAR
 MAX_PIXELS = 2**21  # of a JPEG or PNG file; Full HD has fewer
@@ -35,11 +35,6 @@ def write_images(observations: Sequence[Observation]) -> dict[str, np.ndarray]:
             clip = [np.moveaxis(o["observation"][camera]["rgb"], -1, 0) for o in observations]
             images[key] = np.stack(clip) if len(clip) > 1 else clip[0]
     return images
-
-
-def write_endpose(observation: Observation) -> np.ndarray:
-    """`endpose` of an observation, (16,) float64."""
-    return pack_endpose(observation)
 
 
 def write_state(observation: Observation) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..training.arguments import ResumableArguments
+from ..utils.checks import check_choice
 from .policy import FlowSDE
 
 LOSSES, SCALES = ("grpo", "dapo"), ("group", "batch", "none")
@@ -109,12 +110,8 @@ class AIMGRPOConfig(ResumableArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (
-            ("loss_type", LOSSES),
-            ("scale_rewards", SCALES),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}.")
+        check_choice("loss_type", self.loss_type, LOSSES)
+        check_choice("scale_rewards", self.scale_rewards, SCALES)
         for names, fits, expected in (
             (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
             (ABOVE_ZERO, lambda value: 0 < value < math.inf, "a number above 0"),

@@ -37,6 +37,7 @@ from torch import nn
 
 from ..model.cache import ActionContext
 from ..model.modeling_aim import AIMForWorldAction
+from ..utils.checks import check_number, check_whole
 
 # Fields of a `Group` that the policy needs.
 POLICY_INPUTS = (
@@ -64,12 +65,10 @@ class FlowSDE:
     last_step_std: float = 0.0
 
     def __post_init__(self):
-        if not self.noise_level >= 0:
-            raise ValueError(f"noise_level is {self.noise_level}; expected at least 0.")
-        if self.noise_modes is not None and self.noise_modes < 1:
-            raise ValueError(f"noise_modes is {self.noise_modes}; expected at least 1.")
-        if not self.last_step_std >= 0:
-            raise ValueError(f"last_step_std is {self.last_step_std}; expected at least 0.")
+        check_number("noise_level", self.noise_level, least=0)
+        if self.noise_modes is not None:
+            check_whole("noise_modes", self.noise_modes)
+        check_number("last_step_std", self.last_step_std, least=0)
 
     def step(self, x: torch.Tensor, velocity: torch.Tensor, t: float, s: float) -> tuple[torch.Tensor, float]:
         """Mean of x_s and standard deviation of each of its modes, given x = x_t (..., P, D) and its velocity,
@@ -219,31 +218,19 @@ class ActionPolicy(nn.Module):
             parameter, so that a process without groups has gradients to reduce too.
         """
         zero = 0.0 * sum(parameter.sum() for parameter in self.parameters())
-        return [self._evaluate(**group) for group in groups], zero
+        return [self._evaluate(group) for group in groups], zero
 
-    def _evaluate(
-        self,
-        prompt_embeds: torch.Tensor,
-        first: torch.Tensor,
-        rgb: torch.Tensor,
-        value: torch.Tensor,
-        observed: torch.Tensor,
-        executed: torch.Tensor,
-        steps: torch.Tensor,
-        before: torch.Tensor,
-        after: torch.Tensor,
-        num_chunks: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-likelihoods and divergences of one group; the arguments are fields of a [`Group`].
+    def _evaluate(self, group: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-likelihoods and divergences of one group.
 
         The context of each chunk is recomputed once, without gradients, and used for all of its random steps. As in
         the rollout, ended episodes are left out of the batch, so that numbers are the same; their results are zero.
         """
-        log_probs, divergences = [], []
-        for chunk, rows, context in self._states(prompt_embeds, first, rgb, value, observed, executed, num_chunks):
+        before, after, log_probs, divergences = group["before"], group["after"], [], []
+        for chunk, rows, context in self._states(group):
             # All steps of a chunk at once: (B * S, ...).
             x, results = before[rows, chunk].flatten(0, 1), after[rows, chunk]
-            chosen = steps[chunk].tolist()
+            chosen = group["steps"][chunk].tolist()
             repeated = context.repeat_interleave(len(chosen))
             time = x.new_tensor([self.times[step] for step in chosen]).repeat(len(results))
             velocity = action_velocity(self.model, repeated)(x, time).view_as(results)
@@ -264,29 +251,20 @@ class ActionPolicy(nn.Module):
         return log_probs, divergences
 
     @torch.no_grad()
-    def _states(
-        self,
-        prompt_embeds: torch.Tensor,
-        first: torch.Tensor,
-        rgb: torch.Tensor,
-        value: torch.Tensor,
-        observed: torch.Tensor,
-        executed: torch.Tensor,
-        num_chunks: torch.Tensor,
-    ) -> Iterator[tuple[int, torch.Tensor, ActionContext]]:
+    def _states(self, group: dict[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor, ActionContext]]:
         """Yields each chunk, the rows of episodes that haven't ended, and their actions' context, eq. (10)."""
-        model, chunks = self.model, rgb.shape[1]
-        dtype = model.dtype
+        model, num_chunks = self.model, group["num_chunks"].cpu()
+        names = ("prompt_embeds", "first", "rgb", "value", "observed", "executed")
+        prompt_embeds, first, rgb, value, observed, executed = (group[name].to(model.dtype) for name in names)
         cache = model.new_cache(1, *first.shape[-2:])
-        model.set_text(cache, prompt_embeds[None].to(dtype))
-        model.append(cache, first[None].to(dtype))
-        num_chunks = num_chunks.cpu()
+        model.set_text(cache, prompt_embeds[None])
+        model.append(cache, first[None])
         cache = cache.select(torch.zeros_like(num_chunks))  # the episodes' common history, computed once
         rows = torch.arange(len(num_chunks))
-        for chunk in range(chunks):
+        for chunk in range(rgb.shape[1]):
             if chunk:
                 running = num_chunks[rows] > chunk
                 if not running.all():
                     rows, cache = rows[running], cache.select(running.nonzero()[:, 0])
-                model.append(cache, observed[rows, chunk - 1].to(dtype), executed[rows, chunk - 1].to(dtype))
-            yield chunk, rows, model.action_context(cache, rgb[rows, chunk].to(dtype), value[rows, chunk].to(dtype))
+                model.append(cache, observed[rows, chunk - 1], executed[rows, chunk - 1])
+            yield chunk, rows, model.action_context(cache, rgb[rows, chunk], value[rows, chunk])

@@ -109,10 +109,10 @@ def value_map_reward(outcomes: list[Outcome], cameras: Sequence[str] = ("head_ca
     return rewards
 
 
-def value_hits(outcome: Outcome, camera: str = "head_camera") -> tuple[int, int]:
-    """Number of chunks where an end effector lands in the high region of its map, and number of chunks whose map has a
-    high region at landing."""
-    readings, peaks = outcome.landings(camera)
+def value_hits(outcome: Outcome) -> tuple[int, int]:
+    """Number of chunks where an end effector lands in the high region of the head camera's map, and number of chunks
+    whose map has a high region at landing."""
+    readings, peaks = outcome.landings("head_camera")
     shown = peaks >= HIGH
     hit = shown & (np.nan_to_num(readings) >= HIGH * peaks)
     return int(hit.any(axis=1).sum()), int(shown.any(axis=1).sum())

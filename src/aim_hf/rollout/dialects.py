@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..envs.base import ActionMode, Interface, Observation
-from ..envs.poses import along_tools, quaternion_product
+from ..envs.poses import along_tools, pack_endpose, quaternion_product
 from ..envs.robotwin.environment import FRAME_BEHIND_TCP
-from ..protocol.observations import CAMERA_KEYS, write_endpose, write_images, write_state
+from ..protocol.observations import CAMERA_KEYS, write_images, write_state
 
 if TYPE_CHECKING:  # `policies` imports torch
     from .policies import Pictures
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]  # sends a message, returns the reply
+CAMERAS_OF_KEYS = {key: camera for camera, key in CAMERA_KEYS.items()}
 
 
 class RemoteEpisode(Protocol):
@@ -66,8 +67,7 @@ class Dialect:
 
 def aim(metadata: dict[str, Any]) -> Dialect:
     """AIM's own server, whose metadata give all fields. Its results are those of the checkpoint that it serves."""
-    cameras = {key: camera for camera, key in CAMERA_KEYS.items()}
-    sizes = {cameras.get(key, key): tuple(shape[1:]) for key, shape in metadata["images"].items()}
+    sizes = {CAMERAS_OF_KEYS.get(key, key): tuple(shape[1:]) for key, shape in metadata["images"].items()}
     # Older servers don't send `fps`.
     interface = Interface({metadata["action_space"]: metadata["action_dim"]}, sizes, metadata.get("fps"))
     return Dialect(
@@ -104,13 +104,12 @@ class AIMEpisode:
     ) -> dict[str, Any]:
         message = {"images": write_images(observations), "pictures": pictures}
         if executed is None:
-            message |= self.first | {"endpose": write_endpose(observations[0])}
+            message |= self.first | {"endpose": pack_endpose(observations[0])}
         else:
             message["executed_actions"] = executed
         reply = self.ask(message)
-        cameras = {key: camera for camera, key in CAMERA_KEYS.items()}
         clips = {
-            name: {cameras.get(key, key): clip for key, clip in reply[name].items()}
+            name: {CAMERAS_OF_KEYS.get(key, key): clip for key, clip in reply[name].items()}
             for name in ("value_maps", "frames")
             if name in reply
         }
@@ -155,7 +154,7 @@ class LingBotVAEpisode:
     ) -> dict[str, Any]:
         if executed is None:
             self.first = self._observation(observations[0])
-            self.pose = along_tools(write_endpose(observations[0]), -FRAME_BEHIND_TCP)
+            self.pose = along_tools(pack_endpose(observations[0]), -FRAME_BEHIND_TCP)
         else:
             self.seen += [self._observation(observation) for observation in observations]
         if not self.left:

@@ -15,9 +15,9 @@ class ExecutionConfig:
     real_time_chunking: whether a new plan is conditioned on these actions, so that it continues them.
     n_action_steps: actions of a plan that are executed before the next plan, in whole frames; the whole chunk if not
         given.
-    replan_drift: plan again as soon as an observed picture differs from the imagined one by more than this, see
-        `frame_drift`.
-    replan_entropy: plan again as soon as the next value map's entropy is above this, see `map_entropy`.
+    replan_drift: plan again as soon as an observed picture differs from the imagined one by more than this, 0 to 1,
+        see `frame_drift`.
+    replan_entropy: plan again as soon as the next value map's entropy is above this, 0 to 1, see `map_entropy`.
 
     Raises:
         ValueError: for numbers out of range.

@@ -11,6 +11,7 @@ import numpy as np
 from ..envs.base import ActionMode, Interface, Observation
 from ..protocol.messages import MessageError, pack, unpack
 from ..utils.extras import extra
+from ..utils.plain import plain
 from .dialects import Dialect, RemoteEpisode, aim
 from .policies import Pictures, Prediction
 
@@ -121,7 +122,7 @@ class RemotePolicy:
             raise ValueError(f"the server at {address} is not AIM's; say by --dialect what its messages are like.")
         else:
             self.dialect = dialect
-            self.settings = {"policy": name or address} | dialect.settings | {"server_metadata": _plain(metadata)}
+            self.settings = {"policy": name or address} | dialect.settings | {"server_metadata": plain(metadata)}
         self.action_mode: ActionMode = self.dialect.action_mode
         self.interface = self.dialect.interface or Interface({self.action_mode: {"ee": 16}.get(self.action_mode)})
         self.actions_per_chunk = self.dialect.actions_per_chunk
@@ -200,12 +201,3 @@ def _at_once(function: Callable, *columns: list) -> list[Any]:
     with ThreadPoolExecutor(len(columns[0])) as pool:
         futures = [pool.submit(function, *row) for row in zip(*columns, strict=True)]
     return [future.result() for future in futures]
-
-
-def _plain(value: Any) -> Any:
-    """`value` with arrays as lists, for JSON."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -111,17 +111,13 @@ def _run(
     chunks = Chunks(policy.actions_per_chunk, policy.actions_per_frame)
     starts = environments.reset(task, seeds, instructions, chunks, true_value_maps=value_maps == "true")
     rejected = list(environments.lost.values())
-    rows = [
-        _Row(
-            place,
-            start,
-            _new_result(environments, task, seed, start, seed in filmed),
-            [start.observation],
-            start.value_maps,
-        )
-        for place, (start, seed) in enumerate(zip(starts, seeds, strict=True))
-        if start is not None
-    ]
+    rows = []
+    for place, (start, seed) in enumerate(zip(starts, seeds, strict=True)):
+        if start is not None:
+            result = EpisodeResult(task, seed, start.instruction, start.simulator, start.expert_success)
+            if seed in filmed:
+                result.storyboard = new_storyboard(task, environments.split, seed, start, start.instruction)
+            rows.append(_Row(place, start, result, [start.observation], start.value_maps))
     yield from rejected
     if rows:
         policy.start([row.start.instruction for row in rows], [row.result.seed for row in rows])
@@ -152,13 +148,6 @@ def _run(
             policy.keep(running)
             executed = executed[running]
         rows = [rows[index] for index in running]
-
-
-def _new_result(environments: VectorEnvironment, task: str, seed: int, start: Start, filmed: bool) -> EpisodeResult:
-    result = EpisodeResult(task, seed, start.instruction, start.simulator, start.expert_success)
-    if filmed:
-        result.storyboard = new_storyboard(task, environments.split, seed, start, start.instruction)
-    return result
 
 
 def new_storyboard(task: str, split: str, seed: int, start: Start, instruction: str) -> Storyboard:

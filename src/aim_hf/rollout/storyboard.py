@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..envs.base import ARMS, Arm, Observation
 from ..utils.extras import extra
-from ..utils.files import written_file
+from ..utils.files import write_bytes
 from ..value_maps.render import overlay
 from .policies import Prediction
 
@@ -121,7 +121,7 @@ def write_video(path: Path, board: Storyboard) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    _write(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def _video_frame(board: Storyboard, moment: int) -> np.ndarray:
@@ -154,7 +154,7 @@ def write_strip(path: Path, board: Storyboard) -> None:
     cells += [_stamped(canvas(board.imagined[m], SHEET_PANEL), f"step {board.steps[m]}") for m in moments]
     cells += [_stamped(board.overlays(m, SHEET_PANEL), f"step {board.steps[m]}") for m in moments]
     cells += [_action_plot(board, height), _framed(canvas(board.observed[-1], SHEET_PANEL), board)]
-    _write(path, png(_beside(cells, height)))
+    write_bytes(path, png(_beside(cells, height)))
 
 
 def write_contact_sheet(path: Path, strips: list[Path]) -> None:
@@ -173,7 +173,7 @@ def write_contact_sheet(path: Path, strips: list[Path]) -> None:
     for row in rows:
         sheet.paste(row, (0, top))
         top += row.height
-    _write(path, png(sheet))
+    write_bytes(path, png(sheet))
 
 
 # Layout of the contact sheet: heading, explanation and width of each group of cells.
@@ -306,8 +306,3 @@ def _resized(picture: np.ndarray, width: int) -> np.ndarray:
 
 def _even(size: int) -> int:
     return size + size % 2
-
-
-def _write(path: Path, content: bytes) -> None:
-    with written_file(path) as temporary:
-        temporary.write_bytes(content)

@@ -13,6 +13,7 @@ from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.session import AIMSession
 from ..protocol.observations import CAMERA_KEYS, read_endpose, read_images, read_numbers
 from ..rollout.policies import Pictures
+from ..utils.checks import check_choice
 
 START_KEYS = ("prompt", "images", "state", "endpose", "seed", "pictures", "lookahead")
 CHUNK_KEYS = ("images", "state", "endpose", "executed_actions", "committed_actions", "pictures", "lookahead")
@@ -100,9 +101,7 @@ class RequestReader:
                 raise ValueError("prompt is missing; a client's first message starts an episode with one.")
             if episode.session.chunks[0] >= self.max_chunks:
                 raise ValueError(f"the episode has {self.max_chunks} chunks, as many as may be; start a new one.")
-        pictures = message.get("pictures", "none")
-        if not isinstance(pictures, str) or pictures not in get_args(Pictures):
-            raise ValueError(f"pictures is {pictures!r}; expected one of {', '.join(get_args(Pictures))}.")
+        pictures = check_choice("pictures", message.get("pictures", "none"), get_args(Pictures))
         lookahead = message.get("lookahead", False)
         if not isinstance(lookahead, bool) or (lookahead and not self.lookahead_actions):
             raise ValueError(f"lookahead is {lookahead!r}; expected a bool, and a policy that looks ahead for True.")

@@ -108,9 +108,9 @@ def canvas_episodes(rows: Iterable[dict[str, Any]], processor: AIMProcessor) -> 
     return episodes
 
 
-def median_canvas(episodes: Sequence[CanvasEpisode], frames: int = 500) -> torch.Tensor:
-    """The background: per-pixel median over about `frames` frames of all episodes, (3, height, width) in [-1, 1]."""
-    every = max(1, len(episodes) * 32 // frames)
+def median_canvas(episodes: Sequence[CanvasEpisode]) -> torch.Tensor:
+    """The background: per-pixel median over about 500 frames of all episodes, (3, height, width) in [-1, 1]."""
+    every = max(1, len(episodes) * 32 // 500)
     sample = np.concatenate([episode.rgb[i % every :: every] for i, episode in enumerate(episodes)])
     return torch.from_numpy(np.median(sample, axis=0)).permute(2, 0, 1).float() / 127.5 - 1
 
@@ -374,9 +374,7 @@ def _digest(episodes: Sequence[CanvasEpisode]) -> str:
     return digest.hexdigest()
 
 
-def draw_reconstructions(
-    clips: dict[str, torch.Tensor], reconstructions: dict[str, torch.Tensor], scale: int = 2
-) -> Image.Image:
+def draw_reconstructions(clips: dict[str, torch.Tensor], reconstructions: dict[str, torch.Tensor]) -> Image.Image:
     """Picture of true clips above their reconstructions, one row of frames each; RGB left, value maps right."""
 
     def strip(clip: torch.Tensor) -> np.ndarray:
@@ -388,7 +386,7 @@ def draw_reconstructions(
         for kind in clips
     ]
     picture = Image.fromarray(np.concatenate(sides, axis=1))
-    return picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
+    return picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

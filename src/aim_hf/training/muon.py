@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.optim.adamw import adamw
 
 # Quintic iteration of Jordan et al., "Muon" (2024): steep at 0, and all singular values end in 0.7 .. 1.2.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -82,19 +83,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 parameter.add_(update.to(parameter.dtype).view_as(parameter), alpha=-group["lr"] * scale)
 
     def _adam(self, parameters: list[torch.nn.Parameter], group: dict[str, Any]) -> None:
-        (beta1, beta2), states = group["betas"], [self.state[parameter] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters]
-        means, variances = [state["momentum"] for state in states], [state["variance"] for state in states]
-        for state in states:
-            state["step"] += 1
-        step = states[0]["step"].item()
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(variances, beta2)
-        torch._foreach_addcmul_(variances, gradients, gradients, 1 - beta2)
-        deviations = torch._foreach_sqrt(variances)
-        torch._foreach_div_(deviations, (1 - beta2**step) ** 0.5)
-        torch._foreach_add_(deviations, group["eps"])
-        torch._foreach_addcdiv_(parameters, means, deviations, -group["lr"] / (1 - beta1**step))
+        states = [self.state[parameter] for parameter in parameters]
+        means, variances, steps = ([state[name] for state in states] for name in ("momentum", "variance", "step"))
+        gradients, (beta1, beta2) = [parameter.grad for parameter in parameters], group["betas"]
+        options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": 0.0}
+        adamw(parameters, gradients, means, variances, [], steps, amsgrad=False, maximize=False, **options)
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:

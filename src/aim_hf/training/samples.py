@@ -130,15 +130,14 @@ class SampleCallback(TrainerCallback):
         true_actions: torch.Tensor,
         metrics: dict[str, float],
         path: Path,
-        rows: int = 6,
     ) -> None:
-        """Draws the last frame of each column, and the actions, of the first `rows` episodes."""
+        """Draws the last frame of each column, and the actions, of the first six episodes."""
         from matplotlib.figure import Figure
 
         frames = self.trainer.model.config.chunk_latent_frames
 
         def canvases(latents: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-            return self.processor.pixels_to_canvas(decode(latents[:rows]))
+            return self.processor.pixels_to_canvas(decode(latents[:6]))
 
         now = canvases(batch["latents"][:, :, :1], self.codec.decode)[:, -1]
         future = canvases(batch["latents"][:, :, : 1 + frames], self.codec.decode)[:, -1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,9 +144,15 @@ class AIMTrainer(CheckpointedTrainer):
             for name, shadow in zip(self._trained(), self.ema.shadow_params, strict=True)
         }
 
-    def averaged_model(self) -> AveragedWeights:
-        """Context manager in which the model has its averaged weights."""
-        return AveragedWeights(self)
+    @contextmanager
+    def averaged_model(self) -> Iterator[AIMForWorldAction | PeftModel]:
+        """Context in which the model has its averaged weights."""
+        self.ema.store(self._trained().values())
+        self.ema.copy_to(self._trained().values())
+        try:
+            yield self.model
+        finally:
+            self.ema.restore(self._trained().values())
 
     def save_to_checkpoint(self, folder: Path) -> None:
         averaged = self.averaged_tensors()
@@ -168,21 +176,6 @@ def split_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-
-
-class AveragedWeights:
-    """Swaps the averaged weights into the model on entry, and the trained weights back on exit."""
-
-    def __init__(self, trainer: AIMTrainer):
-        self.trainer = trainer
-
-    def __enter__(self) -> AIMForWorldAction:
-        self.trainer.ema.store(self.trainer._trained().values())
-        self.trainer.ema.copy_to(self.trainer._trained().values())
-        return self.trainer.model
-
-    def __exit__(self, *_: object) -> None:
-        self.trainer.ema.restore(self.trainer._trained().values())
 
 
 class _UpdateEMA(TrainerCallback):

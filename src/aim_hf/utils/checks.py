@@ -1,6 +1,7 @@
 """Checks of arguments, with errors that name the argument."""
 
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,6 +19,13 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf) ->
         expected = f"{least:g} to {most:g}" if math.isfinite(most) else f"a finite number, at least {least:g}"
         raise ValueError(f"{name} is {value!r}; expected {expected}.")
     return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Collection) -> Any:
+    """`value`. Raises ValueError unless it is one of `choices`."""
+    if value not in list(choices):
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}.")
+    return value
 
 
 def quoted(text: str, length: int = 40) -> str:

@@ -1,6 +1,6 @@
 """Atomic writes, records of an output folder's inputs, and clear errors for unreadable files.
 
-- `written_file`, `write_text`, `written_folder` write under a temporary name and rename.
+- `written_file`, `write_json`, `write_text`, `write_bytes`, `written_folder` write under a temporary name and rename.
 - `claim` records the inputs of an output folder, and refuses a folder with other inputs.
 - `append_json_line`, `drop_torn_line` keep a list of what is done, of which a kill tears at most the last line.
 - `reading`, `read_json`, `read_json_lines` raise `UnreadableFile`, which names the file, for every error in it.
@@ -46,20 +46,16 @@ def reading(path: str | os.PathLike, mend: str) -> Iterator[None]:
         raise UnreadableFile(f"{path} can't be read ({reason}); {mend}.") from error
 
 
-def read_json(path: str | os.PathLike, mend: str, kind: type = dict) -> Any:
-    """The content of a JSON file.
-
-    Args:
-        mend: as in `reading`.
-        kind: type of the content, `dict` or `list`.
+def read_json(path: str | os.PathLike, mend: str) -> dict[str, Any]:
+    """The object in a JSON file. `mend`: as in `reading`.
 
     Raises:
-        UnreadableFile: if the file is missing or damaged, or holds another type.
+        UnreadableFile: if the file is missing or damaged, or holds no object.
     """
     with reading(path, mend):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, kind):
-            raise ValueError(f"it holds a JSON {type(content).__name__}, expected a {kind.__name__}")
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a JSON {type(content).__name__}, expected a dict")
     return content
 
 
@@ -138,7 +134,7 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
             f"delete {outputs} there."
         )
     else:
-        write_text(path, json.dumps(made_from, indent=1) + "\n")
+        write_json(path, made_from)
 
 
 @contextmanager
@@ -166,9 +162,17 @@ def written_file(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def write_json(path: Path, content: Any, indent: int = 1) -> None:
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
 def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     with written_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 @contextmanager

@@ -69,8 +69,8 @@ class EventDetector:
     def __init__(self, env: Environment) -> None:
         self.arm_of = {finger: arm for arm, fingers in env.fingers().items() for finger in fingers}
         self.robot = set(env.robot_links())
-        self.targets = dict.fromkeys(env.press_targets(), "press") | dict.fromkeys(env.push_targets(), "push")
-        self.to_fill = set(env.insert_targets())  # in which nothing has been inserted yet
+        self.targets = {body: kind for body, kind in env.targets().items() if kind != "insert"}
+        self.to_fill = env.targets().keys() - self.targets.keys()  # in which nothing has been inserted yet
         self.check_steps = round(CHECK_SECONDS / env.physics_dt)
         self.check_steps_holding = round(CHECK_SECONDS_HOLDING / env.physics_dt)
         bodies = env.bodies()

@@ -15,6 +15,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from aim_hf.envs import interface
 from aim_hf.envs.base import CAMERAS
 from aim_hf.envs.names import TASKS, check_split
+from aim_hf.utils.checks import check_choice
 
 from .environments import AlohaEnv, SuiteEnv, TabletopEnv
 
@@ -52,8 +53,7 @@ class AIMSuiteEnv(EnvConfig):
             raise ValueError(f"task is {self.task!r}; choose from {', '.join(known)}, with commas between them.")
         check_split(self.env.suite, self.split)
         suite = interface(self.env.suite, self.split)
-        if self.action_mode not in suite.action_dims:
-            raise ValueError(f"action_mode is {self.action_mode!r}; choose one of {', '.join(suite.action_dims)}.")
+        check_choice("action_mode", self.action_mode, suite.action_dims)
         numbers = (suite.action_dims[self.action_mode],)
         self.features = {
             ACTION: PolicyFeature(FeatureType.ACTION, numbers),

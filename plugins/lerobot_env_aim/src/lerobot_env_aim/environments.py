@@ -11,10 +11,9 @@ from gymnasium import spaces
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import ActionMode, Observation
 from aim_hf.envs.names import TASKS
-from aim_hf.envs.poses import pack_endpose
+from aim_hf.envs.poses import pack_endpose, unit_quaternions
 from aim_hf.envs.seeds import episode_seeds, seed_range
-
-QUATERNIONS = (slice(3, 7), slice(11, 15))  # of the two arms in an `ee` action
+from aim_hf.utils.checks import check_choice
 
 
 def register_tasks() -> None:
@@ -56,8 +55,7 @@ class SuiteEnv(gym.Env):
     ) -> None:
         self.environment = make_environment(self.suite, task, split)
         interface = self.environment.interface(split)
-        if action_mode not in interface.action_dims:
-            raise ValueError(f"action_mode is {action_mode!r}; choose one of {', '.join(interface.action_dims)}.")
+        check_choice("action_mode", action_mode, interface.action_dims)
         self.task, self.action_mode, self.render_mode = task, action_mode, render_mode
         self.task_description = ""  # the instruction, known after `reset`
         self._max_episode_steps = self.environment.step_limit  # LeRobot reads it
@@ -84,10 +82,8 @@ class SuiteEnv(gym.Env):
         Raises:
             ValueError: for NaN, a wrong shape, or a quaternion of zeros.
         """
-        action = np.array(action, dtype=np.float64)
-        if self.action_mode == "ee" and action.shape == self.action_space.shape:
-            for part in QUATERNIONS:
-                action[part] /= np.linalg.norm(action[part]) or 1.0
+        if self.action_mode == "ee" and np.shape(action) == self.action_space.shape:
+            action = unit_quaternions(action)
         result = self.environment.step(action, self.action_mode)
         truncated = result.info["done"] and not result.success
         info = {"is_success": result.success}

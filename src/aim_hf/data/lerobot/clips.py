@@ -31,10 +31,11 @@ def parameters(stream: av.VideoStream) -> tuple[str, int, int, str, bytes | None
 class ClipJoiner:
     """Joins clips of one frame rate to an MP4 file.
 
-    with ClipJoiner(path, rate) as joiner:
-        joiner.fits(clip)            # bytes of an MP4 file
-        joiner.add(clip)
-        joiner.frames, joiner.bytes  # frames and bytes added so far
+    joiner = ClipJoiner(path, rate)
+    joiner.fits(clip)            # bytes of an MP4 file
+    joiner.add(clip)
+    joiner.frames, joiner.bytes  # frames and bytes added so far
+    joiner.close()
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:
@@ -75,12 +76,6 @@ class ClipJoiner:
                 self._output.mux(packet)
                 self.frames += 1
         self.bytes += len(clip)
-
-    def __enter__(self) -> "ClipJoiner":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         self._output.close()

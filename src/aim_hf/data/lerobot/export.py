@@ -4,7 +4,6 @@ Videos are not encoded again: their packets are copied, many episodes to a file.
 time. The dataset is written to a hidden folder, which is renamed when it is complete.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, List, Value
 
-from ...utils.files import reading, written_folder
+from ...utils.files import reading, write_json, write_text, written_folder
 from ..shards import MEND, read_rows, shard_paths
 from ..video import KEY_FRAME_EVERY, decode_video
 from . import format
@@ -198,7 +197,6 @@ class _Writer:
         pd.DataFrame({"task_index": list(self.tasks.values())}, index=list(self.tasks)).to_parquet(
             self.folder / format.TASKS
         )
-        rate = float(self.rate)
         info = {
             "codebase_version": "v3.0",
             "robot_type": self.robot_type,
@@ -208,20 +206,18 @@ class _Writer:
             "chunks_size": FILES_IN_CHUNK,
             "data_files_size_in_mb": DATA_FILE_MB,
             "video_files_size_in_mb": VIDEO_FILE_MB,
-            "fps": int(rate) if rate.is_integer() else rate,
+            "fps": _fps(self.rate),
             "splits": {name: f"{first}:{last}" for name, (first, last) in self.splits.items()},
             "data_path": format.DATA,
             "video_path": format.VIDEO,
             "features": self._features(),
         }
-        _write_json(self.folder / format.INFO, info)
-        _write_json(
-            self.folder / format.STATS,
-            {name: {key: value.tolist() for key, value in values.items()} for name, values in self.statistics.items()},
-        )
-        (self.folder / "README.md").write_text(
-            _card(repo_id, info, bool(self.left_out), expert_actions), encoding="utf-8"
-        )
+        stats = {
+            name: {key: value.tolist() for key, value in values.items()} for name, values in self.statistics.items()
+        }
+        for name, content in ((format.INFO, info), (format.STATS, stats)):
+            write_json(self.folder / name, content, indent=4)
+        write_text(self.folder / "README.md", _card(repo_id, info, bool(self.left_out), expert_actions))
         return info
 
     def _frame_features(self) -> Features:
@@ -253,6 +249,11 @@ class _Writer:
 def _next_place(place: tuple[int, int]) -> tuple[int, int]:
     chunk, file = place
     return (chunk, file + 1) if file + 1 < FILES_IN_CHUNK else (chunk + 1, 0)
+
+
+def _fps(rate: Fraction) -> int | float:
+    """A rate in JSON."""
+    return int(rate) if rate.denominator == 1 else float(rate)
 
 
 def _made(path: Path) -> Path:
@@ -331,14 +332,13 @@ class _VideoFiles:
         """LeRobot's `info` of a video feature, read from the last file."""
         with av.open(self._path()) as container:
             codec, width, height, pixels, _ = parameters(container.streams.video[0])
-        rate = float(self.rate)
         return {
             "video.height": height,
             "video.width": width,
             "video.codec": codec,
             "video.pix_fmt": pixels,
             "video.is_depth_map": False,
-            "video.fps": int(rate) if rate.is_integer() else rate,
+            "video.fps": _fps(self.rate),
             "video.channels": 3,
             "has_audio": False,
         }
@@ -390,10 +390,6 @@ def _merged(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.
         "count": count,
         **{name: mean(a[name], b[name]) for name in QUANTILES},
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _made(path).write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
 def _card(repo_id: str, info: dict[str, Any], without_maps: bool, expert_actions: bool) -> str:

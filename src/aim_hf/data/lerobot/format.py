@@ -28,12 +28,8 @@ VECTORS = {"state": STATE, "action": ACTION, "expert_action": EXPERT_ACTION}  # 
 ARM_NUMBERS = ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper")
 
 
-def video_key(column: str) -> str:
-    """The feature of a video column: observation.images.head_camera for `rgb_head_camera`."""
-    return f"observation.images.{column.removeprefix('rgb_')}"
-
-
-VIDEO_KEYS = {column: video_key(column) for column in VIDEO_COLUMNS}
+# Video column of an episode -> feature: observation.images.head_camera for `rgb_head_camera`.
+VIDEO_KEYS = {column: f"observation.images.{column.removeprefix('rgb_')}" for column in VIDEO_COLUMNS}
 
 
 def number_names(action_space: str, action_dim: int) -> list[str]:

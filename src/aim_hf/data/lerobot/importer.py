@@ -9,8 +9,6 @@ Every episode is checked before anything is written, so that one error lists all
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -57,9 +55,9 @@ def import_episodes(
     shard_size: int = 50,
     skip_broken: bool = False,
     license: str = "unknown",
-    state: PartialState | None = None,
 ) -> tuple[int, dict[int, str]]:
     """Imports episodes into the folder `output`, with its card; goes on where an earlier call was stopped.
+    Several processes share the work.
 
     Args:
         config: file of a [`Robot`]; None for a dataset of `export_lerobot`, whose episodes are restored exactly.
@@ -68,7 +66,6 @@ def import_episodes(
         shard_size: episodes in a Parquet file.
         skip_broken: leave out broken episodes, with the reasons in the manifests, instead of refusing all episodes.
         license: license of the source, by its name on the Hub.
-        state: the processes that share the work.
 
     Returns:
         The number of imported episodes, and of each broken episode the reason.
@@ -77,7 +74,7 @@ def import_episodes(
         ValueError, OSError: for a dataset that doesn't fit the config, and for broken episodes; lists all of them.
         FileExistsError: if `output` was made from other settings; names them.
     """
-    state = state or PartialState(cpu=True, timeout=timedelta(days=7))
+    state = PartialState(cpu=True, timeout=timedelta(days=7))
     robot = Robot.load(config) if config else None
     if robot is None and not source.own:
         raise ValueError(
@@ -136,10 +133,7 @@ def _write_shard(
         return
     for seed, episode in shard.episodes:
         if seed not in writer.tried:
-            if robot is None:
-                writer.add(restored_row(source, episode, every))
-            else:
-                writer.add(imported_row(source, robot, episode, shard.split, every))
+            writer.add(imported_row(source, robot, episode, shard.split, every))
         progress.update()
     writer.finish({"task": shard.task, "split": shard.split} | provenance)
 
@@ -187,7 +181,7 @@ def check_episodes(source: LeRobotSource, robot: Robot | None, episodes: list[in
     keys, broken = _camera_keys(source, robot).values(), {}
     for episode in tqdm(episodes, unit="episode", desc="check"):
         try:
-            _own_numbers(source, episode, every) if robot is None else _numbers(source, robot, episode, "", every)
+            _numbers(source, robot, episode, "", every)
             for key in keys:
                 source.check_pictures(episode, key)
         except (OSError, ValueError) as error:
@@ -253,39 +247,32 @@ def file_name(text: str) -> str:
 # Rows
 
 
-def imported_row(source: LeRobotSource, robot: Robot, episode: int, split: str, every: int = 1) -> dict[str, Any]:
+def imported_row(
+    source: LeRobotSource, robot: Robot | None, episode: int, split: str, every: int = 1
+) -> dict[str, Any]:
     """The row of `episode_features` for an episode of any LeRobot dataset.
 
     Args:
+        robot: None for a dataset of `export_lerobot`, whose rows are restored, with the split that they had.
         every: stride between frames that are kept, see `every_frame`.
 
     Raises:
         ValueError: for a broken episode; names it, the problem and the remedy.
     """
-    with _naming(source, episode):
-        return _with_videos(source, robot, episode, _numbers(source, robot, episode, split, every), every)
-
-
-def restored_row(source: LeRobotSource, episode: int, every: int = 1) -> dict[str, Any]:
-    """The row that `export_lerobot` exported.
-
-    Raises:
-        ValueError: for a broken episode; names it, the problem and the remedy.
-    """
-    with _naming(source, episode):
-        return _with_videos(source, None, episode, _own_numbers(source, episode, every), every)
-
-
-@contextmanager
-def _naming(source: LeRobotSource, episode: int) -> Iterator[None]:
     try:
-        yield
+        return _with_videos(source, robot, episode, _numbers(source, robot, episode, split, every), every)
     except (OSError, ValueError) as error:
         raise ValueError(f"{source.name}, episode {episode}: {error}") from error
 
 
-def _numbers(source: LeRobotSource, robot: Robot, episode: int, split: str, every: int) -> dict[str, Any]:
+def _numbers(source: LeRobotSource, robot: Robot | None, episode: int, split: str, every: int) -> dict[str, Any]:
     """A row without its videos."""
+    row = _own_numbers(source, episode) if robot is None else _described_numbers(source, robot, episode, split)
+    return _thinned(row | {"fps": float(source.rate / every)}, every)
+
+
+def _described_numbers(source: LeRobotSource, robot: Robot, episode: int, split: str) -> dict[str, Any]:
+    """The numbers of all frames, as `robot` describes the columns."""
     frames = source.frames(episode, robot.columns())
     state, action = robot.states_and_actions(frames)
     sizes = {camera: source.picture_size(key) for camera, key in robot.cameras.items()}
@@ -297,7 +284,7 @@ def _numbers(source: LeRobotSource, robot: Robot, episode: int, split: str, ever
         seed=episode,
         instruction=robot.instruction or source.instruction(episode),
         success=source.succeeded(episode),
-        fps=float(source.rate / every),
+        fps=float(source.rate),
         action_space=robot.action_space,
         rgb={},  # videos stay compressed
         intrinsics=intrinsics,
@@ -307,22 +294,22 @@ def _numbers(source: LeRobotSource, robot: Robot, episode: int, split: str, ever
         expert_action=action[:-1],
         events=robot.events(frames),
     )
-    return _thinned(described.to_row(), every)
+    return described.to_row()
 
 
-def _own_numbers(source: LeRobotSource, episode: int, every: int) -> dict[str, Any]:
-    """A row that `export_lerobot` exported, without its videos."""
+def _own_numbers(source: LeRobotSource, episode: int) -> dict[str, Any]:
+    """The numbers of all frames that `export_lerobot` exported."""
     frames = source.frames(episode, list(format.VECTORS.values()))
     row = source.own_row(episode) | {
         "instruction": source.instruction(episode),
-        "fps": float(source.rate / every),
+        "fps": float(source.rate),
         "num_frames": source.length(episode),
         **{column: frames[feature] for column, feature in format.VECTORS.items()},
     }
     for column in ("action", "expert_action"):
         row[column] = row[column][:-1]
     check_row(row, f"{row['task']} seed {row['seed']}")
-    return _thinned(row, every)
+    return row
 
 
 def _thinned(row: dict[str, Any], every: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import numpy as np
 from ...envs.base import ARMS, CAMERAS
 from ...envs.poses import rotation_matrix
 from ...model.processing_aim import ACTION_SPACES
+from ...utils.checks import check_choice
 from ...utils.files import read_json
 from ...value_maps.render import Event
 from .source import LeRobotSource
@@ -177,15 +178,11 @@ class Robot:
             unknown = sorted(set(mapping) - set(known))
             if unknown:
                 raise ValueError(f"{name} has {', '.join(unknown)}; expected some of {', '.join(known)}")
-        if self.action_space not in ACTION_SPACES:
-            raise ValueError(f"action_space is {self.action_space!r}; expected one of {', '.join(ACTION_SPACES)}")
+        check_choice("action_space", self.action_space, ACTION_SPACES)
         if self.action_space == "ee" and not self.arms:
             raise ValueError("action space ee needs arms: which columns are the xyz, rotation and gripper of each")
         for side, arm in self.arms.items():
-            if arm.convention not in CONVENTIONS:
-                raise ValueError(
-                    f"convention of the {side} arm is {arm.convention!r}; expected one of {', '.join(CONVENTIONS)}"
-                )
+            check_choice(f"convention of the {side} arm", arm.convention, CONVENTIONS)
             if arm.gripper_closed == arm.gripper_open:
                 raise ValueError(f"gripper_closed and gripper_open of the {side} arm are both {arm.gripper_open}")
             poses = {"state": arm.state, "action": arm.action}

@@ -447,21 +447,19 @@ class LeRobotSource:
         with reading(path, MEND):
             if self.version != "v3.0":
                 records = read_json_lines(path, MEND, ("task_index", "task"))
-                return self._unique_tasks([(record["task_index"], record["task"]) for record in records])
-            table = pq.read_table(path, partitioning=None).to_pydict()
-            # The index of a data frame, which is named since lerobot 0.4.
-            words = "task" if "task" in table else "__index_level_0__"
-            if missing := [name for name in ("task_index", words) if name not in table]:
-                raise ValueError(f"it has no {', '.join(missing)}, but {', '.join(table)}")
-            return self._unique_tasks(list(zip(table["task_index"], table[words])))
-
-    @staticmethod
-    def _unique_tasks(listed: list[tuple[int, str]]) -> dict[int, str]:
-        tasks: dict[int, str] = {}
-        for index, words in listed:
-            if tasks.setdefault(index, words) != words:
-                raise ValueError(f"task_index {index} is both {tasks[index]!r} and {words!r}")
-        return tasks
+                listed = [(record["task_index"], record["task"]) for record in records]
+            else:
+                table = pq.read_table(path, partitioning=None).to_pydict()
+                # The index of a data frame, which is named since lerobot 0.4.
+                words = "task" if "task" in table else "__index_level_0__"
+                if missing := [name for name in ("task_index", words) if name not in table]:
+                    raise ValueError(f"it has no {', '.join(missing)}, but {', '.join(table)}")
+                listed = zip(table["task_index"], table[words])
+            tasks: dict[int, str] = {}
+            for index, task in listed:
+                if tasks.setdefault(index, task) != task:
+                    raise ValueError(f"task_index {index} is both {tasks[index]!r} and {task!r}")
+            return tasks
 
     def _by_number(self, records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
         episodes: dict[int, dict[str, Any]] = {}

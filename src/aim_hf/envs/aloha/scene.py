@@ -21,7 +21,8 @@ SUCCESS = 4  # gym-aloha's reward of a fulfilled task
 
 
 class AlohaScene:
-    """A scene of the model file `file` with gym-aloha's `task`, which can be reset any number of times."""
+    """A scene of the model file `file` with gym-aloha's `task`, which can be reset any number of times. The
+    measurements are those of `in_process.Scene`."""
 
     def __init__(self, file: str, task: sim.BimanualViperXTask) -> None:
         self._task = task
@@ -58,11 +59,9 @@ class AlohaScene:
         return self._task.get_reward(self._physics) == SUCCESS
 
     def qpos(self) -> np.ndarray:
-        """The measured joint angles (rad) and grippers (0 closed .. 1 open) as a `qpos` action has them: (14,)."""
         return self._task.get_qpos(self._physics)
 
     def tcp(self, arm: str) -> np.ndarray:
-        """The measured pose (7,) of an arm's tool center point."""
         return tcp_pose(self.data, self._hands[arm])
 
     def body_id(self, name: str) -> int:

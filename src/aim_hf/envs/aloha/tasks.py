@@ -16,7 +16,7 @@ from gym_aloha.utils import sample_box_pose, sample_insertion_pose
 from .. import in_process
 from ..base import ExpertPath
 from ..motion import CLOSED, OPEN, ArmMotion, above
-from ..poses import quaternion_product
+from ..poses import axis_rotation, quaternion_product
 
 _SPEED = 0.007  # meters per control step of 0.02 s
 _CAREFUL_SPEED = 0.003  # near the table, and towards the other hand
@@ -25,16 +25,9 @@ _DESCENT = 0.1  # m, of the last way down to an object
 _TILT = np.deg2rad(60)  # of a hand that grasps, from level towards the table
 
 
-def _turned(axis: int, angle: float) -> np.ndarray:
-    """The quaternion (4,) wxyz of a rotation by `angle` (rad) about axis 0, 1 or 2."""
-    quaternion = np.array([np.cos(angle / 2), 0.0, 0.0, 0.0])
-    quaternion[1 + axis] = np.sin(angle / 2)
-    return quaternion
-
-
 # A level hand points along x to the middle of the table.
-LEVEL = {"left": np.array([1.0, 0.0, 0.0, 0.0]), "right": _turned(2, np.pi)}
-TILTED = {arm: quaternion_product(level, _turned(1, _TILT)) for arm, level in LEVEL.items()}
+LEVEL = {"left": np.array([1.0, 0.0, 0.0, 0.0]), "right": axis_rotation(2, np.pi)}
+TILTED = {arm: quaternion_product(level, axis_rotation(1, _TILT)) for arm, level in LEVEL.items()}
 
 
 class Task(in_process.Task):
@@ -79,7 +72,7 @@ class TransferCube(Task):
     def expert(self, home: dict[str, np.ndarray], gripper: float) -> ExpertPath:
         # The right hand holds the cube by its sides, the left one, turned by a quarter, from above and below.
         meeting, beside = np.array([0.0, 0.5, 0.25]), np.array([-0.02, 0.0, 0.0])
-        quarter = quaternion_product(LEVEL["left"], _turned(0, np.pi / 2))
+        quarter = quaternion_product(LEVEL["left"], axis_rotation(0, np.pi / 2))
         motion = ArmMotion(home, gripper)
         at = above(self._cube, 0.005)
         reach(motion, "right", at)
@@ -99,7 +92,7 @@ class TransferCube(Task):
 class Insertion(Task):
     file = "bimanual_viperx_insertion.xml"
     rules = sim.InsertionTask
-    insert_targets = ("socket",)
+    targets = {"socket": "insert"}
     seen = (
         "Insert the red peg into the blue socket.",
         "Pick up the red peg and the blue socket and put the peg into the socket.",

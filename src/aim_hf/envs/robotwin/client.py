@@ -33,9 +33,9 @@ class RoboTwinError(SimulatorFailed):
 class RoboTwinMissing(RoboTwinError):
     """Requirements of RoboTwin are missing. `missing` are sentences, each with its remedy."""
 
-    def __init__(self, missing: list[str]) -> None:
+    def __init__(self, *missing: str) -> None:
         super().__init__("RoboTwin can't run:\n" + "\n".join(f"- {sentence}." for sentence in missing))
-        self.missing = missing
+        self.missing = list(missing)
 
 
 class OperationFailed(RoboTwinError):

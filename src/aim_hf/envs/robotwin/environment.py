@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import yaml
 
+from ...utils.checks import check_choice
 from ...utils.files import reading
 from ...utils.provenance import source_commit
 from ..actions import checked_action
@@ -35,7 +36,7 @@ from ..poses import along_tools, unpack_endpose
 from ..seeds import SEED_RANGES, scene_generator
 from .client import START_TIMEOUT, Answer, Client, OperationFailed, RoboTwinError, RoboTwinMissing
 from .installation import ASSETS, PACKAGE, PYTHON, ROOT, find_configs, find_installation
-from .tasks import CONFIGS, PRESS_TARGETS, PUSH_TARGETS, TASKS, simulator_seed
+from .tasks import CONFIGS, TARGETS, TASKS, simulator_seed
 
 JointPaths = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> positions and velocities (steps, J) of each move
 
@@ -165,17 +166,12 @@ class RoboTwinEnvironment:
         depth: bool = False,
         timeout: float = 300.0,
     ) -> None:
-        if task not in TASKS:
-            raise ValueError(f"task={task!r} is unknown: choose one of {list(TASKS)}.")
-        self.task, self.split = task, check_split(self.suite, split)
+        self.task, self.split = check_choice("task", task, TASKS), check_split(self.suite, split)
         self.on_physics_step: list[Callable[[RoboTwinEnvironment], None]] = []
-        planner = planner or os.environ.get(_PLANNER, PLANNERS[0])
-        if planner not in PLANNERS:
-            raise ValueError(f"planner={planner!r} is unknown: choose one of {list(PLANNERS)}.")
         self._options = {
             "embodiment": embodiment or _embodiment(os.environ.get(_EMBODIMENT, "")),
             "shader": shader or os.environ.get(_SHADER),
-            "planner": planner,
+            "planner": check_choice("planner", planner or os.environ.get(_PLANNER, PLANNERS[0]), PLANNERS),
             "depth": depth,
         }
         self._installation = find_installation(root, python, assets, task)
@@ -339,7 +335,7 @@ class RoboTwinEnvironment:
             return self._ask("recorded", path=str(path.resolve()))[1]["own"]
         except OperationFailed as error:
             if error.kind == "missing":
-                raise RoboTwinMissing([str(error)]) from None
+                raise RoboTwinMissing(str(error)) from None
             raise ValueError(str(error)) from None
 
     @property
@@ -354,8 +350,7 @@ class RoboTwinEnvironment:
         expert's actions.
         """
         self._active_moment()
-        if split not in ("seen", "unseen"):
-            raise ValueError(f"split={split!r} is unknown: choose 'seen' or 'unseen'.")
+        check_choice("split", split, ("seen", "unseen"))
         if self._info is None:
             raise RuntimeError(
                 "RoboTwin words a scene by what its expert did, which it hasn't yet: run demonstrate() first, or take "
@@ -400,16 +395,9 @@ class RoboTwinEnvironment:
         self._active_moment()
         return self._scene["robot_links"]
 
-    def press_targets(self) -> list[int]:
+    def targets(self) -> dict[int, str]:
         self._active_moment()
-        return self._scene["targets"] if self.task in PRESS_TARGETS else []
-
-    def push_targets(self) -> list[int]:
-        self._active_moment()
-        return self._scene["targets"] if self.task in PUSH_TARGETS else []
-
-    def insert_targets(self) -> list[int]:
-        return []
+        return dict.fromkeys(self._scene["targets"], self._target_kind)
 
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
         scene, poses = self._scene, self._active_moment().sample.poses
@@ -438,16 +426,15 @@ class RoboTwinEnvironment:
         self._client = Client(found.python, found.code, found.assets, found.is_package)
         self._starting = True  # until the first scene is set up, which warms up the planner
         request = {"task": self.task, "config": CONFIGS[self.split], "configs": str(found.configs)}
+        target, self._target_kind = TARGETS.get(self.task, (None, None))
         try:
-            facts, _ = self._ask(
-                "open", target=(PRESS_TARGETS | PUSH_TARGETS).get(self.task), **request, **self._options
-            )
+            facts, _ = self._ask("open", target=target, **request, **self._options)
         except SimulatorLost as error:
-            raise RoboTwinMissing([f"the interpreter {found.python!r} can't run the worker: {error}"]) from error
+            raise RoboTwinMissing(f"the interpreter {found.python!r} can't run the worker: {error}") from error
         except OperationFailed as error:
             self.close()
             if error.kind == "missing":
-                raise RoboTwinMissing(str(error).split("\n")) from None
+                raise RoboTwinMissing(*str(error).split("\n")) from None
             raise ValueError(f"{error}.") from None
         if not found.is_package:
             self.simulator = {"robotwin": source_commit(found.code) or "no git checkout"}

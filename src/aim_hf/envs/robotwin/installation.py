@@ -62,21 +62,17 @@ def find_installation(
     package = _package_folder(python)
     if package is None:
         raise RoboTwinMissing(
-            [
-                f"no checkout is given, and {python} has no package {PACKAGE}: pass root=, or set {ROOT}, the path of "
-                "a clone of RoboTwin 2.0, or install the package there"
-            ]
+            f"no checkout is given, and {python} has no package {PACKAGE}: pass root=, or set {ROOT}, the path of a "
+            "clone of RoboTwin 2.0, or install the package there"
         )
     if not assets:
         raise RoboTwinMissing(
-            [
-                f"no assets are given: pass assets=, or set {ASSETS}, the folder that `robotwin-download-assets "
-                "--output` or `make robotwin` has written"
-            ]
+            f"no assets are given: pass assets=, or set {ASSETS}, the folder that `robotwin-download-assets --output` "
+            "or `make robotwin` has written"
         )
     folder = Path(assets).expanduser().resolve()
     if not (folder / "assets").is_dir():
-        raise RoboTwinMissing([f"{folder} holds no folder assets: give the folder that contains RoboTwin's assets/"])
+        raise RoboTwinMissing(f"{folder} holds no folder assets: give the folder that contains RoboTwin's assets/")
     return Installation(python, package, package / "configs" / "task", folder, True)
 
 
@@ -93,7 +89,7 @@ def find_configs() -> Path | None:
 def _interpreter(python: str | os.PathLike | None) -> str:
     python = os.path.expanduser(python or os.environ.get(PYTHON, ""))
     if not python:
-        raise RoboTwinMissing([f"no interpreter is given: pass python=, or set {PYTHON}, RoboTwin's own python"])
+        raise RoboTwinMissing(f"no interpreter is given: pass python=, or set {PYTHON}, RoboTwin's own python")
     return os.path.abspath(python) if os.path.dirname(python) else python  # a bare name is in PATH
 
 
@@ -104,18 +100,18 @@ def _package_folder(python: str) -> Path | None:
         probe = subprocess.run([python, "-c", _PROBE], cwd=os.sep, capture_output=True, text=True)
     except OSError as error:
         raise RoboTwinMissing(
-            [f"the interpreter {python!r} can't be started ({error.strerror}): give RoboTwin's own python"]
+            f"the interpreter {python!r} can't be started ({error.strerror}): give RoboTwin's own python"
         ) from error
     if probe.returncode:
         said = (probe.stderr.strip().splitlines() or ["no message"])[-1]
         raise RoboTwinMissing(
-            [f"the interpreter {python!r} ends with exit code {probe.returncode} ({said}): give RoboTwin's own"]
+            f"the interpreter {python!r} ends with exit code {probe.returncode} ({said}): give RoboTwin's own"
         )
     version, has_numpy, origin = json.loads(probe.stdout.splitlines()[-1])
     if version < [3, 10] or not has_numpy:
         found = f"Python {version[0]}.{version[1]}, {'with' if has_numpy else 'without'} numpy"
         raise RoboTwinMissing(
-            [f"the interpreter {python!r} is {found}: give RoboTwin's own python, 3.10 or newer with its requirements"]
+            f"the interpreter {python!r} is {found}: give RoboTwin's own python, 3.10 or newer with its requirements"
         )
     return origin and Path(origin).parent
 
@@ -127,7 +123,7 @@ def _checkout_configs(root: Path) -> Path | None:
 def _check_checkout(root: Path, task: str) -> Path:
     """The folder of the checkout's configurations. Raises RoboTwinMissing unless it has one of the two layouts."""
     if not root.is_dir():
-        raise RoboTwinMissing([f"{root} is no folder: give the path of a clone of RoboTwin 2.0"])
+        raise RoboTwinMissing(f"{root} is no folder: give the path of a clone of RoboTwin 2.0")
     files = ["envs/_base_task.py", f"envs/{task}.py", "description/utils/generate_episode_instructions.py"]
     missing = [
         f"{root / file} isn't there: give the path of a clone of RoboTwin 2.0"
@@ -145,5 +141,5 @@ def _check_checkout(root: Path, task: str) -> Path:
         paths = [configs / f"{name}.yml" for name in names]
         missing += [f"{path} isn't there: restore it" for path in paths if not path.is_file()]
     if missing:
-        raise RoboTwinMissing(missing)
+        raise RoboTwinMissing(*missing)
     return configs

@@ -7,15 +7,19 @@ from ..seeds import SEED_RANGES, check_seed
 
 TASKS = ROBOTWIN
 
-# Task -> attribute of the object that closed fingers press, or push along. In all other tasks, objects are grasped, or
-# moved by a grasped object.
-PRESS_TARGETS = {"click_alarmclock": "alarm", "click_bell": "bell", "press_stapler": "stapler"}
-PUSH_TARGETS = {"turn_switch": "switch"}
+# Task -> attribute of the object that closed fingers press or push along, and which of both. In all other tasks,
+# objects are grasped, or moved by a grasped object.
+TARGETS = {
+    "click_alarmclock": ("alarm", "press"),
+    "click_bell": ("bell", "press"),
+    "press_stapler": ("stapler", "press"),
+    "turn_switch": ("switch", "push"),
+}
 
 CONFIGS = {"easy": "demo_clean", "hard": "demo_randomized"}  # by split
 
-_FIRST_EVALUATION_SEED = 100_000  # RoboTwin's evaluation with `seed` s begins at 100,000 (1 + s)
-_FIRST_RL_SEED, _FIRST_VALIDATION_SEED = 1_000_000_000, 1_100_000_000
+# Purpose -> RoboTwin's own first seed. Its evaluation with `seed` s begins at 100,000 (1 + s).
+_FIRST_SEEDS = {"evaluation": 100_000, "rl": 1_000_000_000, "validation": 1_100_000_000}
 
 
 # Differences between an evaluation through this adapter and RoboTwin's own script.
@@ -54,15 +58,12 @@ def simulator_seed(seed: int) -> int:
     Raises ValueError for a seed outside these.
     """
     seed = check_seed(seed)
-    if seed in SEED_RANGES["evaluation"]:
-        return seed - SEED_RANGES["evaluation"].start + _FIRST_EVALUATION_SEED
-    if seed in SEED_RANGES["rl"]:
-        return seed - SEED_RANGES["rl"].start + _FIRST_RL_SEED
-    if seed in SEED_RANGES["validation"]:
-        return seed - SEED_RANGES["validation"].start + _FIRST_VALIDATION_SEED
-    if seed >= _FIRST_EVALUATION_SEED:
+    for purpose, first in _FIRST_SEEDS.items():
+        if seed in SEED_RANGES[purpose]:
+            return seed - SEED_RANGES[purpose].start + first
+    if seed >= _FIRST_SEEDS["evaluation"]:
         raise ValueError(
-            f"seed={seed} is for training, but RoboTwin evaluates on its seeds from {_FIRST_EVALUATION_SEED} on: "
+            f"seed={seed} is for training, but RoboTwin evaluates on its seeds from {_FIRST_SEEDS['evaluation']} on: "
             "train on seeds below that."
         )
     return seed
@@ -70,4 +71,4 @@ def simulator_seed(seed: int) -> int:
 
 def evaluation_seed(simulator_seed: int) -> int:
     """The seed for evaluation whose scene is that of RoboTwin's own seed; the inverse of `simulator_seed`."""
-    return SEED_RANGES["evaluation"].start + simulator_seed - _FIRST_EVALUATION_SEED
+    return SEED_RANGES["evaluation"].start + simulator_seed - _FIRST_SEEDS["evaluation"]

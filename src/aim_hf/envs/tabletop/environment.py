@@ -89,7 +89,7 @@ class TabletopEnvironment(InProcessEnvironment):
         self._task = TASKS[self.task]()
         self._task.build(scene, self._base, self._generator("objects"))
         wanted = clutter.integers(2, 6) if self.split == "hard" else change.distractors
-        add_clutter(scene, wanted, self._task.keep_clear(), clutter)
+        add_clutter(scene, wanted, self._task.keep_clear, clutter)
         scene.add_floor(look.floor_color)
         self._tint = look.tint
         self._rig = CameraRig(scene, look.head_jitter, self._sizes)
@@ -133,7 +133,7 @@ class TabletopEnvironment(InProcessEnvironment):
         sentence = super().instruction(split)
         if self._axis == "wording":
             chosen = reworded(self._task, self._strength, self._axis_generator("instruction"))
-            sentence = chosen.format(**self._task.words())
+            sentence = chosen.format(**self._task.words)
         return sentence
 
     # Internals

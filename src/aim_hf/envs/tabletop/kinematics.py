@@ -13,7 +13,7 @@ _STARTS = np.array(
     [[0.0, 0.3, 0.4, 0.0, -0.7, 0.0], [-0.8, 0.6, 0.2, 0.0, -0.8, -0.8], [0.8, 0.6, 0.2, 0.0, -0.8, 0.8]]
 )
 _TOLERANCE = 1e-4  # norm of the pose error (m, rad) below which a solution is accepted
-_REACH_FRACTIONS = (1.0, 0.75, 0.5, 0.25)
+_REACH_FRACTIONS = (0.75, 0.5, 0.25)
 
 
 def to_pose(values: np.ndarray) -> sapien.Pose:
@@ -51,7 +51,7 @@ class ArmKinematics:
         if solution is not None:
             return solution, True
         start = self.forward(current)
-        for fraction in _REACH_FRACTIONS[1:]:
+        for fraction in _REACH_FRACTIONS:
             solution = self._solve(to_pose(blend(start, target, fraction)), current)
             if solution is not None:
                 return solution, False

@@ -12,6 +12,7 @@ from . import robot
 
 SPEED = 0.032  # meters per control step, averaged over a movement
 _CAREFUL_SPEED = 0.025  # near the table
+_PUSH_SPEED = 0.016  # of presses and pushes
 
 
 class Motion(ArmMotion):
@@ -37,15 +38,28 @@ class Motion(ArmMotion):
         self.grip(arm, OPEN, steps=2)
         self.move(arm, above(position, lift))
 
-    def press(self, arm: str, position: np.ndarray, speed: float = 0.016) -> None:
-        """Moves straight to `position` to press an object there. The last step is a key step."""
-        self.move(arm, position, speed)
+    def press(self, arm: str, top: np.ndarray) -> None:
+        """Comes down with closed fingers onto the point `top` of an object and presses it. The last step is a key
+        step."""
+        touch = above(top, robot.FINGER_TIP)
+        self.move(arm, above(touch, 0.08), opening=CLOSED)
+        self.move(arm, above(touch, -0.004), _PUSH_SPEED)
         self._key_steps.add(len(self._rows[arm]) - 2)
         self._attempts.append(Attempt(arm, self._last_move[arm], len(self._rows[arm]) - 1))
 
-    def push(self, arm: str, position: np.ndarray, speed: float = 0.016) -> None:
+    def push(self, arm: str, position: np.ndarray) -> None:
         """Moves straight to `position` and pushes along objects in the way. All steps are key steps."""
-        self.move_exactly(arm, position, speed)
+        self.move_exactly(arm, position, _PUSH_SPEED)
+
+    def lift_together(self, grasps: dict[str, np.ndarray], approach: float, lift: float) -> None:
+        """Grasps at the points `grasps` of both arms at once, from `approach` meters above them, and lifts."""
+        for arm, position in grasps.items():
+            self.move(arm, above(position, approach))
+        self.wait()
+        for arm, position in grasps.items():
+            self.move(arm, position, speed=0.022)
+            self.grip(arm, CLOSED)
+            self.move(arm, above(position, lift), speed=0.02)
 
     def go_home(self, arm: str, **options: Any) -> None:
         """Moves to the home position. `options`: of `move`."""

@@ -17,6 +17,7 @@ from sapien.wrapper.actor_builder import ActorBuilder
 from sapien.wrapper.urdf_loader import URDFLoader
 
 from ..base import ARMS, Body, Contact
+from ..poses import axis_rotation
 from . import robot
 from .kinematics import from_pose
 
@@ -40,6 +41,7 @@ _TOUCHING = 0.001  # m: PhysX also reports shapes that are merely close, up to 2
 
 _LARGEST_PUSH_OUT = 1.0  # m/s, so that an object pressed into the table slips away slowly
 
+_PRESS_TOLERANCE = 0.025  # m, across
 _REST_SPEED = 0.01  # m/s
 _REST_SPIN = 0.2  # rad/s
 
@@ -64,11 +66,6 @@ class Part:
 
 # SAPIEN's cylinders lie along x.
 _UPRIGHT = [np.sqrt(0.5), 0.0, np.sqrt(0.5), 0.0]
-
-
-def yaw_quaternion(yaw: float) -> np.ndarray:
-    """The quaternion (4,) wxyz of a rotation about z by `yaw` (rad)."""
-    return np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
 
 
 class ArmBuilders:
@@ -101,7 +98,7 @@ class ArmBuilders:
 
 
 class TabletopScene:
-    """One scene, which is built part by part and then stepped.
+    """One scene, which is built part by part and then stepped. It measures what `in_process.Scene` does.
 
     `paint` gives the color that a part of a body has for the color that `add_body` is told; `scale` multiplies the
     sizes of bodies.
@@ -137,7 +134,7 @@ class TabletopScene:
         }
 
         self.robot_links = list(self._links)
-        self._dynamic: set[str] = set()
+        self._dynamic: dict[str, sapien.physx.PhysxRigidDynamicComponent] = {}
         self._ids: dict[sapien.physx.PhysxBaseComponent, int] = {}
 
     # Building
@@ -200,11 +197,11 @@ class TabletopScene:
                 shade = tuple(_SIDE_SHADE * channel for channel in part.color)
                 _add_visual(builder, part, part.height, 0.0, shade)
                 _add_visual(builder, part, _LID, part.height / 2, part.color)
-        builder.set_initial_pose(sapien.Pose([x, y, self.table_top], yaw_quaternion(yaw)))
+        builder.set_initial_pose(sapien.Pose([x, y, self.table_top], axis_rotation(2, yaw)))
         entity = self._entities[name] = builder.build(name) if dynamic else builder.build_static(name)
         if dynamic:
-            self._dynamic.add(name)
             component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+            self._dynamic[name] = component
             component.max_depenetration_velocity = _LARGEST_PUSH_OUT
 
     def _changed(self, part: Part) -> Part:
@@ -224,7 +221,6 @@ class TabletopScene:
         return from_pose(self._entities[name].pose)
 
     def tcp(self, arm: str) -> np.ndarray:
-        """The measured pose (7,) of an arm's tool center point."""
         return from_pose(self.arms[arm].links[6].entity.pose)
 
     def gripper(self, arm: str) -> float:
@@ -232,7 +228,6 @@ class TabletopScene:
         return float(np.clip(self.arms[arm].qpos[6:].mean() / robot.FINGER_STROKE, 0.0, 1.0))
 
     def qpos(self) -> np.ndarray:
-        """The measured joint angles (rad) and grippers as a `qpos` action has them: (14,)."""
         return np.concatenate([[*self.arms[arm].qpos[:6], self.gripper(arm)] for arm in ARMS], dtype=np.float64)
 
     def bodies(self, of: Collection[int] | None = None) -> dict[int, Body]:
@@ -248,11 +243,10 @@ class TabletopScene:
 
     def velocities(self, of: Collection[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         found = {}
-        for entity in self._entities.values():
+        for name, entity in self._entities.items():
             if of is None or entity.per_scene_id in of:
-                component = entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
                 still = (np.zeros(3), np.zeros(3))
-                found[entity.per_scene_id] = still if component is None else _velocity(component)
+                found[entity.per_scene_id] = _velocity(self._dynamic[name]) if name in self._dynamic else still
         for body_id, (_, link) in self._links.items():
             if of is None or body_id in of:
                 found[body_id] = _velocity(link)
@@ -290,14 +284,22 @@ class TabletopScene:
         contacts = self.contacts([own])
         return [contact for contact in contacts if contact.body_a in others or contact.body_b in others]
 
-    def is_free(self, name: str) -> bool:
-        """Whether no finger touches the body."""
-        return not self.touching(name, self.fingers["left"] + self.fingers["right"])
+    def is_pressed(self, name: str, top: np.ndarray) -> bool:
+        """Whether closed fingers touch the body near the point `top` (3,) on it."""
+        for arm, fingers in self.fingers.items():
+            if self.gripper(arm) < 0.3:
+                for contact in self.touching(name, fingers):
+                    offsets = contact.points - top
+                    near = np.linalg.norm(offsets[:, :2], axis=1) < _PRESS_TOLERANCE
+                    if np.any(near & (offsets[:, 2] > -0.012)):
+                        return True
+        return False
 
-    def is_at_rest(self, name: str) -> bool:
-        linear, angular = _velocity(
-            self._entities[name].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
-        )
+    def is_left(self, name: str) -> bool:
+        """Whether no finger touches the body, and it is at rest."""
+        if self.touching(name, self.fingers["left"] + self.fingers["right"]):
+            return False
+        linear, angular = _velocity(self._dynamic[name])
         return bool(np.linalg.norm(linear) < _REST_SPEED and np.linalg.norm(angular) < _REST_SPIN)
 
     def tilt(self, name: str) -> float:

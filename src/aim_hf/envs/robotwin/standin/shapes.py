@@ -14,7 +14,7 @@ import numpy as np
 
 Color = tuple[float, float, float]
 UPRIGHT = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # turns y up into z up
-_SIDES = 20  # of a cylinder
+_SIDES, _PLANKS = 20, 12  # of a cylinder, and of a tube
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def cylinder(radius: float, height: float, base: Sequence[float], color: Color, 
     return cone((radius, radius), height, base, color, axis)
 
 
-def tube(radii: Sequence[float], wall: float, height: float, base: float, color: Color, sides: int = 12) -> list[Part]:
+def tube(radii: Sequence[float], wall: float, height: float, base: float, color: Color) -> list[Part]:
     """The walls of a round vessel, straight planks that lean between the outer `radii` at `base` and at the top."""
     parts = []
-    for index in range(sides):
-        angles = (index + np.array([-0.5, 0.5])) * 2 * np.pi / sides
+    for index in range(_PLANKS):
+        angles = (index + np.array([-0.5, 0.5])) * 2 * np.pi / _PLANKS
         directions = np.stack([np.sin(angles), np.zeros(2), np.cos(angles)], axis=1)
         corners = []
         for direction in directions:

@@ -29,21 +29,20 @@ LARGEST_YAW = {"easy": np.deg2rad(10), "hard": np.deg2rad(20)}
 
 
 class Task(in_process.Task):
-    """The task of one episode. `build` draws the scene; all other methods refer to that scene.
+    """The task of one episode. `build` draws the scene; all else refers to that scene.
 
-    `requests` ask for the task in other words than `seen` and `unseen`, as a part of a sentence.
+    `requests` ask for the task in other words than `seen` and `unseen`, as a part of a sentence. `keep_clear`: the
+    points (x, y) of the table that clutter must stay away from.
     """
 
     step_limit: ClassVar[int]
     requests: ClassVar[tuple[str, ...]]
+    keep_clear: list[np.ndarray]
 
     @abstractmethod
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
-        """Adds the task's objects to a scene that has its table. Their sizes are multiplied by `scene.scale`."""
-
-    @abstractmethod
-    def keep_clear(self) -> list[tuple[float, float]]:
-        """The points (x, y) of the table that clutter must stay away from."""
+        """Adds the task's objects to a scene that has its table, and sets `keep_clear` and `words`. Sizes are
+        multiplied by `scene.scale`."""
 
     @abstractmethod
     def success(self, scene: TabletopScene) -> bool:

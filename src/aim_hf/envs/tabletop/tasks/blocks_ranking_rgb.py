@@ -54,9 +54,7 @@ class BlocksRankingRGB(Task):
         height = scene.table_top + scene.scale * _SIZE / 2
         self._cubes = [np.array([*position, height]) for position in places]
         self._goals = [np.array([*(_STRIP + [side * _DISTANCE, 0]), height]) for side in (-1, 0, 1)]
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [point[:2] for point in (*self._cubes, *self._goals)]
+        self.keep_clear = [point[:2] for point in (*self._cubes, *self._goals)]
 
     def success(self, scene: TabletopScene) -> bool:
         names = [f"{name}_cube" for name in _NAMES]
@@ -65,7 +63,7 @@ class BlocksRankingRGB(Task):
             np.all(np.abs(cubes[:, 1] - _STRIP[1]) < _STRIP_TOLERANCE)
             and np.all(np.abs(cubes[:, 2] - scene.table_top) < 0.01)
             and all(_NEAREST < right[0] - left[0] < _FARTHEST for left, right in pairwise(cubes))
-            and all(scene.is_free(name) and scene.is_at_rest(name) for name in names)
+            and all(scene.is_left(name) for name in names)
         )
 
     def expert(self) -> ExpertPath:

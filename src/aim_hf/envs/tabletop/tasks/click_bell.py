@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...base import ExpertPath
-from .. import robot
-from ..motion import CLOSED, Motion, above, home_poses
+from ..motion import Motion, home_poses
 from ..scene import Part, TabletopScene
 from .base import COLORS, Task, arm_beside
 
@@ -14,12 +13,11 @@ _BASE = Part("cylinder", (0.045, 0.014), (0.22, 0.20, 0.30), (0, 0, 0.007))
 _DOME = Part("cylinder", (0.033, 0.022), COLORS["red"], (0, 0, 0.025))
 _BUTTON = Part("cylinder", (0.014, 0.006), COLORS["yellow"], (0, 0, 0.039))
 _HEIGHT = 0.042
-_TOLERANCE = 0.025  # from the top's middle, m
 
 
 class ClickBell(Task):
     step_limit = 40
-    press_targets = ("bell",)
+    targets = {"bell": "press"}
     seen = (
         "Click the bell.",
         "Press the top of the bell.",
@@ -44,24 +42,12 @@ class ClickBell(Task):
         y = rng.uniform(-farthest[1], farthest[1])
         scene.add_body("bell", [_BASE, _DOME, _BUTTON], x, y)
         self._top = np.array([x, y, scene.table_top + scene.scale * _HEIGHT])
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [tuple(self._top[:2])]
+        self.keep_clear = [self._top[:2]]
 
     def success(self, scene: TabletopScene) -> bool:
-        top = scene.pose("bell")[:3] + [0, 0, scene.scale * _HEIGHT]
-        for arm, fingers in scene.fingers.items():
-            if scene.gripper(arm) < 0.3:
-                for contact in scene.touching("bell", fingers):
-                    offsets = contact.points - top
-                    if np.any((np.linalg.norm(offsets[:, :2], axis=1) < _TOLERANCE) & (offsets[:, 2] > -0.012)):
-                        return True
-        return False
+        return scene.is_pressed("bell", scene.pose("bell")[:3] + [0, 0, scene.scale * _HEIGHT])
 
     def expert(self) -> ExpertPath:
-        arm = arm_beside(self._top[0])
         motion = Motion(home_poses())
-        touch = above(self._top, robot.FINGER_TIP)
-        motion.move(arm, above(touch, 0.08), opening=CLOSED)
-        motion.press(arm, above(touch, -0.004))
+        motion.press(arm_beside(self._top[0]), self._top)
         return motion.path(holding_steps=2)

@@ -47,37 +47,27 @@ class HandoverBlock(Task):
         block_at = np.array([side * rng.uniform(0.13, 0.23), rng.uniform(-reach, reach)])
         pad_at = np.array([-side * rng.uniform(0.13, 0.23), rng.uniform(-reach, reach)])
         yaw = rng.uniform(-1, 1) * _LARGEST_YAW[split]
-        self._a = str(rng.choice(list(COLORS)))
-        self._b = str(rng.choice(list(TARGET_COLORS)))
-        pad = Part("box", _PAD_SIZE, TARGET_COLORS[self._b], (0, 0, _PAD_SIZE[2] / 2))
-        block = Part("box", _SIZE, COLORS[self._a], (0, 0, _SIZE[2] / 2))
+        a, b = (str(rng.choice(list(colors))) for colors in (COLORS, TARGET_COLORS))
+        pad = Part("box", _PAD_SIZE, TARGET_COLORS[b], (0, 0, _PAD_SIZE[2] / 2))
+        block = Part("box", _SIZE, COLORS[a], (0, 0, _SIZE[2] / 2))
         scene.add_body("pad", [pad], *pad_at, dynamic=False)
         scene.add_body("block", [block], *block_at, yaw=yaw, density=_DENSITY)
         self._giver, self._receiver = ("left", "right") if side < 0 else ("right", "left")
         height = scene.table_top + scene.scale * _SIZE[2] / 2
         self._grip = scene.scale * _GRIP
-        self._block_at, self._pad_at = block_at, pad_at
         self._grasp = np.array([*(block_at + self._grip * np.array([-np.sin(yaw), np.cos(yaw)])), height])
         self._meeting = np.array([*_MEETING, scene.table_top + _MEETING_HEIGHT])
         self._goal = np.array([*pad_at, height + scene.scale * _PAD_SIZE[2] + 0.003])
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [
-            middle + offset * np.array([0.0, self._grip])
-            for middle in (self._block_at, self._pad_at, _MEETING)
-            for offset in (-1, 0, 1)
-        ]
-
-    def words(self) -> dict[str, str]:
-        return {"a": self._a, "b": self._b}
+        across = [offset * np.array([0.0, self._grip]) for offset in (-1, 0, 1)]
+        self.keep_clear = [middle + step for middle in (block_at, pad_at, _MEETING) for step in across]
+        self.words = {"a": a, "b": b}
 
     def success(self, scene: TabletopScene) -> bool:
         block, pad = scene.pose("block")[:3], scene.pose("pad")[:3]
         return bool(
             np.all(np.abs(block[:2] - pad[:2]) < _TOLERANCE)
             and abs(block[2] - scene.table_top - scene.scale * _PAD_SIZE[2]) < 0.008
-            and scene.is_free("block")
-            and scene.is_at_rest("block")
+            and scene.is_left("block")
         )
 
     def expert(self) -> ExpertPath:

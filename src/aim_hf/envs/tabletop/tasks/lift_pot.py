@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...base import ARMS, ExpertPath
-from ..motion import CLOSED, Motion, above, home_poses
+from ..motion import Motion, home_poses
 from ..scene import Part, TabletopScene
 from .base import COLORS, Task
 
@@ -48,13 +48,10 @@ class LiftPot(Task):
         x, y = rng.uniform(-1, 1, 2) * largest
         yaw = rng.uniform(-1, 1) * _LARGEST_YAW[split]
         scene.add_body("pot", [_BODY, _INSIDE, *_HANDLES], x, y, yaw=yaw, density=_DENSITY)
-        self._at = np.array([x, y])
         handle = scene.scale * _HANDLE * np.array([np.cos(yaw), np.sin(yaw), 0.0])
         middle = np.array([x, y, scene.table_top + scene.scale * _HANDLE_HEIGHT])
         self._handles = {"left": middle - handle, "right": middle + handle}
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [self._at, *(handle[:2] for handle in self._handles.values())]
+        self.keep_clear = [middle[:2], *(handle[:2] for handle in self._handles.values())]
 
     def success(self, scene: TabletopScene) -> bool:
         return bool(
@@ -65,11 +62,5 @@ class LiftPot(Task):
 
     def expert(self) -> ExpertPath:
         motion = Motion(home_poses())
-        for arm in ARMS:
-            motion.move(arm, above(self._handles[arm], 0.07))
-        motion.wait()
-        for arm in ARMS:
-            motion.move(arm, self._handles[arm], speed=0.022)
-            motion.grip(arm, CLOSED)
-            motion.move(arm, above(self._handles[arm], _LIFT), speed=0.02)
+        motion.lift_together(self._handles, 0.07, _LIFT)
         return motion.path()

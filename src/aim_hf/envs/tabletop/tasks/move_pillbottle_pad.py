@@ -45,21 +45,15 @@ class MovePillbottlePad(Task):
             pad_at = rng.uniform((0.05, -depth), (width, depth)) * [side, 1]
             if np.linalg.norm(bottle_at - pad_at) > 0.12:
                 break
-        self._a = str(rng.choice(list(COLORS)))
-        self._b = str(rng.choice(list(TARGET_COLORS)))
-        pad = Part("box", _PAD_SIZE, TARGET_COLORS[self._b], (0, 0, _PAD_SIZE[2] / 2))
-        bottle = Part("cylinder", (_RADIUS, _HEIGHT), COLORS[self._a], (0, 0, _HEIGHT / 2))
+        a, b = (str(rng.choice(list(colors))) for colors in (COLORS, TARGET_COLORS))
+        pad = Part("box", _PAD_SIZE, TARGET_COLORS[b], (0, 0, _PAD_SIZE[2] / 2))
+        bottle = Part("cylinder", (_RADIUS, _HEIGHT), COLORS[a], (0, 0, _HEIGHT / 2))
         scene.add_body("pad", [pad], *pad_at, dynamic=False)
         scene.add_body("bottle", [bottle, _CAP], *bottle_at)
         height = scene.table_top + scene.scale * _GRASP_HEIGHT
         self._grasp = np.array([*bottle_at, height])
         self._goal = np.array([*pad_at, height + scene.scale * _PAD_SIZE[2] + 0.003])
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [self._grasp[:2], self._goal[:2]]
-
-    def words(self) -> dict[str, str]:
-        return {"a": self._a, "b": self._b}
+        self.keep_clear, self.words = [bottle_at, pad_at], {"a": a, "b": b}
 
     def success(self, scene: TabletopScene) -> bool:
         bottle, pad = scene.pose("bottle")[:3], scene.pose("pad")[:3]
@@ -67,8 +61,7 @@ class MovePillbottlePad(Task):
             np.all(np.abs(bottle[:2] - pad[:2]) < _TOLERANCE)
             and abs(bottle[2] - pad[2] - scene.scale * _PAD_SIZE[2]) < 0.008
             and scene.tilt("bottle") < 0.2
-            and scene.is_free("bottle")
-            and scene.is_at_rest("bottle")
+            and scene.is_left("bottle")
         )
 
     def expert(self) -> ExpertPath:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...base import ARMS, ExpertPath
-from ..motion import CLOSED, Motion, above, home_poses
+from ..motion import Motion, home_poses
 from ..scene import Part, TabletopScene
 from .base import COLORS, Task
 
@@ -39,19 +39,14 @@ class PickDualBottles(Task):
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:
         width, depth = (0.22, 0.09) if split == "easy" else (0.25, 0.11)
-        self._colors = dict(zip(ARMS, map(str, rng.choice(list(COLORS), 2, replace=False)), strict=True))
+        self.words = dict(zip(ARMS, map(str, rng.choice(list(COLORS), 2, replace=False)), strict=True))
         self._grasps = {}
         for arm, side in zip(ARMS, (-1, 1), strict=True):
             x, y = rng.uniform((0.08, -depth), (width, depth)) * [side, 1]
-            part = Part("cylinder", (_RADIUS, _HEIGHT), COLORS[self._colors[arm]], (0, 0, _HEIGHT / 2))
+            part = Part("cylinder", (_RADIUS, _HEIGHT), COLORS[self.words[arm]], (0, 0, _HEIGHT / 2))
             scene.add_body(f"{arm}_bottle", [part, _NECK], x, y)
             self._grasps[arm] = np.array([x, y, scene.table_top + scene.scale * _GRASP_HEIGHT])
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [grasp[:2] for grasp in self._grasps.values()]
-
-    def words(self) -> dict[str, str]:
-        return self._colors
+        self.keep_clear = [grasp[:2] for grasp in self._grasps.values()]
 
     def success(self, scene: TabletopScene) -> bool:
         return all(
@@ -63,11 +58,5 @@ class PickDualBottles(Task):
 
     def expert(self) -> ExpertPath:
         motion = Motion(home_poses())
-        for arm in ARMS:
-            motion.move(arm, above(self._grasps[arm], 0.08))
-        motion.wait()
-        for arm in ARMS:
-            motion.move(arm, self._grasps[arm], speed=0.022)
-            motion.grip(arm, CLOSED)
-            motion.move(arm, above(self._grasps[arm], _LIFT), speed=0.02)
+        motion.lift_together(self._grasps, 0.08, _LIFT)
         return motion.path()

@@ -49,22 +49,15 @@ class _PlaceA2B(Task):
             offset = np.abs(cube_at - disc_at)
             if np.linalg.norm(offset) > 0.11 and np.any(np.abs(offset - [_DISTANCE, 0]) > _TOLERANCE + 0.02):
                 break
-        self._a = str(rng.choice(list(COLORS)))
-        self._b = str(rng.choice(list(TARGET_COLORS)))
-        disc = Part("cylinder", (_DISC_RADIUS, _DISC_HEIGHT), TARGET_COLORS[self._b], (0, 0, _DISC_HEIGHT / 2))
+        a, b = (str(rng.choice(list(colors))) for colors in (COLORS, TARGET_COLORS))
+        disc = Part("cylinder", (_DISC_RADIUS, _DISC_HEIGHT), TARGET_COLORS[b], (0, 0, _DISC_HEIGHT / 2))
         scene.add_body("disc", [disc], *disc_at)
-        scene.add_body("cube", [cube(_SIZE, COLORS[self._a])], *cube_at, yaw=rng.uniform(-1, 1) * LARGEST_YAW[split])
+        scene.add_body("cube", [cube(_SIZE, COLORS[a])], *cube_at, yaw=rng.uniform(-1, 1) * LARGEST_YAW[split])
         height = scene.table_top + scene.scale * _SIZE / 2 + 0.004
         self._grasp = np.array([*cube_at, height])
         self._goal = np.array([*(disc_at + [self.side * _DISTANCE, 0]), height])
-        self._other_goal = disc_at - [self.side * _DISTANCE, 0]
-        self._disc_at = disc_at
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [self._grasp[:2], self._goal[:2], self._other_goal, self._disc_at]
-
-    def words(self) -> dict[str, str]:
-        return {"a": self._a, "b": self._b, "side": "left" if self.side < 0 else "right"}
+        self.keep_clear = [cube_at, self._goal[:2], disc_at - [self.side * _DISTANCE, 0], disc_at]
+        self.words = {"a": a, "b": b, "side": "left" if self.side < 0 else "right"}
 
     def success(self, scene: TabletopScene) -> bool:
         cube_at, disc_at = scene.pose("cube")[:3], scene.pose("disc")[:3]
@@ -73,8 +66,7 @@ class _PlaceA2B(Task):
             np.all(np.abs(error) < _TOLERANCE)
             and abs(cube_at[2] - scene.table_top) < 0.01
             and scene.tilt("cube") < 0.2
-            and scene.is_free("cube")
-            and scene.is_at_rest("cube")
+            and scene.is_left("cube")
         )
 
     def expert(self) -> ExpertPath:

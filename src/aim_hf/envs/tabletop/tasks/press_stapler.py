@@ -5,20 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from ...base import ExpertPath
-from .. import robot
-from ..motion import CLOSED, Motion, above, home_poses
+from ..motion import Motion, home_poses
 from ..scene import Part, TabletopScene
 from .base import COLORS, Task, arm_beside
 
 _LENGTH, _HEIGHT = 0.15, 0.044
 _HEAD = 0.045  # from the stapler's middle to the head's
 _FOOT_COLOR = (0.22, 0.20, 0.30)
-_TOLERANCE = 0.025  # from the head's middle, m
 
 
 class PressStapler(Task):
     step_limit = 40
-    press_targets = ("stapler",)
+    targets = {"stapler": "press"}
     seen = (
         "Press the {a} stapler.",
         "Push down the head of the {a} stapler.",
@@ -41,36 +39,22 @@ class PressStapler(Task):
         width, depth = (0.20, 0.09) if split == "easy" else (0.22, 0.11)
         at = np.array([rng.choice([-1, 1]) * rng.uniform(0.03, width), rng.uniform(-depth, depth)])
         yaw = rng.uniform(-np.pi, np.pi)
-        self._a = str(rng.choice(["red", "green", "blue"]))
+        color = str(rng.choice(["red", "green", "blue"]))
         parts = [
             Part("box", (_LENGTH, 0.05, 0.012), _FOOT_COLOR, (0, 0, 0.006)),
-            Part("box", (_LENGTH - 0.01, 0.036, 0.026), COLORS[self._a], (0, 0, 0.025)),
+            Part("box", (_LENGTH - 0.01, 0.036, 0.026), COLORS[color], (0, 0, 0.025)),
             Part("box", (0.04, 0.04, 0.006), COLORS["yellow"], (_HEAD, 0, 0.041)),
         ]
         scene.add_body("stapler", parts, *at, yaw=yaw, dynamic=False)
         head = scene.scale * _HEAD * np.array([np.cos(yaw), np.sin(yaw)])
-        self._length = [at - head, at, at + head]
+        self.keep_clear = [at - head, at, at + head]
         self._head = np.array([*(at + head), scene.table_top + scene.scale * _HEIGHT])
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return self._length
-
-    def words(self) -> dict[str, str]:
-        return {"a": self._a}
+        self.words = {"a": color}
 
     def success(self, scene: TabletopScene) -> bool:
-        for arm, fingers in scene.fingers.items():
-            if scene.gripper(arm) < 0.3:
-                for contact in scene.touching("stapler", fingers):
-                    offsets = contact.points - self._head
-                    if np.any((np.linalg.norm(offsets[:, :2], axis=1) < _TOLERANCE) & (offsets[:, 2] > -0.012)):
-                        return True
-        return False
+        return scene.is_pressed("stapler", self._head)
 
     def expert(self) -> ExpertPath:
-        arm = arm_beside(self._head[0])
         motion = Motion(home_poses())
-        touch = above(self._head, robot.FINGER_TIP)
-        motion.move(arm, above(touch, 0.08), opening=CLOSED)
-        motion.press(arm, above(touch, -0.004))
+        motion.press(arm_beside(self._head[0]), self._head)
         return motion.path(holding_steps=2)

@@ -37,9 +37,7 @@ class _StackBlocks(Task):
         height = scene.table_top + self._size / 2
         self._cubes = [np.array([*position, height]) for position in places]
         self._goal = np.array([*_MIDDLE, height])
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [point[:2] for point in (*self._cubes, self._goal)]
+        self.keep_clear = [point[:2] for point in (*self._cubes, self._goal)]
 
     def success(self, scene: TabletopScene) -> bool:
         names = [f"{color}_cube" for color in self.colors]
@@ -49,7 +47,7 @@ class _StackBlocks(Task):
             and abs(cubes[0][2] - scene.table_top) < 0.01
             and all(np.linalg.norm(upper[:2] - lower[:2]) < _STACK_TOLERANCE for lower, upper in pairwise(cubes))
             and all(abs(upper[2] - lower[2] - self._size) < 0.008 for lower, upper in pairwise(cubes))
-            and all(scene.is_free(name) and scene.is_at_rest(name) for name in names)
+            and all(scene.is_left(name) for name in names)
         )
 
     def expert(self) -> ExpertPath:

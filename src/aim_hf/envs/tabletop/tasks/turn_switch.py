@@ -22,7 +22,7 @@ _FINGER = 0.014  # from the middle of the closed fingers to what their side touc
 
 class TurnSwitch(Task):
     step_limit = 45
-    push_targets = ("knob",)
+    targets = {"knob": "push"}
     seen = (
         "Push the {a} switch to the {side}.",
         "Slide the {a} knob to the {side} end.",
@@ -47,21 +47,17 @@ class TurnSwitch(Task):
         yaw = rng.uniform(-1, 1) * LARGEST_YAW[split]
         self._along = np.array([np.cos(yaw), np.sin(yaw)])
         self._side = int(rng.choice([-1, 1]))
-        self._a = str(rng.choice(list(COLORS)))
+        color = str(rng.choice(list(COLORS)))
         self._travel, self._moved = scene.scale * _TRAVEL, scene.scale * _MOVED
         self._touch_height, self._sideways = scene.scale * _TOUCH_HEIGHT, scene.scale * _HANDLE[0] / 2 + _FINGER
         self._at, self._knob_at = at, at - self._side * self._travel / 2 * self._along
         self._table_top = scene.table_top
         scene.add_body("base", _base(TARGET_COLORS[str(rng.choice(list(TARGET_COLORS)))]), *at, yaw=yaw, dynamic=False)
         foot = Part("box", _FOOT, (0.22, 0.20, 0.30), (0, 0, _FOOT[2] / 2))
-        handle = Part("box", _HANDLE, COLORS[self._a], (0, 0, _FOOT[2] + _HANDLE[2] / 2))
+        handle = Part("box", _HANDLE, COLORS[color], (0, 0, _FOOT[2] + _HANDLE[2] / 2))
         scene.add_body("knob", [foot, handle], *self._knob_at, yaw=yaw, friction=_FRICTION)
-
-    def keep_clear(self) -> list[tuple[float, float]]:
-        return [self._at + offset * self._along for offset in (-self._travel, 0, self._travel)]
-
-    def words(self) -> dict[str, str]:
-        return {"a": self._a, "side": "left" if self._side < 0 else "right"}
+        self.keep_clear = [at + offset * self._along for offset in (-self._travel, 0, self._travel)]
+        self.words = {"a": color, "side": "left" if self._side < 0 else "right"}
 
     def success(self, scene: TabletopScene) -> bool:
         knob = scene.pose("knob")[:3]

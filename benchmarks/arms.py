@@ -1,0 +1,134 @@
+"""What studies of training arms share: how they run the commands of `aim-hf`, and read, test and print judged arms."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Iterable
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FLIPS, RESAMPLES = 100_000, 2000  # random draws of a test, and of an interval
+
+
+def as_arguments(options: dict) -> list[str]:
+    """Options of a command; a list is given as several values, and True as none."""
+    arguments = []
+    for name, value in options.items():
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        arguments += [f"--{name}", *map(str, values)]
+    return arguments
+
+
+def launch(arguments: list[str], processes: int) -> None:
+    """Runs a command of `aim-hf` in so many processes of one thread each."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
+    command += [*(["--multi_gpu"] if processes > 1 else []), "--num_processes", str(processes), "-m", "aim_hf"]
+    subprocess.run([*command, *arguments], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def read_outcomes(output: Path, tasks: list[str]) -> np.ndarray | None:
+    """Success of each episode, (tasks, episodes), in the order of seeds; None without `results.json`."""
+    # Imported here: the environments' worker processes import this file too, and need none of it.
+    from aim_hf.evaluation.evaluate import read_records
+
+    if not (output / "results.json").is_file():
+        return None
+    of_tasks = [{record["seed"]: record["success"] for record in read_records(output, task)} for task in tasks]
+    return np.array([[successes[seed] for seed in sorted(successes)] for successes in of_tasks], dtype=float)
+
+
+def judged(runs: dict[str, list[Path]], condition: str, tasks: list[str]) -> dict[str, np.ndarray]:
+    """Arm -> success (training seeds, tasks, episodes) under a condition, of those that were judged.
+
+    Args:
+        runs: arm -> the folder of each training seed.
+    """
+    found = {arm: [read_outcomes(run / "judged" / condition, tasks) for run in of] for arm, of in runs.items()}
+    found = {arm: [successes for successes in of if successes is not None] for arm, of in found.items()}
+    return {arm: np.stack(of) for arm, of in found.items() if of}
+
+
+def add_holm(tests: Collection[dict[str, Any]]) -> None:
+    """Adds to each test, beside its `p`, `holm_p`: the p-value under Holm's correction for all of them."""
+    largest = 0.0
+    for rank, test in enumerate(sorted(tests, key=itemgetter("p"))):
+        largest = max(largest, min(1.0, (len(tests) - rank) * test["p"]))
+        test["holm_p"] = largest
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Two-sided p of a mean of paired differences, by flipping their signs at random."""
+    rng, observed, extreme = np.random.default_rng(0), abs(differences.sum()), 0
+    differences = differences[differences != 0]
+    for _ in range(FLIPS // 1000):
+        flipped = rng.choice([-1.0, 1.0], size=(1000, len(differences))) @ differences
+        extreme += int((np.abs(flipped) >= observed - 1e-9).sum())
+    return (extreme + 1) / (FLIPS + 1)
+
+
+def paired_gain(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """`gain_points` of `after` and its `p`, by flipping signs: success on the same scenes, (training seeds, tasks,
+    episodes) each. A scene's gain is the mean over training seeds, whose number may differ."""
+    difference = (after.mean(0) - before.mean(0)).flatten()
+    return {"gain_points": float(100 * difference.mean()), "p": sign_flip_p(difference)}
+
+
+def compared(successes: dict[str, np.ndarray], condition: str, pairs: Iterable[tuple[str, str]]) -> list[dict]:
+    """The paired tests of those pairs of arms of which both were judged."""
+    return [
+        {"condition": condition, "arms": list(pair)} | paired_gain(*(successes[arm] for arm in pair))
+        for pair in pairs
+        if set(pair) <= successes.keys()
+    ]
+
+
+def summarize_runs(runs: np.ndarray, tasks: list[str]) -> dict[str, Any]:
+    """Rates in percent of success (training seeds, tasks, episodes): of each training seed, of each task, and the
+    mean, with a 95 % interval over scenes."""
+    scenes = runs.mean(0)
+    rng = np.random.default_rng(0)
+    draws = rng.integers(scenes.shape[1], size=(RESAMPLES, *scenes.shape))
+    resampled = np.take_along_axis(scenes[None], draws, axis=2).mean((1, 2))
+    return {
+        "mean": float(100 * scenes.mean()),
+        "interval": (100 * np.quantile(resampled, [0.025, 0.975])).tolist(),
+        "of_each_seed": (100 * runs.mean((1, 2))).tolist(),
+        "tasks": dict(zip(tasks, (100 * scenes.mean(1)).tolist(), strict=True)),
+        "episodes": int(runs.size),
+    }
+
+
+def format_runs(summary: dict[str, Any] | None) -> str:
+    """An entry of `summarize_runs` in a table; "" for none."""
+    if summary is None:
+        return ""
+    low, high = summary["interval"]
+    seeds = ", ".join(f"{rate:.1f}" for rate in summary["of_each_seed"])
+    return f"{summary['mean']:.1f} % ({low:.1f} to {high:.1f}; seeds {seeds})"
+
+
+def rates_table(arms: list[str], rates: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines of Markdown: the rates of each arm, `summarize_runs`, under each condition."""
+    rows = (line(arm, *(format_runs(of_arm.get(arm)) for of_arm in rates.values())) for arm in arms)
+    return [*heading("arm", *rates), *rows]
+
+
+def tests_table(tests: list[dict]) -> list[str]:
+    """Lines of Markdown: the tests of `compared`."""
+    lines = heading("condition", "arms", "gain, points", "p", "Holm's p")
+    for test in tests:
+        first, second = test["arms"]
+        numbers = f"{test['gain_points']:+.1f}", f"{test['p']:.2g}", f"{test['holm_p']:.2g}"
+        lines.append(line(test["condition"], f"{second} against {first}", *numbers))
+    return lines
+
+
+def heading(*cells: str) -> list[str]:
+    return [line(*cells), "|---" * len(cells) + "|"]
+
+
+def line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,224 @@
+"""Saving and loading a pipeline: bit for bit, whole or not at all, safetensors only."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from aim_hf import AIM_TINY
+from aim_hf.model.modeling_aim import AIMForWorldAction
+from aim_hf.pipeline.pipeline_aim import AIMPipeline
+from aim_hf.utils.files import written_folder
+
+from ..fixtures_pipeline import make_pipeline, randomize
+from .fixtures_rollouts import assert_same, make_episode, roll_out, seeded
+
+
+def all_tensors(pipe: AIMPipeline) -> dict[str, torch.Tensor]:
+    return {
+        f"{component}.{name}": tensor
+        for component in ("vae", "text_encoder", "model")
+        for name, tensor in getattr(pipe, component).state_dict().items()
+    }
+
+
+def test_saving_and_loading_is_bit_equal(pipe, rng, tmp_path):
+    pipe.save_pretrained(tmp_path / "aim")
+    index = json.loads((tmp_path / "aim" / "model_index.json").read_text())
+    assert index["model"] == ["aim_hf.model.modeling_aim", "AIMForWorldAction"]
+    assert index["processor"] == ["aim_hf.model.processing_aim", "AIMProcessor"]
+    loaded = AIMPipeline.from_pretrained(tmp_path / "aim")
+    loaded.set_progress_bar_config(disable=True)
+    saved, read = all_tensors(pipe), all_tensors(loaded)
+    assert saved.keys() == read.keys() and all(torch.equal(saved[name], read[name]) for name in saved)
+    assert loaded.processor.to_dict() == pipe.processor.to_dict()
+    assert loaded.model.config.to_dict() == pipe.model.config.to_dict() | {"_name_or_path": loaded.model.name_or_path}
+    assert (loaded.scheduler.config.shift, loaded.action_scheduler.config.shift) == (5.0, 1.0)
+    episodes = [make_episode(pipe, rng, chunks=1)]
+    before, after = (roll_out(p, ["ring bell"], episodes, seeded(0)) for p in (pipe, loaded))
+    for a, b in zip(before, after, strict=True):
+        assert_same(a, b, atol=1e-5)  # loaded tensors lie elsewhere in memory, which rounds their products otherwise
+
+
+def test_plain_diffusion_pipeline_finds_the_class(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
+    assert type(loaded) is AIMPipeline
+
+
+def test_loading_in_another_dtype_and_with_given_components(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "vae" / "config.json").unlink()
+    loaded = AIMPipeline.from_pretrained(tmp_path, dtype=torch.float64, vae=pipe.vae)
+    assert loaded.model.dtype == loaded.text_encoder.dtype == torch.float64
+    assert loaded.vae is pipe.vae
+
+
+@pytest.mark.parametrize(
+    ("arguments", "vae", "others"),
+    [
+        ({"dtype": torch.bfloat16}, "float32", "bfloat16"),
+        ({"torch_dtype": torch.bfloat16}, "float32", "bfloat16"),
+        ({"dtype": "bfloat16"}, "float32", "bfloat16"),
+        ({"dtype": "auto"}, "float32", "float64"),
+        ({}, "float32", "float64"),
+        ({"dtype": {"vae": "bfloat16", "default": torch.float16}}, "bfloat16", "float16"),
+        ({"dtype": {"default": "float64"}}, "float32", "float64"),
+    ],
+)
+def test_the_vae_is_loaded_in_float32_unless_asked(tmp_path, recwarn, arguments, vae, others):
+    pipe = make_pipeline().to(torch.float64)
+    pipe.save_pretrained(tmp_path)
+    recwarn.clear()
+    loaded = AIMPipeline.from_pretrained(tmp_path, **arguments)
+    assert not [w for w in recwarn if "dtype" in str(w.message)]
+    assert str(loaded.vae.dtype) == f"torch.{vae}"
+    assert str(loaded.model.dtype) == str(loaded.text_encoder.dtype) == f"torch.{others}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "match"),
+    [
+        ("rubbish", "dtype is 'rubbish'; expected one of float32, bfloat16, float16, float64"),
+        (torch.int8, "dtype is torch.int8"),
+        (32, "dtype is 32"),
+        ({"default": "rubbish"}, "dtype is 'rubbish'"),
+        ({"unet": torch.float32}, r"dtype has \['unet'\]; expected some of vae, text_encoder"),
+    ],
+)
+def test_unknown_dtypes_are_refused(dtype, match):
+    with pytest.raises(ValueError, match=match):
+        AIMPipeline.from_pretrained("nowhere", dtype=dtype)
+
+
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "model"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_pickled_weights_are_refused_by_name(pipe, tmp_path, component, beside):
+    pipe.save_pretrained(tmp_path)
+    (file,) = (tmp_path / component).glob("*.safetensors")
+    name = {"vae": "diffusion_pytorch_model.bin"}.get(component, "pytorch_model.bin")
+    torch.save(load_file(file), tmp_path / component / name)
+    if not beside:
+        file.unlink()
+    loads = [AIMPipeline.from_pretrained]
+    if component == "model":
+        loads.append(lambda folder: AIMForWorldAction.from_pretrained(folder / "model"))
+        loads.append(lambda folder: AIMForWorldAction.from_pretrained(folder, subfolder="model"))
+    for load in loads:
+        with pytest.raises(OSError, match=f"{component}/{name} is a pickle.*expected safetensors. .* save it again"):
+            load(tmp_path)
+
+
+def test_what_a_trainer_leaves_beside_a_model_is_no_weights(pipe, tmp_path):
+    pipe.model.save_pretrained(tmp_path)
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"):
+        (tmp_path / name).write_bytes(b"")
+    assert AIMForWorldAction.from_pretrained(tmp_path).config.num_layers == 2
+
+
+def test_pickles_are_not_saved(pipe, tmp_path):
+    for arguments in ({"safe_serialization": False}, {}):
+        positional = () if arguments else (False,)
+        with pytest.raises(ValueError, match="safe_serialization is False"):
+            pipe.save_pretrained(tmp_path / "aim", *positional, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_over_a_folder_keeps_its_other_files(pipe, tmp_path):
+    (tmp_path / "README.md").write_text("card")
+    pipe.save_pretrained(tmp_path)
+    changed = copy.copy(pipe)
+    changed.model = randomize(copy.deepcopy(pipe.model), seed=5)
+    (tmp_path / "model" / "stale.safetensors").write_bytes(b"old")
+    changed.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "card"
+    assert not (tmp_path / "model" / "stale.safetensors").exists()
+    loaded = AIMPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.model.proj_out.weight, changed.model.proj_out.weight)
+
+
+@pytest.mark.parametrize("folder", [".", "aim", "aim/", "aim/../other", "..", "../new/below"])
+def test_any_way_to_name_a_folder(pipe, tmp_path, monkeypatch, folder):
+    here = tmp_path / "outer" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    pipe.save_pretrained(folder)
+    assert AIMPipeline.from_pretrained(Path(folder).resolve()).model.config.num_layers == 2
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
+
+
+def test_where_a_folder_cannot_be_is_told(pipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=f"{folder} could not be written .Not a directory"):
+            pipe.save_pretrained(folder)
+    assert (tmp_path / "file").is_file()
+
+
+def test_an_interrupted_save_leaves_nothing(tmp_path):
+    for existing in (False, True):
+        folder = tmp_path / str(existing) / "aim"
+        if existing:
+            folder.mkdir(parents=True)
+            (folder / "model_index.json").write_text("{}")
+        with pytest.raises(RuntimeError), written_folder(folder) as partial:
+            (partial / "model_index.json").write_text("new")
+            raise RuntimeError("disk full")
+        assert sorted(p.name for p in folder.parent.iterdir()) == (["aim"] if existing else [])
+    assert (folder / "model_index.json").read_text() == "{}"
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model_index.json", "missing"),
+        ("model_index.json", "cut"),
+        ("model/model.safetensors", "missing"),
+        ("model/model.safetensors", "cut"),
+        ("vae/diffusion_pytorch_model.safetensors", "cut"),
+        ("text_encoder/model.safetensors", "cut"),
+        ("model/config.json", "missing"),
+        ("model/config.json", "cut"),
+        ("processor/processor_config.json", "missing"),
+        ("processor/tokenizer.json", "cut"),
+        ("scheduler/scheduler_config.json", "missing"),
+    ],
+)
+def test_damaged_folders_are_refused_by_name(pipe, tmp_path, name, damage):
+    pipe.save_pretrained(tmp_path)
+    cut_short(tmp_path / name) if damage == "cut" else (tmp_path / name).unlink()
+    with pytest.raises((OSError, ValueError), match=name.split("/")[0 if damage == "missing" else -1]):
+        AIMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "model"])
+@pytest.mark.parametrize("damage", ["lacks", "unknown"])
+def test_missing_and_unknown_tensors_are_refused_by_name(pipe, tmp_path, component, damage):
+    pipe.save_pretrained(tmp_path)
+    (file,) = (tmp_path / component).glob("*.safetensors")
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors["renamed"] = tensors.pop(name) if damage == "lacks" else torch.zeros(2)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=name if damage == "lacks" else "renamed"):
+        AIMPipeline.from_pretrained(tmp_path)
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(OSError, match="neither a folder nor a repo id"):
+        AIMPipeline.from_pretrained(tmp_path / "nothing" / "here")
+
+
+def test_a_folder_of_the_first_release_is_loaded():
+    """Its files name modules that lie elsewhere since."""
+    assert "aim_hf.modeling_aim" in (Path(AIM_TINY) / "model_index.json").read_text()
+    plain = DiffusionPipeline.from_pretrained(AIM_TINY, custom_pipeline="pipeline", trust_remote_code=True)
+    assert type(plain) is type(AIMPipeline.from_pretrained(AIM_TINY)) is AIMPipeline
