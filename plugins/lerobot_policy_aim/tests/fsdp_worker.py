@@ -2,9 +2,11 @@
 
 FSDP is for accelerators. Here Accelerate's state says that two processes on CPUs shard. What LeRobot gathers for a
 checkpoint is on the CPU already: weights aren't moved there, because PyTorch frees them then, and the optimizer's
-tensors are copied, as moving them would. The rest is `lerobot-train` as it is.
+tensors are copied, as moving them would. The rest is `lerobot-train` as it is, with the variables of `accelerate launch
+--use_fsdp`, under which transformers gives weights to the first process alone.
 """
 
+import os
 import sys
 
 import torch
@@ -35,4 +37,5 @@ if sys.argv.pop(1) == "fsdp":
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         auto_wrap_policy="transformer_based_wrap", use_orig_params=True
     )
+    os.environ.update({"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"})
 lerobot_train.train(accelerator=accelerator)

@@ -71,6 +71,8 @@ def test_a_new_policy_needs_a_base_and_a_dataset():
     config = AIMPolicyConfig(input_features=features, output_features=action, device="cpu")
     with pytest.raises(ValueError, match="a new policy needs a base and a dataset; give --policy.base_model_id"):
         AIMPolicy(config)
+    with pytest.raises(ValueError, match="a new policy needs a base and a dataset; give --policy.base_model_id"):
+        config.action_delta_indices  # LeRobot asks for it first
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,7 @@ def test_targets_and_history_are_taken_from_the_states_of_their_frames(base, dat
     for row, start in enumerate(starts):
         of_lerobot = action[start : start + 24] - state[start] * MASK
         torch.testing.assert_close(batch["action"][row], of_lerobot)
-        predictions = [
-            expert[begin : begin + HORIZON] - state[begin] * MASK for begin in (start, start + CHUNK)
-        ]
+        predictions = [expert[begin : begin + HORIZON] - state[begin] * MASK for begin in (start, start + CHUNK)]
         torch.testing.assert_close(seen["actions"][row], scale(torch.cat(predictions)), atol=1e-5, rtol=1e-5)
         pictures = start + torch.arange(2 * CHUNK) // EVERY * EVERY
         history = action[start : start + 2 * CHUNK] - state[pictures] * MASK
@@ -131,7 +129,8 @@ def test_a_rollout_adds_the_state_that_its_chunk_began_at(folder, n_action_steps
     actions = drive(policy, with_states(steps, states), processors)
     begins = range(0, 17, n_action_steps)
     expected = [
-        chunk[:, :n_action_steps] + (states[begin] * MASK)[:, None] for begin, chunk in zip(begins, chunks, strict=True)
+        chunk[:, :n_action_steps] + (states[begin] * MASK)[:, None]
+        for begin, chunk in zip(begins, chunks, strict=True)
     ]
     torch.testing.assert_close(actions, torch.cat(expected, dim=1)[:, :17], atol=1e-5, rtol=1e-5)
     shown = torch.cat(executed, dim=1)  # the history, each action relative to the state at the picture before it
@@ -155,7 +154,9 @@ def test_the_rest_of_a_chunk_is_continued_from_another_state(folder):
     normalizer = next(step for step in preprocess.steps if isinstance(step, NormalizerProcessorStep))
     first, second = with_states(make_steps(2, rows=1), torch.randn(2, 1, JOINTS))
     chunk = postprocess(policy.predict_action_chunk(preprocess(first)))[0]
-    second["observation.state"] = chunk[4:5].clone()  # action 4 is to rest there: relative, it is zero but for grippers
+    second["observation.state"] = chunk[
+        4:5
+    ].clone()  # action 4 is to rest there: relative, it is zero but for grippers
     second["observation.state"][:, ~MASK] = chunk[4, ~MASK] = 0
     batch = preprocess(second)
     # As LeRobot's engine does, whose steps these are.
@@ -226,7 +227,9 @@ def test_numbers_that_are_not_finite_are_named(dataset):
     numbers = {name: values.copy() for name, values in read_numbers(metadata).items()}
     numbers["observation.state"][LENGTHS[0] + 1, 2] = np.inf
     check_finite(metadata, numbers, with_states=False)
-    with pytest.raises(ValueError, match="observation.state of you/blocks is NaN or infinite in 1 frames, first in ep"):
+    with pytest.raises(
+        ValueError, match="observation.state of you/blocks is NaN or infinite in 1 frames, first in ep"
+    ):
         check_finite(metadata, numbers, with_states=True)
     numbers["action"][LENGTHS[0] + 1, 2] = np.nan
     with pytest.raises(ValueError, match="action of you/blocks is NaN .* episode 1; repair them, or delete"):

@@ -20,6 +20,10 @@ IDENTITY = {
     kind.value: NormalizationMode.IDENTITY for kind in (FeatureType.VISUAL, FeatureType.STATE, FeatureType.ACTION)
 }
 MEND = "save or download the checkpoint again"
+NO_BASE = (
+    "a new policy needs a base and a dataset; give --policy.base_model_id, an AIM pipeline, and --dataset, or "
+    "--policy.path, a trained policy."
+)
 
 
 @PreTrainedConfig.register_subclass("aim")
@@ -246,13 +250,20 @@ class AIMPolicyConfig(PreTrainedConfig):
         )
 
     @property
+    def _window_steps(self) -> int:
+        if self.chunk_size is None:
+            raise ValueError(NO_BASE)
+        return self.window_chunks * self.chunk_size
+
+    @property
     def observation_delta_indices(self) -> list[int]:
-        """A window's pictures: the current one, and one after every `actions_per_frame` actions of K chunks."""
-        return list(range(0, self.window_chunks * self.chunk_size + 1, self.actions_per_frame))
+        """A window's pictures: the current one, and one after every `actions_per_frame` actions of K chunks. Raises
+        ValueError without a base, as `action_delta_indices`."""
+        return list(range(0, self._window_steps + 1, self.actions_per_frame))
 
     @property
     def action_delta_indices(self) -> list[int]:
-        return list(range(self.window_chunks * self.chunk_size + self.lookahead_steps))
+        return list(range(self._window_steps + self.lookahead_steps))
 
     @property
     def reward_delta_indices(self) -> None:

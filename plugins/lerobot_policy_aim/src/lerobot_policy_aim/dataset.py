@@ -60,12 +60,20 @@ def fitted_processor(
     return fitted
 
 
-def check_picture_sizes(processor: AIMProcessor, config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata) -> None:
-    """Raises ValueError if pictures of a dataset have another size than the processor's."""
-    there = dataset_to_policy_features(dataset.features)
-    for camera, feature in config.camera_features(processor).items():
+def check_pictures(processor: AIMProcessor, config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata) -> None:
+    """Raises ValueError if a dataset has too few cameras for a saved policy, or pictures of another size."""
+    there, cameras = dataset_to_policy_features(dataset.features), config.camera_features(processor)
+    pictures = [name for name in dataset.camera_keys if not name.startswith(VALUE_MAP)]
+    missing = [feature for feature in cameras.values() if feature not in pictures]
+    # LeRobot may rename the others to what is missing.
+    if len(pictures) < len(cameras):
+        raise ValueError(
+            f"{dataset.repo_id} has no {', '.join(missing)}, which this policy looks at; its pictures are "
+            f"{', '.join(pictures) or 'none'}. Train another policy, with --policy.type=aim and "
+            "--policy.base_model_id."
+        )
+    for camera, feature in cameras.items():
         size = processor.cameras[camera]["size"]
-        # A feature that LeRobot renames has another name here.
         if feature in there and list(there[feature].shape[1:]) != size:
             raise ValueError(
                 f"{feature} of {dataset.repo_id} is {there[feature].shape[1:]} (height, width), and {size} in this "
@@ -100,9 +108,7 @@ def action_statistics(
     return processor.compute_action_statistics(processor.relative_actions(actions[:, None], poses)[:, 0])
 
 
-def masked_states(
-    dataset: LeRobotDatasetMetadata, numbers: dict[str, np.ndarray], config: AIMPolicyConfig
-) -> Tensor:
+def masked_states(dataset: LeRobotDatasetMetadata, numbers: dict[str, np.ndarray], config: AIMPolicyConfig) -> Tensor:
     """The state of each frame, (N, action_dim), with 0 for numbers whose actions stay absolute. Raises ValueError
     unless states have as many numbers as actions."""
     width, there = numbers[ACTION].shape[1], numbers[OBS_STATE].shape[1] if OBS_STATE in numbers else "no"
@@ -299,7 +305,8 @@ def as_pictures(batch: dict[str, Any], feature: str, rows: int) -> np.ndarray:
     if feature not in batch:
         there = ", ".join(name for name in batch if name.startswith("observation.image"))
         raise ValueError(
-            f"the batch has no {feature}, which this policy looks at; its pictures are {there or 'none'}."
+            f"the batch has no {feature}, which this policy looks at; its pictures are {there or 'none'}. Rename "
+            "these with --rename_map, or train another policy."
         )
     pictures = batch[feature]
     if len(pictures) != rows:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from accelerate.utils import disable_fsdp_ram_efficient_loading
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import to_absolute_actions, to_relative_actions
@@ -27,12 +28,12 @@ from aim_hf.training.flow_matching import LOSS_TERMS, FlowMatchingLoss, weigh_va
 from aim_hf.training.initial_model import initial_model
 from aim_hf.utils.files import written_folder
 
-from .configuration_aim import AIMPolicyConfig
+from .configuration_aim import NO_BASE, AIMPolicyConfig
 from .dataset import (
     Demonstrations,
     action_statistics,
     as_pictures,
-    check_picture_sizes,
+    check_pictures,
     encode_pictures,
     fitted_processor,
     training_window,
@@ -223,7 +224,9 @@ class AIMPolicy(PreTrainedPolicy):
         self._queue: deque[Tensor] = deque()  # actions of the chunk that are still to be executed, (B, action_dim)
         self._seen: list[list[dict]] = []  # observations of all rows since the chunk was predicted
         self._executed: list[Tensor] = []  # actions since then, as the history shows them
-        self._state: Tensor | None = None  # at the last picture, (B, action_dim), which relative actions are taken from
+        self._state: Tensor | None = (
+            None  # at the last picture, (B, action_dim), which relative actions are taken from
+        )
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any]) -> Tensor:
@@ -329,7 +332,9 @@ class AIMPolicy(PreTrainedPolicy):
         ]
         in_ee = self.pipeline.processor.action_space == "ee"
         if (in_ee or self.config.use_relative_actions) and OBS_STATE not in batch:
-            needed = "action space 'ee' needs the poses of both arms" if in_ee else "relative actions are taken from it"
+            needed = (
+                "action space 'ee' needs the poses of both arms" if in_ee else "relative actions are taken from it"
+            )
             raise ValueError(f"the batch has no {OBS_STATE}; {needed}.")
         if in_ee:
             for observation, state in zip(observations, batch[OBS_STATE].double().cpu().numpy(), strict=True):
@@ -341,6 +346,12 @@ class AIMPolicy(PreTrainedPolicy):
 AIMPolicyPolicy = AIMPolicy
 
 
+def load_in_all_processes() -> None:
+    """Under `accelerate launch --use_fsdp`, transformers would read weights in the first process alone. The others get
+    those of the model from FSDP, and would encode instructions with a text encoder without any."""
+    disable_fsdp_ram_efficient_loading()
+
+
 def new_pipeline(config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata | None) -> AIMPipeline:
     """A pipeline for the robot of a dataset, from `config.base_model_id`, to be trained in float32.
 
@@ -349,10 +360,8 @@ def new_pipeline(config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata | None
         ValueError: without a base or a dataset, and for a dataset that doesn't fit.
     """
     if config.base_model_id is None or dataset is None:
-        raise ValueError(
-            "a new policy needs a base and a dataset; give --policy.base_model_id, an AIM pipeline, and --dataset, or "
-            "--policy.path, a trained policy."
-        )
+        raise ValueError(NO_BASE)
+    load_in_all_processes()
     folder = local_folder(config.base_model_id)
     processor = fitted_processor(AIMProcessor.from_pretrained(folder / "processor"), config, dataset)
     model = initial_model(folder / "model", {"action_dim": processor.action_dim}, adapters=False)
@@ -383,6 +392,7 @@ def saved_pipeline(
         OSError: for a damaged or missing file.
         ValueError: for actions of another width or frame of reference, and a dataset that doesn't fit.
     """
+    load_in_all_processes()
     processor = AIMProcessor.from_pretrained(parts / "processor")
     (action_dim,) = config.action_feature.shape
     if action_dim != processor.action_dim:
@@ -394,7 +404,7 @@ def saved_pipeline(
     config.camera_features(processor)
     processor.action_statistics = config.action_statistics or processor.action_statistics
     if dataset is not None:
-        check_picture_sizes(processor, config, dataset)
+        check_pictures(processor, config, dataset)
         processor.action_statistics, processor.fps = action_statistics(processor, config, dataset), dataset.fps
     model_config = AIMConfig.from_pretrained(parts / "model")
     dtype = model_config.dtype if dataset is None else torch.float32
