@@ -2,8 +2,8 @@
 
 FSDP is for accelerators. Here Accelerate's state says that two processes on CPUs shard. What LeRobot gathers for a
 checkpoint is on the CPU already: weights aren't moved there, because PyTorch frees them then, and the optimizer's
-tensors are copied, as moving them would. The rest is `lerobot-train` as it is, with the variables of `accelerate launch
---use_fsdp`, under which transformers gives weights to the first process alone.
+tensors are copied, as moving them would. The rest is `lerobot-train` as it is, with the variables of
+`accelerate launch --use_fsdp`, under which transformers gives weights to the first process alone.
 """
 
 import os

@@ -72,7 +72,15 @@ def test_a_new_policy_needs_a_base_and_a_dataset():
     with pytest.raises(ValueError, match="a new policy needs a base and a dataset; give --policy.base_model_id"):
         AIMPolicy(config)
     with pytest.raises(ValueError, match="a new policy needs a base and a dataset; give --policy.base_model_id"):
-        config.action_delta_indices  # LeRobot asks for it first
+        assert config.action_delta_indices  # LeRobot asks for it first
+
+
+def test_sharded_processes_run_the_model_equally_often(folder, config, monkeypatch):
+    config.imagined_value_probability = 0.3
+    AIMPolicy.from_pretrained(folder, config=config)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="imagined_value_probability is 0.3; expected 0 under FSDP"):
+        AIMPolicy.from_pretrained(folder, config=config)
 
 
 @pytest.mark.parametrize(

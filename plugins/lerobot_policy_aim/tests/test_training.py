@@ -303,7 +303,7 @@ def test_lerobot_train_makes_a_policy_that_acts(base, dataset, space, tmp_path):
     command = [sys.executable, "-m", "lerobot.scripts.lerobot_train"]
     fresh = ["--policy.type=aim", f"--policy.base_model_id={base}", "--policy.push_to_hub=false"]
     fresh += [f"--dataset.repo_id={REPO_ID}", f"--dataset.root={dataset}", "--policy.device=cpu"]
-    fresh += [f"--policy.use_relative_actions={relative}"]
+    fresh += [f"--policy.use_relative_actions={str(relative).lower()}"]
     common = ["--batch_size=2", "--num_workers=0", "--log_freq=1", "--save_freq=2"]
     subprocess.run([*command, *fresh, *common, "--steps=2", f"--output_dir={output}"], check=True)
     last = output / "checkpoints" / "last" / "pretrained_model"

@@ -122,8 +122,8 @@ def masked_states(dataset: LeRobotDatasetMetadata, numbers: dict[str, np.ndarray
 
 def relative_to_states(actions: Tensor, states: Tensor, episodes: np.ndarray, horizon: int) -> Tensor:
     """The actions (N, action_dim) of all predictions of `horizon` actions, relative to the state at which each begins:
-    one from each frame, without the actions beyond its episode. With more than `PREDICTIONS` frames, it is one from every
-    second frame, or fewer."""
+    one from each frame, without the actions beyond its episode. With more than `PREDICTIONS` frames, it is one from
+    every second frame, or fewer."""
     starts = torch.arange(0, len(actions), -(-len(actions) // PREDICTIONS))
     episodes, parts = torch.tensor(episodes), []
     for ahead in range(horizon):

@@ -120,8 +120,8 @@ def made_from(
 
 
 def dataset_fingerprint(root: Path) -> str:
-    """SHA-256 of a dataset's description and list of episodes, and of name, size, begin and end of each file of data and
-    videos. These aren't read whole, because there may be terabytes; a video's table of frames is at one of its ends."""
+    """SHA-256 of a dataset's description and list of episodes, and of name, size, begin and end of each file of data
+    and videos. These aren't read whole: there may be terabytes, and a video's frames are listed at one of its ends."""
     digest = hashlib.sha256((root / "meta" / "info.json").read_bytes())
     for path in sorted((root / "meta" / "episodes").rglob("*.parquet")):
         digest.update(path.read_bytes())

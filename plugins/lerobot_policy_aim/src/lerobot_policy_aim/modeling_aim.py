@@ -86,6 +86,7 @@ class AIMPolicy(PreTrainedPolicy):
             )
         config.action_statistics = pipeline.processor.action_statistics
         check_committed(config, pipeline.model.config.action_horizon)
+        check_sharded(config)
         pipeline.sampling_config = config.sampling_config(pipeline.sampling_config)
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline, self.model = pipeline, pipeline.model
@@ -344,6 +345,17 @@ class AIMPolicy(PreTrainedPolicy):
 
 # LeRobot looks for the configuration's name with "Policy" in place of "Config".
 AIMPolicyPolicy = AIMPolicy
+
+
+def check_sharded(config: AIMPolicyConfig) -> None:
+    """Raises ValueError for a share of windows with imagined value maps under FSDP. The processes would run the model
+    different numbers of times, and wait for each other's weights for ever."""
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and config.imagined_value_probability:
+        raise ValueError(
+            f"imagined_value_probability is {config.imagined_value_probability}; expected 0 under FSDP, where all "
+            "processes run the model equally often. Leave it out, or launch without --use_fsdp."
+        )
 
 
 def load_in_all_processes() -> None:
