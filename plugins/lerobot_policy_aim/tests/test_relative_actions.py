@@ -2,26 +2,30 @@
 
 import runpy
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from fixtures_dataset import LENGTHS, REPO_ID, make_dataset
-from fixtures_policy import make_batch, make_steps
+from fixtures_policy import TASK, make_batch, make_steps
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot.policies.rtc import reanchor_relative_rtc_prefix
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
+from lerobot.rollout.inference.rtc import RTCInferenceEngine
 from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig, make_aim_pre_post_processors
 from lerobot_policy_aim.dataset import check_finite, read_numbers
 from torch.utils.data import default_collate
 
 from aim_hf import AIMForWorldAction
-from tests.fixtures_pipeline import make_pipeline
+from tests.fixtures_pipeline import HEAD, WRIST, make_pipeline
 
 JOINTS, CHUNK, HORIZON, EVERY = 14, 8, 16, 2
 GRIPPERS = ["joint_6", "joint_13"]  # stay absolute
@@ -165,6 +169,53 @@ def test_the_rest_of_a_chunk_is_continued_from_another_state(folder):
     left = torch.nn.functional.pad(left, (0, 0, 0, 5))
     following = policy.predict_action_chunk(batch, inference_delay=4, prev_chunk_left_over=left, execution_horizon=8)
     torch.testing.assert_close(postprocess(following)[0, :4], chunk[3:7], atol=1e-5, rtol=1e-5)
+
+
+def test_lerobots_engine_continues_what_a_moving_robot_is_executing(folder, monkeypatch):
+    policy = AIMPolicy.from_pretrained(folder)
+    preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path=str(folder))
+    calls, chunks, predict = [], [], policy.predict_action_chunk
+    monkeypatch.setattr(
+        policy, "predict_action_chunk", lambda batch, **given: calls.append(given) or predict(batch, **given)
+    )
+    joints, sizes = [f"joint_{index}.pos" for index in range(JOINTS)], {"head_camera": HEAD}
+    sizes |= dict.fromkeys(("left_camera", "right_camera"), WRIST)
+    features = {f"observation.images.{name}": {"dtype": "image", "shape": (*size, 3)} for name, size in sizes.items()}
+    features["observation.state"] = {"dtype": "float32", "shape": (JOINTS,), "names": joints}
+    engine = RTCInferenceEngine(
+        policy,
+        preprocess,
+        lambda actions: chunks.append(postprocess(actions)) or chunks[-1],
+        SimpleNamespace(robot_type="blocks", action_features=joints),
+        RTCConfig(execution_horizon=8),
+        features,
+        TASK,
+        fps=20,
+        device="cpu",
+        rtc_queue_threshold=6,
+    )
+    pictures, rng = make_steps(1, rows=1)[0][0]["observation"], np.random.default_rng(0)
+    engine.start()
+    engine.resume()
+    taken, deadline = 0, time.monotonic() + 60
+    try:
+        while taken < 24 and time.monotonic() < deadline:
+            seen = {name: pictures[name]["rgb"] for name in sizes}
+            engine.notify_observation(seen | dict(zip(joints, rng.normal(size=JOINTS))))
+            taken += engine.get_action(None) is not None
+            time.sleep(0.05)
+    finally:
+        engine.stop()
+    assert not engine.failed and taken == 24
+    continued = 0
+    for given, before, after in zip(calls[1:], chunks, chunks[1:]):
+        left = given["prev_chunk_left_over"]
+        count = 0 if left is None else min(given["inference_delay"], len(left.any(dim=-1).nonzero()))
+        if count:  # its first actions are some of the last chunk's, where the robot is to be
+            gaps = [(before[0, at : at + count] - after[0, :count]).abs().max() for at in range(CHUNK - count + 1)]
+            assert min(gaps) < 1e-5
+            continued += 1
+    assert continued, "no chunk continued another one"
 
 
 def test_another_frame_of_reference_than_the_checkpoints_is_refused(base, dataset, folder, tmp_path, monkeypatch):
