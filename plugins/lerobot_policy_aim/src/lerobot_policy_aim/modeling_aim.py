@@ -77,6 +77,7 @@ class AIMPolicy(PreTrainedPolicy):
     ):
         super().__init__(config)
         config.validate_features()
+        check_sharded(config)
         pipeline = pipeline or new_pipeline(config, dataset_meta)
         self.cameras = config.camera_features(pipeline.processor)
         if missing := [camera for camera in pipeline.processor.cameras if camera not in self.cameras]:
@@ -86,7 +87,6 @@ class AIMPolicy(PreTrainedPolicy):
             )
         config.action_statistics = pipeline.processor.action_statistics
         check_committed(config, pipeline.model.config.action_horizon)
-        check_sharded(config)
         pipeline.sampling_config = config.sampling_config(pipeline.sampling_config)
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline, self.model = pipeline, pipeline.model
@@ -348,10 +348,17 @@ AIMPolicyPolicy = AIMPolicy
 
 
 def check_sharded(config: AIMPolicyConfig) -> None:
-    """Raises ValueError for a share of windows with imagined value maps under FSDP. The processes would run the model
-    different numbers of times, and wait for each other's weights for ever."""
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if sharded and config.imagined_value_probability:
+    """Raises ValueError for what `accelerate launch --use_fsdp` can't train.
+
+    `lerobot-train` calls `forward` itself, past the hooks by which FSDP 2 gathers weights. With imagined value maps in
+    a share of the windows, the processes would run the model different numbers of times, and wait for each other's
+    weights for ever.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "1":
+        raise ValueError("fsdp_version is 2; expected 1, with which lerobot-train works: --fsdp_version=1.")
+    if config.imagined_value_probability:
         raise ValueError(
             f"imagined_value_probability is {config.imagined_value_probability}; expected 0 under FSDP, where all "
             "processes run the model equally often. Leave it out, or launch without --use_fsdp."
