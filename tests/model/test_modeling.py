@@ -221,6 +221,25 @@ def test_packed_chunks_equal_single_ones(history, variant, dtype, tolerance):
 
 
 @torch.no_grad()
+@torch.no_grad()
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_targets_may_be_those_of_each_prediction(lookahead):
+    model = make_model(action_lookahead_frames=lookahead)
+    batch = make_batch(model.config, 3)
+    batch["executed_actions"] = batch["actions"][:, : 3 * model.config.actions_per_chunk]
+    expected = objective(model, **batch)
+    batch["actions"] = FlowMatchingLoss(model.config).predictions(batch["actions"])
+    assert batch["actions"].shape[1] == 3 * model.config.action_horizon
+    found = objective(model, **batch)
+    assert torch.equal(found.loss, expected.loss) and torch.equal(found.action_velocity, expected.action_velocity)
+    batch["actions"][:, model.config.action_horizon :] += 1  # the later two, in a frame of their own
+    moved = objective(model, **batch).action_velocity
+    assert torch.equal(
+        moved[..., : model.config.action_horizon, :], expected.action_velocity[..., : model.config.action_horizon, :]
+    )
+    assert not torch.equal(moved, expected.action_velocity)
+
+
 @pytest.mark.parametrize("lookahead", [0, 1])
 def test_weights_and_masks_of_the_loss(lookahead):
     """Each place counts by its own weight; each action of a prediction where its own mask says so."""

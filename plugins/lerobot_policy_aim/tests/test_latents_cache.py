@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures_dataset import REPO_ID, make_dataset
@@ -14,7 +16,8 @@ from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig
 from lerobot_policy_aim.dataset import encode_pictures
 from torch.utils.data import default_collate
 
-from tests.fixtures_pipeline import make_pipeline
+from aim_hf.model.processing_aim import t_pose_canvas
+from tests.fixtures_pipeline import HEAD, WRIST, make_pipeline, make_processor
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +68,52 @@ def test_a_window_is_encoded_once(base, dataset, tmp_path, monkeypatch):
     assert rows == [1]  # frame 7 alone
 
 
-@pytest.mark.parametrize("other", ["window", "codec", "dataset"])
-def test_latents_of_something_else_are_refused(base, dataset, tmp_path, other):
+@pytest.mark.parametrize(
+    "other, told",
+    [
+        ("window", "window_chunks 2 there, 3 now"),
+        ("codec", "video_encoder"),
+        ("canvas", r"canvas_size \[48, 32\] there, \[96, 64\] now"),
+        ("cameras", "cameras .*features .*head_camera.* there, {'left_camera': 'observation.images.head_camera'} now"),
+        ("dataset", "files"),
+        ("video", "files"),
+        ("episodes", "files"),
+    ],
+)
+def test_latents_of_something_else_are_refused(base, dataset, tmp_path, other, told):
     open_policy(base, dataset, latents_dir=str(tmp_path / "latents"))
-    fields, told = {}, {"window": "window_chunks 2 there, 3 now", "codec": "video_encoder", "dataset": "files"}[other]
+    fields = {}
     if other == "window":
         fields["window_chunks"] = 3
-    elif other == "codec":
-        pipe = make_pipeline("qpos")
-        next(pipe.vae.encoder.parameters()).data.add_(1)
-        base = tmp_path / "base"
-        pipe.save_pretrained(base)
-    else:
+    elif other == "cameras":
+        fields["cameras"] = {"left_camera": "observation.images.head_camera"}
+    elif other == "dataset":
         dataset = make_dataset(tmp_path / "dataset", "qpos", value_maps=False)
+    elif other in ("video", "episodes"):  # another revision, whose files have the same sizes
+        dataset = shutil.copytree(dataset, tmp_path / "dataset")
+        folder, name = {"video": ("videos", "*.mp4"), "episodes": ("meta/episodes", "*.parquet")}[other]
+        change(next((dataset / folder).rglob(name)), other)
+    else:
+        pipe, base = make_pipeline("qpos"), tmp_path / "base"
+        if other == "codec":
+            next(pipe.vae.encoder.parameters()).data.add_(1)
+        else:
+            cameras = t_pose_canvas((96, 64), HEAD, WRIST)
+            pipe.register_modules(processor=make_processor("qpos", canvas_size=(96, 64), cameras=cameras))
+        pipe.save_pretrained(base)
     with pytest.raises(FileExistsError, match=f"latents was made from something else: .*{told}"):
         open_policy(base, dataset, latents_dir=str(tmp_path / "latents"), **fields)
+
+
+def change(path: Path, kind: str) -> None:
+    """A video's last byte, or where an episode's first frame is in it."""
+    if kind == "video":
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        return
+    table = pq.read_table(path)
+    column = next(name for name in table.column_names if name.endswith("/from_timestamp"))
+    times = pa.array([time + 0.08 for time in table[column].to_pylist()], table.schema.field(column).type)
+    pq.write_table(table.set_column(table.column_names.index(column), column, times), path)
 
 
 def test_changed_pictures_and_damaged_files_are_named(base, dataset, tmp_path):

@@ -1,5 +1,7 @@
 """Training sees the windows that the project's own training sees, by LeRobot's own command."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,8 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.dataset_tools import remove_feature
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.policies.factory import make_policy
+from lerobot.policies.factory import make_policy, make_pre_post_processors
+from lerobot.processor import RelativeActionsProcessorStep
 from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig, make_aim_pre_post_processors
 from lerobot_policy_aim.dataset import check_absolute, read_numbers
 from torch.utils.data import default_collate
@@ -225,6 +228,13 @@ def test_a_dataset_of_other_pictures_or_actions_is_refused(base, dataset, space,
     metadata.features["action"]["shape"] = (7,)
     with pytest.raises(ValueError, match="actions have 7 numbers here"):
         make_policy(config, ds_meta=metadata)
+    metadata = LeRobotDatasetMetadata(REPO_ID, root=dataset)
+    del metadata.features["observation.images.left_camera"]
+    told = (
+        "you/blocks has no observation.images.left_camera, which this policy looks at; its pictures are .*head_camera"
+    )
+    with pytest.raises(ValueError, match=told):
+        make_policy(config, ds_meta=metadata)
 
 
 def test_after_stage_2_the_history_head_stays_frozen(space):
@@ -250,12 +260,19 @@ def test_actions_that_are_differences_are_refused(base, dataset):
         check_absolute("you/blocks", np.diff(actions, axis=0, prepend=actions[:1]), numbers["observation.state"])
 
 
-def test_a_dataset_without_statistics_is_measured(base, space, tmp_path):
-    folder = make_dataset(tmp_path / "dataset", space)
-    expected, _ = open_policy(base, folder)
-    (folder / "meta" / "stats.json").unlink()
+@pytest.mark.parametrize("lacking", ["file", "features", "numbers"])
+def test_statistics_are_measured_whatever_lerobot_stores(base, dataset, tmp_path, lacking):
+    expected, _ = open_policy(base, dataset)
+    folder = shutil.copytree(dataset, tmp_path / "dataset")
+    file = folder / "meta" / "stats.json"
+    stats = json.loads(file.read_text())
+    if lacking == "file":
+        file.unlink()
+    else:
+        for feature in ("action", "observation.state"):
+            stats[feature] = {} if lacking == "features" else {name: np.nan for name in stats[feature]}
+        file.write_text(json.dumps({name: values for name, values in stats.items() if values}))
     policy, windows = open_policy(base, folder)
-    assert windows.meta.stats is None
     assert policy.pipeline.processor.action_statistics == expected.pipeline.processor.action_statistics
     loss, _ = policy.forward(make_batch(policy, windows, [0, 1]))
     assert loss.isfinite()
@@ -280,17 +297,21 @@ def test_two_processes_train_together(base, dataset, tmp_path):
     AIMPolicy.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
 
 
-def test_lerobot_train_makes_a_policy_that_acts(base, dataset, tmp_path):
+def test_lerobot_train_makes_a_policy_that_acts(base, dataset, space, tmp_path):
+    relative = space == "qpos"
     output = tmp_path / "run"
     command = [sys.executable, "-m", "lerobot.scripts.lerobot_train"]
     fresh = ["--policy.type=aim", f"--policy.base_model_id={base}", "--policy.push_to_hub=false"]
     fresh += [f"--dataset.repo_id={REPO_ID}", f"--dataset.root={dataset}", "--policy.device=cpu"]
+    fresh += [f"--policy.use_relative_actions={str(relative).lower()}"]
     common = ["--batch_size=2", "--num_workers=0", "--log_freq=1", "--save_freq=2"]
     subprocess.run([*command, *fresh, *common, "--steps=2", f"--output_dir={output}"], check=True)
     last = output / "checkpoints" / "last" / "pretrained_model"
     resumed = [f"--config_path={last / 'train_config.json'}", "--resume=true", "--steps=3"]
     subprocess.run([*command, *resumed], check=True)
     policy = AIMPolicy.from_pretrained(last)
+    steps = make_pre_post_processors(policy.config, pretrained_path=str(last))[0].steps
+    assert [step.enabled for step in steps if isinstance(step, RelativeActionsProcessorStep)] == [relative]
     policy.pipeline.save_pretrained(tmp_path / "pipeline")
     assert AIMPipeline.from_pretrained(tmp_path / "pipeline").processor.fps == 12.5
     adapted = tmp_path / "adapted"

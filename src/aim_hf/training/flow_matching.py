@@ -91,7 +91,9 @@ class FlowMatchingLoss:
             model: an [`AIMForWorldAction`], possibly wrapped.
             latents: (B, C, 1 + K*F, h, w), a current latent frame and the K chunks after it.
             value_latents: (B, C, K*F, h, w), value maps of the K chunks.
-            actions: (B, (K*F + A)*n, action_dim), normalized; targets of the action head.
+            actions: (B, (K*F + A)*n, action_dim), normalized; targets of the action head. Or (B, K*P, action_dim),
+                those of each prediction, where two that overlap show an action in different frames of reference;
+                `executed_actions` are needed then.
             prompt_embeds: (B, S, text_dim), zero beyond each prompt.
             executed_actions: (B, K*F*n, action_dim), actions that the robot really executed; from `actions` if not
                 given.
@@ -128,7 +130,8 @@ class FlowMatchingLoss:
 
         # Noisy samples x_t = (1 - t) * x + t * eps. Clean tensors get an axis of noise samples.
         eps_x, eps_m, eps_a = map(at_least_float32, noise or self._sample_noise(value_latents, random))
-        x, m, a = latents[:, None, :, 1:], value_latents[:, None], self.predictions(actions)[:, None]
+        a = actions if actions.shape[1] == eps_a.shape[2] else self.predictions(actions)
+        x, m, a = latents[:, None, :, 1:], value_latents[:, None], a[:, None]
         t_x, t_a = t[:, :, None, :, None, None], t_action[..., None]
         x_t, m_t, a_t = (1 - t_x) * x + t_x * eps_x, (1 - t_x) * m + t_x * eps_m, (1 - t_a) * a + t_a * eps_a
         if history_timestep is not None:
@@ -223,7 +226,7 @@ class FlowMatchingLoss:
         if value_latents.shape != (B, C, T, *size):
             raise ValueError(f"value_latents are {tuple(value_latents.shape)}; expected {(B, C, T, *size)}.")
         expected = (B, (T + config.action_lookahead_frames) * config.actions_per_latent_frame, config.action_dim)
-        if actions.shape != expected:
+        if actions.shape not in (expected, (B, T // F * config.action_horizon, config.action_dim)):
             raise ValueError(f"actions are {tuple(actions.shape)}; expected {expected}.")
 
 

@@ -8,6 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
+from lerobot.utils.constants import OBS_STATE
+
 from aim_hf.model.checkpoint import local_folder
 
 from . import AIMPolicy, make_aim_pre_post_processors
@@ -28,7 +30,13 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = local_folder(arguments.source)
     if not (folder / "model_index.json").is_file():
-        AIMPolicy.from_pretrained(folder).pipeline.save_pretrained(arguments.output)
+        policy = AIMPolicy.from_pretrained(folder)
+        if policy.config.use_relative_actions:
+            parser.error(
+                f"{folder} acts relative to {OBS_STATE}, and a pipeline absolutely; train a policy without "
+                "use_relative_actions."
+            )
+        policy.pipeline.save_pretrained(arguments.output)
         return
     policy = AIMPolicy.from_pipeline(folder, arguments.cameras)
     policy.save_pretrained(arguments.output)

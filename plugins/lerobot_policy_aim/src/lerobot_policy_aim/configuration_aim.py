@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+from lerobot.processor import RelativeActionsProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from aim_hf import AIMConfig, AIMProcessor, SamplingConfig
@@ -19,6 +20,10 @@ IDENTITY = {
     kind.value: NormalizationMode.IDENTITY for kind in (FeatureType.VISUAL, FeatureType.STATE, FeatureType.ACTION)
 }
 MEND = "save or download the checkpoint again"
+NO_BASE = (
+    "a new policy needs a base and a dataset; give --policy.base_model_id, an AIM pipeline, and --dataset, or "
+    "--policy.path, a trained policy."
+)
 
 
 @PreTrainedConfig.register_subclass("aim")
@@ -35,6 +40,11 @@ class AIMPolicyConfig(PreTrainedConfig):
             that are predicted beyond the chunk. The base determines these three.
         action_statistics: of the actions that the policy was trained on, as in `AIMProcessor`; here because an
             adapter is saved with this configuration, and without the policy that it belongs to.
+        use_relative_actions: whether actions are predicted relative to the `observation.state` at which their chunk
+            begins, and shown in the history relative to the one at the picture before them. Both have equally many
+            numbers. Not for action space `ee`, whose poses are relative to the episode's first one.
+        relative_exclude_joints: words in the names of the numbers that stay absolute.
+        action_feature_names: the names of an action's numbers; LeRobot sets them from the dataset.
         n_action_steps: actions of a chunk that are executed before the next one is predicted, in whole
             `actions_per_frame`; the whole chunk if not given.
         num_inference_steps, num_action_inference_steps, stop_after, guidance_scale, action_noise_scale: fields of
@@ -65,6 +75,10 @@ class AIMPolicyConfig(PreTrainedConfig):
     actions_per_frame: int | None = None
     lookahead_steps: int = 0
     action_statistics: dict[str, list[float]] | None = None
+
+    use_relative_actions: bool = False
+    relative_exclude_joints: list[str] = field(default_factory=lambda: ["gripper"])
+    action_feature_names: list[str] | None = None
 
     n_action_steps: int | None = None
     num_inference_steps: int | None = None
@@ -123,7 +137,15 @@ class AIMPolicyConfig(PreTrainedConfig):
 
         Args:
             temporal_factor: RGB frames of a latent frame. cameras: as in the configuration. kwargs: other fields.
+
+        Raises:
+            ValueError: with `use_relative_actions`, and for values out of range.
         """
+        if kwargs.get("use_relative_actions"):
+            raise ValueError(
+                "use_relative_actions is True, and this pipeline acts absolutely; train a policy of its own, with "
+                "--policy.type=aim and --policy.base_model_id."
+            )
         if cameras:
             cameras = {camera: f"{OBS_IMAGES}.{camera}" for camera in processor.cameras} | cameras
         inputs = {
@@ -179,13 +201,29 @@ class AIMPolicyConfig(PreTrainedConfig):
 
     def set_dataset_feature_metadata(self, features: dict[str, dict]) -> None:
         """LeRobot calls it with the features of the dataset. Value maps are targets, not inputs; nor are cameras that
-        `cameras` leaves out."""
+        `cameras` leaves out. Older datasets have names of an action's numbers in groups."""
+        names = features.get(ACTION, {}).get("names")
+        if isinstance(names, dict):
+            self.action_feature_names = [name for group in names.values() for name in group]
         seen = set(self.cameras.values()) or {name for name in self.image_features if not name.startswith(VALUE_MAP)}
         self.input_features = {
             name: feature
             for name, feature in self.input_features.items()
             if feature.type is not FeatureType.VISUAL or name in seen
         }
+
+    @property
+    def relative_mask(self) -> list[bool] | None:
+        """Which numbers of an action are relative to the state; None if none are."""
+        if not self.use_relative_actions:
+            return None
+        return self.relative_step()._build_mask(self.action_feature.shape[0])
+
+    def relative_step(self) -> RelativeActionsProcessorStep:
+        """LeRobot's step that makes actions relative."""
+        return RelativeActionsProcessorStep(
+            self.use_relative_actions, self.relative_exclude_joints, self.action_feature_names
+        )
 
     def validate_features(self) -> None:
         """Raises ValueError without a picture or an action."""
@@ -212,13 +250,20 @@ class AIMPolicyConfig(PreTrainedConfig):
         )
 
     @property
+    def _window_steps(self) -> int:
+        if self.chunk_size is None:
+            raise ValueError(NO_BASE)
+        return self.window_chunks * self.chunk_size
+
+    @property
     def observation_delta_indices(self) -> list[int]:
-        """A window's pictures: the current one, and one after every `actions_per_frame` actions of K chunks."""
-        return list(range(0, self.window_chunks * self.chunk_size + 1, self.actions_per_frame))
+        """A window's pictures: the current one, and one after every `actions_per_frame` actions of K chunks. Raises
+        ValueError without a base, as `action_delta_indices`."""
+        return list(range(0, self._window_steps + 1, self.actions_per_frame))
 
     @property
     def action_delta_indices(self) -> list[int]:
-        return list(range(self.window_chunks * self.chunk_size + self.lookahead_steps))
+        return list(range(self._window_steps + self.lookahead_steps))
 
     @property
     def reward_delta_indices(self) -> None:

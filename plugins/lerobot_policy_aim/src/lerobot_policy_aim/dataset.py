@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # a robot needs no datasets
 
 # Joint targets span about what joint positions span, and differences from step to step far less.
 LEAST_SPAN = 0.3
+# Statistics of relative actions hold each action of so many predictions: 224 MB for 40 actions of 14 numbers.
+PREDICTIONS = 50_000
 
 
 def fitted_processor(
@@ -32,7 +34,7 @@ def fitted_processor(
     the control rate of the dataset.
 
     Raises:
-        ValueError: for cameras without a slot, and as `action_statistics`.
+        ValueError: for cameras without a slot, for relative actions in `ee`, and as `action_statistics`.
     """
     cameras = {
         camera: {"size": list(config.image_features[feature].shape[1:]), "slot": processor.cameras[camera]["slot"]}
@@ -49,16 +51,29 @@ def fitted_processor(
         max_text_length=processor.max_text_length,
         fps=dataset.fps,
     )
-    fitted.action_statistics = action_statistics(fitted, dataset)
+    if config.use_relative_actions and fitted.action_space == "ee":
+        raise ValueError(
+            "use_relative_actions is True, and actions of space 'ee' are relative to the episode's first pose "
+            "already; leave the option out."
+        )
+    fitted.action_statistics = action_statistics(fitted, config, dataset)
     return fitted
 
 
-def check_picture_sizes(processor: AIMProcessor, config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata) -> None:
-    """Raises ValueError if pictures of a dataset have another size than the processor's."""
-    there = dataset_to_policy_features(dataset.features)
-    for camera, feature in config.camera_features(processor).items():
+def check_pictures(processor: AIMProcessor, config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata) -> None:
+    """Raises ValueError if a dataset has too few cameras for a saved policy, or pictures of another size."""
+    there, cameras = dataset_to_policy_features(dataset.features), config.camera_features(processor)
+    pictures = [name for name in dataset.camera_keys if not name.startswith(VALUE_MAP)]
+    missing = [feature for feature in cameras.values() if feature not in pictures]
+    # LeRobot may rename the others to what is missing.
+    if len(pictures) < len(cameras):
+        raise ValueError(
+            f"{dataset.repo_id} has no {', '.join(missing)}, which this policy looks at; its pictures are "
+            f"{', '.join(pictures) or 'none'}. Train another policy, with --policy.type=aim and "
+            "--policy.base_model_id."
+        )
+    for camera, feature in cameras.items():
         size = processor.cameras[camera]["size"]
-        # A feature that LeRobot renames has another name here.
         if feature in there and list(there[feature].shape[1:]) != size:
             raise ValueError(
                 f"{feature} of {dataset.repo_id} is {there[feature].shape[1:]} (height, width), and {size} in this "
@@ -66,20 +81,69 @@ def check_picture_sizes(processor: AIMProcessor, config: AIMPolicyConfig, datase
             )
 
 
-def action_statistics(processor: AIMProcessor, dataset: LeRobotDatasetMetadata) -> dict[str, list[float]]:
+def action_statistics(
+    processor: AIMProcessor, config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata
+) -> dict[str, list[float]]:
     """Statistics of the expert's actions as the network sees them; those that LeRobot stores are averages over
     episodes.
 
     Raises:
-        ValueError: if the dataset has no actions, or if these are differences from step to step.
+        ValueError: if the dataset has no actions, if some of its numbers aren't finite, or if its actions are
+            differences from step to step.
     """
     numbers = read_numbers(dataset)
+    check_finite(dataset, numbers, processor.action_space == "ee" or config.use_relative_actions)
     check_absolute(dataset.repo_id, numbers[ACTION], numbers.get(OBS_STATE))
     actions, poses = torch.tensor(numbers.get(EXPERT_ACTION, numbers[ACTION]), dtype=torch.float64), None
+    if config.use_relative_actions:
+        horizon = config.chunk_size + config.lookahead_steps
+        return processor.compute_action_statistics(
+            relative_to_states(
+                actions, masked_states(dataset, numbers, config), numbers["episode_index"][:, 0], horizon
+            )
+        )
     if processor.action_space == "ee":
         of_episode = first_poses(numbers)
         poses = torch.stack([of_episode[index] for index in numbers["episode_index"][:, 0].tolist()])
     return processor.compute_action_statistics(processor.relative_actions(actions[:, None], poses)[:, 0])
+
+
+def masked_states(dataset: LeRobotDatasetMetadata, numbers: dict[str, np.ndarray], config: AIMPolicyConfig) -> Tensor:
+    """The state of each frame, (N, action_dim), with 0 for numbers whose actions stay absolute. Raises ValueError
+    unless states have as many numbers as actions."""
+    width, there = numbers[ACTION].shape[1], numbers[OBS_STATE].shape[1] if OBS_STATE in numbers else "no"
+    if there != width:
+        raise ValueError(
+            f"{OBS_STATE} of {dataset.repo_id} has {there} numbers, and {ACTION} {width}; relative actions need "
+            "equally many. Leave use_relative_actions out."
+        )
+    return torch.tensor(numbers[OBS_STATE], dtype=torch.float64) * torch.tensor(config.relative_mask)
+
+
+def relative_to_states(actions: Tensor, states: Tensor, episodes: np.ndarray, horizon: int) -> Tensor:
+    """The actions (N, action_dim) of all predictions of `horizon` actions, relative to the state at which each begins:
+    one from each frame, without the actions beyond its episode. With more than `PREDICTIONS` frames, it is one from
+    every second frame, or fewer."""
+    starts = torch.arange(0, len(actions), -(-len(actions) // PREDICTIONS))
+    episodes, parts = torch.tensor(episodes), []
+    for ahead in range(horizon):
+        inside = starts[starts + ahead < len(actions)]
+        inside = inside[episodes[inside] == episodes[inside + ahead]]
+        parts.append(actions[inside + ahead] - states[inside])
+    return torch.cat(parts)
+
+
+def check_finite(dataset: LeRobotDatasetMetadata, numbers: dict[str, np.ndarray], with_states: bool) -> None:
+    """Raises ValueError, with the feature and the episode, for actions of a dataset that are NaN or infinite, and for
+    such states if training needs them."""
+    for feature in (ACTION, EXPERT_ACTION, *[OBS_STATE] * with_states):
+        broken = ~np.isfinite(numbers.get(feature, np.zeros((0, 1)))).all(axis=1)
+        if broken.any():
+            raise ValueError(
+                f"{feature} of {dataset.repo_id} is NaN or infinite in {broken.sum()} frames, first in episode "
+                f"{numbers['episode_index'][broken.argmax(), 0]}; repair them, or delete these episodes with "
+                "lerobot-edit-dataset --operation.type=delete_episodes."
+            )
 
 
 def check_absolute(name: str, actions: np.ndarray, states: np.ndarray | None) -> None:
@@ -133,21 +197,26 @@ def first_poses(numbers: dict[str, np.ndarray]) -> dict[int, Tensor]:
 
 
 class Demonstrations:
-    """Numbers of a dataset that training needs beside LeRobot's batches, which hold windows of `action` alone.
+    """Actions and poses of a dataset's windows. LeRobot's batches hold `action` alone, and relative to the first state
+    of a window, where each chunk of AIM's is relative to its own.
 
     A collection of this project has `expert_action`, the actions without noise and mistakes, which are imitated.
     `action` is what was executed, and what the history shows. `meta/aim.parquet` names the step at which the expert
     sees a mistake; a prediction from before that step can't foresee the recovery.
 
     Args:
+        config: of the policy; tells whether actions are relative to states.
         action_space: of the policy; in `ee` actions are relative to an episode's first pose.
 
     Raises:
         ValueError: if `meta/aim.parquet` is that of other episodes.
     """
 
-    def __init__(self, dataset: LeRobotDatasetMetadata, action_space: str) -> None:
+    def __init__(self, dataset: LeRobotDatasetMetadata, config: AIMPolicyConfig, action_space: str) -> None:
         numbers = read_numbers(dataset)
+        self._executed = torch.tensor(numbers[ACTION], dtype=torch.float64)
+        self._states = masked_states(dataset, numbers, config) if config.use_relative_actions else None
+        self._every = config.actions_per_frame
         self._first_poses = first_poses(numbers) if action_space == "ee" else None
         expert = numbers.get(EXPERT_ACTION)
         self._expert = None if expert is None else torch.tensor(expert, dtype=torch.float64)
@@ -159,14 +228,35 @@ class Demonstrations:
             return None
         return torch.stack([self._first_poses[index] for index in batch["episode_index"].tolist()])
 
-    def targets(self, batch: dict[str, Any]) -> Tensor:
+    def targets(self, batch: dict[str, Any], config: AIMConfig) -> Tensor:
         """The actions to imitate, (B, T, action_dim), of the frames of `action`. Beyond the end of an episode the last
-        one repeats."""
-        if self._expert is None:
-            return batch[ACTION]
-        inside = (~batch["action_is_pad"]).sum(dim=1, keepdim=True).cpu()
-        steps = torch.arange(batch[ACTION].shape[1]).minimum(inside - 1)
-        return self._expert[batch["index"].cpu()[:, None] + steps]
+        one repeats. Relative ones are those of each prediction, (B, K*P, action_dim)."""
+        actions = self._executed if self._expert is None else self._expert
+        if self._states is None:
+            return actions[self._frames(batch)]
+        return self._relative(actions, batch, config.actions_per_chunk, config.action_horizon)
+
+    def executed(self, batch: dict[str, Any], config: AIMConfig) -> Tensor:
+        """The actions of the history, (B, K*F*n, action_dim)."""
+        ahead = config.action_lookahead_frames * config.actions_per_latent_frame
+        count = batch["action_is_pad"].shape[1] - ahead
+        if self._states is None:
+            return self._executed[self._frames(batch)[:, :count]]
+        return self._relative(self._executed, batch, self._every, self._every)[:, :count]
+
+    def _frames(self, batch: dict[str, Any]) -> Tensor:
+        """LeRobot's `index` of each action of the windows, (B, T)."""
+        padded = batch["action_is_pad"].cpu()
+        steps = torch.arange(padded.shape[1]).minimum((~padded).sum(dim=1, keepdim=True) - 1)
+        return batch["index"].cpu()[:, None] + steps
+
+    def _relative(self, actions: Tensor, batch: dict[str, Any], step: int, count: int) -> Tensor:
+        """`count` actions from each `step`-th frame of the windows on, relative to that frame's state: (B, T',
+        action_dim)."""
+        frames = self._frames(batch)
+        parts = actions[frames].unfold(1, count, step)  # (B, M, action_dim, count)
+        states = self._states[frames[:, ::step]][:, : parts.shape[1], :, None]
+        return (parts - states).movedim(-1, 2).flatten(1, 2)
 
     def foreseen(self, batch: dict[str, Any], config: AIMConfig) -> Tensor | None:
         """0 for actions of the predictions that follow a mistake still to be made, 1 elsewhere: (B, K*P), with the P
@@ -215,7 +305,8 @@ def as_pictures(batch: dict[str, Any], feature: str, rows: int) -> np.ndarray:
     if feature not in batch:
         there = ", ".join(name for name in batch if name.startswith("observation.image"))
         raise ValueError(
-            f"the batch has no {feature}, which this policy looks at; its pictures are {there or 'none'}."
+            f"the batch has no {feature}, which this policy looks at; its pictures are {there or 'none'}. Rename "
+            "these with --rename_map, or train another policy."
         )
     pictures = batch[feature]
     if len(pictures) != rows:
@@ -261,6 +352,7 @@ def training_window(
     cameras: dict[str, str],
     encode: Callable[[dict[str, Any]], dict[str, Tensor]],
     targets: Tensor,
+    executed: Tensor,
     initial_pose: Tensor | None,
 ) -> dict[str, Tensor]:
     """Arguments of `FlowMatchingLoss` but the instruction, before `weigh_values`.
@@ -269,14 +361,14 @@ def training_window(
     cameras for which the dataset has none, `observation.images.value_<camera>`.
 
     Args:
-        batch: pictures (B, 1 + K*F * temporal factor, 3, H, W) in [0, 1], executed actions (B, (K*F + A)*n,
-            action_dim), and LeRobot's masks of both.
+        batch: pictures (B, 1 + K*F * temporal factor, 3, H, W) in [0, 1], and LeRobot's masks of these and of the
+            (K*F + A)*n actions.
         cameras: AIM's camera -> feature.
         encode: batch -> latents, as `encode_pictures`.
-        targets: the actions to imitate, of the shape of the executed ones.
+        targets, executed: of [`Demonstrations`].
         initial_pose: (B, 16), first poses of the episodes in action space `ee`; None in `qpos`.
     """
-    processor, config = pipeline.processor, pipeline.model.config
+    processor = pipeline.processor
     encoded = encode(batch)
     frames, *size = encoded["value_latents"].shape[2:]
 
@@ -301,7 +393,7 @@ def training_window(
         "value_mask": value_mask,
         "rgb_weights": inside,
         "actions": scaled(targets),
-        "executed_actions": scaled(batch[ACTION][:, : frames * config.actions_per_latent_frame]),
+        "executed_actions": scaled(executed),
         "action_mask": (~batch["action_is_pad"]).float(),
     }
     return {name: tensor.to(pipeline.model.device) for name, tensor in window.items()}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 WINDOWS_IN_FOLDER = 1000
+END = 1 << 16  # bytes
 MEND = "delete the file, which is made again"
 
 
@@ -119,10 +120,17 @@ def made_from(
 
 
 def dataset_fingerprint(root: Path) -> str:
-    """SHA-256 of a dataset's description, and of the names and sizes of its data and videos. Contents of videos aren't
-    read, because there may be terabytes."""
+    """SHA-256 of a dataset's description and list of episodes, and of name, size, begin and end of each file of data
+    and videos. These aren't read whole: there may be terabytes, and a video's frames are listed at one of its ends."""
     digest = hashlib.sha256((root / "meta" / "info.json").read_bytes())
+    for path in sorted((root / "meta" / "episodes").rglob("*.parquet")):
+        digest.update(path.read_bytes())
     for folder in ("data", "videos"):
-        for path in sorted((root / folder).rglob("*.*")):
-            digest.update(f"{path.relative_to(root)} {path.stat().st_size}".encode())
+        for path in sorted(path for path in (root / folder).rglob("*") if path.is_file()):
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(root)} {size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(END))
+                file.seek(max(size - END, 0))
+                digest.update(file.read(END))
     return digest.hexdigest()

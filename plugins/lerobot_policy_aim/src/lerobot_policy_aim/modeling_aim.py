@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from accelerate.utils import disable_fsdp_ram_efficient_loading
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.processor import to_absolute_actions, to_relative_actions
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
@@ -25,12 +28,12 @@ from aim_hf.training.flow_matching import LOSS_TERMS, FlowMatchingLoss, weigh_va
 from aim_hf.training.initial_model import initial_model
 from aim_hf.utils.files import written_folder
 
-from .configuration_aim import AIMPolicyConfig
+from .configuration_aim import NO_BASE, AIMPolicyConfig
 from .dataset import (
     Demonstrations,
     action_statistics,
     as_pictures,
-    check_picture_sizes,
+    check_pictures,
     encode_pictures,
     fitted_processor,
     training_window,
@@ -74,6 +77,7 @@ class AIMPolicy(PreTrainedPolicy):
     ):
         super().__init__(config)
         config.validate_features()
+        check_sharded(config)
         pipeline = pipeline or new_pipeline(config, dataset_meta)
         self.cameras = config.camera_features(pipeline.processor)
         if missing := [camera for camera in pipeline.processor.cameras if camera not in self.cameras]:
@@ -89,7 +93,7 @@ class AIMPolicy(PreTrainedPolicy):
         self.demonstrations: Demonstrations | None = None
         self.latents: LatentsCache | None = None
         if dataset_meta is not None:
-            self.demonstrations = Demonstrations(dataset_meta, pipeline.processor.action_space)
+            self.demonstrations = Demonstrations(dataset_meta, config, pipeline.processor.action_space)
             if config.latents_dir is not None:
                 inputs = made_from(dataset_meta, pipeline, self.cameras, config.window_chunks)
                 self.latents = LatentsCache(Path(config.latents_dir), inputs, next(iter(self.cameras.values())))
@@ -133,8 +137,9 @@ class AIMPolicy(PreTrainedPolicy):
         """
         download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(pretrained_name_or_path, **download)
-        config = config or PreTrainedConfig.from_pretrained(folder)
-        pipeline = saved_pipeline(folder / PIPELINE, config, kwargs.get("dataset_meta"))
+        saved = PreTrainedConfig.from_pretrained(folder)
+        config = config or saved
+        pipeline = saved_pipeline(folder / PIPELINE, saved, config, kwargs.get("dataset_meta"))
         return super().from_pretrained(folder, config=config, pipeline=pipeline, **kwargs)
 
     @classmethod
@@ -181,17 +186,18 @@ class AIMPolicy(PreTrainedPolicy):
         """
         if self.demonstrations is None:
             raise ValueError("the policy was loaded to act, without a dataset; give from_pretrained its dataset_meta.")
-        targets, poses = self.demonstrations.targets(batch), self.demonstrations.first_poses(batch)
+        data, config = self.demonstrations, self.model.config
+        actions = data.targets(batch, config), data.executed(batch, config), data.first_poses(batch)
         with torch.autocast(self.model.device.type, enabled=False):  # the codec stays in float32
-            window = training_window(batch, self.pipeline, self.cameras, self._latents_of, targets, poses)
+            window = training_window(batch, self.pipeline, self.cameras, self._latents_of, *actions)
             window["prompt_embeds"] = self._encoded(batch["task"])
             no_prompt = self._encoded([""])[0]
         window["action_mask"] = self.objective.predictions(window["action_mask"])
-        if (foreseen := self.demonstrations.foreseen(batch, self.model.config)) is not None:
+        if (foreseen := data.foreseen(batch, config)) is not None:
             window["action_mask"] *= foreseen.to(self.model.device)
         inputs = weigh_values(window, self.config.value_foreground_weight)
         if self.training:
-            inputs |= augmentations(inputs, self.config, self.model.config.chunk_latent_frames, no_prompt)
+            inputs |= augmentations(inputs, self.config, config.chunk_latent_frames, no_prompt)
             inputs |= imagined(self.model, inputs, self.objective, self.config.imagined_value_probability)
         out = self.objective(self.model, **inputs)
         return out.loss, {name: out[name].item() for name in LOSS_TERMS}
@@ -218,15 +224,19 @@ class AIMPolicy(PreTrainedPolicy):
         self._generators: list[torch.Generator] = []
         self._queue: deque[Tensor] = deque()  # actions of the chunk that are still to be executed, (B, action_dim)
         self._seen: list[list[dict]] = []  # observations of all rows since the chunk was predicted
-        self._executed: list[Tensor] = []  # actions since then
+        self._executed: list[Tensor] = []  # actions since then, as the history shows them
+        self._state: Tensor | None = (
+            None  # at the last picture, (B, action_dim), which relative actions are taken from
+        )
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any]) -> Tensor:
-        """The next action of each episode, (B, action_dim), in physical units. Call it at every control step.
+        """The next action of each episode, (B, action_dim), in physical units. Call it at every control step. A
+        relative action is taken from the state of this very step, to which LeRobot's postprocessor adds it.
 
         Args:
             batch: pictures (B, 3, H, W) in [0, 1] and `task`, the instructions; `observation.state` in action space
-                `ee`.
+                `ee`, and with `use_relative_actions`.
 
         Raises:
             ValueError: for missing pictures, instructions that are empty, or another number of rows than before.
@@ -234,19 +244,27 @@ class AIMPolicy(PreTrainedPolicy):
         self.eval()
         if self._session is None:
             self._session, self._generators = self._start(batch, self._next_seed)
+            self._state = batch.get(OBS_STATE)
             if self._next_seed is not None:
                 self._next_seed += self._session.batch_size
         elif len(self._executed) % self.config.actions_per_frame == 0:
             self._seen.append(self._observations(batch, self._session.batch_size))
+            self._state = batch.get(OBS_STATE)
         if not self._queue:
             if self._executed:
                 executed = torch.stack(self._executed, dim=1).cpu()
                 self.pipeline.append(self._session, [list(row) for row in zip(*self._seen)], executed)
                 self._seen, self._executed = [], []
-            chunk = self._sample(self._session, self._generators)
-            self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
-        self._executed.append(self._queue.popleft())
-        return self._executed[-1]
+            chunk = self._sample(self._session, self._generators)[:, : self.config.n_action_steps]
+            self._queue.extend(self._moved(to_absolute_actions, chunk, self._state).unbind(1))
+        action = self._queue.popleft()
+        self._executed.append(self._moved(to_relative_actions, action, self._state))
+        return self._moved(to_relative_actions, action, batch.get(OBS_STATE))
+
+    def _moved(self, move: Callable[..., Tensor], actions: Tensor, state: Tensor | None) -> Tensor:
+        """Actions that `move` takes from or to a state (B, action_dim); the same if they are absolute."""
+        mask = self.config.relative_mask
+        return actions if mask is None else move(actions, state, mask)
 
     @torch.no_grad()
     def predict_action_chunk(
@@ -257,7 +275,8 @@ class AIMPolicy(PreTrainedPolicy):
         execution_horizon: int | None = None,
     ) -> Tensor:
         """A chunk of actions (B, chunk_size, action_dim), in physical units, without history: callers of this method
-        tell neither what was executed nor what was seen since the last call.
+        tell neither what was executed nor what was seen since the last call. Relative actions are taken from the state
+        in `batch`, also those of the last chunk, as LeRobot's engine gives them.
 
         Args:
             batch: as in `select_action`.
@@ -274,7 +293,8 @@ class AIMPolicy(PreTrainedPolicy):
         committed = None
         if prev_chunk_left_over is not None:
             left = prev_chunk_left_over.reshape(session.batch_size, -1, prev_chunk_left_over.shape[-1])
-            given = int(left.any(dim=-1).sum(dim=1).min())  # without LeRobot's padding
+            # Without LeRobot's padding. A relative action of a resting robot is zero, too.
+            given = int((left.any(dim=-1) * torch.arange(1, left.shape[1] + 1, device=left.device)).amax(dim=1).min())
             count = min(inference_delay, given, execution_horizon or inference_delay)
             committed = left[:, :count].cpu() if count else None
         return self._sample(session, generators, committed)
@@ -311,9 +331,13 @@ class AIMPolicy(PreTrainedPolicy):
         observations = [
             {"observation": {camera: {"rgb": clip[row]} for camera, clip in pictures.items()}} for row in range(rows)
         ]
-        if self.pipeline.processor.action_space == "ee":
-            if OBS_STATE not in batch:
-                raise ValueError(f"the batch has no {OBS_STATE}; action space 'ee' needs the poses of both arms.")
+        in_ee = self.pipeline.processor.action_space == "ee"
+        if (in_ee or self.config.use_relative_actions) and OBS_STATE not in batch:
+            needed = (
+                "action space 'ee' needs the poses of both arms" if in_ee else "relative actions are taken from it"
+            )
+            raise ValueError(f"the batch has no {OBS_STATE}; {needed}.")
+        if in_ee:
             for observation, state in zip(observations, batch[OBS_STATE].double().cpu().numpy(), strict=True):
                 observation["endpose"] = unpack_endpose(state)
         return observations
@@ -321,6 +345,30 @@ class AIMPolicy(PreTrainedPolicy):
 
 # LeRobot looks for the configuration's name with "Policy" in place of "Config".
 AIMPolicyPolicy = AIMPolicy
+
+
+def check_sharded(config: AIMPolicyConfig) -> None:
+    """Raises ValueError for what `accelerate launch --use_fsdp` can't train.
+
+    `lerobot-train` calls `forward` itself, past the hooks by which FSDP 2 gathers weights. With imagined value maps in
+    a share of the windows, the processes would run the model different numbers of times, and wait for each other's
+    weights for ever.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "1":
+        raise ValueError("fsdp_version is 2; expected 1, with which lerobot-train works: --fsdp_version=1.")
+    if config.imagined_value_probability:
+        raise ValueError(
+            f"imagined_value_probability is {config.imagined_value_probability}; expected 0 under FSDP, where all "
+            "processes run the model equally often. Leave it out, or launch without --use_fsdp."
+        )
+
+
+def load_in_all_processes() -> None:
+    """Under `accelerate launch --use_fsdp`, transformers would read weights in the first process alone. The others get
+    those of the model from FSDP, and would encode instructions with a text encoder without any."""
+    disable_fsdp_ram_efficient_loading()
 
 
 def new_pipeline(config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata | None) -> AIMPipeline:
@@ -331,24 +379,39 @@ def new_pipeline(config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata | None
         ValueError: without a base or a dataset, and for a dataset that doesn't fit.
     """
     if config.base_model_id is None or dataset is None:
-        raise ValueError(
-            "a new policy needs a base and a dataset; give --policy.base_model_id, an AIM pipeline, and --dataset, or "
-            "--policy.path, a trained policy."
-        )
+        raise ValueError(NO_BASE)
+    load_in_all_processes()
     folder = local_folder(config.base_model_id)
     processor = fitted_processor(AIMProcessor.from_pretrained(folder / "processor"), config, dataset)
     model = initial_model(folder / "model", {"action_dim": processor.action_dim}, adapters=False)
     return AIMPipeline.from_pretrained(folder, model=model, processor=processor)
 
 
-def saved_pipeline(parts: Path, config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata | None) -> AIMPipeline:
+def check_relative(saved: AIMPolicyConfig, config: AIMPolicyConfig) -> None:
+    """Raises ValueError if other numbers of an action are relative to the state than in a saved policy."""
+    masks = saved.relative_mask, config.relative_mask
+    if masks[0] != masks[1]:
+        there, here = ("absolute" if mask is None else f"relative in {sum(mask)} numbers" for mask in masks)
+        raise ValueError(
+            f"this policy's actions are {there}, and here they would be {here}; leave --policy.use_relative_actions "
+            "and --policy.relative_exclude_joints as they were, or train another one, with --policy.type=aim."
+        )
+
+
+def saved_pipeline(
+    parts: Path, saved: AIMPolicyConfig, config: AIMPolicyConfig, dataset: LeRobotDatasetMetadata | None
+) -> AIMPipeline:
     """The pipeline of a policy folder, whose model has no weights yet. With a dataset, it is to be trained further on
     that: in float32, and with the statistics of these actions.
 
+    Args:
+        saved: the configuration in the folder. config: the one that is asked for.
+
     Raises:
         OSError: for a damaged or missing file.
-        ValueError: for actions of another width, and a dataset that doesn't fit.
+        ValueError: for actions of another width or frame of reference, and a dataset that doesn't fit.
     """
+    load_in_all_processes()
     processor = AIMProcessor.from_pretrained(parts / "processor")
     (action_dim,) = config.action_feature.shape
     if action_dim != processor.action_dim:
@@ -356,11 +419,12 @@ def saved_pipeline(parts: Path, config: AIMPolicyConfig, dataset: LeRobotDataset
             f"actions have {action_dim} numbers here, and {processor.action_dim} in this policy; train another one, "
             "with --policy.type=aim and --policy.base_model_id."
         )
+    check_relative(saved, config)
     config.camera_features(processor)
     processor.action_statistics = config.action_statistics or processor.action_statistics
     if dataset is not None:
-        check_picture_sizes(processor, config, dataset)
-        processor.action_statistics, processor.fps = action_statistics(processor, dataset), dataset.fps
+        check_pictures(processor, config, dataset)
+        processor.action_statistics, processor.fps = action_statistics(processor, config, dataset), dataset.fps
     model_config = AIMConfig.from_pretrained(parts / "model")
     dtype = model_config.dtype if dataset is None else torch.float32
     model = AIMForWorldAction(model_config).to(dtype)
