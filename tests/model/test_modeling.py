@@ -474,7 +474,7 @@ class Episode:
         model.set_text(self.cache, self.text)
 
     def randn(self, *shape):
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.model.dtype)
 
     def next_observation(self):
         config = self.model.config
@@ -488,9 +488,25 @@ class Episode:
 
 
 def predict(model, cache, rgb, value, actions):
-    t = torch.full((len(rgb),), 0.6, dtype=torch.float64)
+    t = torch.full((len(rgb),), 0.6, dtype=rgb.dtype)
     world = model.world_velocity(model.world_context(cache), rgb, value, t)
     return *world, model.action_velocity(model.action_context(cache, rgb, value), actions, t)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("history", [None, 1])
+def test_a_rollout_under_autocast(history):
+    """Training with --bf16 samples so: weights and cache are float32, products bfloat16."""
+    model = make_model(history_chunks=history).float()
+    rollouts = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            episode = Episode(model, 0)
+            for _ in range(3):
+                model.append(episode.cache, *episode.next_observation())
+            rollouts.append(predict(model, episode.cache, *episode.prediction_inputs()))
+    for exact, coarse in zip(*rollouts, strict=True):
+        assert 0 < (coarse.float() - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def batched(parts):

@@ -273,7 +273,7 @@ class AIMCache:
     def keep(self, layer: int, slots: tuple, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Writes keys and values to `slots`, which overwrites the oldest chunk once the history is full."""
         for buffer, new in zip(self._buffers[layer], (keys, values)):
-            buffer[slots] = new.transpose(1, 2)
+            buffer[slots] = new.transpose(1, 2).to(buffer.dtype)  # autocast computes in another dtype
 
     def advance(self, latent_frames: int) -> None:
         """Counts `latent_frames` frames as observed, after `keep` wrote them in all layers."""
