@@ -18,6 +18,7 @@ def test_two_processes_that_shard_train_as_two_that_do_not(tmp_path):
     options = ["--policy.type=aim", f"--policy.base_model_id={tmp_path / 'base'}", "--policy.push_to_hub=false"]
     options += [f"--dataset.repo_id={REPO_ID}", f"--dataset.root={tmp_path / 'dataset'}", "--policy.device=cpu"]
     options += ["--batch_size=1", "--num_workers=0", "--steps=2", "--seed=0"]
+    options += ["--policy.imagined_value_probability=0.5"]  # in the second step of each process
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     worker, weights = str(Path(__file__).with_name("fsdp_worker.py")), {}
     for mode in ("ddp", "fsdp"):

@@ -55,12 +55,14 @@ def augmentations(
 
 
 def imagined(
-    model: torch.nn.Module, inputs: dict[str, torch.Tensor], objective: FlowMatchingLoss, probability: float
+    model: torch.nn.Module, inputs: dict[str, torch.Tensor], objective: FlowMatchingLoss, probability: float, step: int
 ) -> dict[str, torch.Tensor]:
     """Value maps that the actions see, imagined by the model in a share of the windows."""
     shown = inputs["value_latents"].clone()
-    # A share that isn't a whole number of windows is rounded up or down at random.
-    count = int(probability * len(shown) + torch.rand(()).item())
+    # A share that isn't a whole number of windows is rounded up in some steps. These are the same in all processes,
+    # since under FSDP each takes part in every pass.
+    share = probability * len(shown)
+    count = int((step + 1) * share) - int(step * share)
     if not count:
         return {}
     rows = torch.randperm(len(shown), device=shown.device)[:count]

@@ -113,9 +113,10 @@ class AIMTrainer(CheckpointedTrainer):
     def _imagined(
         self, model: AIMForWorldAction | PeftModel, inputs: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        if self.state.global_step < self.args.imagined_value_start:
+        step = self.state.global_step
+        if step < self.args.imagined_value_start:
             return {}
-        return imagined(model, inputs, self.objective, self.args.imagined_value_probability)
+        return imagined(model, inputs, self.objective, self.args.imagined_value_probability, step)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

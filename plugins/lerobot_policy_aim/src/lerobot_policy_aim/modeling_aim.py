@@ -77,7 +77,7 @@ class AIMPolicy(PreTrainedPolicy):
     ):
         super().__init__(config)
         config.validate_features()
-        check_sharded(config)
+        check_sharded()
         pipeline = pipeline or new_pipeline(config, dataset_meta)
         self.cameras = config.camera_features(pipeline.processor)
         if missing := [camera for camera in pipeline.processor.cameras if camera not in self.cameras]:
@@ -103,6 +103,7 @@ class AIMPolicy(PreTrainedPolicy):
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.objective = FlowMatchingLoss(self.model.config, config.num_draws, config.num_action_draws)
+        self._training_steps = 0  # that this process has taken
         self._prompt_embeds: dict[str, Tensor] = {}  # of the dataset's instructions, and of the empty one
         self._next_seed = config.first_seed  # of the noise of the next episode; None for a random one
         self.reset()
@@ -198,7 +199,9 @@ class AIMPolicy(PreTrainedPolicy):
         inputs = weigh_values(window, self.config.value_foreground_weight)
         if self.training:
             inputs |= augmentations(inputs, self.config, config.chunk_latent_frames, no_prompt)
-            inputs |= imagined(self.model, inputs, self.objective, self.config.imagined_value_probability)
+            share = self.config.imagined_value_probability
+            inputs |= imagined(self.model, inputs, self.objective, share, self._training_steps)
+            self._training_steps += 1
         out = self.objective(self.model, **inputs)
         return out.loss, {name: out[name].item() for name in LOSS_TERMS}
 
@@ -347,22 +350,12 @@ class AIMPolicy(PreTrainedPolicy):
 AIMPolicyPolicy = AIMPolicy
 
 
-def check_sharded(config: AIMPolicyConfig) -> None:
-    """Raises ValueError for what `accelerate launch --use_fsdp` can't train.
-
-    `lerobot-train` calls `forward` itself, past the hooks by which FSDP 2 gathers weights. With imagined value maps in
-    a share of the windows, the processes would run the model different numbers of times, and wait for each other's
-    weights for ever.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return
-    if os.environ.get("FSDP_VERSION", "1") != "1":
+def check_sharded() -> None:
+    """Raises ValueError for FSDP 2: `lerobot-train` calls `forward` itself, past the hooks by which it gathers
+    weights."""
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and os.environ.get("FSDP_VERSION", "1") != "1":
         raise ValueError("fsdp_version is 2; expected 1, with which lerobot-train works: --fsdp_version=1.")
-    if config.imagined_value_probability:
-        raise ValueError(
-            f"imagined_value_probability is {config.imagined_value_probability}; expected 0 under FSDP, where all "
-            "processes run the model equally often. Leave it out, or launch without --use_fsdp."
-        )
 
 
 def load_in_all_processes() -> None:
