@@ -7,6 +7,7 @@ true map, which separates errors of the map from errors of the action head.
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -153,9 +154,7 @@ class SampleCallback(TrainerCallback):
             for axis, (title, pictures) in zip(axes[row], columns.items()):
                 axis.imshow(pictures[row], interpolation="nearest")
                 axis.set_axis_off()
-                axis.set_title(
-                    title if row else f"{title}\n{self.titles[row]}" if title == "now" else title, fontsize=7
-                )
+                axis.set_title(fill(self.titles[row], 36) if title == "now" else title, fontsize=7)
             axis = axes[row, 5]
             shown = range(6) if self.processor.action_space == "qpos" else (0, 1, 2, 8, 9, 10)
             for index, number in enumerate(number for number in shown if number < true_actions.shape[-1]):
@@ -164,7 +163,7 @@ class SampleCallback(TrainerCallback):
                 axis.plot(sampled["actions"][row, :, number].cpu(), color=color, linestyle="--", linewidth=1)
             axis.set_ylim(-1.5, 1.5)
             names = "joints" if self.processor.action_space == "qpos" else "xyz, left and right"
-            axis.set_title(f"{names}: true (line), predicted (dashes)", fontsize=7)
+            axis.set_title(f"{names}\ntrue: line, predicted: dashes", fontsize=7)
         figure.suptitle("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), fontsize=8)
         figure.tight_layout()
         figure.savefig(path, dpi=80)
