@@ -40,15 +40,44 @@ def read_outcomes(output: Path, tasks: list[str]) -> np.ndarray | None:
     return np.array([[successes[seed] for seed in sorted(successes)] for successes in of_tasks], dtype=float)
 
 
-def judged(runs: dict[str, list[Path]], condition: str, tasks: list[str]) -> dict[str, np.ndarray]:
-    """Arm -> success (training seeds, tasks, episodes) under a condition, of those that were judged.
+def write_judged(path: Path, run: Path, conditions: Iterable[str], tasks: list[str], more: dict[str, Any]) -> None:
+    """Writes a record of an arm, small enough to be kept: of each condition the `outcomes`, a string of 0 and 1 for
+    each task, and how far the first maps' `peaks` lie from the contact; `more`; and where and how it was judged."""
+    import torch
 
-    Args:
-        runs: arm -> the folder of each training seed.
+    from aim_hf.evaluation.evaluate import read_results
+    from aim_hf.utils.files import write_json
+    from aim_hf.utils.provenance import provenance
+
+    results = {condition: read_results(run / "judged" / condition) for condition in conditions}
+    content = {
+        "outcomes": {name: {task: of["tasks"][task]["outcomes"] for task in tasks} for name, of in results.items()},
+        "peaks": {name: of["first_chunk_peak_on_table"] for name, of in results.items()},
+    }
+    write_json(path, content | more | provenance(torch.device("cpu")))
+
+
+def read_judged(folder: Path, arms: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """Arm -> the records of its training seeds, of those that were judged: the files `<arm>-<seed>.json`."""
+    from aim_hf.utils.files import read_json
+
+    paths = {arm: sorted(folder.glob(f"{arm}-[0-9]*.json")) for arm in arms}
+    return {arm: [read_json(path, "judge it again") for path in of] for arm, of in paths.items() if of}
+
+
+def successes_of(judged: dict[str, list[dict]], condition: str, tasks: list[str]) -> dict[str, np.ndarray]:
+    """Arm -> success (training seeds, tasks, episodes) under a condition.
+
+    Raises:
+        ValueError: for records with another number of episodes than the first.
     """
-    found = {arm: [read_outcomes(run / "judged" / condition, tasks) for run in of] for arm, of in runs.items()}
-    found = {arm: [successes for successes in of if successes is not None] for arm, of in found.items()}
-    return {arm: np.stack(of) for arm, of in found.items() if of}
+    counts = {len(record["outcomes"][condition][task]) for of in judged.values() for record in of for task in tasks}
+    if len(counts) > 1:
+        raise ValueError(f"the arms were judged on {sorted(counts)} episodes of a task; expected the same number.")
+    return {
+        arm: np.array([[list(record["outcomes"][condition][task]) for task in tasks] for record in records]) == "1"
+        for arm, records in judged.items()
+    }
 
 
 def add_holm(tests: Collection[dict[str, Any]]) -> None:

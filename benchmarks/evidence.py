@@ -3,7 +3,7 @@
     RUNS=runs/evidence
     python benchmarks/evidence.py train --arm map_only --seed 1 --latents $RUNS/latents --output_dir $RUNS -- --use_cpu
     python benchmarks/evidence.py judge --arm map_only --seed 1 --output_dir $RUNS
-    python benchmarks/evidence.py report --output_dir $RUNS
+    python benchmarks/evidence.py report
 
 An arm is a variant of the visibility table (src/aim_hf/model/visibility.py); all arms have the same data, samples,
 network and seeds. `judge` evaluates 100 episodes of each task under each of `CONDITIONS`, on scenes that nothing
@@ -17,7 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from arms import add_holm, as_arguments, compared, judged, launch, rates_table, summarize_runs, tests_table
+from arms import (
+    add_holm,
+    as_arguments,
+    compared,
+    launch,
+    rates_table,
+    read_judged,
+    successes_of,
+    summarize_runs,
+    tests_table,
+    write_judged,
+)
 
 from aim_hf.envs.names import AIM_TINY_TASKS
 
@@ -29,7 +40,7 @@ GROUPS = {
     "staging": ["stack_blocks_two", "handover_block"],
     "two arms": ["lift_pot", "handover_block"],
 }
-# Name -> fields of AIMConfig; the training seeds of each.
+# Name -> fields of AIMConfig. The first four and the last are meant for three training seeds.
 ARMS = {
     "aim": {"visibility": "aim"},
     "map_only": {"visibility": "map_only"},
@@ -41,7 +52,7 @@ ARMS = {
 }
 # Arm -> what differs in its training: half of its windows act on the maps that the model itself imagines.
 TRAINING = {"map_only_imagined": {"imagined_value_probability": 0.5}}
-SEEDS = {"aim": 3, "map_only": 3, "rgb": 3, "observations": 3, "both": 1, "no_value_loss": 1, "map_only_imagined": 3}
+RESULTS = Path(__file__).parent / "results" / "evidence"
 STEPS = 2667  # a third of what checkpoints/aim-tiny was trained for
 START_SEED = 20_000  # the scenes from here on have judged nothing else
 EPISODES = 100  # of each task and condition
@@ -104,6 +115,9 @@ def judge(args: argparse.Namespace) -> None:
         protocol = Protocol(split=split, start_seed=START_SEED)
         folder = run / "judged" / condition
         evaluate(policy, protocol, folder, args.episodes, TASKS, batch_size, videos=0, state=state)
+    if state.is_main_process:
+        about = {"arm": args.arm, "seed": args.seed, "start_seed": START_SEED}
+        write_judged(args.results_dir / f"{args.arm}-{args.seed}.json", run, CONDITIONS, TASKS, about)
 
 
 def exchange(pipe, part: str) -> None:
@@ -153,19 +167,18 @@ class KeepsAllRows:
 def report(args: argparse.Namespace) -> None:
     import torch
 
-    from aim_hf.utils.files import write_json, write_text
+    from aim_hf.utils.files import write_json
     from aim_hf.utils.provenance import provenance
 
-    runs = {arm: [args.output_dir / f"{arm}-{seed}" for seed in range(count)] for arm, count in SEEDS.items()}
+    records = read_judged(args.results_dir, ARMS)
     arms, tests = {}, []
     for condition in CONDITIONS:
-        successes = judged(runs, condition, TASKS)
+        successes = successes_of(records, condition, TASKS)
         arms[condition] = {arm: summary(of) for arm, of in successes.items()}
         tests += compared(successes, condition, itertools.combinations(successes, 2))
     add_holm(tests)
     content = {"arms": arms, "tests": tests, "groups": GROUPS, "start_seed": START_SEED, "steps": STEPS}
-    write_json(args.output_dir / "evidence.json", content | provenance(torch.device("cpu")))
-    write_text(args.output_dir / "evidence.md", table(content))
+    write_json(args.results_dir / "evidence.json", content | provenance(torch.device("cpu")))
     print(table(content))
 
 
@@ -188,8 +201,10 @@ def main() -> None:
     for step in (train, judge, report):
         of_step = steps.add_parser(step.__name__)
         of_step.set_defaults(run=step)
-        of_step.add_argument("--output_dir", type=Path, required=True, help="holds a folder for each arm and seed")
+        if step is not train:
+            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="what was judged")
         if step is not report:
+            of_step.add_argument("--output_dir", type=Path, required=True, help="holds a folder for each arm and seed")
             of_step.add_argument("--arm", choices=list(ARMS), required=True)
             of_step.add_argument("--seed", type=int, default=0, help="of the training")
         if step is train:

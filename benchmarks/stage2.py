@@ -5,7 +5,7 @@
     python benchmarks/stage2.py offset $STUDY
     python benchmarks/stage2.py more_expert --seed 1 $STUDY
     python benchmarks/stage2.py judge --arm contact --seed 1 $STUDY
-    python benchmarks/stage2.py report $STUDY
+    python benchmarks/stage2.py report
 
 `--policy` is a pipeline as stage 1 left it. Every arm of `ARMS` practises on `PRACTISED` episodes on Hard. It is
 compared with
@@ -17,8 +17,9 @@ compared with
   once, at a third of stage 1's learning rates, which fall to zero.
 
 `judge` evaluates 100 episodes of each task under each of `CONDITIONS`, on scenes that nothing before has used, and
-notes where the first chunks send the tools. `report` writes stage2.json and stage2.md. Every step goes on where it was
-stopped. `offset` and `judge` share their episodes among processes:
+notes how far the first chunks displace the tools from where stage 1 sends them, so stage 1 is judged first. It keeps
+both in benchmarks/results/stage2/<arm>-<seed>.json. `report` reads all of these and writes stage2.json beside them.
+Every step goes on where it was stopped. `offset` and `judge` share their episodes among processes:
 
     accelerate launch --multi_gpu --num_processes 2 benchmarks/stage2.py judge --arm stage1 $STUDY
 """
@@ -34,16 +35,19 @@ from arms import (
     as_arguments,
     compared,
     heading,
-    judged,
     launch,
     line,
     rates_table,
+    read_judged,
+    successes_of,
     summarize_runs,
     tests_table,
+    write_judged,
 )
 
 from aim_hf.envs.names import AIM_TINY_TASKS
 
+RESULTS = Path(__file__).parent / "results" / "stage2"
 STEPS, GROUPS, EPISODES_OF_GROUP, ITERATIONS = 240, 12, 8, 2
 PRACTISED = STEPS * GROUPS * EPISODES_OF_GROUP // ITERATIONS  # episodes, each learned from in two optimizer steps
 # Practice as in `make train-tiny-stage2`, but for the rewards and the exploration.
@@ -248,9 +252,10 @@ def judge(args: argparse.Namespace) -> None:
     # Imported here: the environments' worker processes import this file too, and need none of it.
     import torch
     from accelerate import PartialState
-    from safetensors.numpy import save_file
+    from safetensors.numpy import load_file, save_file
 
     from aim_hf.evaluation.evaluate import Protocol, evaluate
+    from aim_hf.model.checkpoint import fingerprint
     from aim_hf.rollout.policies import AIMPolicy
     from aim_hf.utils.files import read_json, written_file
 
@@ -266,10 +271,17 @@ def judge(args: argparse.Namespace) -> None:
     for condition, (split, noise) in CONDITIONS.items():
         protocol, folder = Protocol(split=split, start_seed=START_SEED), run / "judged" / condition
         evaluate(policy(noise), protocol, folder, args.episodes, args.tasks, videos=0, state=state)
-    path = run / "first_chunks.safetensors"
-    if state.is_main_process and not path.is_file():
+    if not state.is_main_process:
+        return
+    path, of_stage1 = run / "first_chunks.safetensors", args.output_dir / "stage1-0" / "first_chunks.safetensors"
+    if not path.is_file():
         with written_file(path) as temporary:
             save_file(first_chunks(policy(0.0), args.tasks), temporary)
+    if not of_stage1.is_file():
+        raise FileNotFoundError(f"{of_stage1} is missing; judge --arm stage1 first.")
+    about = {"arm": args.arm, "seed": args.seed, "start_seed": START_SEED, "policy_sha256": fingerprint(args.policy)}
+    about["displacement"] = displacement(load_file(of_stage1), load_file(path))
+    write_judged(args.results_dir / f"{args.arm}-{args.seed}.json", run, CONDITIONS, args.tasks, about)
 
 
 def first_chunks(policy, tasks: list[str]) -> dict[str, np.ndarray]:
@@ -322,31 +334,30 @@ def displacement(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) ->
 
 
 def report(args: argparse.Namespace) -> None:
+    """Raises ValueError for results that began from several stage 1 policies."""
     import torch
-    from safetensors.numpy import load_file
 
-    from aim_hf.utils.files import write_json, write_text
+    from aim_hf.utils.files import write_json
     from aim_hf.utils.provenance import provenance
 
-    folders = {arm: sorted(args.output_dir.glob(f"{arm}-[0-9]*")) for arm in (*REFERENCES, *ARMS)}
+    records = read_judged(args.results_dir, (*REFERENCES, *ARMS))
+    flat = [record for of_arm in records.values() for record in of_arm]
+    policies = {record["policy_sha256"] for record in flat}
+    if len(policies) != 1:
+        raise ValueError(f"{args.results_dir} has results of {len(policies)} stage 1 policies; expected one.")
+    tasks = list(flat[0]["displacement"]["tasks"])
     arms, tests = {}, []
     for condition in CONDITIONS:
-        successes = judged(folders, condition, args.tasks)
-        arms[condition] = {arm: summarize_runs(of, args.tasks) for arm, of in successes.items()}
+        successes = successes_of(records, condition, tasks)
+        arms[condition] = {arm: summarize_runs(of, tasks) for arm, of in successes.items()}
         tests += compared(successes, condition, PAIRS)
     add_holm(tests)
-    chunks = {
-        run.name: load_file(path)
-        for runs in folders.values()
-        for run in runs
-        if (path := run / "first_chunks.safetensors").is_file()
+    moves = {
+        f"{record['arm']}-{record['seed']}": record["displacement"] for record in flat if record["arm"] != "stage1"
     }
-    stage1 = chunks.pop("stage1-0", None)
-    moves = {name: displacement(stage1, positions) for name, positions in chunks.items()} if stage1 else {}
-    content = {"arms": arms, "tests": tests, "displacement": moves, "tasks": args.tasks, "start_seed": START_SEED}
+    content = {"arms": arms, "tests": tests, "displacement": moves, "tasks": tasks, "start_seed": START_SEED}
     content |= {"practised_episodes": PRACTISED} | provenance(torch.device("cpu"))
-    write_json(args.output_dir / "stage2.json", content)
-    write_text(args.output_dir / "stage2.md", tables(content))
+    write_json(args.results_dir / "stage2.json", content)
     print(tables(content))
 
 
@@ -402,10 +413,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for step in (practise, offset, more_expert, judge, report):
         of_step = steps.add_parser(step.__name__)
         of_step.set_defaults(run=step, arm=step.__name__)
-        of_step.add_argument("--policy", type=Path, required=True, help="folder of the pipeline after stage 1")
-        of_step.add_argument("--output_dir", type=Path, required=True, help="holds a folder for each arm and seed")
-        of_step.add_argument("--tasks", nargs="+", default=AIM_TINY_TASKS, help="all that the policy was trained on")
+        if step in (judge, report):
+            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="what was judged")
         if step is not report:
+            of_step.add_argument("--policy", type=Path, required=True, help="folder of the pipeline after stage 1")
+            of_step.add_argument("--output_dir", type=Path, required=True, help="holds a folder for each arm and seed")
+            of_step.add_argument(
+                "--tasks", nargs="+", default=AIM_TINY_TASKS, help="all that the policy was trained on"
+            )
             of_step.add_argument("--seed", type=int, default=0, help="of the training, or of the search")
         if step in (practise, judge):
             choices = list(ARMS) if step is practise else [*REFERENCES, *ARMS]
@@ -427,7 +442,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    begin(args)
+    if args.run is not report:
+        begin(args)
     args.run(args)
 
 

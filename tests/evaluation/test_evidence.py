@@ -1,5 +1,6 @@
 """The study of how the future reaches the actions: its statistics, its interventions, and a small run of it."""
 
+import shutil
 import sys
 
 import evidence
@@ -61,20 +62,20 @@ def test_episodes_that_have_ended_stay_in_the_batch_to_lend_their_future():
     np.testing.assert_array_equal(second_chunk(True, later), second_chunk(False, repeats)[[0, 2]])
 
 
-def test_runs_are_judged_and_compared(tmp_path, monkeypatch):
+def test_runs_are_judged_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "TASKS", ["click_bell"])
     monkeypatch.setattr(evidence, "GROUPS", {"contact": ["click_bell"]})
     monkeypatch.setattr(evidence, "CONDITIONS", {"easy": ("easy", 0.0, None), "other map": ("easy", 0.0, "value")})
-    monkeypatch.setattr(evidence, "SEEDS", {"aim": 1, "rgb": 1})
+    runs, results = tmp_path / "runs", ["--results_dir", str(tmp_path / "results")]
     for arm in ("aim", "rgb"):
-        make_policy(action_lookahead_frames=1).pipe.save_pretrained(tmp_path / f"{arm}-0" / "pipeline")
-        monkeypatch.setattr(
-            sys, "argv", ["evidence.py", "judge", "--arm", arm, "--episodes", "2", "--output_dir", str(tmp_path)]
-        )
+        make_policy(action_lookahead_frames=1).pipe.save_pretrained(runs / f"{arm}-0" / "pipeline")
+        judge = ["judge", "--arm", arm, "--episodes", "2", "--output_dir", str(runs)]
+        monkeypatch.setattr(sys, "argv", ["evidence.py", *judge, *results])
         evidence.main()
-    monkeypatch.setattr(sys, "argv", ["evidence.py", "report", "--output_dir", str(tmp_path)])
+    shutil.rmtree(runs)  # the outcomes of a judged arm outlive its weights
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "report", *results])
     evidence.main()
-    table = (tmp_path / "evidence.md").read_text()
+    table = capsys.readouterr().out
     assert "| aim | 0.0 % (0.0 to 0.0; seeds 0.0) | 0.0 % (0.0 to 0.0; seeds 0.0) |" in table
     for condition in ("easy", "other map"):
         assert f"| {condition} | rgb against aim | +0.0 | 1 | 1 |" in table

@@ -1,6 +1,7 @@
 """The study of what stage 2 is worth: its arms, the constant offset, and a small run of it."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -67,37 +68,46 @@ def test_a_constant_displacement_is_told_from_one_that_depends_on_the_scene():
 
 
 def run(monkeypatch, step, *options):
-    monkeypatch.setattr(sys, "argv", ["stage2.py", step, "--tasks", "click_bell", *map(str, options)])
+    monkeypatch.setattr(sys, "argv", ["stage2.py", step, *map(str, options)])
     stage2.main()
 
 
-def test_a_study_is_judged_and_compared(tmp_path, monkeypatch):
+def test_a_study_is_judged_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stage2, "CONDITIONS", {"hard": ("hard", 0.0)})
     monkeypatch.setattr(stage2, "DISPLACED_SCENES", 2)
     make_policy(seed=0).pipe.save_pretrained(tmp_path / "stage1")
     make_policy(seed=1).pipe.save_pretrained(tmp_path / "study" / "contact-1" / "pipeline")
-    study = "--policy", tmp_path / "stage1", "--output_dir", tmp_path / "study"
-    run(monkeypatch, "judge", *study, "--arm", "stage1", "--episodes", 1)
-    run(monkeypatch, "judge", *study, "--arm", "contact", "--seed", 1, "--episodes", 1)
-    run(monkeypatch, "report", *study)
-    content = json.loads((tmp_path / "study" / "stage2.json").read_text())
+    results = "--results_dir", tmp_path / "results"
+    study = "--tasks", "click_bell", "--output_dir", tmp_path / "study", *results, "--episodes", 1
+    contact = "judge", "--policy", tmp_path / "stage1", *study, "--arm", "contact", "--seed", 1
+    with pytest.raises(FileNotFoundError, match="judge --arm stage1 first"):
+        run(monkeypatch, *contact)
+    run(monkeypatch, "judge", "--policy", tmp_path / "stage1", *study, "--arm", "stage1")
+    run(monkeypatch, *contact)
+    shutil.rmtree(tmp_path / "study")  # the outcomes of a judged arm outlive its weights
+    run(monkeypatch, "report", *results)
+    content = json.loads((tmp_path / "results" / "stage2.json").read_text())
     (test,) = content["tests"]
     assert test["arms"] == ["stage1", "contact"] and test["holm_p"] == test["p"] == 1
     assert 0 < content["displacement"]["contact-1"]["share"] < 1
-    table = (tmp_path / "study" / "stage2.md").read_text()
+    table = capsys.readouterr().out
     assert "| contact | 0.0 % (0.0 to 0.0; seeds 0.0) |" in table
     assert "| hard | contact against stage1 | +0.0 | 1 | 1 |" in table
 
     make_policy(seed=2).pipe.save_pretrained(tmp_path / "other")
+    run(monkeypatch, "judge", "--policy", tmp_path / "other", *study, "--arm", "stage1")
+    with pytest.raises(ValueError, match="2 stage 1 policies"):
+        run(monkeypatch, "report", *results)
     with pytest.raises(FileExistsError, match="policy"):
-        run(monkeypatch, "report", "--policy", tmp_path / "other", "--output_dir", tmp_path / "study")
+        run(monkeypatch, "judge", "--policy", tmp_path / "stage1", *study, "--arm", "stage1")
 
 
 def test_a_stopped_fit_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(stage2, "SEARCH_GENERATIONS", 1)
     monkeypatch.setattr(stage2, "POPULATION", 2)
     make_policy().pipe.save_pretrained(tmp_path / "stage1")
-    fit = "offset", "--policy", tmp_path / "stage1", "--output_dir", tmp_path / "study", "--budget", 2
+    study = "--policy", tmp_path / "stage1", "--output_dir", tmp_path / "study", "--tasks", "click_bell"
+    fit = "offset", *study, "--budget", 2
     run(monkeypatch, *fit)
     outcomes, result = (tmp_path / "study" / "offset-0" / name for name in ("candidates.jsonl", "offset.json"))
     first, fitted = outcomes.read_text(), result.read_text()
@@ -115,4 +125,4 @@ def test_a_policy_after_stage_2_is_refused(tmp_path, monkeypatch):
     pipe.model.separate_history_head()
     pipe.save_pretrained(tmp_path / "stage2")
     with pytest.raises(ValueError, match="join_history_head"):
-        run(monkeypatch, "report", "--policy", tmp_path / "stage2", "--output_dir", tmp_path / "study")
+        run(monkeypatch, "offset", "--policy", tmp_path / "stage2", "--output_dir", tmp_path / "study")
