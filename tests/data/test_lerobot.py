@@ -20,7 +20,7 @@ from datasets import Array2D, Dataset, Features, load_dataset
 from torchcodec.decoders import VideoDecoder
 
 from aim_hf.data.episodes import Episode
-from aim_hf.data.lerobot import export
+from aim_hf.data.lerobot import export, format
 from aim_hf.data.lerobot.clips import ClipJoiner, cut_clip
 from aim_hf.data.lerobot.export import export_lerobot, rows_of
 from aim_hf.data.lerobot.format import OURS
@@ -171,6 +171,19 @@ def test_the_export_is_laid_out_as_lerobot_wants_it(exported):
     np.testing.assert_allclose(stats["std"], actions.std(axis=0), atol=1e-6)
     np.testing.assert_allclose(stats["max"], actions.max(axis=0), atol=1e-6)
     assert stats["count"] == [21] and np.shape(stats["q99"]) == (16,)
+
+
+def test_a_number_is_named_after_its_arm_and_its_part():
+    assert format.number_names("robotwin", "qpos", 14)[5:9] == [
+        "left_joint_5",
+        "left_gripper",
+        "right_joint_0",
+        "right_joint_1",
+    ]
+    assert format.number_names("robotwin", "qpos", 16)[::-8] == ["right_gripper", "left_gripper"]
+    assert format.number_names("tabletop", "ee", 16)[::-8] == ["right_gripper", "left_gripper"]
+    assert format.number_names(format.IMPORTED, "qpos", 3) == ["joint_0", "joint_1", "joint_2"]
+    assert format.number_names(format.IMPORTED, "ee", 16)[0] == "left_x"
 
 
 def test_value_maps_that_were_left_out_are_rendered_again(exported, tmp_path):

@@ -73,7 +73,7 @@ def test_the_expert_is_recorded_on_the_simulated_robot(tmp_path):
     frame = dataset[0]
     assert frame["observation.images.head_camera"].shape == (3, 64, 96) and frame["task"] == "Click the bell."
     assert frame["action"].shape == frame["observation.state"].shape == (16,)
-    names = [f"{name}.pos" for name in number_names("ee", 16)]
+    names = [f"{name}.pos" for name in number_names("tabletop", "ee", 16)]
     assert dataset.features["action"]["names"] == dataset.features["observation.state"]["names"] == names
 
 

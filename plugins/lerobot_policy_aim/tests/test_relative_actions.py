@@ -28,8 +28,7 @@ from aim_hf import AIMForWorldAction
 from tests.fixtures_pipeline import HEAD, WRIST, make_pipeline
 
 JOINTS, CHUNK, HORIZON, EVERY = 14, 8, 16, 2
-GRIPPERS = ["joint_6", "joint_13"]  # stay absolute
-MASK = torch.tensor([index not in (6, 13) for index in range(JOINTS)])
+MASK = torch.tensor([index not in (6, 13) for index in range(JOINTS)])  # grippers stay absolute
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def folder(base: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def open_policy(base: Path, dataset: Path, **fields) -> AIMPolicy:
-    fields = {"use_relative_actions": True, "relative_exclude_joints": GRIPPERS, "window_chunks": 2} | fields
+    fields = {"use_relative_actions": True, "window_chunks": 2} | fields
     config = AIMPolicyConfig(base_model_id=str(base), device="cpu", **fields)
     return make_policy(config, ds_meta=LeRobotDatasetMetadata(REPO_ID, root=dataset))
 
@@ -269,7 +268,6 @@ def test_names_in_groups_are_the_numbers_names(base, dataset):
     metadata = LeRobotDatasetMetadata(REPO_ID, root=dataset)
     metadata.features["action"]["names"] = {"motors": metadata.features["action"]["names"]}
     config = AIMPolicyConfig(base_model_id=str(base), device="cpu", use_relative_actions=True)
-    config.relative_exclude_joints = GRIPPERS
     assert make_policy(config, ds_meta=metadata).config.relative_mask == MASK.tolist()
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def number_features(action_mode: str) -> dict[str, type]:
     """The numbers of an action, named as `aim-hf export-lerobot` names them, with the ending that LeRobot asks for."""
     width = TabletopEnvironment.action_dims[action_mode]
-    return {f"{name}.pos": float for name in number_names(action_mode, width)}
+    return {f"{name}.pos": float for name in number_names("tabletop", action_mode, width)}
 
 
 class SimulatedRobot(Robot):

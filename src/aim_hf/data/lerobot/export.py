@@ -97,7 +97,7 @@ class _Writer:
         self.rate = frame_rate(first["fps"])
         self.action_dim = len(first["action"][0])
         self.robot_type = first["suite"]
-        self.names = format.number_names(first["action_space"], self.action_dim)
+        self.names = format.number_names(first["suite"], first["action_space"], self.action_dim)
         self.sizes = {column: decode_video(first[column]["bytes"], [0]).shape[1:3] for column in self.columns}
         self.videos = {column: _VideoFiles(folder, format.VIDEO_KEYS[column], self.rate) for column in self.columns}
         self.data = _TableFiles(folder, format.DATA, self._frame_features().arrow_schema, DATA_FILE_MB)

@@ -22,6 +22,7 @@ DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 OURS = "meta/aim.parquet"
 
+IMPORTED = "lerobot"  # suite of episodes that were imported
 STATE, ACTION, EXPERT_ACTION = "observation.state", "action", "expert_action"
 VECTORS = {"state": STATE, "action": ACTION, "expert_action": EXPERT_ACTION}  # column of an episode -> feature
 
@@ -32,11 +33,15 @@ ARM_NUMBERS = ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper")
 VIDEO_KEYS = {column: f"observation.images.{column.removeprefix('rgb_')}" for column in VIDEO_COLUMNS}
 
 
-def number_names(action_space: str, action_dim: int) -> list[str]:
-    """Names of the numbers of an action."""
+def number_names(suite: str, action_space: str, action_dim: int) -> list[str]:
+    """Names of the numbers of an action. Of the joints of imported episodes only their places are known."""
     if action_space == "ee":
-        return [f"{arm}_{name}" for arm in ("left", "right") for name in ARM_NUMBERS]
-    return [f"joint_{index}" for index in range(action_dim)]
+        numbers = ARM_NUMBERS
+    elif suite != IMPORTED:
+        numbers = (*(f"joint_{index}" for index in range(action_dim // 2 - 1)), "gripper")
+    else:
+        return [f"joint_{index}" for index in range(action_dim)]
+    return [f"{arm}_{name}" for arm in ("left", "right") for name in numbers]
 
 
 def own_features() -> Features:

@@ -30,7 +30,6 @@ from . import format
 from .robot import Robot
 from .source import LeRobotSource, format_numbers
 
-SUITE = "lerobot"
 LISTED = 20  # broken episodes that an error lists with their reasons
 ORIGIN = """Made of {episodes} of the {total} episodes of the LeRobot dataset `{name}` ({version}) by aim-hf. {videos}
 `manifest/` holds the configuration, and what was wrong with episodes that were left out as broken ({skipped})."""
@@ -278,7 +277,7 @@ def _described_numbers(source: LeRobotSource, robot: Robot, episode: int, split:
     sizes = {camera: source.picture_size(key) for camera, key in robot.cameras.items()}
     intrinsics, extrinsics = robot.cameras_of(frames, sizes)
     described = Episode(
-        suite=SUITE,
+        suite=format.IMPORTED,
         task=file_name(source.name),
         split=split,
         seed=episode,
