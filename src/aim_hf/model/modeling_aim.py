@@ -69,10 +69,9 @@ class Segment:
 class AIMForWorldAction(PreTrainedModel):
     """AIM: imagines RGB, predicts spatial value maps on it, and decodes actions from them.
 
-    `forward` returns the velocities of all chunks of a window at once, for training ([`FlowMatchingLoss`]). A rollout
-    calls `new_cache`, `set_text` and `append` (a real observation); then for each chunk `world_context` and
-    `world_velocity`, `action_context` and `action_velocity`; and `append` again once the chunk has been executed.
-    [`AIMPipeline`] makes all of these calls.
+    `forward` returns the velocities of all chunks of a window at once, for training ([`FlowMatchingLoss`]). In a
+    rollout, [`AIMPipeline`] calls `new_cache`, `set_text` and `append` (a real observation); then for each chunk
+    `world_context`, `world_velocity`, `action_context`, `action_velocity`, and `append` once it has been executed.
     """
 
     config_class = AIMConfig
