@@ -15,6 +15,7 @@ from aim_hf.model.attention import KeysValues
 from aim_hf.model.layers import Tokens
 from aim_hf.model.modeling_aim import Segment
 from aim_hf.model.visibility import Kind, Units
+from aim_hf.pipeline.sampling import with_steps
 
 
 class UncachedRollout:
@@ -65,14 +66,13 @@ class UncachedRollout:
         """One chunk, by the same steps as `sample_chunk`."""
         rgb, value, actions = noise
         dtype, rows = self.model.dtype, len(rgb)
-        for scheduler, steps in zip(schedulers, (world_steps, action_steps)):
-            scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)], device=rgb.device)
-        for t in schedulers[0].timesteps:
+        world, action = map(with_steps, schedulers, (world_steps, action_steps), [rgb.device] * 2)
+        for t in world.timesteps:
             velocity = torch.stack(self.world_velocity(rgb.to(dtype), value.to(dtype), (t / 1000).expand(rows)))
-            rgb, value = schedulers[0].step(velocity.float(), t, torch.stack([rgb, value])).prev_sample
-        for t in schedulers[1].timesteps:
+            rgb, value = world.step(velocity.float(), t, torch.stack([rgb, value])).prev_sample
+        for t in action.timesteps:
             velocity = self.action_velocity(rgb.to(dtype), value.to(dtype), actions.to(dtype), (t / 1000).expand(rows))
-            actions = schedulers[1].step(velocity.float(), t, actions).prev_sample
+            actions = action.step(velocity.float(), t, actions).prev_sample
         return rgb, value, actions
 
 

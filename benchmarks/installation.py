@@ -20,7 +20,7 @@ from aim_hf.utils.files import write_json
 from aim_hf.utils.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("", "lora", "plot", "data", "serve", "sim", "aloha", "app", "all")
+EXTRAS = ("", "lora", "plot", "data", "serve", "quantization", "sim", "aloha", "app", "all")
 IMPORTS = ("import aim_hf", "from aim_hf import AIMPipeline")
 
 

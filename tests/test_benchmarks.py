@@ -115,7 +115,8 @@ def test_operations_of_a_world_step_by_hand():
 )
 def test_the_commands_run(command, ratios, tmp_path):
     output = tmp_path / "new" / "numbers.json"
-    small = [] if command[0] in ("budget.py", "cluster.py") else ["--layers", "1", "--rounds", "1", "--device", "cpu"]
+    device = "meta" if command[0] == "gpu_time.py" else "cpu"
+    small = [] if command[0] in ("budget.py", "cluster.py") else ["--layers", "1", "--rounds", "1", "--device", device]
     command = [sys.executable, str(BENCHMARKS / command[0]), *command[1:], *small, "--preset", "tiny"]
     subprocess.run([*command, "--output_file", str(output)], check=True, capture_output=True)
     numbers = json.loads(output.read_text())
