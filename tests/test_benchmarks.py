@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,6 +18,12 @@ from aim_hf.model.attention import attention
 from .model.test_modeling import C, Episode, H, W, make_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run_here(command, monkeypatch):
+    """Runs a program in this process, since a new one imports for seconds."""
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(command[0], run_name="__main__")
 
 
 @torch.no_grad()
@@ -92,6 +99,16 @@ def test_operations_of_a_world_step_by_hand():
     assert counts["cpu"] == counts["meta"] == 2 * (2 * layer + ends + times)
 
 
+def test_a_rollout_is_counted_on_the_meta_device():
+    """As gpu_time.py does at full size: no operation asks for a tensor's content."""
+    from common import counted
+    from rollout import uncached_and_cached
+
+    args = argparse.Namespace(preset="tiny", width=1, layers=1, device="meta", dtype="bfloat16", batch_size=1)
+    tflop = {name: counted(run) for name, run in uncached_and_cached(args).items()}
+    assert 0 < 5 * tflop["cached"] < tflop["uncached"]
+
+
 @pytest.mark.parametrize(
     ("command", "ratios"),
     [
@@ -113,12 +130,11 @@ def test_operations_of_a_world_step_by_hand():
     ],
     ids=lambda value: value[0] if value else "",
 )
-def test_the_commands_run(command, ratios, tmp_path):
+def test_the_commands_run(command, ratios, tmp_path, monkeypatch):
     output = tmp_path / "new" / "numbers.json"
-    device = "meta" if command[0] == "gpu_time.py" else "cpu"
-    small = [] if command[0] in ("budget.py", "cluster.py") else ["--layers", "1", "--rounds", "1", "--device", device]
-    command = [sys.executable, str(BENCHMARKS / command[0]), *command[1:], *small, "--preset", "tiny"]
-    subprocess.run([*command, "--output_file", str(output)], check=True, capture_output=True)
+    small = [] if command[0] in ("budget.py", "cluster.py") else ["--layers", "1", "--rounds", "1", "--device", "cpu"]
+    command = [str(BENCHMARKS / command[0]), *command[1:], *small, "--preset", "tiny", "--output_file", str(output)]
+    run_here(command, monkeypatch)
     numbers = json.loads(output.read_text())
     for name in ratios:
         of_each = numbers[name].values() if isinstance(numbers[name], dict) else [numbers[name]]
@@ -168,11 +184,11 @@ def test_the_clusters_numbers_add_up(file):
         assert row["latents_read_mb_per_second"] == pytest.approx(read, rel=2e-3)
 
 
-def test_the_full_size_is_rehearsed(tmp_path):
+def test_the_full_size_is_rehearsed(tmp_path, monkeypatch):
     """Every stage, in processes of their own; a second run has nothing left to do."""
     output = tmp_path / "numbers.json"
-    command = [sys.executable, str(BENCHMARKS / "full_size.py"), "--rehearsal", "--folder", str(tmp_path / "weights")]
-    subprocess.run([*command, "--output_file", str(output)], check=True, capture_output=True)
+    command = [str(BENCHMARKS / "full_size.py"), "--rehearsal", "--folder", str(tmp_path / "weights")]
+    run_here([*command, "--output_file", str(output)], monkeypatch)
     stages = json.loads(output.read_text())["stages"]
     assert list(stages) == ["text encoder", "weights", "from_wan", "chunk"]
     assert all(stage["peak_memory_gb"] > 0.1 and stage["seconds"] > 0 for stage in stages.values())
@@ -180,7 +196,7 @@ def test_the_full_size_is_rehearsed(tmp_path):
     assert stages["chunk"]["frames"]["head_camera"] == [1, 8, 240, 320, 3]
     assert not (tmp_path / "weights" / "wan").exists()
     done = [file.stat().st_mtime_ns for file in sorted((tmp_path / "weights").glob("*.json"))]
-    subprocess.run(command, check=True, capture_output=True)
+    run_here(command, monkeypatch)
     assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "weights").glob("*.json"))] == done
 
 
