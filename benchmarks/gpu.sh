@@ -54,7 +54,7 @@ fi
 if "$PYTHON" -c "import torchao" 2>/dev/null; then
     stage memory-int8 memory.py $SIZE --quantization int8 --text_encoder_device cpu
 fi
-for rows in 2 4 8; do
+for rows in 4 8; do
     stage "latency-batch-$rows" latency.py $SIZE --no-codec --batch_size $rows
 done
 stage memory-batch-8 memory.py $SIZE --text_encoder_device cpu --batch_size 8

@@ -75,7 +75,7 @@ def operations(args: argparse.Namespace) -> dict[str, float]:
         "training": of_training,
         "training-lora": of_training,
         "rollout": 32 * after_16["cached"] + after_16["uncached"],
-        **{f"latency-batch-{rows}": rows * of_latency for rows in (2, 4, 8)},
+        **{f"latency-batch-{rows}": rows * of_latency for rows in (4, 8)},
     }
 
 
