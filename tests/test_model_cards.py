@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from aim_hf import AIMConfig
+from aim_hf.evaluation.statistics import PEAKS
 from aim_hf.hub import check_card
 from aim_hf.model.checkpoint import fingerprint
 from aim_hf.model.modeling_aim import AIMForWorldAction
@@ -42,7 +43,7 @@ def test_a_table_of_results():
         "Hard": whole | {"tasks": {"push": task(5), "pull": task(0)}, "mean_rate": 0.05},
     }
     lines = success_tables.success_table(results).splitlines()
-    assert lines[0] == "| task | Easy | Hard | first value map's peak near the contact, Easy |"
+    assert lines[0] == f"| task | Easy | Hard | {PEAKS}, Hard |"
     assert lines[2] == "| `push` | 20% (10/50; 10 to 25) | 10% (5/50; 10 to 25) | 98% of 49 |"
     assert lines[4] == "| mean | **30%** | **5%** | 90% of 99 |"
 

@@ -24,7 +24,7 @@ def drive(policy: AIMPolicy, steps: list[list[dict]], seed: int = 0) -> torch.Te
 
 
 def test_a_pipeline_becomes_a_policy_and_back(pipe: AIMPipeline, policy: AIMPolicy, folder: Path, tmp_path: Path):
-    policy.pipeline.save_pretrained(tmp_path)
+    policy.to_pipeline().save_pretrained(tmp_path)
     back = AIMPipeline.from_pretrained(tmp_path)
     for name in ("model", "vae", "text_encoder"):
         before, after = getattr(pipe, name).state_dict(), getattr(back, name).state_dict()

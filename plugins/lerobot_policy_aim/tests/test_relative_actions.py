@@ -189,32 +189,37 @@ def test_lerobots_engine_continues_what_a_moving_robot_is_executing(folder, monk
         RTCConfig(execution_horizon=8),
         features,
         TASK,
-        fps=20,
+        fps=10,
         device="cpu",
         rtc_queue_threshold=6,
     )
     pictures, rng = make_steps(1, rows=1)[0][0]["observation"], np.random.default_rng(0)
     engine.start()
     engine.resume()
+
+    def continued() -> int:
+        """Chunks that begin with actions of the last one, where the robot is to be."""
+        found = 0
+        for given, before, after in zip(calls[1:], chunks, chunks[1:]):
+            left = given["prev_chunk_left_over"]
+            count = 0 if left is None else min(given["inference_delay"], len(left.any(dim=-1).nonzero()))
+            if count:
+                gaps = [(before[0, at : at + count] - after[0, :count]).abs().max() for at in range(CHUNK - count + 1)]
+                assert min(gaps) < 1e-5
+                found += 1
+        return found
+
+    # A machine that is busy predicts late, when nothing is left of the chunk: it gets more time.
     taken, deadline = 0, time.monotonic() + 60
     try:
-        while taken < 24 and time.monotonic() < deadline:
+        while (taken < 24 or not continued()) and time.monotonic() < deadline:
             seen = {name: pictures[name]["rgb"] for name in sizes}
             engine.notify_observation(seen | dict(zip(joints, rng.normal(size=JOINTS))))
             taken += engine.get_action(None) is not None
-            time.sleep(0.05)
+            time.sleep(0.1)
     finally:
         engine.stop()
-    assert not engine.failed and taken == 24
-    continued = 0
-    for given, before, after in zip(calls[1:], chunks, chunks[1:]):
-        left = given["prev_chunk_left_over"]
-        count = 0 if left is None else min(given["inference_delay"], len(left.any(dim=-1).nonzero()))
-        if count:  # its first actions are some of the last chunk's, where the robot is to be
-            gaps = [(before[0, at : at + count] - after[0, :count]).abs().max() for at in range(CHUNK - count + 1)]
-            assert min(gaps) < 1e-5
-            continued += 1
-    assert continued, "no chunk continued another one"
+    assert not engine.failed and taken >= 24 and continued()
 
 
 def test_another_frame_of_reference_than_the_checkpoints_is_refused(base, dataset, folder, tmp_path, monkeypatch):
@@ -262,6 +267,8 @@ def test_a_relative_policy_becomes_no_pipeline(folder, tmp_path, monkeypatch, ca
         runpy.run_module("lerobot_policy_aim", run_name="__main__")
     assert "acts relative to observation.state, and a pipeline absolutely" in capsys.readouterr().err
     assert not (tmp_path / "pipeline").exists()
+    with pytest.raises(ValueError, match="train a policy without use_relative_actions"):
+        AIMPolicy.from_pretrained(folder).to_pipeline()
 
 
 def test_names_in_groups_are_the_numbers_names(base, dataset):

@@ -8,8 +8,6 @@ import argparse
 import json
 from pathlib import Path
 
-from lerobot.utils.constants import OBS_STATE
-
 from aim_hf.model.checkpoint import local_folder
 
 from . import AIMPolicy, make_aim_pre_post_processors
@@ -30,13 +28,11 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = local_folder(arguments.source)
     if not (folder / "model_index.json").is_file():
-        policy = AIMPolicy.from_pretrained(folder)
-        if policy.config.use_relative_actions:
-            parser.error(
-                f"{folder} acts relative to {OBS_STATE}, and a pipeline absolutely; train a policy without "
-                "use_relative_actions."
-            )
-        policy.pipeline.save_pretrained(arguments.output)
+        try:
+            pipeline = AIMPolicy.from_pretrained(folder).to_pipeline()
+        except ValueError as error:
+            parser.error(f"{folder}: {error}")
+        pipeline.save_pretrained(arguments.output)
         return
     policy = AIMPolicy.from_pipeline(folder, arguments.cameras)
     policy.save_pretrained(arguments.output)

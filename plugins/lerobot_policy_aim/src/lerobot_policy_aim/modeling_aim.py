@@ -112,7 +112,7 @@ class AIMPolicy(PreTrainedPolicy):
     def from_pipeline(
         cls, pipeline: AIMPipeline | str | os.PathLike, cameras: dict[str, str] | None = None, **fields: Any
     ) -> Self:
-        """The policy of an AIM pipeline; `policy.pipeline` leads back.
+        """The policy of an AIM pipeline; `to_pipeline` leads back.
 
         Args:
             pipeline: the pipeline, its folder or its repo id.
@@ -125,6 +125,19 @@ class AIMPolicy(PreTrainedPolicy):
             pipeline.model.config, pipeline.processor, pipeline.codec.temporal_factor, cameras or {}, **fields
         )
         return cls(config, pipeline).to(config.device).eval()
+
+    def to_pipeline(self) -> AIMPipeline:
+        """The AIM pipeline that acts as this policy does.
+
+        Raises:
+            ValueError: for a policy of relative actions, because a pipeline acts absolutely.
+        """
+        if self.config.use_relative_actions:
+            raise ValueError(
+                f"the policy acts relative to {OBS_STATE}, and a pipeline absolutely; train a policy without "
+                "use_relative_actions."
+            )
+        return self.pipeline
 
     @classmethod
     def from_pretrained(
