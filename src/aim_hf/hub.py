@@ -29,7 +29,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from .data.shards import UNFINISHED, check_folder, check_manifests
-from .model.checkpoint import PICKLES, stored_tensors, tensor_names
+from .model.checkpoint import PICKLES, stored_tensors, tensor_shapes
 from .utils.files import read_json
 
 PACKAGE = Path(__file__).parent
@@ -85,7 +85,7 @@ def prepare(folder: Path) -> Publication:
         stored_tensors(folder)
     elif "adapter_config.json" in files:
         kind = "adapters"
-        tensor_names(folder / "adapter_model.safetensors")
+        tensor_shapes(folder / "adapter_model.safetensors")
     elif (folder / "data").is_dir():
         kind = "dataset"
         check_folder(folder)

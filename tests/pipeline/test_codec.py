@@ -57,6 +57,15 @@ def test_streaming_encode_equals_the_full_one(codec, pieces):
     assert_close(streamed, encode_by_vae(codec, pixels))
 
 
+def test_autocast_leaves_the_vae_in_its_dtype(codec):
+    pixels = clip(codec, 5)
+    latents = codec.encode(pixels)
+    decoded = codec.decode(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(codec.encode(pixels), latents)
+        assert_close(codec.decode(latents), decoded)
+
+
 def test_encoding_needs_its_past(codec):
     """What follows depends on what came before, so the equality above is not empty."""
     state, other = codec.encoder_state(), codec.encoder_state()

@@ -14,7 +14,7 @@ from aim_hf.model.modeling_aim import AIMForWorldAction
 from aim_hf.pipeline.pipeline_aim import AIMPipeline
 from aim_hf.utils.files import written_folder
 
-from ..fixtures_pipeline import make_pipeline, randomize
+from ..fixtures_pipeline import make_observation, make_pipeline, randomize
 from .fixtures_rollouts import assert_same, make_episode, roll_out, seeded
 
 
@@ -176,6 +176,16 @@ def cut_short(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+EMPTIED = [
+    "model_index.json",
+    "model/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+    "action_scheduler/scheduler_config.json",
+]
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -190,11 +200,13 @@ def cut_short(file):
         ("processor/processor_config.json", "missing"),
         ("processor/tokenizer.json", "cut"),
         ("scheduler/scheduler_config.json", "missing"),
+        *((name, "emptied") for name in EMPTIED),
     ],
 )
 def test_damaged_folders_are_refused_by_name(pipe, tmp_path, name, damage):
     pipe.save_pretrained(tmp_path)
-    cut_short(tmp_path / name) if damage == "cut" else (tmp_path / name).unlink()
+    file = tmp_path / name
+    {"cut": cut_short, "missing": Path.unlink, "emptied": lambda file: file.write_text("{}")}[damage](file)
     with pytest.raises((OSError, ValueError), match=name.split("/")[0 if damage == "missing" else -1]):
         AIMPipeline.from_pretrained(tmp_path)
 
@@ -210,6 +222,37 @@ def test_missing_and_unknown_tensors_are_refused_by_name(pipe, tmp_path, compone
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=name if damage == "lacks" else "renamed"):
         AIMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "model"])
+def test_tensors_of_another_shape_are_refused_by_name(pipe, tmp_path, component):
+    pipe.save_pretrained(tmp_path)
+    (file,) = (tmp_path / component).glob("*.safetensors")
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name] = torch.zeros(2, *tensors[name].shape)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{component}: {name} has shape .*\(2, .*config.json describes"):
+        AIMPipeline.from_pretrained(tmp_path)
+
+
+def test_a_configuration_of_another_size_is_refused_before_it_is_built(pipe, tmp_path, monkeypatch):
+    """The default size of `AIMConfig` is 5B's."""
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "aim"}')
+    made = []
+    monkeypatch.setattr(AIMForWorldAction, "from_pretrained", lambda *_, **__: made.append(1))
+    with pytest.raises(ValueError, match="model: .* has shape .* config.json describes"):
+        AIMPipeline.from_pretrained(tmp_path)
+    assert not made
+
+
+def test_pictures_that_are_not_finite_are_refused(rng):
+    pipe = make_pipeline()
+    pipe.vae.decoder.conv_out.bias.data[0] = torch.nan
+    session = pipe.start("ring bell")
+    with pytest.raises(RuntimeError, match=r"pictures of rows \[0\] are not finite"):
+        pipe(make_observation(rng), session=session)
 
 
 def test_what_is_no_folder_is_refused(tmp_path):

@@ -25,9 +25,11 @@ _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _WHERE_FROM = ("_name_or_path", "is_local", "local_files_only")
 # Download arguments of `from_pretrained`.
 DOWNLOAD_KWARGS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+_NAME_THEIR_CLASS = ("model_index.json", "config.json", "scheduler_config.json")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 # Prefixes of pickles that transformers' Trainer writes beside a model; none of them holds weights.
 _OF_TRAINER = ("optimizer.", "rng_state", "scaler.", "scheduler.", "training_args.")
+Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -110,8 +112,8 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, set[str]]:
-    """Opens every file of a pipeline folder, and returns component -> names of its tensors.
+def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, Shapes]:
+    """Opens every file of a pipeline folder, and returns component -> its tensors.
 
     Args:
         given: components that are passed in by the caller, and not checked here.
@@ -124,8 +126,11 @@ def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, set[s
         raise OSError(f"{folder} has no model_index.json: it is no pipeline folder, or was not saved to its end.")
     for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            # Without these, a class would take its defaults for all that is missing.
+            if file.name in _NAME_THEIR_CLASS and not {"_class_name", "model_type"} & set(content):
+                raise ValueError("it doesn't name its class")
+        except (ValueError, TypeError) as error:
             raise OSError(f"{file} is damaged ({error}); save or download the checkpoint again.") from error
     components = [name for name, value in json.loads(index.read_text()).items() if isinstance(value, list)]
     return component_tensors(folder, [name for name in components if name not in given])
@@ -153,32 +158,51 @@ def check_one_device(model: torch.nn.Module) -> None:
         )
 
 
-def component_tensors(folder: Path, components: Collection[str]) -> dict[str, set[str]]:
-    """Opens every weights file of the given components, and returns component -> names of its tensors.
+def component_tensors(folder: Path, components: Collection[str]) -> dict[str, Shapes]:
+    """Opens every weights file of the given components, and returns component -> its tensors.
 
     Raises:
         OSError: for a damaged, truncated, missing or pickled file, which it names.
     """
-    names: dict[str, set[str]] = {}
+    stored: dict[str, Shapes] = {}
     for file in sorted(file for name in components for file in _weights(folder / name)):
-        names.setdefault(file.parent.name, set()).update(tensor_names(file))
-    return names
+        stored.setdefault(file.parent.name, {}).update(tensor_shapes(file))
+    return stored
 
 
-def tensor_names(file: Path) -> set[str]:
-    """Names of the tensors in a safetensors file.
+def tensor_shapes(file: Path) -> Shapes:
+    """Name -> shape of the tensors in a safetensors file.
 
     Raises:
         OSError: for a damaged, truncated or missing file, which it names.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
-            return set(tensors.keys())
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
     except (SafetensorError, FileNotFoundError) as error:
         raise OSError(f"{file} is missing or damaged ({error}); save or download the checkpoint again.") from error
 
 
-def check_all_loaded(module: torch.nn.Module, stored: set[str], source: str) -> None:
+def check_shapes(module: torch.nn.Module, stored: Shapes, source: str) -> None:
+    """Checks stored tensors before a module is made for them, which may be huge.
+
+    Args:
+        module: as its configuration describes it, on the meta device.
+
+    Raises:
+        ValueError: naming the first tensor that has another shape.
+    """
+    state = module.state_dict()
+    for name, shape in stored.items():
+        expected = state.get(current_name(name))
+        if expected is not None and tuple(expected.shape) != shape:
+            raise ValueError(
+                f"{source}: {name} has shape {shape}, and config.json describes {tuple(expected.shape)}. One of the "
+                "files is damaged or of another version; save or download the checkpoint again."
+            )
+
+
+def check_all_loaded(module: torch.nn.Module, stored: Collection[str], source: str) -> None:
     """Checks that a loaded module has exactly the tensors that are stored.
 
     A tensor that is tied to a stored one (shared embeddings) counts as stored, as do the scales of a quantized one.

@@ -10,11 +10,14 @@ the posterior's mode. Tiling and slicing, which split a clip in space or batch, 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+from torch.amp import is_autocast_available
 
 BLACK = -1.0  # pixel value
 
@@ -68,6 +71,18 @@ class StreamDecoder:
     unseen: tuple[torch.Tensor, ...] = ()
 
 
+def _without_autocast(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Computes in the VAE's own dtype, also inside of somebody's autocast: trained VAEs are wrong in bfloat16."""
+
+    @wraps(method)
+    def run(self: "VideoCodec", *args: torch.Tensor | CodecState, **kwargs: torch.Tensor | CodecState) -> torch.Tensor:
+        device = self.vae.device.type
+        with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 class VideoCodec:
     """Encodes and decodes with a frozen `AutoencoderKLWan`.
 
@@ -99,6 +114,7 @@ class VideoCodec:
         return CodecState([None] * _count_causal_convolutions(self.vae.decoder))
 
     @torch.no_grad()
+    @_without_autocast
     def encode(self, pixels: torch.Tensor, state: CodecState | None = None) -> torch.Tensor:
         """Encodes a clip, or the frames that follow those of `state`; advances `state`.
 
@@ -125,6 +141,7 @@ class VideoCodec:
         return (mode - mean) / std
 
     @torch.no_grad()
+    @_without_autocast
     def decode(self, latents: torch.Tensor, state: CodecState | None = None) -> torch.Tensor:
         """Decodes a clip, or the latent frames that follow those of `state`; advances `state`.
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin
 from diffusers.quantizers import PipelineQuantizationConfig
 from transformers import (
+    AutoConfig,
     AutoModelForTextEncoding,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -19,13 +20,16 @@ from transformers import (
 
 from ..model.checkpoint import (
     DOWNLOAD_KWARGS,
+    Shapes,
     as_device,
     as_dtype,
     check_all_loaded,
+    check_shapes,
     component_tensors,
     local_folder,
     stored_tensors,
 )
+from ..model.configuration_aim import AIMConfig
 from ..model.modeling_aim import AIMForWorldAction
 from ..model.processing_aim import AIMProcessor, robotwin_processor
 from ..utils.extras import extra
@@ -47,6 +51,25 @@ COMPONENTS = {
     "action_scheduler": SchedulerMixin,
 }
 
+# Component with weights -> what makes it as its folder's config.json describes it.
+OF_CONFIG = {
+    "vae": lambda folder: AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder)),
+    "text_encoder": lambda folder: AutoModelForTextEncoding.from_config(AutoConfig.from_pretrained(folder)),
+    "model": lambda folder: AIMForWorldAction(AIMConfig.from_pretrained(folder)),
+}
+
+
+def check_stored(folder: Path, stored: Mapping[str, Shapes]) -> None:
+    """Checks the shapes of stored tensors, component -> shapes, against the components' configurations.
+
+    Raises:
+        ValueError: naming component and tensor.
+    """
+    for name, tensors in stored.items():
+        with torch.device("meta"):
+            component = OF_CONFIG[name](folder / name)
+        check_shapes(component, tensors, source=str(folder / name))
+
 
 def check_components(components: Mapping[str, Any]) -> None:
     """Raises ValueError for a component that is None or no instance of its class in `COMPONENTS`."""
@@ -63,7 +86,7 @@ def load_vae(folder: Path) -> AutoencoderKLWan:
 
     Raises:
         OSError: for a damaged, missing or pickled file, which it names.
-        ValueError: for tensors that are missing or unknown.
+        ValueError: for tensors that are missing, unknown or of another shape.
     """
     return _load_checked(folder, "vae", AutoencoderKLWan, torch_dtype=torch.float32)
 
@@ -77,6 +100,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype | str | None = None) -> P
 
 def _load_checked(folder: Path, name: str, kind: type, **kwargs: Any) -> torch.nn.Module:
     stored = component_tensors(folder, [name])
+    check_stored(folder, stored)
     module = kind.from_pretrained(folder / name, use_safetensors=True, **kwargs)
     check_all_loaded(module, stored[name], source=str(folder / name))
     return module
@@ -145,8 +169,8 @@ class AIMLoaderMixin:
 
         Raises:
             OSError: for a damaged, truncated or pickled file, which it names, or a repository that can't be read.
-            ValueError: for tensors that are missing or unknown, which it names, components that don't fit, an unknown
-                dtype, or a device map that spreads components.
+            ValueError: for tensors that are missing, unknown or of another shape, which it names, components that
+                don't fit, an unknown dtype, or a device map that spreads components.
         """
         if kwargs.get("device_map") == "balanced":
             raise ValueError(
@@ -158,6 +182,7 @@ class AIMLoaderMixin:
         download_kwargs = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(pretrained_model_name_or_path, subfolder, **download_kwargs) / (subfolder or "")
         stored = stored_tensors(folder, given=kwargs)
+        check_stored(folder, stored)
         pipe = super().from_pretrained(str(folder), **(kwargs | dtypes | {"use_safetensors": True}))
         for name, tensors in stored.items():
             check_all_loaded(getattr(pipe, name), tensors, source=str(folder / name))

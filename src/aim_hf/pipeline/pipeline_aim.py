@@ -541,7 +541,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         Raises:
             RuntimeError: if some are not finite, naming their rows.
         """
-        if lost := (~action_latents.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist():
+        if lost := _not_finite_rows(action_latents):
             raise RuntimeError(
                 f"the actions of rows {lost} are not finite: their inputs are out of the network's range, or the "
                 f"weights are damaged, or {self.dtype} is too coarse for them."
@@ -564,7 +564,17 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         return actions, self.processor.normalize_executed("committed_actions", actions, session.initial_pose)
 
     def _cameras(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
+        pixels = pixels.cpu()
+        if lost := _not_finite_rows(pixels):
+            raise RuntimeError(
+                f"the pictures of rows {lost} are not finite: their latents aren't either, or the VAE's weights are "
+                f"damaged, or {self.vae.dtype} is too coarse for them."
+            )
         return self.processor.unpack_canvas(self.processor.pixels_to_canvas(pixels))
+
+
+def _not_finite_rows(tensor: torch.Tensor) -> list[int]:
+    return (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
 
 
 def _changed(config: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from aim_hf import AIMConfig, AIMForWorldAction, AIMPipeline, AIMProcessor, AIMSession
 from aim_hf.envs.poses import unpack_endpose
-from aim_hf.model.checkpoint import DOWNLOAD_KWARGS, check_all_loaded, local_folder, tensor_names
+from aim_hf.model.checkpoint import DOWNLOAD_KWARGS, check_all_loaded, local_folder, tensor_shapes
 from aim_hf.training.augmentations import augmentations, check_committed, imagined
 from aim_hf.training.flow_matching import LOSS_TERMS, FlowMatchingLoss, weigh_values
 from aim_hf.training.initial_model import initial_model
@@ -158,7 +158,7 @@ class AIMPolicy(PreTrainedPolicy):
 
     @classmethod
     def _load_as_safetensor(cls, model: Self, model_file: str, map_location: str, strict: bool) -> Self:
-        check_all_loaded(model, tensor_names(Path(model_file)), source=model_file)
+        check_all_loaded(model, tensor_shapes(Path(model_file)), source=model_file)
         return super()._load_as_safetensor(model, model_file, map_location, strict=True)
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
