@@ -420,6 +420,8 @@ def test_a_noisy_gripper_makes_one_event_each_way():
         ({"contacts": {"closed": 0.7}}, "contacts: closed is 0.7 and open 0.6"),
         ({"contacts": {"threshold": 0.7}}, "contacts has unknown threshold; expected some of closed, open"),
         ({"speed": 3}, "the file has unknown speed"),
+        ({"instruction": ""}, "instruction is ''; expected a sentence, or leave it out to use the dataset's tasks"),
+        ({"instruction": " \n"}, r"instruction is ' \\n'; expected a sentence, or leave it out"),
         ({"state": "observation.state"}, "state is 'observation.state'; expected list"),
         ({"state": ["a[1"]}, r"'a\[1' names no column"),
     ],
