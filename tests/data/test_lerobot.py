@@ -19,6 +19,7 @@ import pytest
 from datasets import Array2D, Dataset, Features, load_dataset
 from torchcodec.decoders import VideoDecoder
 
+from aim_hf.commands import run
 from aim_hf.data.episodes import Episode
 from aim_hf.data.lerobot import export, format
 from aim_hf.data.lerobot.clips import ClipJoiner, cut_clip
@@ -447,6 +448,19 @@ def test_a_wrong_config_says_where(tmp_path, changes, message):
 def test_a_config_that_does_not_fit_the_dataset_says_what_there_is(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         robot(JOINTS | changes, tmp_path).check_source(LeRobotSource(FIXTURES / "lerobot_v3"))
+
+
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_shards_of_no_episode_are_refused_before_the_folder_is_claimed(tmp_path, capsys, size):
+    output = tmp_path / "episodes"
+    command = ["import-lerobot", FIXTURES / "lerobot_v3", "--config", config(JOINTS, tmp_path), "--output_dir", output]
+    with pytest.raises(SystemExit) as ended:
+        run([*map(str, command), "--shard_size", size])
+    told = f"shard_size is {size}; expected a whole number, at least 1."
+    assert ended.value.code == 2 and capsys.readouterr().err == f"aim-hf import-lerobot: --{told}\n"
+    with pytest.raises(ValueError, match=f"^{told}"):
+        import_episodes(LeRobotSource(FIXTURES / "lerobot_v3"), config(JOINTS, tmp_path), output, shard_size=int(size))
+    assert not output.exists()
 
 
 @pytest.fixture(params=VERSIONS)
