@@ -1,6 +1,7 @@
 """The command `aim-hf`: one spelling of options, one line for what is wrong."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 from aim_hf.commands import COMMANDS, RENAMED, Parser, leave_processes, run, spelled
 from aim_hf.commands.policy_options import add_loading_arguments, given_options
+from aim_hf.commands.serve import read_token
 from aim_hf.pipeline.loading_config import LoadingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +78,26 @@ def test_help_and_wrong_arguments_are_answered_before_anything_heavy_is_imported
 
 
 COLLECT = ["collect", "--tasks", "click_bell", "--episodes", "1", "--output_dir", "out"]
+EVALUATE = ["evaluate", "--policy", "no/such", "--episodes", "1", "--output_dir", "out"]
+SERVE = ["serve", "--policy", "no/such"]
+COUNTS = [  # command, its options, and the least number of each
+    (COLLECT, {"episodes": 1, "shard_size": 1, "seeds_per_episode": 1, "start_seed": 0}),
+    (["annotate-robotwin", "nowhere", "--output_dir", "out"], {"shard_size": 1}),
+    (["import-lerobot", "nowhere", "--output_dir", "out"], {"shard_size": 1}),
+    (["encode-latents", "--dataset", "nowhere", "--policy", "no/such", "--output_dir", "out"], {"shard_size": 1}),
+    (["preview", "nowhere", "--output_file", "a.png"], {"episodes": 1, "frames": 1}),
+    (["validate", "nowhere"], {"render": 0, "simulate": 0}),
+    (EVALUATE, {"episodes": 1, "batch_size": 1, "actions_per_chunk": 1, "start_seed": 0, "videos": 0}),
+    (["compare", "--before", "a", "--after", "b", "--output_dir", "c"], {"videos": 0}),
+    (["demo", "--output_dir", "out"], {"episodes": 1}),
+    (["app"], {"episodes": 1}),
+    (
+        ["train-vae", "--dataset", "nowhere", "--policy", "out", "--output_dir", "out"],
+        {"max_episodes": 1, "held_out": 0},
+    ),
+    (["train-text-encoder", "--dataset", "nowhere", "--policy", "out"], {"steps": 1, "max_text_length": 1}),
+    (["train-grpo", "--policy", "no/such", "--output_dir", "out", "--max_steps", "1"], {"eval_scenes": 1}),
+]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +112,27 @@ COLLECT = ["collect", "--tasks", "click_bell", "--episodes", "1", "--output_dir"
             ["preview", "nowhere", "--output_file", "a.png", "--frames", "0"],
             "preview: --frames is 0; expected a whole",
         ),
+        *(
+            (
+                [*argv, f"--{name}", str(value)],
+                f"{argv[0]}: --{name} is {value}; expected a whole number, at least {least}",
+            )
+            for argv, options in COUNTS
+            for name, least in options.items()
+            for value in {least - 1, -3}
+        ),
+        *(
+            ([*argv, "--port", str(port)], f"{argv[0]}: --port is {port}; expected {least} to 65535")
+            for argv, least in ((SERVE, 0), (["app"], 1))
+            for port in (least - 1, 65536)
+        ),
+        ([*SERVE, "--max_queue", "0"], "serve: max_queue is 0; expected more than 0"),
+        ([*SERVE, "--idle_timeout", "nan"], "serve: idle_timeout is nan; expected more than 0"),
+        *(
+            ([*COLLECT, "--mistakes", share], f"collect: --mistakes is {float(share)}; expected 0 to 1")
+            for share in ("2", "-1", "nan")
+        ),
+        ([*COLLECT, "--start_seed", "999999"], "collect: start=999999, count=100: purpose 'train' has 1000000 seeds"),
         (
             ["preview", "nowhere", "--output_file", "a.png", "--episodes", "-1"],
             "preview: --episodes is -1; expected a",
@@ -110,6 +153,46 @@ def test_what_is_wrong_is_one_line_and_code_2(argv, told, tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.startswith(f"aim-hf {told}") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_counts_that_are_wrong_end_every_command_of_them():
+    """`COUNTS` has each option whose number the commands check."""
+    checked = set()
+    for path in (ROOT / "src" / "aim_hf" / "commands").glob("*.py"):
+        command = path.stem.replace("_", "-")
+        for call in re.findall(r"    check_options\((.*)\)", path.read_text()):
+            checked |= {(command, name) for name in re.findall(r'"(\w+)"', call)}
+    assert checked == {(argv[0], name) for argv, options in COUNTS for name in options}
+
+
+@pytest.mark.parametrize(
+    "argv", [SERVE, ["evaluate", "--policy", "ws://127.0.0.1:9", "--episodes", "1", "--output_dir", "o"]]
+)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "is missing"),
+        (b"", r"can't be read \(it is empty\)"),
+        (b" \n", r"can't be read \(it is empty\)"),
+        (b"\xff", r"can't be read \(.*can't decode byte 0xff.*\)"),
+    ],
+)
+def test_a_token_file_without_a_token_is_refused(argv, content, reason, tmp_path, capsys):
+    """An empty token would admit every client."""
+    token = tmp_path / "token"
+    if content is not None:
+        token.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        run([*argv, "--token_file", str(token)])
+    expected = (
+        rf"--token_file {token} {reason}; expected a text file with the token, such as `openssl rand -hex 32` .*"
+    )
+    assert ended.value.code == 2 and re.fullmatch(f"aim-hf {argv[0]}: {expected}\n", capsys.readouterr().err)
+
+
+def test_a_token_is_read_without_the_end_of_its_line(tmp_path):
+    (tmp_path / "token").write_text("secret\n")
+    assert read_token(tmp_path / "token") == "secret" and read_token(None) is None
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
+from aim_hf.commands import run
 from aim_hf.commands.encode_latents import main
+from aim_hf.data.episodes import episode_features
 from aim_hf.data.latents import LatentWindows, encode_episode
 from aim_hf.pipeline.codec import VideoCodec
 
@@ -71,6 +75,22 @@ def test_latents_are_the_same_however_they_are_made(material, tmp_path):
     assert torch.equal(tensors[f"{index[3]['key']}.actions"], fresh["actions"])
     assert tensors[f"{index[3]['key']}.latents"].shape == fresh["latents"].shape
     assert len(LatentWindows(killed, pipe.model.config, window_chunks=2)) == 5 * (index[0]["chunks"] - 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])  # the first episode is read to fit the processor, too
+def test_a_damaged_video_is_told_in_one_line(material, tmp_path, capsys, seed):
+    folder, _ = material
+    path = write_shard(tmp_path / "episodes", [make_episode(seed) for seed in (0, 1)])
+    rows = pq.read_table(path).to_pylist()
+    rows[seed]["rgb_head_camera"] = {"bytes": b"junk", "path": None}
+    Dataset.from_list(rows, features=episode_features()).to_parquet(path)
+    options = ["--dataset", tmp_path / "episodes", "--policy", folder / "policy", "--output_dir", tmp_path / "latents"]
+    with pytest.raises(SystemExit) as ended:
+        run(["encode-latents", *map(str, options)])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2
+    assert told.startswith(f"aim-hf encode-latents: {rows[seed]['task']} seed {seed}: rgb_head_camera is damaged")
+    assert "record this episode again, or leave it out" in told
 
 
 def test_changed_episodes_are_encoded_anew(material, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from aim_hf.data.card import write_card
-from aim_hf.data.episodes import Episode, episode_features
+from aim_hf.data.episodes import Episode, decode_column, episode_features
 from aim_hf.data.lerobot.export import export_lerobot, rows_of
 from aim_hf.data.preview import contact_sheet, write_preview
 from aim_hf.data.shards import ShardWriter, load_episodes, read_rows, shard_paths
@@ -325,6 +325,24 @@ def test_a_damaged_picture_is_named(folder):
     start = video.index(b"mdat") + 4
     video[start : start + 400] = bytes(400)
     row["rgb_head_camera"] = {"bytes": bytes(video), "path": None}
-    for read in (Episode.from_row, lambda row: contact_sheet(row, 4)):
+    for read in (
+        Episode.from_row,
+        lambda row: contact_sheet(row, 4),
+        lambda row: export_lerobot([row], folder / "export", "you/blocks"),
+    ):
         with pytest.raises(ValueError, match="click_bell seed 0: rgb_head_camera is damaged .*can't be decoded"):
+            read(row)
+
+
+@pytest.mark.parametrize("column", ["rgb_head_camera", "rgb_left_camera", "value_head_camera"])
+@pytest.mark.parametrize("content", [b"junk", b""])
+def test_bytes_of_no_video_are_named_by_whoever_decodes_them(folder, column, content):
+    """`datasets` would decode a whole row on access, with an error that names nothing."""
+    change(folder, **{column: lambda row: {"bytes": content, "path": None}})
+    row = load_episodes(folder)[0]
+    readers = [lambda row: decode_column(row, column), lambda row: contact_sheet(row, 4)]
+    readers += [Episode.from_row] if column.startswith("rgb_") else []
+    for read in readers:
+        message = f"^click_bell seed 0: {column} is damaged .*got {len(content)} bytes .*; record this episode"
+        with pytest.raises(ValueError, match=message):
             read(row)

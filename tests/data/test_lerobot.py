@@ -19,6 +19,7 @@ import pytest
 from datasets import Array2D, Dataset, Features, load_dataset
 from torchcodec.decoders import VideoDecoder
 
+from aim_hf.commands import run
 from aim_hf.data.episodes import Episode
 from aim_hf.data.lerobot import export, format
 from aim_hf.data.lerobot.clips import ClipJoiner, cut_clip
@@ -420,6 +421,8 @@ def test_a_noisy_gripper_makes_one_event_each_way():
         ({"contacts": {"closed": 0.7}}, "contacts: closed is 0.7 and open 0.6"),
         ({"contacts": {"threshold": 0.7}}, "contacts has unknown threshold; expected some of closed, open"),
         ({"speed": 3}, "the file has unknown speed"),
+        ({"instruction": ""}, "instruction is ''; expected a sentence, or leave it out to use the dataset's tasks"),
+        ({"instruction": " \n"}, r"instruction is ' \\n'; expected a sentence, or leave it out"),
         ({"state": "observation.state"}, "state is 'observation.state'; expected list"),
         ({"state": ["a[1"]}, r"'a\[1' names no column"),
     ],
@@ -445,6 +448,19 @@ def test_a_wrong_config_says_where(tmp_path, changes, message):
 def test_a_config_that_does_not_fit_the_dataset_says_what_there_is(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         robot(JOINTS | changes, tmp_path).check_source(LeRobotSource(FIXTURES / "lerobot_v3"))
+
+
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_shards_of_no_episode_are_refused_before_the_folder_is_claimed(tmp_path, capsys, size):
+    output = tmp_path / "episodes"
+    command = ["import-lerobot", FIXTURES / "lerobot_v3", "--config", config(JOINTS, tmp_path), "--output_dir", output]
+    with pytest.raises(SystemExit) as ended:
+        run([*map(str, command), "--shard_size", size])
+    told = f"shard_size is {size}; expected a whole number, at least 1."
+    assert ended.value.code == 2 and capsys.readouterr().err == f"aim-hf import-lerobot: --{told}\n"
+    with pytest.raises(ValueError, match=f"^{told}"):
+        import_episodes(LeRobotSource(FIXTURES / "lerobot_v3"), config(JOINTS, tmp_path), output, shard_size=int(size))
+    assert not output.exists()
 
 
 @pytest.fixture(params=VERSIONS)

@@ -66,5 +66,8 @@ def test_bad_input_is_refused():
     with pytest.raises(IndexError, match="frame 3 of a video of 3"):
         decode_video(video, [3])
     for read in (decode_video, count_frames):
-        with pytest.raises(ValueError, match="100 bytes that do not open"):
-            read(video[:100])
+        for length in (100, 0):
+            with pytest.raises(ValueError, match=f"got {length} bytes that do not open"):
+                read(video[:length])
+    with pytest.raises(ValueError, match="got 0 bytes that do not open"):
+        decode_video({"bytes": None, "path": None})

@@ -3,13 +3,14 @@
 import pickle
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from torch.utils.data import DataLoader
 
 from aim_hf.data.card import write_card
-from aim_hf.data.episodes import Episode
+from aim_hf.data.episodes import Episode, episode_features
 from aim_hf.data.shards import load_episodes
 from aim_hf.data.windows import EpisodeWindows, StreamedWindows, Window
 from aim_hf.envs.base import CAMERAS
@@ -163,6 +164,18 @@ def test_an_episode_shorter_than_a_window_stands_still_at_its_end(folder, episod
                 assert np.array_equal(item[name], np.concatenate([values, values[-1:], values[-1:]]))
             pictures = episode.rgb["head_camera"]
             assert np.array_equal(item["rgb"]["head_camera"], np.concatenate([pictures, pictures[-1:], pictures[-1:]]))
+
+
+@pytest.mark.parametrize("content", [b"junk", b""])
+def test_bytes_of_no_video_in_a_stream_are_named(tmp_path, content):
+    path = write_shard(tmp_path, [make_episode(seed) for seed in (0, 1)])
+    write_card(tmp_path)
+    rows = pq.read_table(path).to_pylist()
+    rows[1]["rgb_left_camera"] = {"bytes": content, "path": None}
+    Dataset.from_list(rows, features=episode_features()).to_parquet(path)
+    windows = StreamedWindows(load_dataset(str(tmp_path), split="easy", streaming=True), WINDOW)
+    with pytest.raises(ValueError, match="^click_bell seed 1: rgb_left_camera is damaged .*; record this episode"):
+        list(windows)
 
 
 def test_an_episode_without_actions_is_named(episodes):

@@ -151,6 +151,13 @@ def test_any_way_to_name_a_folder(pipe, tmp_path, monkeypatch, folder):
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
 
 
+def test_an_empty_path_is_not_the_current_folder(pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the folder is ''; expected a path"):
+        pipe.save_pretrained("")
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_a_folder_cannot_be_is_told(pipe, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):

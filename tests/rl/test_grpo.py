@@ -369,6 +369,36 @@ def test_evaluation_is_on_validation_scenes(tmp_path):
         AIMGRPOTrainer(trainer.pipe, trainer.args, Scenes(["click_bell"], 8), eval_dataset=Scenes(["click_bell"], 2))
 
 
+@pytest.mark.parametrize(
+    ("suite", "tasks", "told"),
+    [
+        ("tabletop", ["rubbish"], "no task rubbish in suite 'tabletop'; choose from click_bell"),
+        (
+            "tabletop",
+            ["click_bell", "insertion", ""],
+            "no task insertion,  in suite 'tabletop'; choose from click_bell",
+        ),
+        ("aloha", ["click_bell"], "no task click_bell in suite 'aloha'; choose from transfer_cube, insertion"),
+        ("lab", ["click_bell"], "suite is 'lab'; expected one of tabletop, robotwin, aloha"),
+    ],
+)
+def test_tasks_that_the_suite_lacks_are_refused_before_anything_is_simulated(
+    tmp_path, monkeypatch, suite, tasks, told
+):
+    monkeypatch.setattr("aim_hf.rl.trainer.VectorEnvironment", None)
+    trainer = make_trainer(tmp_path)
+    args = AIMGRPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", suite=suite)
+    for train_dataset, eval_dataset in (
+        (Scenes(tasks, 4), None),
+        (Scenes(["insertion" if suite == "aloha" else "lift_pot"], 4), Scenes(tasks, 4, "validation")),
+    ):
+        with pytest.raises(ValueError, match=f"^{told}"):
+            AIMGRPOTrainer(trainer.pipe, args, train_dataset, eval_dataset=eval_dataset)
+    trainer.args.suite = suite
+    with pytest.raises(ValueError, match=f"^{told}"):
+        trainer.evaluate(Scenes(tasks, 2, "validation"))
+
+
 @pytest.mark.parametrize("reward_name", ["value_map_reward", "contact_reward"])
 def test_it_stops_on_divergence_and_on_reward_without_success(tmp_path, reward_name):
     trainer = make_trainer(tmp_path, max_kl=0.5, hacking_patience=2)

@@ -19,7 +19,8 @@ import re
 import sys
 from importlib import import_module
 
-from ..envs.names import TASKS, check_split
+from ..envs.names import check_split, check_tasks
+from ..utils.checks import check_whole
 from ..utils.extras import MissingExtra, SimulatorFailed
 
 COMMANDS = {
@@ -57,8 +58,10 @@ class Parser(argparse.ArgumentParser):
 
     def check_tasks(self, tasks: list[str] | None, suite: str) -> None:
         """Ends the command if one of `tasks` isn't in the suite."""
-        if unknown := set(tasks or ()) - set(TASKS[suite]):
-            self.error(f"no task {', '.join(unknown)} in suite {suite}; choose from {', '.join(TASKS[suite])}")
+        try:
+            check_tasks(suite, tasks or ())
+        except ValueError as error:
+            self.error(str(error))
 
     def check_splits(self, splits: list[str], suite: str) -> None:
         """Ends the command if one of `splits` isn't in the suite."""
@@ -67,6 +70,13 @@ class Parser(argparse.ArgumentParser):
                 check_split(suite, split)
         except ValueError as error:
             self.error(str(error))
+
+
+def check_options(args: argparse.Namespace, *names: str, least: int = 1) -> None:
+    """Raises ValueError unless the options are whole numbers of at least `least`, or None, which is not given."""
+    for name in names:
+        if (value := getattr(args, name)) is not None:
+            check_whole(f"--{name}", value, least)
 
 
 def spelled(argv: list[str]) -> list[str]:

@@ -19,8 +19,7 @@ import os
 from pathlib import Path
 
 from ..envs.robotwin import add_robotwin_arguments
-from ..utils.checks import check_whole
-from . import Parser
+from . import Parser, check_options
 
 # Set before SAPIEN loads its renderer: each process renders on one core, since processes share the machine.
 os.environ.setdefault("LP_NUM_THREADS", "1")
@@ -33,7 +32,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--shard_size", type=int, default=50, help="episodes in a Parquet file")
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
-    check_whole("--shard_size", args.shard_size)
+    check_options(args, "shard_size")
     return args
 
 

@@ -9,7 +9,8 @@ machines.
 from .. import AIM_TINY
 from ..envs.names import AIM_TINY_TASKS, TABLETOP
 from ..pipeline.loading_config import LoadingConfig
-from . import Parser
+from ..utils.checks import check_number
+from . import Parser, check_options
 from .policy_options import add_loading_arguments, given_options
 
 
@@ -21,6 +22,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--port", type=int, help="default: 7860, or the next free port")
     add_loading_arguments(parser)
     args = parser.parse_args(argv)
+    check_options(args, "episodes")
+    if args.port is not None:
+        check_number("--port", args.port, 1, 65535)
 
     import torch
 

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
-from ..utils.checks import check_number, check_whole
-from . import SPLITS_HELP, Parser
+from ..utils.checks import check_number
+from . import SPLITS_HELP, Parser, check_options
 
 # Set before SAPIEN loads its renderer: each process renders on one core, since processes share the machine.
 os.environ.setdefault("LP_NUM_THREADS", "1")
@@ -60,8 +60,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
-    for name in ("episodes", "shard_size"):
-        check_whole(f"--{name}", getattr(args, name))
+    check_options(args, "episodes", "shard_size", "seeds_per_episode")
+    check_options(args, "start_seed", least=0)
     parser.check_tasks(args.tasks, args.suite)
     parser.check_splits(args.splits, args.suite)
     usual = NOISE.get(args.suite, 0.0)
@@ -85,13 +85,14 @@ def main(argv: list[str]) -> None:
     from ..envs import next_environment
     from ..utils.files import claim
 
+    shards = plan(args)
     # Processes wait for each other only at the start and at the end, days later with many episodes.
     state = PartialState(cpu=True, timeout=timedelta(days=30))
     with state.main_process_first():
         if state.is_main_process:
             claim(args.output_dir, made_from(args), "data/*.parquet")
             remove_leftovers(args.output_dir)
-    mine = plan(args)[state.process_index :: state.num_processes]
+    mine = shards[state.process_index :: state.num_processes]
     missing = []
     for shard in mine:
         writer = shard.writer(args.output_dir)

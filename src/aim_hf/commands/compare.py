@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..envs.robotwin import add_robotwin_arguments
-from ..utils.checks import check_whole
-from . import Parser
+from . import Parser, check_options
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--videos", type=int, default=0, help="episodes with different outcomes to film")
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
-    check_whole("--videos", args.videos, least=0)
+    check_options(args, "videos", least=0)
 
     from .. import AIMPipeline
     from ..envs import make_environment

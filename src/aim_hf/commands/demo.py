@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import AIM_TINY
 from ..envs.names import AIM_TINY_TASKS, TABLETOP
-from . import Parser
+from . import Parser, check_options
 
 
 def main(argv: list[str]) -> None:
@@ -19,6 +19,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--episodes", type=int, default=3, help="episodes of each task")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     args = parser.parse_args(argv)
+    check_options(args, "episodes")
 
     import torch
     from accelerate import PartialState

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.presets import PRESETS
-from . import Parser
+from . import Parser, check_options
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--preset", choices=sorted(PRESETS), help="size of a new model; default: the policy's model")
     parser.add_argument("--shard_size", type=int, default=128, help="episodes in a file")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_options(args, "shard_size")
+    return args
 
 
 def main(argv: list[str]) -> None:

@@ -26,8 +26,9 @@ from ..pipeline.loading_config import LoadingConfig
 from ..pipeline.sampling_config import SamplingConfig
 from ..rollout import dialects
 from ..rollout.execution_config import ExecutionConfig
-from . import SPLITS_HELP, Parser
+from . import SPLITS_HELP, Parser, check_options
 from .policy_options import add_loading_arguments, add_options, add_sampling_arguments, given_options
+from .serve import read_token
 
 if TYPE_CHECKING:
     import torch
@@ -74,9 +75,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
     remote.add_argument("--token_file", type=Path, help="file with the token that the server requires")
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
+    check_options(args, "episodes", "batch_size", "actions_per_chunk")
+    check_options(args, "start_seed", "videos", least=0)
     parser.check_tasks(args.tasks, args.suite)
     parser.check_splits([args.split], args.suite)
     if is_address(args.policy):
+        args.token = read_token(args.token_file)
         return args, remote_dialect(parser, args)
     if args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:
         parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
@@ -114,8 +118,7 @@ def load_policy(args: argparse.Namespace, dialect: dialects.Dialect | None, devi
     if is_address(args.policy):
         from ..rollout.remote import RemotePolicy  # needs the extra `serve`
 
-        token = args.token_file.read_text().strip() if args.token_file else None
-        return RemotePolicy(args.policy, dialect, args.policy_name, token)
+        return RemotePolicy(args.policy, dialect, args.policy_name, args.token)
     options = given_options(args, LoadingConfig, SamplingConfig, ExecutionConfig)
     return AIMPolicy.from_pretrained(args.policy, device, **options)
 

@@ -10,7 +10,7 @@ the same command is given again. With `accelerate launch -m aim_hf` several proc
 
 from pathlib import Path
 
-from . import Parser
+from . import Parser, check_options
 
 
 def main(argv: list[str]) -> None:
@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--shard_size", type=int, default=50, help="episodes in a Parquet file")
     parser.add_argument("--license", default="unknown", help="license of the source, by its name on the Hub")
     args = parser.parse_args(argv)
+    check_options(args, "shard_size")
 
     from ..data.lerobot.importer import import_episodes
     from ..data.lerobot.source import LeRobotSource

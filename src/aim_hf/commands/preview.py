@@ -5,8 +5,7 @@ aim-hf preview DIR --output_file sheet.png [--tasks click_bell] [--episodes 1] [
 
 from pathlib import Path
 
-from ..utils.checks import check_whole
-from . import Parser
+from . import Parser, check_options
 
 
 def main(argv: list[str]) -> None:
@@ -17,8 +16,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--episodes", type=int, default=1, help="episodes of each task and split")
     parser.add_argument("--frames", type=int, default=10, help="frames of each episode")
     args = parser.parse_args(argv)
-    for name in ("episodes", "frames"):
-        check_whole(f"--{name}", getattr(args, name))
+    check_options(args, "episodes", "frames")
     if args.output_file.suffix.lower() != ".png":
         parser.error(f"--output_file is {args.output_file}; expected a name that ends in .png")
 

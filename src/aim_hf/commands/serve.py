@@ -20,6 +20,8 @@ from ..pipeline.loading_config import LoadingConfig
 from ..pipeline.sampling_config import SamplingConfig
 from ..rollout.rows import ROWS
 from ..serving.limits import BATCH_SIZES, Limits
+from ..utils.checks import check_number
+from ..utils.files import reading
 from . import Parser
 from .policy_options import add_loading_arguments, add_options, add_sampling_arguments, given_options
 
@@ -55,11 +57,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--resize", action="store_true", help="crop and resize pictures of other sizes")
     add_options(parser, "limits", Limits)
     args = parser.parse_args(argv)
+    check_number("--port", args.port, 0, 65535)
     if min(args.batch_sizes) < 1:
         parser.error(f"--batch_sizes has {min(args.batch_sizes)}; expected numbers of at least 1")
 
     if wrong := [pair for pair in args.image_keys if not all(pair.partition("="))]:
         parser.error(f"--image_keys has {', '.join(wrong)}; expected CAMERA=KEY")
+    limits = Limits(**given_options(args, Limits))
+    token = read_token(args.token_file)
 
     import torch
 
@@ -67,8 +72,6 @@ def main(argv: list[str]) -> None:
     from ..serving.server import PolicyServer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    limits = Limits(**given_options(args, Limits))
-    token = read_token(args.token_file)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     policy = AIMPolicy.from_pretrained(args.policy, device, **given_options(args, LoadingConfig, SamplingConfig))
     image_keys = dict(pair.split("=", 1) for pair in args.image_keys)
@@ -94,12 +97,17 @@ async def serve(server: PolicyServer, args: argparse.Namespace) -> None:
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in a file. Raises ValueError for an empty file, which would otherwise admit every client."""
+    """The token in the file of `--token_file`; None without the option.
+
+    Raises:
+        UnreadableFile: for a file that is missing, no text or empty. An empty token would admit every client.
+    """
     if path is None:
         return None
-    token = path.read_text().strip()
-    if not token:
-        raise ValueError(f"{path} is empty; write a token into it, such as `openssl rand -hex 32` makes.")
+    with reading(f"--token_file {path}", "expected a text file with the token, such as `openssl rand -hex 32` makes"):
+        token = path.read_text(encoding="utf-8").strip()
+        if not token:
+            raise ValueError("it is empty")
     return token
 
 

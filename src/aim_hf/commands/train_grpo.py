@@ -21,6 +21,7 @@ from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
 from ..utils.checks import check_choice
 from ..utils.files import claim, write_json
+from . import check_options
 
 if TYPE_CHECKING:
     from ..rl import AIMGRPOConfig, AIMGRPOTrainer
@@ -46,7 +47,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
     """The options, checked; `tasks` are all tasks of the suite where none is given.
 
     Raises:
-        ValueError: for an unknown suite, task or reward, or without `--max_steps`.
+        ValueError: for an unknown suite, task or reward, no scene of an evaluation, or without `--max_steps`.
     """
     from transformers import HfArgumentParser
 
@@ -61,6 +62,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
             raise ValueError(f"--{name} has {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if args.max_steps < 1:
         raise ValueError("--max_steps is missing: how many optimizer steps to take")
+    check_options(script, "eval_scenes")
     script.tasks = script.tasks or list(TASKS[args.suite])
     return script, args
 

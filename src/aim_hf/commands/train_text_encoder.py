@@ -13,8 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..utils.checks import check_whole
-from . import Parser
+from . import Parser, check_options
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -37,8 +36,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    for name in ("steps", "max_text_length"):
-        check_whole(f"--{name}", getattr(args, name))
+    check_options(args, "steps", "max_text_length")
     return args
 
 

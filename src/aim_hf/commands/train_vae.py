@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..tiny.vae_arguments import VAETrainingArguments
 from ..utils.files import written_folder
-from . import Parser
+from . import Parser, check_options
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
     for field in fields(VAETrainingArguments):
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
     args = parser.parse_args(argv)
+    check_options(args, "max_episodes")
+    check_options(args, "held_out", least=0)
 
     import torch
     from accelerate import PartialState

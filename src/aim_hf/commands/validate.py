@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..envs.robotwin import add_robotwin_arguments
-from . import Parser
+from . import Parser, check_options
 
 os.environ.setdefault("LP_NUM_THREADS", "1")  # before SAPIEN loads its renderer
 
@@ -24,6 +24,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output_file", type=Path, help="also write the report as JSON")
     add_robotwin_arguments(parser)
     args = parser.parse_args(argv)
+    check_options(args, "render", "simulate", least=0)
 
     from ..data.validation import validate
     from ..utils.files import write_json

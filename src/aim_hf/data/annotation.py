@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..envs import next_environment
 from ..envs.base import SimulatorLost
 from ..envs.robotwin import RoboTwinEnvironment
+from ..utils.checks import check_whole
 from ..utils.files import claim
 from .card import write_card
 from .episodes import Episode
@@ -54,9 +55,10 @@ def annotate(sources: list[Path], output: Path, shard_size: int) -> tuple[int, l
     that was left out.
 
     Raises:
-        ValueError: for a source that isn't of one task and configuration, or two of the same.
+        ValueError: for a bad `shard_size`, a source that isn't of one task and configuration, or two of the same.
         FileExistsError: if `output` was made from other sources; names them.
     """
+    check_whole("shard_size", shard_size)
     state = PartialState(cpu=True, timeout=timedelta(days=30))
     opened = [Recordings.open(source) for source in sources]
     made_from = _made_from(opened, shard_size)

@@ -146,16 +146,16 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
     sizes of the dataset. The slot of a camera that no episode has stays empty, and the processor lists no such camera.
 
     Raises:
-        ValueError: if no camera of the dataset has a slot.
+        ValueError: if no camera of the dataset has a slot, or a camera's first video is damaged.
     """
-    from .video import decode_video
+    from .episodes import decode_column
 
     cameras = {}
     for name, camera in processor.cameras.items():
         rows = np.flatnonzero(_present(dataset, f"rgb_{name}"))
         if len(rows):
-            first = dataset[int(rows[0])][f"rgb_{name}"]
-            cameras[name] = {"size": list(decode_video(first, [0]).shape[1:3]), "slot": camera["slot"]}
+            first = decode_column(dataset[int(rows[0])], f"rgb_{name}", [0])
+            cameras[name] = {"size": list(first.shape[1:3]), "slot": camera["slot"]}
     if not cameras:
         raise ValueError(f"no episode has pictures of {', '.join(processor.cameras)}, the cameras of the processor")
     first = dataset.select_columns(["action_space", "state", "fps"])[0]

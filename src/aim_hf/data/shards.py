@@ -21,12 +21,12 @@ from ..model.processing_aim import EE_ACTION_DIM
 from ..utils.extras import extra
 from ..utils.files import UnreadableFile, read_json, reading, write_text, written_file
 from ..utils.plain import plain
-from .episodes import check_row, check_videos, episode_features
+from .episodes import VIDEO_COLUMNS, check_row, check_videos, episode_features
 
 with extra("data"):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Dataset, Features, Value, load_dataset
+    from datasets import Dataset, Features, Value, Video, load_dataset
 
 KEY = ("suite", "task", "split", "seed")  # identifies an episode
 UNFINISHED = ".unfinished"
@@ -246,6 +246,7 @@ def check_manifests(folder: Path) -> None:
 
 def load_episodes(source: str | Path) -> Dataset:
     """All episodes of a folder, or of a repo on the Hub, as one Dataset of all splits (`split` is a column).
+    Videos stay bytes, which `decode_column` decodes.
 
     `check_folder` checks a folder; rows are not checked, `aim-hf validate` does that.
 
@@ -260,10 +261,17 @@ def load_episodes(source: str | Path) -> Dataset:
         if "intervention" not in dataset.features:
             dataset = dataset.add_column("intervention", [None] * len(dataset), feature=Value("int32"))
         _check_one(str(source), RATES, dict.fromkeys(dataset.unique("fps"), folder))
-        return dataset
+        return _with_videos_as_bytes(dataset)
     features = check_folder(folder)
     files = [str(path) for path in shard_paths(folder)]
-    return load_dataset("parquet", data_files=files, split="train", features=features)
+    return _with_videos_as_bytes(load_dataset("parquet", data_files=files, split="train", features=features))
+
+
+def _with_videos_as_bytes(dataset: Dataset) -> Dataset:
+    """The dataset without `datasets`' own decoding of a row, whose errors name neither the episode nor the column."""
+    for name in VIDEO_COLUMNS:
+        dataset = dataset.cast_column(name, Video(decode=False))
+    return dataset
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -63,11 +63,11 @@ def decode_video(video: bytes | dict | VideoDecoder, frames: list[int] | None = 
         ValueError: if the bytes are no video, or a picture is damaged.
     """
     if isinstance(video, dict):
-        video = video["bytes"]
+        video = video["bytes"] or b""
     if isinstance(video, bytes):
         try:
             video = VideoDecoder(video)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # ValueError: there are no bytes
             raise ValueError(f"expected the bytes of a video file, got {len(video)} bytes that do not open") from error
     indices = range(video.metadata.num_frames) if frames is None else frames
     for index in indices:

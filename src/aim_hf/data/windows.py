@@ -171,6 +171,8 @@ class StreamedWindows(IterableDataset):
     def __init__(
         self, rows: Iterable[dict[str, Any]], window: Window, windows_per_episode: int = 1, seed: int = 0
     ) -> None:
+        if isinstance(rows, StreamedDataset) and rows.features:
+            rows = rows.decode(False)  # `cut` decodes only the frames of a window, and names a damaged video
         self.rows, self.window, self.windows_per_episode, self.seed = rows, window, windows_per_episode, seed
         # The next pass of each worker, in shared memory, because workers end with the pass.
         self._next_pass = torch.zeros(MOST_WORKERS, dtype=torch.long).share_memory_()

@@ -1,5 +1,8 @@
 """Names of tasks and splits, known without a simulator, so that commands can check them before importing one."""
 
+from collections.abc import Iterable
+
+from ..utils.checks import check_choice
 from .base import SPLITS
 
 TABLETOP = (
@@ -79,6 +82,13 @@ PERTURBATIONS = tuple(f"{axis}-{strength}" for axis in AXES for strength in STRE
 
 # Training tasks of checkpoints/aim-tiny, a subset of the tabletop suite.
 AIM_TINY_TASKS = ["click_bell", "place_a2b_left", "place_a2b_right", "stack_blocks_two", "lift_pot", "handover_block"]
+
+
+def check_tasks(suite: str, tasks: Iterable[str]) -> None:
+    """Raises ValueError for an unknown suite, and for tasks that it hasn't."""
+    known = TASKS[check_choice("suite", suite, TASKS)]
+    if unknown := [task for task in dict.fromkeys(tasks) if task not in known]:
+        raise ValueError(f"no task {', '.join(unknown)} in suite {suite!r}; choose from {', '.join(known)}.")
 
 
 def splits_of(suite: str) -> tuple[str, ...]:

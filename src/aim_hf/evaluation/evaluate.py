@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..envs import TASKS
 from ..envs.base import SeedRejected
-from ..envs.names import check_split
+from ..envs.names import check_split, check_tasks
 from ..envs.seeds import episode_seeds
 from ..rollout.policies import Policy, check_fits
 from ..rollout.run import EpisodeResult, ValueMaps, run_episodes
@@ -112,10 +112,7 @@ def evaluate(
     """
     state = state or PartialState()
     tasks = list(tasks or TASKS[protocol.suite])
-    unknown = [task for task in tasks if task not in TASKS[protocol.suite]]
-    if unknown:
-        known = ", ".join(TASKS[protocol.suite])
-        raise ValueError(f"no task {', '.join(unknown)} in suite {protocol.suite!r}; choose from {known}.")
+    check_tasks(protocol.suite, tasks)
     check_whole("episodes", episodes)
     check_whole("batch_size", batch_size)
     check_whole("videos", videos, least=0)

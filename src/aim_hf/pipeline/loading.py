@@ -290,7 +290,7 @@ class AIMLoaderMixin:
         class.
 
         Raises:
-            ValueError: for `safe_serialization=False`, since AIM never reads pickles.
+            ValueError: for `safe_serialization=False`, since AIM never reads pickles, and for an empty path.
             OSError: if the folder can't be written.
         """
         if not safe_serialization:

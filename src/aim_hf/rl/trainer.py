@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..envs.names import check_tasks
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling import with_steps
 from ..pipeline.sampling_config import SamplingConfig
@@ -76,8 +77,11 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             raise ValueError(f"{len(weights)} reward_weights for {len(self.reward_funcs)} reward_funcs.")
         self.reward_weights = weights
         for name, scenes, purpose in (("train", train_dataset, "rl"), ("eval", eval_dataset, "validation")):
-            if scenes is not None and scenes.purpose != purpose:
+            if scenes is None:
+                continue
+            if scenes.purpose != purpose:
                 raise ValueError(f"{name}_dataset has scenes for {scenes.purpose}; expected scenes for {purpose}.")
+            check_tasks(args.suite, scenes.tasks)
         scale = pipe.sampling_config.action_noise_scale if args.action_noise_scale is None else args.action_noise_scale
         # Sampling in rollouts and evaluation. The trained pipeline keeps the noise scale, not the numbers of steps.
         self.sampling_config = SamplingConfig(
@@ -313,6 +317,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         """Success of the deterministic policy on validation scenes. These are neither training scenes nor the scenes
         of reported results."""
         scenes = self.eval_dataset if eval_dataset is None else eval_dataset
+        check_tasks(self.args.suite, scenes.tasks)
         policy = AIMPolicy(self.pipe, {"policy": "in training"}, self.sampling_config)
         with VectorEnvironment(
             self.args.suite, self.args.split, self._workers(), self.args.env_timeout, scenes.purpose

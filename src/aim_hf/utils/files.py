@@ -152,11 +152,12 @@ def written_file(path: Path) -> Iterator[Path]:
     except UnreadableFile:  # an input couldn't be read
         raise
     except (OSError, SafetensorError) as error:
-        raise OSError(
-            getattr(error, "errno", None),
-            f"{path} could not be written ({getattr(error, 'strerror', None) or error}); what was finished before is "
-            "whole. Make room, or choose a folder that can be written, then run the command again",
-        ) from error
+        number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+        told = (
+            f"{path} could not be written ({reason}); what was finished before is whole. Make room, or choose a "
+            "folder that can be written, then run the command again"
+        )
+        raise (OSError(told) if number is None else OSError(number, told)) from error  # safetensors tells no number
     finally:
         with suppress(OSError):  # the file doesn't exist after success, or if its folder couldn't be made
             temporary.unlink()
@@ -184,7 +185,10 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         OSError: if the folder can't be made or written, for example on a full disk; it names the folder.
+        ValueError: for an empty path, which `Path` takes for the current folder.
     """
+    if not os.fspath(folder):
+        raise ValueError(f"the folder is {folder!r}; expected a path. Give '.' to write into the current folder.")
     folder = Path(folder).resolve()
     # Inside an existing folder, since its parent may be on another disk, or not writable.
     partial = folder / ".partial" if folder.exists() else folder.with_name(f".{folder.name}.partial")

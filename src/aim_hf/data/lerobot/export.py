@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from datasets import Features, List, Value
 
 from ...utils.files import reading, write_json, write_text, written_folder
+from ..episodes import decode_column
 from ..shards import MEND, read_rows, shard_paths
-from ..video import KEY_FRAME_EVERY, decode_video
+from ..video import KEY_FRAME_EVERY
 from . import format
 from .clips import ClipJoiner, frame_rate, parameters
 
@@ -98,7 +99,7 @@ class _Writer:
         self.action_dim = len(first["action"][0])
         self.robot_type = first["suite"]
         self.names = format.number_names(first["suite"], first["action_space"], self.action_dim)
-        self.sizes = {column: decode_video(first[column]["bytes"], [0]).shape[1:3] for column in self.columns}
+        self.sizes = {column: decode_column(first, column, [0]).shape[1:3] for column in self.columns}
         self.videos = {column: _VideoFiles(folder, format.VIDEO_KEYS[column], self.rate) for column in self.columns}
         self.data = _TableFiles(folder, format.DATA, self._frame_features().arrow_schema, DATA_FILE_MB)
         self.episodes: _TableFiles | None = None  # opened with the first records, which determine its columns
@@ -154,7 +155,7 @@ class _Writer:
         statistics = {name: _number_statistics(values) for name, values in table.items()}
         for column in self.columns:
             key, clip = format.VIDEO_KEYS[column], row[column]["bytes"]
-            sample = decode_video(clip, list(range(0, frames, KEY_FRAME_EVERY)))
+            sample = decode_column(row, column, list(range(0, frames, KEY_FRAME_EVERY)))
             if sample.shape[1:3] != self.sizes[column]:
                 raise ValueError(
                     f"{where}: {column} is {sample.shape[1:3]} (height, width), but {self.sizes[column]} in the first "

@@ -19,13 +19,14 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from ...envs.base import CAMERAS
+from ...utils.checks import check_whole
 from ...utils.files import claim, read_json
 from ...value_maps.render import render_value_maps
 from ..card import write_card
-from ..episodes import Episode, check_row, check_videos
+from ..episodes import Episode, check_row, check_videos, decode_column
 from ..preview import write_preview
 from ..shards import ShardWriter, remove_leftovers
-from ..video import decode_video, encode_video
+from ..video import encode_video
 from . import format
 from .robot import Robot
 from .source import LeRobotSource, format_numbers
@@ -70,9 +71,11 @@ def import_episodes(
         The number of imported episodes, and of each broken episode the reason.
 
     Raises:
-        ValueError, OSError: for a dataset that doesn't fit the config, and for broken episodes; lists all of them.
+        ValueError, OSError: for a bad `shard_size`, a dataset that doesn't fit the config, and broken episodes; lists
+            all of them.
         FileExistsError: if `output` was made from other settings; names them.
     """
+    check_whole("shard_size", shard_size)
     state = PartialState(cpu=True, timeout=timedelta(days=7))
     robot = Robot.load(config) if config else None
     if robot is None and not source.own:
@@ -358,7 +361,7 @@ def _with_videos(
     for camera in CAMERAS:
         rgb, value = f"rgb_{camera}", f"value_{camera}"
         if known is not None and row[rgb] is not None and row[value] is None and camera in known.intrinsics:
-            size = decode_video(row[rgb]["bytes"], [0]).shape[1:3]
+            size = decode_column(row, rgb, [0]).shape[1:3]
             maps = render_value_maps(known.events, known.intrinsics[camera], known.extrinsics[camera], *size)
             row[value] = {"bytes": encode_video(maps, row["fps"], gray=True), "path": None}
     check_videos(row, f"{row['task']} seed {row['seed']}")

@@ -178,6 +178,10 @@ class Robot:
             unknown = sorted(set(mapping) - set(known))
             if unknown:
                 raise ValueError(f"{name} has {', '.join(unknown)}; expected some of {', '.join(known)}")
+        if self.instruction is not None and not self.instruction.strip():
+            raise ValueError(
+                f"instruction is {self.instruction!r}; expected a sentence, or leave it out to use the dataset's tasks"
+            )
         check_choice("action_space", self.action_space, ACTION_SPACES)
         if self.action_space == "ee" and not self.arms:
             raise ValueError("action space ee needs arms: which columns are the xyz, rotation and gripper of each")

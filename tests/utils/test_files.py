@@ -1,0 +1,52 @@
+"""Files and folders that can't be written: the error says which, why and what to do, and nothing else."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from aim_hf.utils.files import written_file, written_folder
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "number"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "[Errno 28] {} could not be written (No space left on d",
+            28,
+        ),
+        (
+            SafetensorError("Error while serializing: File too large"),
+            "{} could not be written (Error while seri",
+            None,
+        ),
+        (OSError("encoder error -2"), "{} could not be written (encoder error -2); ", None),
+    ],
+    ids=str,
+)
+def test_why_a_file_could_not_be_written_is_told(tmp_path, error, told, number):
+    path = tmp_path / "folder" / "shard.safetensors"
+    with pytest.raises(OSError) as raised, written_file(path) as temporary:
+        temporary.write_text("a part")
+        raise error
+    assert str(raised.value).startswith(told.format(path)) and "Make room, or choose" in str(raised.value)
+    assert raised.value.errno == number and "None" not in str(raised.value)
+    assert not list(path.parent.iterdir())
+
+
+def test_an_empty_path_is_no_folder(tmp_path, monkeypatch):
+    """`Path` takes it for the current folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the folder is ''; expected a path. Give '.' to write"), written_folder(""):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", [".", Path("."), "below", Path("below/deeper")])
+def test_a_folder_is_written_where_its_path_says(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    with written_folder(folder) as partial:
+        (partial / "config.json").write_text("{}")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / folder / "config.json"]
