@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..envs.names import TASKS
 from ..envs.robotwin import add_robotwin_arguments
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, check_whole
 from ..utils.files import claim, write_json
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
     parser = HfArgumentParser((ScriptArguments, AIMGRPOConfig), prog="aim-hf train-grpo", description=__doc__)
     add_robotwin_arguments(parser)
     script, args = parser.parse_args_into_dataclasses(argv)
+    check_whole("--eval_scenes", script.eval_scenes)
     check_choice("--suite", args.suite, TASKS)
     for name, known in (("tasks", TASKS[args.suite]), ("reward_funcs", REWARDS)):
         if unknown := set(getattr(script, name)) - set(known):

@@ -39,6 +39,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in ("steps", "max_text_length"):
         check_whole(f"--{name}", getattr(args, name))
+    for size in args.canvas or ():
+        check_whole("--canvas", size)
     return args
 
 

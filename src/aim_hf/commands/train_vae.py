@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..tiny.vae_arguments import VAETrainingArguments
+from ..utils.checks import check_whole
 from ..utils.files import written_folder
 from . import Parser
 
@@ -36,6 +37,10 @@ def main(argv: list[str]) -> None:
     for field in fields(VAETrainingArguments):
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
     args = parser.parse_args(argv)
+    check_whole("--max_episodes", args.max_episodes)
+    training = VAETrainingArguments(
+        **{field.name: getattr(args, field.name) for field in fields(VAETrainingArguments)}
+    )
 
     import torch
     from accelerate import PartialState
@@ -63,9 +68,6 @@ def main(argv: list[str]) -> None:
         export(vae, args.policy)
     state.wait_for_everyone()
     vae = load_vae(args.policy)
-    training = VAETrainingArguments(
-        **{field.name: getattr(args, field.name) for field in fields(VAETrainingArguments)}
-    )
     trainer = VAETrainer(vae, episodes[held_out:], episodes[:held_out], training, args.output_dir)
     metrics = trainer.train()
     if state.is_main_process:
