@@ -14,7 +14,9 @@ from ..utils.checks import check_fields, check_number, check_whole, count, not_n
 # Fields of `TrainingArguments` that affect the learned weights. The others concern device, duration and reports.
 LEARNING = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
-    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "bf16", "fp16"),
+    *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16"),
+    *("seed", "data_seed", "train_sampling_strategy", "length_column_name", "dataloader_drop_last"),
+    "auto_find_batch_size",
 )
 
 
