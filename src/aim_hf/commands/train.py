@@ -160,10 +160,11 @@ def model_to_train(
     Raises:
         ValueError: without `--preset`, if the checkpoint has no model.
     """
-    from .. import AIMConfig, AIMForWorldAction, AIMProcessor
+    from .. import AIMConfig, AIMForWorldAction
+    from ..data.latents import stored_processor
     from ..training.initial_model import initial_model
 
-    action_dim = AIMProcessor.from_pretrained(Path(arguments.latents) / "processor").action_dim
+    action_dim = stored_processor(Path(arguments.latents)).action_dim
     config_fields = {"action_dim": action_dim} | config_fields
     if arguments.preset is not None:
         model = AIMForWorldAction(AIMConfig(**PRESETS[arguments.preset] | config_fields))

@@ -30,11 +30,22 @@ def check_positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def are_finite(values: Any) -> bool:
+    """Whether `values` is a list or tuple of finite numbers."""
+    return isinstance(values, list | tuple) and all(isinstance(x, Real) and math.isfinite(x) for x in values)
+
+
 def finite_numbers(name: str, values: Any) -> list[float]:
     """`values` as floats. Raises ValueError unless it is a list or tuple of finite numbers."""
-    if not isinstance(values, list | tuple) or not all(isinstance(x, Real) and math.isfinite(x) for x in values):
+    if not are_finite(values):
         raise ValueError(f"{name} is {values!r}; expected a list of finite numbers.")
     return [float(value) for value in values]
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raises ValueError unless `value` is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is of type {type(value).__name__}; expected {kind.__name__}.")
 
 
 # Checks for `check_fields`.
