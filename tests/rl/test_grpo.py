@@ -523,6 +523,22 @@ def test_a_pipeline_is_used_as_it_has_practised(tmp_path):
         make_trainer(tmp_path, action_noise_scale=2, **last)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("pipe", None, "pipe is of type NoneType; expected AIMPipeline"),
+        ("pipe", "runs/aim/pipeline", "pipe is of type str; expected AIMPipeline"),
+        ("args", None, "args is of type NoneType; expected AIMGRPOConfig"),
+        ("train_dataset", None, "train_dataset is of type NoneType; expected Scenes"),
+        ("train_dataset", ["click_bell"], "train_dataset is of type list; expected Scenes"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(name, value, message):
+    given = {"args": AIMGRPOConfig(report_to="none", use_cpu=True), "train_dataset": Scenes(["click_bell"], 8)}
+    with pytest.raises(ValueError, match=message):
+        AIMGRPOTrainer(**{"pipe": make_pipeline(), **given, name: value})
+
+
 def test_more_modes_than_actions_are_refused_before_any_rollout(tmp_path):
     with pytest.raises(ValueError, match="noise_modes is 99; expected at most"):
         make_trainer(tmp_path, noise_modes=99)
