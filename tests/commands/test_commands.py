@@ -77,6 +77,10 @@ def test_help_and_wrong_arguments_are_answered_before_anything_heavy_is_imported
     assert imported <= own.get(name, set())
 
 
+TRAIN = ["train", "--latents", "none", "--policy", "none", "--use_cpu"]
+GRPO = ["train-grpo", "--policy", "none", "--max_steps", "1", "--use_cpu"]
+VAE = ["train-vae", "--dataset", "none", "--policy", "none", "--output_dir", "out"]
+TEXT = ["train-text-encoder", "--dataset", "none", "--policy", "none"]
 COLLECT = ["collect", "--tasks", "click_bell", "--episodes", "1", "--output_dir", "out"]
 EVALUATE = ["evaluate", "--policy", "no/such", "--episodes", "1", "--output_dir", "out"]
 SERVE = ["serve", "--policy", "no/such"]
@@ -140,6 +144,15 @@ COUNTS = [  # command, its options, and the least number of each
         ([*COLLECT, "--noise", "nan"], "collect: --noise is nan; expected 0 to 0.2"),
         ([*COLLECT, "--noise", "50"], "collect: --noise is 50.0; expected 0 to 0.2"),
         ([*COLLECT, "--noise", "-1"], "collect: --noise is -1.0; expected 0 to 0.2"),
+        ([*TRAIN, "--ema_decay=5"], "train: ema_decay is 5.0; expected 0 to 1"),
+        ([*TRAIN, "--value_foreground_weight=-100"], "train: value_foreground_weight is -100.0; expected a finite"),
+        ([*TRAIN, "--gradient_accumulation_steps", "0"], "train: gradient_accumulation_steps is 0; expected a whole"),
+        ([*GRPO, "--learning_rate", "nan"], "train-grpo: learning_rate is nan; expected a finite number"),
+        ([*GRPO, "--eval_scenes", "0"], "train-grpo: --eval_scenes is 0; expected a whole number"),
+        ([*VAE, "--warmup_steps", "0"], "train-vae: warmup_steps is 0; expected a whole number"),
+        ([*VAE, "--max_episodes", "0"], "train-vae: --max_episodes is 0; expected a whole number"),
+        ([*TEXT, "--steps", "0"], "train-text-encoder: --steps is 0; expected a whole number"),
+        ([*TEXT, "--canvas", "0", "96"], "train-text-encoder: --canvas is 0; expected a whole number"),
         (
             ["compare", "--before", "a", "--after", "b", "--output_dir", "c", "--videos", "-3"],
             "compare: --videos is -3",

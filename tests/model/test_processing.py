@@ -409,6 +409,12 @@ def test_other_wrong_calls_are_refused(rng):
     for statistics in ({"q01": [0.0] * 16}, ordered | {"mean": [1.5] * 16}):
         with pytest.raises(ValueError, match="action_statistics have .*; expected q01, q99, min, max"):
             processor.action_statistics = statistics
+    for value in ([None] * 16, None, "0123456789abcdef", [0.0] * 15, [float("nan")] * 16, 3.0):
+        with pytest.raises(ValueError, match=r"action_statistics\['q01'\] is .*; expected 16 finite numbers"):
+            processor.action_statistics = ordered | {"q01": value}
+    for value in (5, [1.0], "q01"):
+        with pytest.raises(ValueError, match="action_statistics is of type .*; expected Mapping"):
+            processor.action_statistics = value
     processor.action_statistics = None
     with pytest.raises(ValueError, match="action_statistics are not set"):
         processor.normalize_actions(pose[None], pose)

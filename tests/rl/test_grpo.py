@@ -482,15 +482,29 @@ def test_scenes_take_turns_and_processes_share_them():
         ({"noise_level": 0.0, "random_steps": [3], "last_step_std": 0.1}, r"expected some of \[9\], in ascending"),
         ({"noise_level": 1e-9, "random_steps": [3]}, r"expected some of \[0\], in ascending"),
         ({"num_action_inference_steps": 1}, "no denoising step is random .* num_action_inference_steps 1,"),
-        ({"noise_level": -1.0}, "noise_level is -1.0; expected a number of at least 0"),
-        ({"last_step_std": float("nan")}, "last_step_std is nan; expected a number of at least 0"),
-        ({"beta": -0.1}, "beta is -0.1; expected a number of at least 0"),
+        ({"noise_level": -1.0}, "noise_level is -1.0; expected a finite number, at least 0"),
+        ({"last_step_std": float("nan")}, "last_step_std is nan; expected a finite number, at least 0"),
+        ({"beta": -0.1}, "beta is -0.1; expected a finite number, at least 0"),
         ({"epsilon": 0.0}, "epsilon is 0.0; expected a number above 0"),
         ({"epsilon_high": -0.2}, "epsilon_high is -0.2; expected a number above 0"),
-        ({"noise_modes": 0}, "noise_modes is 0; expected at least 1"),
-        ({"steps_per_generation": 0}, "steps_per_generation is 0; expected at least 1"),
-        ({"num_env_workers": 0}, "num_env_workers is 0; expected at least 1"),
-        ({"max_completion_length": 0}, "max_completion_length is 0; expected at least 1"),
+        ({"noise_modes": 0}, "noise_modes is 0; expected a whole number, at least 1"),
+        ({"steps_per_generation": 0}, "steps_per_generation is 0; expected a whole number, at least 1"),
+        ({"num_env_workers": 0}, "num_env_workers is 0; expected a whole number, at least 1"),
+        ({"max_completion_length": 0}, "max_completion_length is 0; expected a whole number, at least 1"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; expected a whole number, at least 1"),
+        ({"num_action_inference_steps": 2.5}, "num_action_inference_steps is 2.5; expected a whole number, at least"),
+        ({"num_iterations": 1.5}, "num_iterations is 1.5; expected a whole number, at least 1"),
+        ({"num_generations": 2.5}, "num_generations is 2.5; expected a whole number, at least 2"),
+        ({"num_random_steps": 1.5}, "num_random_steps is 1.5; expected a whole number, at least 0"),
+        ({"hacking_patience": 0}, "hacking_patience is 0; expected a whole number, at least 1"),
+        ({"max_kl": float("nan")}, "max_kl is nan; expected a number above 0"),
+        ({"env_timeout": "5"}, "env_timeout is '5'; expected a number above 0"),
+        ({"action_noise_scale": 1.5}, "action_noise_scale is 1.5; expected 0 to 1"),
+        (
+            {"reward_weights": [float("nan"), 1.0]},
+            r"reward_weights is \[nan, 1.0\]; expected a list of finite numbers",
+        ),
+        ({"reward_weights": 2.0}, "reward_weights is 2.0; expected a list of finite numbers"),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of gradient_accumulation_steps=2"),
     ],
 )
@@ -537,6 +551,22 @@ def test_a_pipeline_is_used_as_it_has_practised(tmp_path):
         make_trainer(tmp_path, action_noise_scale=0.5)
     with pytest.raises(ValueError, match="action_noise_scale is 2; expected 0 to 1"):
         make_trainer(tmp_path, action_noise_scale=2, **last)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("pipe", None, "pipe is of type NoneType; expected AIMPipeline"),
+        ("pipe", "runs/aim/pipeline", "pipe is of type str; expected AIMPipeline"),
+        ("args", None, "args is of type NoneType; expected AIMGRPOConfig"),
+        ("train_dataset", None, "train_dataset is of type NoneType; expected Scenes"),
+        ("train_dataset", ["click_bell"], "train_dataset is of type list; expected Scenes"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(name, value, message):
+    given = {"args": AIMGRPOConfig(report_to="none", use_cpu=True), "train_dataset": Scenes(["click_bell"], 8)}
+    with pytest.raises(ValueError, match=message):
+        AIMGRPOTrainer(**{"pipe": make_pipeline(), **given, name: value})
 
 
 def test_more_modes_than_actions_are_refused_before_any_rollout(tmp_path):

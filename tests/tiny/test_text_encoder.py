@@ -113,6 +113,21 @@ def test_the_seed_decides(tokenizer):
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps is 0; expected a whole number, at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; expected a whole number, at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0; expected a finite number, at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; expected a finite number, at least 0"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_are_named(tokenizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_text_encoder(tiny_text_encoder(len(tokenizer)), tokenizer, ["Wave."], **options)
+
+
 def test_no_instructions():
     with pytest.raises(ValueError, match="no instructions"):
         train_tokenizer([])

@@ -1,6 +1,7 @@
 """The tiny VAE: its encoder's principal components, its decoder's training, checkpoints and numbers."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -220,6 +221,26 @@ def test_a_run_goes_on_only_as_it_began(vae, episodes, tmp_path):
         with pytest.raises(OSError, match=f"{path} can't be read .*training begins anew"):
             trainer()
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        *((name, [0, -1, 1.5], "a whole number, at least 1") for name in ("steps", "warmup_steps", "frame_stride")),
+        *((name, [0, -1], "a whole number, at least 1") for name in ("report_steps", "save_steps")),
+        *((name, [1, -4], "a whole number, at least 2") for name in ("picture_batch_size", "clip_batch_size")),
+        *((name, [-1.0, math.nan], "a finite number, at least 0") for name in ("learning_rate", "adam_learning_rate")),
+        *((name, [-1.0, math.inf], "a finite number, at least 0") for name in ("foreground_weight", "latent_noise")),
+        ("picture_share", [-0.5, 2.0, math.nan], "0 to 1"),
+        ("seed", [-1], "a whole number, at least 0"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_are_named(name, values, expected):
+    for value in values:
+        with pytest.raises(ValueError) as error:
+            VAETrainingArguments(**{name: value})
+        assert str(error.value) == f"{name} is {value!r}; expected {expected}."
 
 
 def test_peak_errors_by_hand():

@@ -64,6 +64,11 @@ def arguments(kind=AIMTrainingArguments, **options):
         ({"muon_learning_rate": 0.02}, "muon_learning_rate"),
         ({"per_device_train_batch_size": 4}, "batch_size 8 there, 4 now"),
         ({"gradient_accumulation_steps": 2}, "batch_size 8 there, 16 now"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy 'random' there, 'sequential' now"),
+        ({"length_column_name": "chunks"}, "length_column_name 'length' there, 'chunks' now"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last False there, True now"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size False there, True now"),
+        ({"optim_target_modules": ["blocks"]}, r"optim_target_modules None there, \['blocks'\] now"),
     ],
     ids=str,
 )

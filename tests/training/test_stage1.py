@@ -3,6 +3,7 @@
 import copy
 import json
 import resource
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -172,8 +173,11 @@ def test_held_out_episodes_are_not_trained_on(pipe, latents):
     assert train.summary() == "training on 4 of 6 episodes (2 held out)"
     assert len(LatentWindows(latents, config, 2, held_out=0, only_held_out=True)) == 0
     assert len(LatentWindows(latents, config, 2, held_out=5)) == 3
-    for count in (6, -1):
-        with pytest.raises(ValueError, match=f"held_out is {count}; expected 0 to 5, for there are 6 episodes"):
+    for count, expected in (
+        (6, "0 to 5, for there are 6 episodes"),
+        *((count, "a whole number, at least 0") for count in (-1, 1.5, 2.0, True, "2")),
+    ):
+        with pytest.raises(ValueError, match=f"held_out is {count!r}; expected {expected}"):
             LatentWindows(latents, config, 2, held_out=count)
 
 
@@ -269,16 +273,79 @@ def test_unfinished_old_or_damaged_latents_are_named(pipe, latents, tmp_path):
         LatentWindows(latents, config, window_chunks=0)
 
 
-@pytest.mark.parametrize("name", ["latents", "value_cells", "actions", "prompt_embeds"])
-def test_values_that_are_not_finite_are_told_with_their_shard(pipe, latents, tmp_path, name):
+def copy_with(latents: Path, folder: Path, change) -> Path:
+    """Fills `folder` with the latents; `change` changes the tensors of the second shard, whose path is returned."""
     for file in latents.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    shard = tmp_path / "shard-00001.safetensors"
+        (folder / file.name).symlink_to(file)
+    shard = folder / "shard-00001.safetensors"
     with safe_open(shard, framework="pt") as file:
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
-    tensors[f"1.{name}"].view(-1)[-1] = float("nan") if name == "latents" else float("inf")
+    change(tensors)
     shard.unlink()
-    save_file(tensors, shard, metadata=metadata)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, shard, metadata=metadata)
+    return shard
+
+
+ENTRIES = ("latents", "value_latents", "value_cells", "actions", "executed_actions", "prompt_embeds")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_that_a_shard_lacks_is_told(pipe, latents, tmp_path, name):
+    shard = copy_with(latents, tmp_path, lambda tensors: tensors.pop(f"1.{name}"))
+    with pytest.raises(UnreadableFile, match=rf"{shard} can't be read \(.*1\.{name}\b.*\); delete it and run `aim-hf"):
+        LatentWindows(tmp_path, pipe.model.config, window_chunks=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "length", "shapes"),
+    [
+        ("latents", 0, 2, r"\[2, 5, 3, 2\]; expected \[4, 5, 3, 2\]"),
+        ("latents", 2, 2, r"\[4, 5, 2, 2\]; expected \[4, 5, 3, 2\]"),
+        ("latents", 1, 4, r"\[4, 4, 3, 2\]; expected \[4, 5, 3, 2\]"),
+        ("value_latents", 3, 1, r"\[4, 4, 3, 1\]; expected \[4, 4, 3, 2\]"),
+        ("value_cells", 1, 2, r"\[4, 2, 2\]; expected \[4, 3, 2\]"),
+        ("actions", 1, 3, r"\[32, 3\]; expected \[32, 16\]"),
+        ("executed_actions", 1, 3, r"\[32, 3\]; expected \[32, 16\]"),
+        ("prompt_embeds", 1, 8, r"\[4, 8\]; expected \[1 to \d+, 16\]"),
+        ("prompt_embeds", 0, 0, r"\[0, 16\]; expected \[1 to \d+, 16\]"),
+    ],
+)
+def test_a_tensor_of_another_shape_is_told(pipe, latents, tmp_path, name, axis, length, shapes):
+    def cut(tensors):
+        tensors[f"1.{name}"] = tensors[f"1.{name}"].narrow(axis, 0, length)
+
+    shard = copy_with(latents, tmp_path, cut)
+    message = rf"{shard} can't be read \(1\.{name} has shape {shapes}, by index.json\); delete it and run `aim-hf"
+    with pytest.raises(UnreadableFile, match=message):
+        LatentWindows(tmp_path, pipe.model.config, window_chunks=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_statistics": None}, "processor_config.json has no action_statistics; .*Run `aim-hf encode-latents`"),
+        ({"action_statistics": {"q01": [None] * 16, "q99": [1.0] * 16}}, r" can't be read .*\['q01'\] is"),
+        ({"max_text_length": 7}, r"processor_config.json has max_text_length 7; expected \d+, by index.json. Run"),
+        ({"canvas_size": [960, 640]}, r"processor_config.json has canvas_size \[960, 640\]; expected \[48, 32\]"),
+    ],
+)
+def test_a_processor_of_other_latents_is_told(pipe, latents, tmp_path, changes, message):
+    for file in latents.iterdir():
+        if file.name != "processor":
+            (tmp_path / file.name).symlink_to(file)
+    shutil.copytree(latents / "processor", tmp_path / "processor")
+    path = tmp_path / "processor" / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UnreadableFile, match=f"{tmp_path / 'processor'}.*{message}"):
+        LatentWindows(tmp_path, pipe.model.config, window_chunks=2)
+
+
+@pytest.mark.parametrize("name", ["latents", "value_cells", "actions", "prompt_embeds"])
+def test_values_that_are_not_finite_are_told_with_their_shard(pipe, latents, tmp_path, name):
+    def spoil(tensors):
+        tensors[f"1.{name}"].view(-1)[-1] = float("nan") if name == "latents" else float("inf")
+
+    shard = copy_with(latents, tmp_path, spoil)
     message = f"{shard}: 1.{name} of click_bell seed 5 has values that aren't finite; delete it and run `aim-hf encode"
     windows = LatentWindows(tmp_path, pipe.model.config, window_chunks=2)
     broken = set()
@@ -622,4 +689,9 @@ def test_latents_without_the_features_of_no_instruction(pipe, latents, tmp_path)
     (tmp_path / "no_prompt.safetensors").unlink()
     train(pipe, tmp_path, tmp_path / "run", 1)
     with pytest.raises(OSError, match="no_prompt.safetensors is missing; run `aim-hf encode-latents`"):
+        train(pipe, tmp_path, tmp_path / "run", 1, prompt_dropout=0.1)
+    save_file({"prompt_embeds": torch.ones(1, 8)}, tmp_path / "no_prompt.safetensors")
+    with pytest.raises(
+        OSError, match=r"no_prompt.safetensors can't be read \(prompt_embeds has shape \[1, 8\]; expec"
+    ):
         train(pipe, tmp_path, tmp_path / "run", 1, prompt_dropout=0.1)

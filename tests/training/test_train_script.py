@@ -150,7 +150,8 @@ def test_one_episode_may_be_overfitted_and_a_run_goes_on_only_as_it_began(pipe, 
         ("not_there/trainer_state.json is missing", {"resume_from_checkpoint": tmp_path / "not_there"}),
         ("held_out is 1; expected 0 to 0, for there are 1 episodes", {"held_out": 1}),
         ("have actions_per_latent_frame=8, and the model actions_per", {"config": '{"actions_per_latent_frame": 4}'}),
-        ("--config is .*expected a JSON object of AIMConfig fields", {"config": '{"foo": 1}'}),
+        ("--config has bar, foo, which AIMConfig lacks", {"config": '{"foo": 1, "num_layers": 2, "bar": 2}'}),
+        ("--config is .*which is no JSON .*; expected a JSON object of AIMConfig fields", {"config": '{"foo": '}),
         ("--config is .*expected a JSON object of AIMConfig fields", {"config": '["ab"]'}),
         ("num_inference_steps is 0; expected a whole number, at least 1", {"num_inference_steps": 0}),
         ("action_noise_scale is 2.0; expected 0 to 1", {"action_noise_scale": 2}),
@@ -175,7 +176,7 @@ def test_one_episode_may_be_overfitted_and_a_run_goes_on_only_as_it_began(pipe, 
     for change, message in (
         (
             lambda name, tensor: tensor[:8] if name.endswith(".actions") else tensor,
-            r"\.actions has length 8; the index",
+            r"\.actions has shape \[8, 16\]; expected \[32, 16\], by index.json",
         ),
         (lambda name, tensor: None if name.endswith(".value_cells") else tensor, "value_cells"),
     ):

@@ -137,13 +137,17 @@ def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[s
 
     from .. import AIMConfig
 
-    expected = f"--config is {arguments.config!r}; expected a JSON object of AIMConfig fields"
+    expected = "expected a JSON object of AIMConfig fields, such as '{\"num_layers\": 2}'"
     try:
         config_fields = json.loads(arguments.config)
     except ValueError as error:
-        raise ValueError(expected) from error
-    if not isinstance(config_fields, dict) or config_fields.keys() - AIMConfig().to_dict().keys():
-        raise ValueError(expected)
+        raise ValueError(f"--config is {arguments.config!r}, which is no JSON ({error}); {expected}.") from error
+    if not isinstance(config_fields, dict):
+        raise ValueError(f"--config is {arguments.config!r}; {expected}.")
+    if unknown := sorted(config_fields.keys() - AIMConfig().to_dict().keys()):
+        raise ValueError(
+            f"--config has {', '.join(unknown)}, which AIMConfig lacks; see its docstring for its fields."
+        )
     return arguments, training_arguments, config_fields
 
 
@@ -156,10 +160,11 @@ def model_to_train(
     Raises:
         ValueError: without `--preset`, if the checkpoint has no model.
     """
-    from .. import AIMConfig, AIMForWorldAction, AIMProcessor
+    from .. import AIMConfig, AIMForWorldAction
+    from ..data.latents import stored_processor
     from ..training.initial_model import initial_model
 
-    action_dim = AIMProcessor.from_pretrained(Path(arguments.latents) / "processor").action_dim
+    action_dim = stored_processor(Path(arguments.latents)).action_dim
     config_fields = {"action_dim": action_dim} | config_fields
     if arguments.preset is not None:
         model = AIMForWorldAction(AIMConfig(**PRESETS[arguments.preset] | config_fields))

@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..utils.checks import check_whole
 from . import Parser, check_options
 
 
@@ -37,6 +38,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     check_options(args, "steps", "max_text_length")
+    for size in args.canvas or ():
+        check_whole("--canvas", size)
     return args
 
 

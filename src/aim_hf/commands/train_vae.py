@@ -38,6 +38,9 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     check_options(args, "max_episodes")
     check_options(args, "held_out", least=0)
+    training = VAETrainingArguments(
+        **{field.name: getattr(args, field.name) for field in fields(VAETrainingArguments)}
+    )
 
     import torch
     from accelerate import PartialState
@@ -65,9 +68,6 @@ def main(argv: list[str]) -> None:
         export(vae, args.policy)
     state.wait_for_everyone()
     vae = load_vae(args.policy)
-    training = VAETrainingArguments(
-        **{field.name: getattr(args, field.name) for field in fields(VAETrainingArguments)}
-    )
     trainer = VAETrainer(vae, episodes[held_out:], episodes[:held_out], training, args.output_dir)
     metrics = trainer.train()
     if state.is_main_process:

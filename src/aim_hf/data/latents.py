@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from ..model.configuration_aim import AIMConfig
@@ -41,7 +41,8 @@ if TYPE_CHECKING:  # not needed to train on latents
 
 INDEX, NO_PROMPT = "index.json", "no_prompt.safetensors"
 MEND = "run `aim-hf encode-latents`: there are no latents, or not all of them, or those of an older version"
-NOT_FINITE = "delete it and run `aim-hf encode-latents` again, which makes what is missing"
+MAKE_AGAIN = "delete it and run `aim-hf encode-latents` again, which makes what is missing"
+PROCESSOR = ("canvas_size", "cameras", "action_space", "action_dim", "max_text_length")  # fields that are settings
 STORED_DTYPE = torch.float16  # of latents and text features, whose values are of order 1
 # Fields of the model's config that must equal those of the latents.
 GEOMETRY = ("chunk_latent_frames", "actions_per_latent_frame", "in_channels", "text_dim", "action_dim")
@@ -228,7 +229,6 @@ def made_from(
         text_encoder: `fingerprint` of the text encoder. text_dim: width of its features.
         fps: control steps a second. shard_size: episodes in a file.
     """
-    fields = ("canvas_size", "cameras", "action_space", "action_dim", "max_text_length")
     vocabulary = json.dumps(sorted(processor.tokenizer.get_vocab().items()))
     return {
         "video_encoder": encoder_fingerprint(codec),
@@ -241,7 +241,7 @@ def made_from(
         "text_dim": text_dim,
         "fps": fps,
         "shard_size": shard_size,
-        **{name: getattr(processor, name) for name in fields},
+        **{name: getattr(processor, name) for name in PROCESSOR},
     }
 
 
@@ -353,15 +353,31 @@ def write_index(
     write_text(folder / INDEX, json.dumps(index, indent=1))
 
 
+def stored_processor(folder: Path) -> AIMProcessor:
+    """The processor of a folder of latents.
+
+    Raises:
+        UnreadableFile: if it is missing or damaged, or has no statistics of actions.
+    """
+    with reading(folder / "processor", MEND):
+        processor = AIMProcessor.from_pretrained(folder / "processor")
+    if processor.action_statistics is None:
+        raise UnreadableFile(
+            f"{folder / 'processor' / 'processor_config.json'} has no action_statistics; expected those of these "
+            "latents. Run `aim-hf encode-latents` again, which writes them."
+        )
+    return processor
+
+
 def held_out_count(episodes: int, held_out: int | None) -> int:
     """The number of episodes held out of training: `held_out`, or by default one in 20, at most 48.
 
     Raises:
-        ValueError: if no episode would be left to train on.
+        ValueError: if it is no whole number, or no episode would be left to train on.
     """
     if held_out is None:
         return min(max(episodes // HELD_OUT_SHARE, 1), HELD_OUT_MOST, max(episodes - 1, 0))
-    if not 0 <= held_out < max(episodes, 1):
+    if check_whole("held_out", held_out, least=0) >= max(episodes, 1):
         raise ValueError(
             f"held_out is {held_out}; expected 0 to {max(episodes, 1) - 1}, for there are {episodes} episodes."
         )
@@ -404,11 +420,14 @@ class LatentWindows(Dataset):
         index = read_json(self.folder / INDEX, MEND)
         with reading(self.folder / INDEX, MEND):
             geometry = {name: index["made_from"][name] for name in GEOMETRY}
+            fields = {name: index["made_from"][name] for name in PROCESSOR}
+            self.latent_size: list[int] = index["made_from"]["latent_size"]
             self.video_encoder: str = index["made_from"]["video_encoder"]
             self.text_encoder: str = index["made_from"]["text_encoder"]
             episodes, longest = index["episodes"], max(entry["chunks"] for entry in index["episodes"])
         self._check_geometry(geometry)
-        self.processor = AIMProcessor.from_pretrained(self.folder / "processor")
+        self.processor = stored_processor(self.folder)
+        self._check_processor(fields)
         self.window_chunks = min(check_whole("window_chunks", window_chunks), longest)
         self.num_episodes = len(episodes)
         count = held_out_count(len(episodes), held_out)
@@ -426,17 +445,39 @@ class LatentWindows(Dataset):
             self._places += [(index, start) for start in range(last + 1)]
 
     def _check_entry(self, entry: dict[str, Any]) -> None:
-        """Raises UnreadableFile if tensors of an episode are missing, or have another length than in the index."""
-        path, frames = self.folder / entry["shard"], entry["chunks"] * self.config.chunk_latent_frames
-        actions = frames * self.config.actions_per_latent_frame
-        lengths = {"latents": (1, 1 + frames), "value_latents": (1, frames), "value_cells": (0, frames)}
-        lengths |= {"actions": (0, actions), "executed_actions": (0, actions)}
+        """Raises UnreadableFile if tensors of an episode are missing, or have another shape than by the index."""
+        config, frames = self.config, entry["chunks"] * self.config.chunk_latent_frames
+        actions = [frames * config.actions_per_latent_frame, config.action_dim]
+        shapes = {
+            "latents": [config.in_channels, 1 + frames, *self.latent_size],
+            "value_latents": [config.in_channels, frames, *self.latent_size],
+            "value_cells": [frames, *self.latent_size],
+            "actions": actions,
+            "executed_actions": actions,
+        }
         shard = self._shard(entry["shard"])
-        with reading(path, MEND):
-            for name, (axis, length) in lengths.items():
-                found = shard.get_slice(f"{entry['key']}.{name}").get_shape()[axis]
-                if found != length:
-                    raise ValueError(f"{entry['key']}.{name} has length {found}; the index says {length}")
+        with reading(self.folder / entry["shard"], MAKE_AGAIN):
+            for name, shape in shapes.items():
+                found = shard.get_slice(f"{entry['key']}.{name}").get_shape()
+                if found != shape:
+                    raise ValueError(f"{entry['key']}.{name} has shape {found}; expected {shape}, by {INDEX}")
+            self._check_text(f"{entry['key']}.prompt_embeds", shard)
+
+    def _check_text(self, key: str, file: safe_open) -> None:
+        """Raises ValueError if text features have another shape than the processor's and the model's."""
+        found, most, width = file.get_slice(key).get_shape(), self.processor.max_text_length, self.config.text_dim
+        if len(found) != 2 or not 1 <= found[0] <= most or found[1] != width:
+            raise ValueError(f"{key} has shape {found}; expected [1 to {most}, {width}], by {INDEX}")
+
+    def _check_processor(self, fields: dict[str, Any]) -> None:
+        """Raises UnreadableFile if the processor isn't the one that the latents were made with."""
+        for name, value in fields.items():
+            if getattr(self.processor, name) != value:
+                raise UnreadableFile(
+                    f"{self.folder / 'processor' / 'processor_config.json'} has {name} "
+                    f"{getattr(self.processor, name)!r}; expected {value!r}, by {INDEX}. Run `aim-hf encode-latents` "
+                    "again, which writes the processor of these latents."
+                )
 
     def _check_geometry(self, geometry: dict[str, int]) -> None:
         asked = {name: getattr(self.config, name) for name in geometry}
@@ -490,8 +531,10 @@ class LatentWindows(Dataset):
 
     def no_prompt_embeds(self) -> torch.Tensor:
         """The text features of an empty instruction, (max_text_length, text_dim)."""
-        with reading(self.folder / NO_PROMPT, MEND):
-            embeds = load_file(self.folder / NO_PROMPT)["prompt_embeds"].float()
+        path = self.folder / NO_PROMPT
+        with reading(path, MEND), safe_open(path, framework="pt") as file:
+            self._check_text("prompt_embeds", file)
+            embeds = file.get_tensor("prompt_embeds").float()
             if not embeds.isfinite().all():
                 raise ValueError("prompt_embeds has values that aren't finite")
             return self._padded(embeds)
@@ -514,7 +557,7 @@ class LatentWindows(Dataset):
             if not np.isfinite(values.numpy()).all():  # takes a tenth of the time of torch's isfinite
                 raise UnreadableFile(
                     f"{self.folder / entry['shard']}: {key}.{name} of {entry.get('task')} seed {entry.get('seed')} "
-                    f"has values that aren't finite; {NOT_FINITE}."
+                    f"has values that aren't finite; {MAKE_AGAIN}."
                 )
             return values
 

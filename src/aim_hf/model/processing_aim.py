@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..utils.checks import check_choice, check_number, check_whole, quoted
+from ..utils.checks import are_finite, check_choice, check_kind, check_number, check_whole, quoted
 
 ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); then the same of the right arm.
@@ -178,18 +178,19 @@ class AIMProcessor(ProcessorMixin):
     @action_statistics.setter
     def action_statistics(self, statistics: Mapping[str, Sequence[float]] | None) -> None:
         if statistics is not None:
+            check_kind("action_statistics", statistics, Mapping)
             if set(statistics) not in ({*QUANTILES}, {*QUANTILES, *RANGE}):
                 raise ValueError(
-                    f"action_statistics have {', '.join(sorted(statistics))}; expected q01, q99, min, max, "
+                    f"action_statistics have {', '.join(sorted(map(str, statistics)))}; expected q01, q99, min, max, "
                     "as compute_action_statistics returns them."
                 )
-            statistics = {name: [float(x) for x in values] for name, values in statistics.items()}
             for name, values in statistics.items():
-                if len(values) != self.action_dim or not all(map(math.isfinite, values)):
+                if not are_finite(values) or len(values) != self.action_dim:
                     raise ValueError(
                         f"action_statistics[{name!r}] is {values}; expected {self.action_dim} finite numbers, as "
                         "compute_action_statistics returns them."
                     )
+            statistics = {name: [float(x) for x in values] for name, values in statistics.items()}
             rising = [name for name in ("min", "q01", "q99", "max") if name in statistics]
             for low, high in zip(rising, rising[1:]):
                 if any(a > b for a, b in zip(statistics[low], statistics[high], strict=True)):

@@ -1,23 +1,16 @@
 """Training arguments of stage 2, with the names of TRL's `GRPOConfig` where the meaning is the same."""
 
-import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
 from ..training.arguments import ResumableArguments
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, check_positive, check_whole, count, finite_numbers, not_negative, share
 from .policy import FlowSDE
 
 LOSSES, SCALES = ("grpo", "dapo"), ("group", "batch", "none")
-# Valid ranges of numbers; some of these fields may also be None.
-AT_LEAST_ONE = (
-    *("num_iterations", "num_inference_steps", "num_action_inference_steps", "noise_modes"),
-    *("steps_per_generation", "max_completion_length", "num_env_workers", "hacking_patience"),
-)
-ABOVE_ZERO = ("epsilon", "epsilon_high", "env_timeout", "max_kl")
-NOT_NEGATIVE = ("beta", "noise_level", "last_step_std")
 
 
 @dataclass
@@ -29,6 +22,18 @@ class AIMGRPOConfig(ResumableArguments):
     """
 
     MAY_CHANGE: ClassVar = ("num_env_workers", "env_timeout", "max_kl", "hacking_patience")
+    OWN: ClassVar = {
+        check_whole: (
+            *("num_iterations", "num_inference_steps", "num_action_inference_steps", "noise_modes"),
+            *("steps_per_generation", "max_completion_length", "num_env_workers", "hacking_patience"),
+        ),
+        partial(check_whole, least=2): ("num_generations",),  # episodes are compared
+        count: ("num_random_steps",),
+        check_positive: ("epsilon", "epsilon_high", "env_timeout", "max_kl"),
+        not_negative: ("beta", "noise_level", "last_step_std"),
+        share: ("action_noise_scale",),
+        finite_numbers: ("reward_weights",),
+    }
 
     learning_rate: float = field(default=1e-4, metadata={"help": "learning rate of AdamW"})
     per_device_train_batch_size: int = field(
@@ -112,16 +117,6 @@ class AIMGRPOConfig(ResumableArguments):
         super().__post_init__()
         check_choice("loss_type", self.loss_type, LOSSES)
         check_choice("scale_rewards", self.scale_rewards, SCALES)
-        for names, fits, expected in (
-            (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
-            (ABOVE_ZERO, lambda value: 0 < value < math.inf, "a number above 0"),
-            (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "a number of at least 0"),
-        ):
-            for name in names:
-                if (value := getattr(self, name)) is not None and not fits(value):
-                    raise ValueError(f"{name} is {value}; expected {expected}.")
-        if self.num_generations < 2:
-            raise ValueError(f"num_generations is {self.num_generations}; episodes are compared: at least 2.")
         if self.per_device_train_batch_size % self.num_generations:
             raise ValueError(
                 f"per_device_train_batch_size is {self.per_device_train_batch_size}; expected a multiple of "

@@ -26,6 +26,7 @@ from ..pipeline.sampling_config import SamplingConfig
 from ..rollout.policies import AIMPolicy
 from ..rollout.vector_env import VectorEnvironment, cores_of_this_process
 from ..training.checkpoints import CheckpointedTrainer
+from ..utils.checks import check_kind
 from .advantages import Rewards, group_advantages, group_returns, mean_rewards
 from .buffer import Buffer, Group
 from .collector import Collector
@@ -71,6 +72,9 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         eval_dataset: Scenes | None = None,
         **kwargs: Any,
     ):
+        check_kind("pipe", pipe, AIMPipeline)
+        check_kind("args", args, AIMGRPOConfig)
+        check_kind("train_dataset", train_dataset, Scenes)
         self.reward_funcs = list((value_map_reward, success_reward) if reward_funcs is None else reward_funcs)
         weights = [1.0] * len(self.reward_funcs) if args.reward_weights is None else args.reward_weights
         if len(weights) != len(self.reward_funcs):

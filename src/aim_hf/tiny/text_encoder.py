@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from ..utils.checks import check_number, check_whole
+
 PAD, END, UNKNOWN, MASK = "<pad>", "</s>", "<unk>", "<extra_id_0>"
 SPELLING_RATE = 0.05  # share of words that are spelled out in training
 MASK_RATE = 0.25  # share of tokens that are masked in training
@@ -104,7 +106,14 @@ def train_text_encoder(
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> float:
-    """Trains on masked tokens of varied instructions; returns the accuracy over those of the last 100 steps."""
+    """Trains on masked tokens of varied instructions; returns the accuracy over those of the last 100 steps.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+    for name, number in (("steps", steps), ("batch_size", batch_size)):
+        check_whole(name, number)
+    check_number("learning_rate", learning_rate, least=0)
     corpus = sorted(set(instructions))
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, weight_decay=0.01)

@@ -1,6 +1,17 @@
 """Training arguments of the tiny VAE, in a module without torch, so that the command line can parse them quickly."""
 
 from dataclasses import dataclass
+from functools import partial
+
+from ..utils.checks import check_fields, check_whole, count, not_negative, share
+
+RANGES = {
+    check_whole: ("steps", "warmup_steps", "frame_stride", "report_steps", "save_steps"),
+    partial(check_whole, least=2): ("picture_batch_size", "clip_batch_size"),  # half RGB, half value maps
+    count: ("seed",),
+    not_negative: ("learning_rate", "adam_learning_rate", "foreground_weight", "latent_noise"),
+    share: ("picture_share",),
+}
 
 
 @dataclass(frozen=True)
@@ -15,6 +26,9 @@ class VAETrainingArguments:
         differ from encoded ones.
     frame_stride: control steps between two frames of a clip.
     report_steps, save_steps: steps between reports (metrics and picture) and between checkpoints.
+
+    Raises:
+        ValueError: for a number out of range.
     """
 
     steps: int = 6_000
@@ -30,3 +44,6 @@ class VAETrainingArguments:
     report_steps: int = 250
     save_steps: int = 500
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, RANGES)

@@ -1,24 +1,53 @@
 """Training arguments: those of transformers and of AIM. The command line parses them before it imports the model."""
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
 from ..pipeline.sampling_config import SamplingConfig
+from ..utils.checks import check_fields, check_number, check_whole, count, not_negative, share
 
 # Fields of `TrainingArguments` that affect the learned weights. The others concern device, duration and reports.
 LEARNING = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
-    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "bf16", "fp16"),
+    *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16"),
+    *("seed", "data_seed", "train_sampling_strategy", "length_column_name", "dataloader_drop_last"),
+    "auto_find_batch_size",
 )
 
 
+# Valid ranges of fields of `TrainingArguments`, for `check_fields`.
+RANGES = {
+    check_whole: ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    count: ("dataloader_num_workers",),
+    partial(check_whole, least=-1): ("max_steps",),
+    not_negative: (
+        *("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps", "num_train_epochs"),
+        *("logging_steps", "save_steps"),
+    ),
+    partial(check_number, least=0, most=0.999999): ("adam_beta1", "adam_beta2"),  # Adam divides by 1 - beta
+}
+
+
 class ResumableArguments(TrainingArguments):
-    """`TrainingArguments` of a run that can be resumed. MAY_CHANGE: fields of subclasses that may then change."""
+    """`TrainingArguments` of a run that can be resumed. MAY_CHANGE: fields of subclasses that may then change. OWN:
+    valid ranges of fields of subclasses, as in `RANGES`.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
+    OWN: ClassVar[Mapping[Callable[[str, Any], Any], Collection[str]]] = {}
+
+    def __post_init__(self) -> None:
+        check_fields(self, RANGES)
+        check_fields(self, self.OWN)
+        super().__post_init__()
 
     @property
     def device(self) -> torch.device:
@@ -39,6 +68,15 @@ class AIMTrainingArguments(ResumableArguments):
     """`TrainingArguments` of stage 1."""
 
     MAY_CHANGE: ClassVar = ("sample_steps", "remove_unused_columns", "action_noise_scale")
+    OWN: ClassVar = {
+        check_whole: ("num_draws", "num_action_draws", "committed_max"),
+        count: ("imagined_value_start", "sample_steps"),
+        not_negative: ("value_foreground_weight", "muon_learning_rate"),
+        share: (
+            *("history_noise_probability", "history_noise_max", "committed_probability", "imagined_value_probability"),
+            *("prompt_dropout", "ema_decay"),
+        ),
+    }
 
     @property
     def sampling_config(self) -> SamplingConfig:

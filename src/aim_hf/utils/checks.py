@@ -1,7 +1,9 @@
 """Checks of arguments, with errors that name the argument."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +21,53 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf) ->
         expected = f"{least:g} to {most:g}" if math.isfinite(most) else f"a finite number, at least {least:g}"
         raise ValueError(f"{name} is {value!r}; expected {expected}.")
     return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """`value` as a float. Raises ValueError unless it is a finite number above 0, not a bool."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}; expected a number above 0.")
+    return float(value)
+
+
+def are_finite(values: Any) -> bool:
+    """Whether `values` is a list or tuple of finite numbers."""
+    return isinstance(values, list | tuple) and all(isinstance(x, Real) and math.isfinite(x) for x in values)
+
+
+def finite_numbers(name: str, values: Any) -> list[float]:
+    """`values` as floats. Raises ValueError unless it is a list or tuple of finite numbers."""
+    if not are_finite(values):
+        raise ValueError(f"{name} is {values!r}; expected a list of finite numbers.")
+    return [float(value) for value in values]
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raises ValueError unless `value` is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is of type {type(value).__name__}; expected {kind.__name__}.")
+
+
+# Checks for `check_fields`.
+not_negative = partial(check_number, least=0)
+share = partial(check_number, least=0, most=1)
+count = partial(check_whole, least=0)
+
+
+def check_fields(arguments: Any, ranges: Mapping[Callable[[str, Any], Any], Collection[str]]) -> None:
+    """Checks the fields of a dataclass. A field may be None if that is its default.
+
+    Args:
+        ranges: the names of fields by their check, such as `check_whole`, which takes the name and the value.
+
+    Raises:
+        ValueError: for the first field, in order of declaration, that is out of range.
+    """
+    checks = {name: check for check, names in ranges.items() for name in names}
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        if field.name in checks and not (value is None and field.default is None):
+            checks[field.name](field.name, value)
 
 
 def check_choice(name: str, value: Any, choices: Collection) -> Any:

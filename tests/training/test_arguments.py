@@ -1,0 +1,65 @@
+"""Ranges of the training arguments, those of transformers and those of stage 1."""
+
+import math
+
+import pytest
+
+from aim_hf.rl import AIMGRPOConfig
+from aim_hf.training.arguments import AIMTrainingArguments
+
+NAN = math.nan
+NUMBER, SHARE, WHOLE = "a finite number, at least 0", "0 to 1", "a whole number, at least 1"
+SHARED = [
+    ("learning_rate", [-1.0, NAN, math.inf, None], NUMBER),
+    ("weight_decay", [-1.0, NAN], NUMBER),
+    ("max_grad_norm", [-1.0, NAN], NUMBER),
+    ("adam_epsilon", [-1e-8], NUMBER),
+    ("warmup_steps", [NAN], NUMBER),
+    ("num_train_epochs", [NAN, -1.0], NUMBER),
+    ("save_steps", [-1], NUMBER),
+    ("adam_beta1", [-0.1, 1.0, NAN], "0 to 0.999999"),
+    ("adam_beta2", [1.5], "0 to 0.999999"),
+    ("per_device_train_batch_size", [0, -8, 2.5], WHOLE),
+    ("gradient_accumulation_steps", [0, 1.5], WHOLE),
+    ("dataloader_num_workers", [-1], "a whole number, at least 0"),
+    ("max_steps", [-2, 2.5], "a whole number, at least -1"),
+]
+STAGE_1 = [
+    ("value_foreground_weight", [-100.0, NAN], NUMBER),
+    ("muon_learning_rate", [-1.0, NAN], NUMBER),
+    *((name, [5.0, -1.0, NAN], SHARE) for name in ("ema_decay", "history_noise_probability", "history_noise_max")),
+    *((name, [2.0, -1.0, NAN], SHARE) for name in ("committed_probability", "prompt_dropout")),
+    ("imagined_value_probability", [2.0, -1.0, NAN], SHARE),
+    *((name, [0, -1, 1.5, True], WHOLE) for name in ("num_draws", "num_action_draws", "committed_max")),
+    *((name, [-1, 0.5], "a whole number, at least 0") for name in ("imagined_value_start", "sample_steps")),
+]
+
+
+def refused(kind, name, value, expected):
+    with pytest.raises(ValueError) as error:
+        kind(report_to="none", use_cpu=True, **{name: value})
+    assert str(error.value) == f"{name} is {value!r}; expected {expected}."
+
+
+@pytest.mark.parametrize(("name", "values", "expected"), SHARED, ids=str)
+def test_numbers_of_both_stages_out_of_range_are_named(name, values, expected):
+    for kind in (AIMTrainingArguments, AIMGRPOConfig):
+        for value in values:
+            refused(kind, name, value, expected)
+
+
+@pytest.mark.parametrize(("name", "values", "expected"), STAGE_1, ids=str)
+def test_numbers_of_stage_1_out_of_range_are_named(name, values, expected):
+    for value in values:
+        refused(AIMTrainingArguments, name, value, expected)
+
+
+def test_the_ends_of_the_ranges_are_in_them():
+    shares = [name for name, _, expected in STAGE_1 if expected == SHARE]
+    for end in (0, 1):
+        args = AIMTrainingArguments(report_to="none", use_cpu=True, **dict.fromkeys(shares, end))
+        assert all(getattr(args, name) == end for name in shares)
+    numbers = [name for name, _, expected in SHARED + STAGE_1 if expected == NUMBER]
+    args = AIMTrainingArguments(report_to="none", use_cpu=True, **dict.fromkeys(numbers, 0))
+    assert all(getattr(args, name) == 0 for name in numbers)
+    AIMTrainingArguments(report_to="none", use_cpu=True, num_inference_steps=None, max_steps=-1)
