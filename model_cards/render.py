@@ -70,7 +70,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "budgets": cost_tables.budgets,
     "machines": cost_tables.machines,
     "cluster": cost_tables.cluster,
-    "full-size": cost_tables.full_size,
     "gpu-time": cost_tables.gpu_time,
 }
 

@@ -29,7 +29,7 @@ def read_evaluations(folder: Path, path: str = "{}.json") -> dict[str, dict[str,
 
 
 def success_table(results: dict[str, dict[str, Any]]) -> str:
-    """Success rates of each task with their 95 % Wilson intervals, and the first maps' peaks on Hard where it is there.
+    """Success rates of each task with their 95 % Wilson intervals, and the first maps' peaks, on Hard if it is there.
 
     Args:
         results: of `read_evaluations`.

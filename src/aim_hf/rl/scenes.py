@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
+from ..envs.names import check_tasks
 from ..envs.seeds import Purpose, episode_seeds
 from .config import AIMGRPOConfig
 
@@ -34,6 +35,12 @@ class Scenes(torch.utils.data.Dataset):
         self.purpose = purpose
         self._seeds = episode_seeds(purpose, start, -(-count // len(self.tasks)))
         self._count = count
+
+    def check(self, name: str, purpose: Purpose, suite: str) -> None:
+        """Raises ValueError, naming the dataset, for scenes of another purpose or of tasks that the suite lacks."""
+        if self.purpose != purpose:
+            raise ValueError(f"{name} has scenes for {self.purpose}; expected scenes for {purpose}.")
+        check_tasks(suite, self.tasks)
 
     def __len__(self) -> int:
         return self._count

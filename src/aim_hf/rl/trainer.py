@@ -19,7 +19,6 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..envs.names import check_tasks
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling import with_steps
 from ..pipeline.sampling_config import SamplingConfig
@@ -80,12 +79,9 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         if len(weights) != len(self.reward_funcs):
             raise ValueError(f"{len(weights)} reward_weights for {len(self.reward_funcs)} reward_funcs.")
         self.reward_weights = weights
-        for name, scenes, purpose in (("train", train_dataset, "rl"), ("eval", eval_dataset, "validation")):
-            if scenes is None:
-                continue
-            if scenes.purpose != purpose:
-                raise ValueError(f"{name}_dataset has scenes for {scenes.purpose}; expected scenes for {purpose}.")
-            check_tasks(args.suite, scenes.tasks)
+        train_dataset.check("train_dataset", "rl", args.suite)
+        if eval_dataset is not None:
+            eval_dataset.check("eval_dataset", "validation", args.suite)
         scale = pipe.sampling_config.action_noise_scale if args.action_noise_scale is None else args.action_noise_scale
         # Sampling in rollouts and evaluation. The trained pipeline keeps the noise scale, not the numbers of steps.
         self.sampling_config = SamplingConfig(
@@ -321,7 +317,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         """Success of the deterministic policy on validation scenes. These are neither training scenes nor the scenes
         of reported results."""
         scenes = self.eval_dataset if eval_dataset is None else eval_dataset
-        check_tasks(self.args.suite, scenes.tasks)
+        scenes.check("eval_dataset", scenes.purpose, self.args.suite)
         policy = AIMPolicy(self.pipe, {"policy": "in training"}, self.sampling_config)
         with VectorEnvironment(
             self.args.suite, self.args.split, self._workers(), self.args.env_timeout, scenes.purpose
