@@ -424,7 +424,9 @@ class LatentWindows(Dataset):
             self.latent_size: list[int] = index["made_from"]["latent_size"]
             self.video_encoder: str = index["made_from"]["video_encoder"]
             self.text_encoder: str = index["made_from"]["text_encoder"]
-            episodes, longest = index["episodes"], max(entry["chunks"] for entry in index["episodes"])
+            episodes = index["episodes"]
+            places = [(entry["shard"], entry["key"], entry["chunks"]) for entry in episodes]
+            longest = max(chunks for _, _, chunks in places)
         self._check_geometry(geometry)
         self.processor = stored_processor(self.folder)
         self._check_processor(fields)
