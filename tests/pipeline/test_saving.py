@@ -254,6 +254,17 @@ def test_a_configuration_of_another_size_is_refused_before_it_is_built(pipe, tmp
     assert not made
 
 
+def test_a_folder_of_other_components_is_refused(pipe, tmp_path):
+    """As Wan's, whose network is called `transformer`."""
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "model").rename(tmp_path / "transformer")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["transformer"] = index.pop("model")
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="expected .*'model'"):
+        AIMPipeline.from_pretrained(tmp_path)
+
+
 def test_pictures_that_are_not_finite_are_refused(rng):
     pipe = make_pipeline()
     pipe.vae.decoder.conv_out.bias.data[0] = torch.nan

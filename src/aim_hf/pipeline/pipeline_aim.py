@@ -564,7 +564,6 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         return actions, self.processor.normalize_executed("committed_actions", actions, session.initial_pose)
 
     def _cameras(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
-        pixels = pixels.cpu()
         if lost := _not_finite_rows(pixels):
             raise RuntimeError(
                 f"the pictures of rows {lost} are not finite: their latents aren't either, or the VAE's weights are "
