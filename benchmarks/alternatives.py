@@ -66,7 +66,8 @@ class UncachedRollout:
         """One chunk, by the same steps as `sample_chunk`."""
         rgb, value, actions = noise
         dtype, rows = self.model.dtype, len(rgb)
-        world, action = map(with_steps, schedulers, (world_steps, action_steps), [rgb.device] * 2)
+        world = with_steps(schedulers[0], world_steps, rgb.device)
+        action = with_steps(schedulers[1], action_steps, rgb.device)
         for t in world.timesteps:
             velocity = torch.stack(self.world_velocity(rgb.to(dtype), value.to(dtype), (t / 1000).expand(rows)))
             rgb, value = world.step(velocity.float(), t, torch.stack([rgb, value])).prev_sample

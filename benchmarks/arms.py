@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,24 @@ def successes_of(judged: dict[str, list[dict]], condition: str, tasks: list[str]
         arm: np.array([[list(record["outcomes"][condition][task]) for task in tasks] for record in records]) == "1"
         for arm, records in judged.items()
     }
+
+
+def study(
+    records: dict[str, list[dict]],
+    conditions: Iterable[str],
+    tasks: list[str],
+    pairs: Collection[tuple[str, str]],
+    summarize: Callable[[np.ndarray, list[str]], dict[str, Any]],
+) -> dict[str, Any]:
+    """`arms`, condition -> arm -> its summary, and `tests`, of those pairs of which both were judged, with Holm's
+    correction for all conditions."""
+    arms, tests = {}, []
+    for condition in conditions:
+        successes = successes_of(records, condition, tasks)
+        arms[condition] = {arm: summarize(of, tasks) for arm, of in successes.items()}
+        tests += compared(successes, condition, pairs)
+    add_holm(tests)
+    return {"arms": arms, "tests": tests}
 
 
 def add_holm(tests: Collection[dict[str, Any]]) -> None:

@@ -17,18 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from arms import (
-    add_holm,
-    as_arguments,
-    compared,
-    launch,
-    rates_table,
-    read_judged,
-    successes_of,
-    summarize_runs,
-    tests_table,
-    write_judged,
-)
+from arms import as_arguments, launch, rates_table, read_judged, study, summarize_runs, tests_table, write_judged
 
 from aim_hf.envs.names import AIM_TINY_TASKS
 
@@ -171,22 +160,17 @@ def report(args: argparse.Namespace) -> None:
     from aim_hf.utils.provenance import provenance
 
     records = read_judged(args.results_dir, ARMS)
-    arms, tests = {}, []
-    for condition in CONDITIONS:
-        successes = successes_of(records, condition, TASKS)
-        arms[condition] = {arm: summary(of) for arm, of in successes.items()}
-        tests += compared(successes, condition, itertools.combinations(successes, 2))
-    add_holm(tests)
-    content = {"arms": arms, "tests": tests, "groups": GROUPS, "start_seed": START_SEED, "steps": STEPS}
+    content = study(records, CONDITIONS, TASKS, list(itertools.combinations(records, 2)), summary)
+    content |= {"groups": GROUPS, "start_seed": START_SEED, "steps": STEPS}
     write_json(args.results_dir / "evidence.json", content | provenance(torch.device("cpu")))
     print(table(content))
 
 
-def summary(runs: np.ndarray) -> dict:
+def summary(runs: np.ndarray, tasks: list[str]) -> dict:
     """As `summarize_runs`, with the rate of each group."""
-    of = summarize_runs(runs, TASKS)
+    of = summarize_runs(runs, tasks)
     return of | {
-        "groups": {name: float(np.mean([of["tasks"][task] for task in tasks])) for name, tasks in GROUPS.items()}
+        "groups": {name: float(np.mean([of["tasks"][task] for task in group])) for name, group in GROUPS.items()}
     }
 
 

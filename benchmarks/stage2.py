@@ -31,15 +31,13 @@ from pathlib import Path
 
 import numpy as np
 from arms import (
-    add_holm,
     as_arguments,
-    compared,
     heading,
     launch,
     line,
     rates_table,
     read_judged,
-    successes_of,
+    study,
     summarize_runs,
     tests_table,
     write_judged,
@@ -346,16 +344,11 @@ def report(args: argparse.Namespace) -> None:
     if len(policies) != 1:
         raise ValueError(f"{args.results_dir} has results of {len(policies)} stage 1 policies; expected one.")
     tasks = list(flat[0]["displacement"]["tasks"])
-    arms, tests = {}, []
-    for condition in CONDITIONS:
-        successes = successes_of(records, condition, tasks)
-        arms[condition] = {arm: summarize_runs(of, tasks) for arm, of in successes.items()}
-        tests += compared(successes, condition, PAIRS)
-    add_holm(tests)
     moves = {
         f"{record['arm']}-{record['seed']}": record["displacement"] for record in flat if record["arm"] != "stage1"
     }
-    content = {"arms": arms, "tests": tests, "displacement": moves, "tasks": tasks, "start_seed": START_SEED}
+    content = study(records, CONDITIONS, tasks, PAIRS, summarize_runs)
+    content |= {"displacement": moves, "tasks": tasks, "start_seed": START_SEED}
     content |= {"practised_episodes": PRACTISED} | provenance(torch.device("cpu"))
     write_json(args.results_dir / "stage2.json", content)
     print(tables(content))

@@ -145,11 +145,11 @@ def cluster() -> str:
 def gpu_time() -> str:
     """Minutes that `gpu.sh` takes, as `gpu_time.py` estimates."""
     found = read("gpu_time")
-    settings = found["settings"]
+    settings, tflop = found["settings"], sum(found["tflop"].values())
     return (
-        f"By counting, it takes {found['minutes']:.1f} minutes: {sum(found['tflop'].values()):,.0f} TFLOP at "
-        f"{settings['share']:.0%} of {settings['tflops']:.0f} TFLOP/s are "
-        f"{sum(found['tflop'].values()) / settings['share'] / settings['tflops']:.0f} s; the rest is assumed, "
+        f"By counting, it takes {found['minutes']:.1f} minutes: {tflop:,.0f} TFLOP at {settings['share']:.0%} of "
+        f"{settings['tflops']:.0f} TFLOP/s are {tflop / settings['share'] / settings['tflops']:.0f} s; the rest is "
+        "assumed, "
         f"{settings['start']:.0f} s a stage for imports and weights, and {settings['compile']:.0f} s where layers are "
         f"compiled. {origin(found)}.\n"
     )

@@ -18,7 +18,7 @@ def test_a_summary_is_the_mean_over_training_seeds():
     runs = np.zeros((2, len(evidence.TASKS), 4))
     runs[0, 0] = 1
     runs[:, 1, :2] = 1
-    summary = evidence.summary(runs)
+    summary = evidence.summary(runs, evidence.TASKS)
     assert summary["tasks"][evidence.TASKS[0]] == summary["tasks"][evidence.TASKS[1]] == 50
     assert summary["of_each_seed"] == pytest.approx([100 * 1.5 / 6, 100 * 0.5 / 6])
     assert summary["mean"] == pytest.approx(100 / 6)

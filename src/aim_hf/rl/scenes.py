@@ -36,9 +36,9 @@ class Scenes(torch.utils.data.Dataset):
         self._seeds = episode_seeds(purpose, start, -(-count // len(self.tasks)))
         self._count = count
 
-    def check(self, name: str, purpose: Purpose, suite: str) -> None:
-        """Raises ValueError, naming the dataset, for scenes of another purpose or of tasks that the suite lacks."""
-        if self.purpose != purpose:
+    def check(self, name: str, suite: str, purpose: Purpose | None = None) -> None:
+        """Raises ValueError, naming the dataset, for scenes of tasks that the suite lacks, or of another purpose."""
+        if purpose not in (None, self.purpose):
             raise ValueError(f"{name} has scenes for {self.purpose}; expected scenes for {purpose}.")
         check_tasks(suite, self.tasks)
 

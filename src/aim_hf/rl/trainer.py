@@ -79,9 +79,9 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         if len(weights) != len(self.reward_funcs):
             raise ValueError(f"{len(weights)} reward_weights for {len(self.reward_funcs)} reward_funcs.")
         self.reward_weights = weights
-        train_dataset.check("train_dataset", "rl", args.suite)
+        train_dataset.check("train_dataset", args.suite, "rl")
         if eval_dataset is not None:
-            eval_dataset.check("eval_dataset", "validation", args.suite)
+            eval_dataset.check("eval_dataset", args.suite, "validation")
         scale = pipe.sampling_config.action_noise_scale if args.action_noise_scale is None else args.action_noise_scale
         # Sampling in rollouts and evaluation. The trained pipeline keeps the noise scale, not the numbers of steps.
         self.sampling_config = SamplingConfig(
@@ -317,7 +317,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         """Success of the deterministic policy on validation scenes. These are neither training scenes nor the scenes
         of reported results."""
         scenes = self.eval_dataset if eval_dataset is None else eval_dataset
-        scenes.check("eval_dataset", scenes.purpose, self.args.suite)
+        scenes.check("eval_dataset", self.args.suite)
         policy = AIMPolicy(self.pipe, {"policy": "in training"}, self.sampling_config)
         with VectorEnvironment(
             self.args.suite, self.args.split, self._workers(), self.args.env_timeout, scenes.purpose
