@@ -6,8 +6,8 @@
     python benchmarks/evidence.py report
 
 An arm is a variant of the visibility table (src/aim_hf/model/visibility.py); all arms have the same data, samples,
-network and seeds. `judge` evaluates 100 episodes of each task under each of `CONDITIONS`, on scenes that nothing
-before has used. `report` writes evidence.json and evidence.md. Every step goes on where it was stopped.
+network and seeds. `judge` evaluates episodes of each task under each of `CONDITIONS`, on scenes that nothing before
+has used. `report` writes evidence.json and evidence.md. Every step goes on where it was stopped.
 """
 
 import argparse
@@ -44,14 +44,13 @@ TRAINING = {"map_only_imagined": {"imagined_value_probability": 0.5}}
 RESULTS = Path(__file__).parent / "results" / "evidence"
 STEPS = 2667  # a third of what checkpoints/aim-tiny was trained for
 START_SEED = 20_000  # the scenes from here on have judged nothing else
-EPISODES = 100  # of each task and condition
-# Name -> split, noise of the actions, and the part of the imagined future that is another scene's.
+# Name -> split, noise of the actions, the part of the imagined future that is another scene's, and episodes of a task.
 CONDITIONS = {
-    "easy": ("easy", 0.0, None),
-    "hard": ("hard", 0.0, None),
-    "hard, noise 1": ("hard", 1.0, None),
-    "hard, other RGB": ("hard", 0.0, "rgb"),
-    "hard, other map": ("hard", 0.0, "value"),
+    "easy": ("easy", 0.0, None, 100),
+    "hard": ("hard", 0.0, None, 100),
+    "hard, noise 1": ("hard", 1.0, None, 100),
+    "hard, other RGB": ("hard", 0.0, "rgb", 32),
+    "hard, other map": ("hard", 0.0, "value", 32),
 }
 
 
@@ -94,7 +93,7 @@ def judge(args: argparse.Namespace) -> None:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     run = args.output_dir / f"{args.arm}-{args.seed}"
-    for condition, (split, noise, part) in CONDITIONS.items():
+    for condition, (split, noise, part, episodes) in CONDITIONS.items():
         policy = AIMPolicy.from_pretrained(run / "pipeline", state.device, action_noise_scale=noise)
         batch_size = 32
         if part is not None:
@@ -103,7 +102,7 @@ def judge(args: argparse.Namespace) -> None:
             policy, batch_size = KeepsAllRows(policy), ROWS  # so that each call has rows of several scenes
         protocol = Protocol(split=split, start_seed=START_SEED)
         folder = run / "judged" / condition
-        evaluate(policy, protocol, folder, args.episodes, TASKS, batch_size, videos=0, state=state)
+        evaluate(policy, protocol, folder, episodes, TASKS, batch_size, videos=0, state=state)
     if state.is_main_process:
         about = {"arm": args.arm, "seed": args.seed, "start_seed": START_SEED}
         write_judged(args.results_dir / f"{args.arm}-{args.seed}.json", run, CONDITIONS, TASKS, about)
@@ -198,8 +197,6 @@ def main() -> None:
             )
             of_step.add_argument("--processes", type=int, default=2)
             of_step.add_argument("options", nargs="*", help="more of `aim-hf train`, behind --, such as -- --use_cpu")
-        if step is judge:
-            of_step.add_argument("--episodes", type=int, default=EPISODES, help="of each task and condition")
     args = parser.parse_args()
     args.run(args)
 

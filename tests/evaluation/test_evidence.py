@@ -65,11 +65,12 @@ def test_episodes_that_have_ended_stay_in_the_batch_to_lend_their_future():
 def test_runs_are_judged_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "TASKS", ["click_bell"])
     monkeypatch.setattr(evidence, "GROUPS", {"contact": ["click_bell"]})
-    monkeypatch.setattr(evidence, "CONDITIONS", {"easy": ("easy", 0.0, None), "other map": ("easy", 0.0, "value")})
+    conditions = {"easy": ("easy", 0.0, None, 3), "other map": ("easy", 0.0, "value", 2)}
+    monkeypatch.setattr(evidence, "CONDITIONS", conditions)
     runs, results = tmp_path / "runs", ["--results_dir", str(tmp_path / "results")]
     for arm in ("aim", "rgb"):
         make_policy(action_lookahead_frames=1).pipe.save_pretrained(runs / f"{arm}-0" / "pipeline")
-        judge = ["judge", "--arm", arm, "--episodes", "2", "--output_dir", str(runs)]
+        judge = ["judge", "--arm", arm, "--output_dir", str(runs)]
         monkeypatch.setattr(sys, "argv", ["evidence.py", *judge, *results])
         evidence.main()
     shutil.rmtree(runs)  # the outcomes of a judged arm outlive its weights
