@@ -142,6 +142,25 @@ def cluster() -> str:
     )
 
 
+def full_size() -> str:
+    """A folder in Wan2.2-TI2V-5B's layout, once through everything on a CPU."""
+    found = read("full_size")
+    stages = {
+        "text encoder": "the text encoder is written, loaded, encodes a prompt and is let go",
+        "weights": "transformer and VAE are written",
+        "from_wan": "`AIMPipeline.from_wan`, then `save_pretrained`",
+        "chunk": "the saved pipeline is loaded; two chunks in bfloat16",
+    }
+    columns = {
+        "stage": stages.get,
+        "seconds": lambda name: f"{found['stages'][name]['seconds']:,.0f}",
+        "peak of memory, GB": lambda name: f"{found['stages'][name]['peak_memory_gb']:.1f}",
+        "read from the disk, GB": lambda name: f"{found['stages'][name]['read_from_disk_gb']:.1f}",
+        "then on the disk, GB": lambda name: f"{found['stages'][name]['disk_gb']:.1f}",
+    }
+    return f"{table(columns, stages)}\nMeasured by {origin(found)}: a machine of 24 GB.\n"
+
+
 def gpu_time() -> str:
     """Minutes that `gpu.sh` takes, as `gpu_time.py` estimates."""
     found = read("gpu_time")

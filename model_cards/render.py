@@ -70,6 +70,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "budgets": cost_tables.budgets,
     "machines": cost_tables.machines,
     "cluster": cost_tables.cluster,
+    "full-size": cost_tables.full_size,
     "gpu-time": cost_tables.gpu_time,
 }
 
