@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from aim_hf.commands import run
 from aim_hf.commands.encode_latents import main
 from aim_hf.data.episodes import episode_features
-from aim_hf.data.latents import LatentWindows, encode_episode
+from aim_hf.data.latent_windows import LatentWindows
+from aim_hf.data.latents import encode_episode
 from aim_hf.pipeline.codec import VideoCodec
 
 from ..fixtures_pipeline import make_pipeline

@@ -12,7 +12,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from aim_hf import AIMConfig, AIMForWorldAction, AIMPipeline
 from aim_hf.commands.encode_latents import main as encode_latents
 from aim_hf.commands.train import main as train
-from aim_hf.data.latents import LatentWindows
+from aim_hf.data.latent_windows import LatentWindows
 from aim_hf.model.conversion import wan_config
 from aim_hf.model.presets import PRESETS
 from aim_hf.model.processing_aim import robotwin_processor

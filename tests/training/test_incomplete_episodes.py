@@ -9,8 +9,8 @@ import torch
 
 from aim_hf import AIMForWorldAction, AIMPipeline, AIMProcessor
 from aim_hf.commands import run
+from aim_hf.data.latent_windows import LatentWindows
 from aim_hf.data.latents import (
-    LatentWindows,
     described,
     encode_episode,
     fit_processor,

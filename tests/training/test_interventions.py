@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from aim_hf.data.latents import LatentWindows, described, encode_episode, made_from, plan_shards, write_index
+from aim_hf.data.latent_windows import LatentWindows
+from aim_hf.data.latents import described, encode_episode, made_from, plan_shards, write_index
 from aim_hf.data.shards import ShardWriter, load_episodes
 from aim_hf.pipeline.codec import VideoCodec
 from aim_hf.training.flow_matching import FlowMatchingLoss

@@ -18,11 +18,10 @@ from torch.utils.data import DataLoader
 
 from aim_hf import AIMConfig, AIMForWorldAction
 from aim_hf.data.episodes import Episode
+from aim_hf.data.latent_windows import LatentWindows, held_out_count
 from aim_hf.data.latents import (
-    LatentWindows,
     begin_encoding,
     encode_episode,
-    held_out_count,
     made_from,
     plan_shards,
     write_index,

@@ -69,7 +69,8 @@ def main(argv: list[str]) -> None:
 
     from accelerate.utils import set_seed
 
-    from ..data.latents import INDEX, MEND, LatentWindows
+    from ..data.latent_windows import LatentWindows
+    from ..data.latents import INDEX, MEND
     from ..model.checkpoint import fingerprint, local_folder
     from ..pipeline.codec import VideoCodec
     from ..pipeline.loading import load_vae

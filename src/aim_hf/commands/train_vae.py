@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     from accelerate import PartialState
 
     from .. import AIMProcessor
-    from ..data.latents import held_out_count
+    from ..data.latent_windows import held_out_count
     from ..data.shards import load_episodes
     from ..pipeline.loading import load_vae
     from ..tiny.vae import VAETrainer, canvas_episodes, set_encoder, tiny_vae

@@ -1,6 +1,6 @@
 """Windows of raw episodes, for training on pictures. Only the frames of a window are decoded.
 
-Stage 1 trains on latents (`latents.py`), which is faster; these windows are for codecs, other models and
+Stage 1 trains on latents (`latent_windows.py`), which is faster; these windows are for codecs, other models and
 augmentations. Each episode is one row group, so a window reads only the requested columns of that episode, and decodes
 its frames from the preceding key frame on.
 """

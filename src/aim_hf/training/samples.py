@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import default_collate
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from ..data.latents import LatentWindows
+from ..data.latent_windows import LatentWindows
 from ..envs.base import CAMERAS
 from ..model.modeling_aim import AIMForWorldAction
 from ..model.processing_aim import AIMProcessor
