@@ -17,7 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from arms import as_arguments, launch, rates_table, read_judged, study, summarize_runs, tests_table, write_judged
+from arms import (
+    add_holm,
+    as_arguments,
+    launch,
+    paired_gain,
+    rates_table,
+    read_judged,
+    study,
+    successes_of,
+    summarize_runs,
+    tests_table,
+    write_judged,
+)
 
 from aim_hf.envs.names import AIM_TINY_TASKS
 
@@ -160,9 +172,31 @@ def report(args: argparse.Namespace) -> None:
 
     records = read_judged(args.results_dir, ARMS)
     content = study(records, CONDITIONS, TASKS, list(itertools.combinations(records, 2)), summary)
+    content["interventions"] = interventions(records)
+    add_holm([*content["tests"], *content["interventions"]])
+    content["peaks"] = {arm: [record["peaks"] for record in of_arm] for arm, of_arm in records.items()}
+    content["judged"] = {arm: [origin_of(record) for record in of_arm] for arm, of_arm in records.items()}
     content |= {"groups": GROUPS, "start_seed": START_SEED, "steps": STEPS}
     write_json(args.results_dir / "evidence.json", content | provenance(torch.device("cpu")))
     print(table(content))
+
+
+def interventions(records: dict[str, list[dict]]) -> list[dict]:
+    """Paired tests of each arm against itself: acting on another scene's part of the future, or on its own."""
+    tests = []
+    for condition, (split, noise, part, episodes) in CONDITIONS.items():
+        if part is None:
+            continue
+        (own,) = (name for name, of in CONDITIONS.items() if of[:3] == (split, noise, None))
+        before, after = (successes_of(records, name, TASKS) for name in (own, condition))
+        for arm in records:
+            tests.append({"arm": arm, "condition": condition} | paired_gain(before[arm][..., :episodes], after[arm]))
+    return tests
+
+
+def origin_of(record: dict) -> dict:
+    """The training seed of a judged arm, and where and how it was judged."""
+    return {name: record[name] for name in ("seed", "command", "commit", "hardware")}
 
 
 def summary(runs: np.ndarray, tasks: list[str]) -> dict:

@@ -26,6 +26,7 @@ from string import Template
 from typing import Any
 
 import cost_tables
+import evidence_tables
 import success_tables
 from huggingface_hub import EvalResult, ModelCard
 from markdown_tables import RESULTS, ROOT, bullets, origin, table
@@ -55,6 +56,11 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "schedules": lambda: success_tables.study("schedules"),
     "few-steps": lambda: success_tables.study("few_steps-hard"),
     "imagined": success_tables.imagined_study,
+    "evidence-rates": evidence_tables.rates,
+    "evidence-tasks": evidence_tables.tasks,
+    "evidence-tests": evidence_tables.tests,
+    "evidence-interventions": evidence_tables.interventions,
+    "evidence-peaks": evidence_tables.peaks,
     "noise": success_tables.noise_study,
     "delays": lambda: success_tables.study("delays"),
     "speed": cost_tables.speed,

@@ -97,6 +97,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
     "docs/quickstart.md": [Run(), Run(), Run(), Run({"--episodes 20": "--episodes 1"})],
     "docs/how_it_works.md": [],
     "docs/file_formats.md": [Run(), Run()],
+    "docs/evidence.md": [Left("a day of training; tests/evaluation/test_evidence.py runs it, smaller")],
     "docs/faq.md": [],
     "docs/data.md": [
         Run(),

@@ -1,9 +1,12 @@
 """The study of how the future reaches the actions: its statistics, its interventions, and a small run of it."""
 
+import json
 import shutil
 import sys
 
 import evidence
+import evidence_tables
+import markdown_tables
 import numpy as np
 import pytest
 import torch
@@ -65,9 +68,9 @@ def test_episodes_that_have_ended_stay_in_the_batch_to_lend_their_future():
 def test_runs_are_judged_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "TASKS", ["click_bell"])
     monkeypatch.setattr(evidence, "GROUPS", {"contact": ["click_bell"]})
-    conditions = {"easy": ("easy", 0.0, None, 3), "other map": ("easy", 0.0, "value", 2)}
+    conditions = {"hard": ("hard", 0.0, None, 3), "hard, other map": ("hard", 0.0, "value", 2)}
     monkeypatch.setattr(evidence, "CONDITIONS", conditions)
-    runs, results = tmp_path / "runs", ["--results_dir", str(tmp_path / "results")]
+    runs, results = tmp_path / "runs", ["--results_dir", str(tmp_path / "evidence")]
     for arm in ("aim", "rgb"):
         make_policy(action_lookahead_frames=1).pipe.save_pretrained(runs / f"{arm}-0" / "pipeline")
         judge = ["judge", "--arm", arm, "--output_dir", str(runs)]
@@ -78,5 +81,25 @@ def test_runs_are_judged_and_compared(tmp_path, monkeypatch, capsys):
     evidence.main()
     table = capsys.readouterr().out
     assert "| aim | 0.0 % (0.0 to 0.0; seeds 0.0) | 0.0 % (0.0 to 0.0; seeds 0.0) |" in table
-    for condition in ("easy", "other map"):
+    for condition in ("hard", "hard, other map"):
         assert f"| {condition} | rgb against aim | +0.0 | 1 | 1 |" in table
+    report = json.loads((tmp_path / "evidence" / "evidence.json").read_text())
+    assert [(test["arm"], test["gain_points"], test["holm_p"]) for test in report["interventions"]] == [
+        ("aim", 0, 1),
+        ("rgb", 0, 1),
+    ]
+    monkeypatch.setattr(markdown_tables, "RESULTS", tmp_path)
+    assert "| `rgb` | 1 | 0.0 (0 to 0) | 0.0 (0 to 0) |" in evidence_tables.rates()
+    assert "| Hard | `rgb` against `aim` | +0.0 | 1 | 1 |" in evidence_tables.tests()
+    assert "| `rgb` | 0 | 0 |" in evidence_tables.tasks()
+    assert "| `aim` | other map | +0.0 | 1 | 1 |" in evidence_tables.interventions()
+    assert "| `aim` |" in evidence_tables.peaks()
+
+
+def test_an_intervention_is_tested_on_the_scenes_that_it_saw(monkeypatch):
+    conditions = {"hard": ("hard", 0.0, None, 3), "hard, other map": ("hard", 0.0, "value", 2)}
+    monkeypatch.setattr(evidence, "CONDITIONS", conditions)
+    monkeypatch.setattr(evidence, "TASKS", ["click_bell"])
+    outcomes = {"hard": {"click_bell": "110"}, "hard, other map": {"click_bell": "01"}}
+    (test,) = evidence.interventions({"aim": [{"outcomes": outcomes}]})
+    assert (test["arm"], test["condition"], test["gain_points"]) == ("aim", "hard, other map", -50)
