@@ -1,6 +1,6 @@
 """Training steps a second of `lerobot-train`, with and without the cache of latents.
 
-    python benchmarks/lerobot_training.py --dataset runs/dataset --policy checkpoints/aim-tiny \
+    python benchmarks/lerobot_training.py --dataset runs/dataset --policy checkpoints/aim-tiny \\
         --output_file benchmarks/results/lerobot_training.json
 
 It needs lerobot and the plug-in, as `make test-lerobot` installs them. A first run of the command fills a cache, and

@@ -1,7 +1,7 @@
 """Where a policy holds under shift: its success on Easy, on Hard, and on every perturbation of the tabletop simulator.
 
     python benchmarks/perturbations.py --policy checkpoints/aim-tiny --episodes 50 --output_dir runs/perturbations
-    python benchmarks/perturbations.py --policy A --policy B --tasks click_bell --axes camera light --episodes 50 \
+    python benchmarks/perturbations.py --policy A --policy B --tasks click_bell --axes camera light --episodes 50 \\
         --output_dir runs/two_policies
 
 Scenes of a perturbation are those of Easy with one thing changed, so each is compared with Easy seed by seed: by

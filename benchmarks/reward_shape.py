@@ -1,6 +1,6 @@
 """How the dense rewards of stage 2 change when an expert's contact is shifted.
 
-    python benchmarks/reward_shape.py --output_file benchmarks/results/reward_shape.json \
+    python benchmarks/reward_shape.py --output_file benchmarks/results/reward_shape.json \\
         --plot docs/images/reward_shape.png
 
 The scripted expert plays scenes with true value maps. For each of its contacts, the commands of that arm around the

@@ -223,6 +223,26 @@ def test_layers_are_compiled_in_a_mode(argv, told):
     assert given_options(parser.parse_args(argv), LoadingConfig) == told
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_shows_examples_as_they_are_written(name):
+    module = importlib.import_module(f"aim_hf.commands.{name.replace('-', '_')}")
+    for line in module.__doc__.splitlines():  # a backslash that isn't doubled joins two lines, with a gap between them
+        assert not re.search(r"\S {4,}(?!#)\S", line) and len(line) <= 119, line
+
+
+def test_the_help_of_a_field_is_its_text_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        run(["train-vae", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--foreground_weight FOREGROUND_WEIGHT additional loss weight of pixels far from the background." in told
+    assert "from encoded ones. Default: 0.05. --frame_stride FRAME_STRIDE control steps between" in told
+    assert re.search(r"decays along a cosine to 3 %\. Default: 0\.02\.", told)
+    with pytest.raises(SystemExit):
+        run(["evaluate", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "denoising steps of actions. --stop_after" in told  # the policy's own number, not the dataclass's
+
+
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "sapien", None)  # as where it isn't installed
     from aim_hf.utils.extras import MissingExtra, extra

@@ -1,7 +1,7 @@
 """Checks what AIM needs besides Python packages: rendering with SAPIEN, and with MuJoCo if the extra aloha is
 installed, and video decoding.
 
-aim-hf check
+    aim-hf check
 """
 
 import sys

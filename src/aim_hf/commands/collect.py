@@ -1,6 +1,6 @@
 """Records expert episodes with value maps:
 
-    accelerate launch --multi_gpu --num_processes 2 -m aim_hf collect --suite tabletop --tasks click_bell \
+    accelerate launch --multi_gpu --num_processes 2 -m aim_hf collect --suite tabletop --tasks click_bell \\
         --splits easy hard --episodes 100 --output_dir DIR
 
 A shard holds `--shard_size` episodes of one task and split, from its own range of seeds, whichever process records
@@ -11,7 +11,7 @@ the card.
 
 RoboTwin 2.0 runs in its own checkout and interpreter:
 
-    aim-hf collect --suite robotwin --robotwin_root ~/RoboTwin \
+    aim-hf collect --suite robotwin --robotwin_root ~/RoboTwin \\
         --robotwin_python ~/miniconda3/envs/RoboTwin/bin/python --seeds_per_episode 20 --episodes 600 --output_dir DIR
 """
 
@@ -53,7 +53,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default=0.0,
         help="share of the episodes in which the expert misses an object and recovers (tabletop; default: 0)",
     )
-    parser.add_argument("--start_seed", type=int, default=0)
+    parser.add_argument("--start_seed", type=int, default=0, help="the first seed of each task and split")
     parser.add_argument("--shard_size", type=int, default=50, help="episodes in a Parquet file")
     parser.add_argument(
         "--seeds_per_episode", type=int, default=2, help="seeds that a shard may try for each of its episodes"

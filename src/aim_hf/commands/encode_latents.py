@@ -1,6 +1,6 @@
 """Encodes episodes to latents and text features once, so that training runs neither the VAE nor the text encoder.
 
-    accelerate launch --multi_gpu --num_processes 2 -m aim_hf encode-latents \
+    accelerate launch --multi_gpu --num_processes 2 -m aim_hf encode-latents \\
         --dataset runs/episodes --policy runs/base --output_dir runs/latents
 
 `--policy` is a checkpoint with `vae/`, `text_encoder/` and `processor/`. The config of its model gives the latent

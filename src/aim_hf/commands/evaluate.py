@@ -1,6 +1,6 @@
 """Measures success rates in closed loop:
 
-    aim-hf evaluate --policy checkpoints/aim-tiny --suite tabletop --split easy \
+    aim-hf evaluate --policy checkpoints/aim-tiny --suite tabletop --split easy \\
         --tasks click_bell lift_pot --episodes 50 --output_dir runs/easy
 
 Writes `results.json`, videos and a contact sheet; `aim_hf/evaluation/evaluate.py` describes the folder. An interrupted
@@ -9,7 +9,7 @@ are refused. The results depend neither on `--batch_size` nor on the number of p
 
 Any policy behind openpi's websocket protocol is evaluated the same way (docs/serving.md):
 
-    aim-hf evaluate --policy ws://127.0.0.1:8000 --dialect openpi --actions_per_chunk 50 \
+    aim-hf evaluate --policy ws://127.0.0.1:8000 --dialect openpi --actions_per_chunk 50 \\
         --policy_name pi0.5 --suite robotwin --tasks click_bell --episodes 50 --output_dir runs/pi05
 """
 

@@ -10,11 +10,18 @@ from ..pipeline.loading_config import LoadingConfig
 from ..pipeline.sampling_config import SamplingConfig
 
 
-def add_options(parser: argparse.ArgumentParser, title: str, config: type, description: str | None = None) -> None:
+def add_options(
+    parser: argparse.ArgumentParser,
+    title: str,
+    config: type,
+    description: str | None = None,
+    with_defaults: bool = True,
+) -> None:
     """Adds a group of options, one for each field of a dataclass, which are None unless they are given.
 
     As for transformers' `HfArgumentParser`, a field's metadata are arguments of `add_argument`, and a bool that is
-    True by default has the option `--no_NAME`. The help is the field's text in the docstring.
+    True by default has the option `--no_NAME`. The help is the field's text in the docstring, and, `with_defaults`,
+    the default of numbers.
     """
     group = parser.add_argument_group(title, description)
     texts = dict(re.findall(r"^(\w+): (.*(?:\n    .*)*)", inspect.getdoc(config), re.MULTILINE))
@@ -25,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser, title: str, config: type, descr
             group.add_argument(f"--no_{field.name}", dest=field.name, action="store_const", const=False, help=text)
         else:
             kind = (*get_args(field.type), field.type)[0]  # int of `int | None`
+            if with_defaults and field.default is not None:
+                text += f" Default: {field.default}."
             group.add_argument(f"--{field.name}", type=kind, help=text, **field.metadata)
 
 
@@ -33,7 +42,7 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, "sampling", SamplingConfig, "defaults: the values saved with the policy")
+    add_options(parser, "sampling", SamplingConfig, "defaults: the values saved with the policy", with_defaults=False)
 
 
 def given_options(args: argparse.Namespace, *configurations: type) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Stage 1: trains AIM by flow matching (eq. 9) on latents made by `aim-hf encode-latents`.
 
-    accelerate launch -m aim_hf train --latents runs/latents --policy runs/base --preset tiny --output_dir runs/aim \
+    accelerate launch -m aim_hf train --latents runs/latents --policy runs/base --preset tiny --output_dir runs/aim \\
         --max_steps 8000 --per_device_train_batch_size 8 --muon_learning_rate 0.03
 
 The checkpoint `--policy` provides the video codec and the text encoder. Its model is trained further; `--preset`

@@ -1,7 +1,7 @@
 """Stage 2: GRPO (eq. 12 and 13) on the action head of a stage 1 pipeline, in the simulator:
 
-    accelerate launch -m aim_hf train-grpo --policy checkpoints/aim-tiny --output_dir runs/grpo \
-        --tasks click_bell stack_blocks_two --max_steps 40 --per_device_train_batch_size 8 \
+    accelerate launch -m aim_hf train-grpo --policy checkpoints/aim-tiny --output_dir runs/grpo \\
+        --tasks click_bell stack_blocks_two --max_steps 40 --per_device_train_batch_size 8 \\
         --gradient_accumulation_steps 12
 
 Every option of transformers' `TrainingArguments` and of `AIMGRPOConfig` works. A run that finds checkpoints in its

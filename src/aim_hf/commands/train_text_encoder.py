@@ -2,9 +2,9 @@
 
     aim-hf train-text-encoder --dataset runs/episodes --policy runs/base
 
-Writes `text_encoder/` and `processor/` into the checkpoint. The processor holds the tokenizer and the T-pose canvas
-for the dataset's cameras. `text_encoder.made_from.json` records the settings: the same command writes both again,
-other settings are refused. `aim-hf train-vae` is the next step.
+Writes `text_encoder/` and `processor/` into the checkpoint. The processor holds the tokenizer and the canvas: how
+the pictures of the dataset's cameras are put together. `text_encoder.made_from.json` records the settings: the same
+command writes both again, other settings are refused. `aim-hf train-vae` is the next step.
 """
 
 import argparse
@@ -24,9 +24,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--policy", type=Path, required=True, help="checkpoint folder that gets text_encoder/ and processor/"
     )
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps; default: 1500")
     parser.add_argument(
-        "--max_text_length", type=int, default=64, help="length in tokens that instructions are padded to"
+        "--max_text_length", type=int, default=64, help="tokens that instructions are padded to; default: 64"
     )
     parser.add_argument(
         "--canvas",
@@ -35,7 +35,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar=("HEIGHT", "WIDTH"),
         help="in pixels; default: the head camera's pictures as they are, the others half as wide below",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of new weights and of the samples")
     args = parser.parse_args(argv)
     check_options(args, "steps", "max_text_length")
     for size in args.canvas or ():

@@ -10,13 +10,13 @@ held-out canvases and value maps above their reconstructions.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..tiny.vae_arguments import VAETrainingArguments
 from ..utils.files import written_folder
 from . import Parser, check_options
+from .policy_options import add_options, given_options
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -33,14 +33,11 @@ def main(argv: list[str]) -> None:
         "--max_episodes", type=int, default=1000, help="episodes held in memory, evenly spread over the dataset"
     )
     parser.add_argument("--held_out", type=int, help="episodes of these held out of training; default: one in 20")
-    for field in fields(VAETrainingArguments):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
+    add_options(parser, "training", VAETrainingArguments)
     args = parser.parse_args(argv)
     check_options(args, "max_episodes")
     check_options(args, "held_out", least=0)
-    training = VAETrainingArguments(
-        **{field.name: getattr(args, field.name) for field in fields(VAETrainingArguments)}
-    )
+    training = VAETrainingArguments(**given_options(args, VAETrainingArguments))
 
     import torch
     from accelerate import PartialState
@@ -58,13 +55,13 @@ def main(argv: list[str]) -> None:
     held_out = held_out_count(count, args.held_out)
     if state.is_main_process:
         print(f"training on {count - held_out} of {len(dataset)} episodes ({held_out} held out)")
-    dataset = dataset.select([i * len(dataset) // count for i in range(count)]).shuffle(seed=args.seed)
+    dataset = dataset.select([i * len(dataset) // count for i in range(count)]).shuffle(seed=training.seed)
     episodes = canvas_episodes(dataset, AIMProcessor.from_pretrained(args.policy / "processor"))
 
-    torch.manual_seed(args.seed)
+    torch.manual_seed(training.seed)
     if state.is_main_process and not (args.policy / "vae").is_dir():
         vae = tiny_vae()
-        set_encoder(vae, episodes[held_out:], args.frame_stride, args.seed)
+        set_encoder(vae, episodes[held_out:], training.frame_stride, training.seed)
         export(vae, args.policy)
     state.wait_for_everyone()
     vae = load_vae(args.policy)

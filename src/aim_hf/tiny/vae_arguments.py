@@ -18,14 +18,20 @@ RANGES = {
 class VAETrainingArguments:
     """Training arguments of the tiny VAE.
 
-    steps: optimizer steps; the first `picture_share` of them train on single pictures.
-    picture_batch_size, clip_batch_size: per step and process; half RGB, half value maps.
-    learning_rate: of Muon; AdamW's is `adam_learning_rate`. Both warm up, then decay along a cosine to 3 %.
+    steps: optimizer steps.
+    picture_share: share of the steps, the first ones, that train on single pictures; the others train on clips.
+    picture_batch_size: pictures per step and process; half RGB, half value maps.
+    clip_batch_size: clips per step and process; half RGB, half value maps.
+    learning_rate: of Muon. It warms up, then decays along a cosine to 3 %.
+    adam_learning_rate: of AdamW, on the same schedule.
+    warmup_steps: steps in which both learning rates rise to these values.
     foreground_weight: additional loss weight of pixels far from the background.
     latent_noise: noise on the decoder's input latents, in units of their standard deviation, since imagined latents
         differ from encoded ones.
     frame_stride: control steps between two frames of a clip.
-    report_steps, save_steps: steps between reports (metrics and picture) and between checkpoints.
+    report_steps: steps between reports (metrics and picture).
+    save_steps: steps between checkpoints.
+    seed: of the order of the episodes, and of the noise.
 
     Raises:
         ValueError: for a number out of range.
