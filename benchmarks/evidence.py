@@ -7,7 +7,7 @@
 
 An arm is a variant of the visibility table (src/aim_hf/model/visibility.py); all arms have the same data, samples,
 network and seeds. `judge` evaluates episodes of each task under each of `CONDITIONS`, on scenes that nothing before
-has used. `report` writes evidence.json and evidence.md. Every step goes on where it was stopped.
+has used. `report` writes evidence.json and prints its tables. Every step goes on where it was stopped.
 """
 
 import argparse
@@ -41,7 +41,7 @@ GROUPS = {
     "staging": ["stack_blocks_two", "handover_block"],
     "two arms": ["lift_pot", "handover_block"],
 }
-# Name -> fields of AIMConfig. The first four and the last are meant for three training seeds.
+# Name -> fields of AIMConfig. The first four and the last are meant for three training seeds, the others for one.
 ARMS = {
     "aim": {"visibility": "aim"},
     "map_only": {"visibility": "map_only"},

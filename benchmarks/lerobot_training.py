@@ -36,7 +36,7 @@ def main():
     arguments.add_argument("--batch_size", type=int, default=8)
     arguments.add_argument("--num_workers", type=int, default=0, help="processes that load windows")
     arguments.add_argument("--steps", type=int, default=20, help="of a run")
-    arguments.add_argument("--warm_up", type=int, default=5, help="steps at its begin that aren't counted")
+    arguments.add_argument("--warm_up", type=int, default=5, help="steps at its start that aren't counted")
     arguments.add_argument("--rounds", type=int, default=3, help="runs of each kind")
     arguments.add_argument("--output_file", type=Path, help="also write the numbers as JSON")
     args = arguments.parse_args()

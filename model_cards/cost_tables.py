@@ -24,14 +24,17 @@ ROBOTWIN_EPISODES = 30_000  # 300 of each of 50 tasks and both splits
 
 def speed() -> str:
     """The benchmarks' ratios at each size that was measured."""
-    columns = {"ratio": RATIOS.get}
+    columns, machines = {"ratio": RATIOS.get}, {}
     for size, title in SIZES.items():
         kinds = [kind for kind in ("rollout", "latency", "training") if measured(f"{kind}/{size}")]
         found = {name: value for kind in kinds for name, value in read(f"{kind}/{size}").items()}
+        for kind in kinds:
+            machines.setdefault(machine(read(f"{kind}/{size}")["hardware"]), {})[f"`{kind}.py`"] = None
         columns[title] = lambda name, found=found: f"{found[name]:.3g}" if found.get(name) is not None else ""
+    where = "; ".join(f"{', '.join(kinds)}: {name}" for name, kinds in machines.items())
     return (
-        f"{table(columns, RATIOS)}\nMeasured on {machine(read('latency/tiny')['hardware'])}, float32; alternatives in "
-        "turn within one run. Times of each stage, commands and commits are in `benchmarks/results`.\n"
+        f"{table(columns, RATIOS)}\nMeasured in float32, alternatives in turn within one run ({where}). Times of each "
+        "stage, commands and commits are in `benchmarks/results`.\n"
     )
 
 
@@ -276,4 +279,5 @@ def installation() -> str:
         "MB": lambda row: f"{row[1]['megabytes']:,}",
         **{name: lambda row, index=index: f"{row[2][index]:.2f} s" for index, name in enumerate(imports)},
     }
-    return f"{table(columns, zip(rows, rows.values(), seconds))}\nMeasured by {origin(now)}.\n"
+    measured_by = f"Measured by {origin(now)}; the last row by {origin(before)}."
+    return f"{table(columns, zip(rows, rows.values(), seconds))}\n{measured_by}\n"

@@ -11,7 +11,7 @@ from markdown_tables import ROOT, bullets, measured, origin, read, table
 
 from aim_hf.envs.names import splits_of
 from aim_hf.evaluation.comparison import format_comparison, mean_rate
-from aim_hf.evaluation.statistics import PEAKS, format_peaks, format_rate, wilson_interval
+from aim_hf.evaluation.statistics import PEAKS, format_peaks, format_rate, mcnemar_p, wilson_interval
 from aim_hf.utils.provenance import machine
 
 PUBLISHED = ROOT / "src" / "aim_hf" / "evaluation" / "published"
@@ -195,8 +195,29 @@ def imagined_study() -> str:
         "success": lambda title: f"{found[title]['mean_rate']:.0%}",
         **{f"`{task}`": lambda title, task=task: found[title]["tasks"][task]["successes"] for task in tasks},
     }
-    episodes = found["stage 1, a third of the steps"]["tasks"][tasks[0]]["episodes"]
-    return f"{table(columns, names)}\n{episodes} episodes a task, the same seeds for all:\n\n{bullets(found)}"
+    before, after = list(found.values())[1:3]
+    lost, won = discordant(before, after)
+    gain, episodes = 100 * (after["mean_rate"] - before["mean_rate"]), before["tasks"][tasks[0]]["episodes"]
+    return (
+        f"{table(columns, names)}\nThe third row against the second: {gain:+.1f} points, McNemar's p = "
+        f"{mcnemar_p(lost, won):.1g}. {episodes} episodes a task, the same seeds for all:\n\n{bullets(found)}"
+    )
+
+
+def discordant(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, int]:
+    """Of two results.json on the same scenes: episodes in which only the first succeeds, and only the second."""
+    outcomes = [
+        [
+            (seed, success)
+            for task in result["tasks"].values()
+            for seed, success in zip(task["seeds"], task["outcomes"])
+        ]
+        for result in (before, after)
+    ]
+    if [seed for seed, _ in outcomes[0]] != [seed for seed, _ in outcomes[1]]:
+        raise ValueError("the results are of other scenes; expected the same seeds in each task.")
+    pairs = [(first, second) for (_, first), (_, second) in zip(*outcomes)]
+    return pairs.count(("1", "0")), pairs.count(("0", "1"))
 
 
 def noise_study() -> str:

@@ -1,4 +1,4 @@
-"""Takes the README's picture of the app, in the middle of an episode:
+"""Takes the picture of the app in docs/installation.md, in the middle of an episode:
 
     python scripts/screenshot_app.py docs/images/app.png [--task stack_blocks_two] [--width 1280] [--height 800]
 

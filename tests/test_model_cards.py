@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cost_tables
 import pytest
 import render
 import success_tables
@@ -46,6 +47,25 @@ def test_a_table_of_results():
     assert lines[0] == f"| task | Easy | Hard | {PEAKS}, Hard |"
     assert lines[2] == "| `push` | 20% (10/50; 10 to 25) | 10% (5/50; 10 to 25) | 98% of 49 |"
     assert lines[4] == "| mean | **30%** | **5%** | 90% of 99 |"
+
+
+def test_episodes_in_which_only_one_of_two_results_succeeds():
+    def result(push, pull, first=1):
+        tasks = {"push": push, "pull": pull}
+        return {"tasks": {name: {"seeds": [first, 2, 3], "outcomes": outcomes} for name, outcomes in tasks.items()}}
+
+    assert success_tables.discordant(result("110", "000"), result("100", "011")) == (1, 2)
+    with pytest.raises(ValueError, match="other scenes"):
+        success_tables.discordant(result("110", "000"), result("110", "000", first=0))
+
+
+def test_the_table_of_speed_names_the_machine_of_each_benchmark(monkeypatch):
+    def read(name):
+        return {"hardware": {"device": "cpu", "cpu": "A" if "rollout" in name else "B", "cores": 2, "threads": 1}}
+
+    monkeypatch.setattr(cost_tables, "read", read)
+    monkeypatch.setattr(cost_tables, "measured", lambda name: "2-layers" not in name)
+    assert "(`rollout.py`: A, 2 cores; `latency.py`, `training.py`: B, 2 cores)" in cost_tables.speed()
 
 
 def files_of(folder: Path) -> set[str]:

@@ -77,7 +77,7 @@ def execute(chunk):
     return write_images(drive(chunk))
 """
 )
-FULL_SIZE = "the full size; tests/test_conversion.py, tests/data and tests/training run it at small width"
+FULL_SIZE = "the full size; tests/model/test_conversion.py, tests/data and tests/training run it at small width"
 
 SCENARIOS: dict[str, list[Run | Left]] = {
     "README.md": [

@@ -33,7 +33,7 @@ PRESETS = {
         "ffn_dim": 8960,
         "history_chunks": 3,
     },
-    # Wan2.2-TI2V-5B's video stream with a 0.63 B action head: a chunk is 8 RGB frames and 32 actions. The history is
+    # Wan2.2-TI2V-5B's video stream with a 0.64 B action head: a chunk is 8 RGB frames and 32 actions. The history is
     # as long as training sees it: the last chunk of a window of 4 attends to 3 whole ones.
     "wan2.2-ti2v-5b": {"history_chunks": 3},
 }
