@@ -206,17 +206,10 @@ def imagined_study() -> str:
 
 def discordant(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, int]:
     """Of two results.json on the same scenes: episodes in which only the first succeeds, and only the second."""
-    outcomes = [
-        [
-            (seed, success)
-            for task in result["tasks"].values()
-            for seed, success in zip(task["seeds"], task["outcomes"])
-        ]
-        for result in (before, after)
-    ]
-    if [seed for seed, _ in outcomes[0]] != [seed for seed, _ in outcomes[1]]:
+    tasks = [(before["tasks"][name], after["tasks"][name]) for name in before["tasks"]]
+    if any(first["seeds"] != second["seeds"] for first, second in tasks):
         raise ValueError("the results are of other scenes; expected the same seeds in each task.")
-    pairs = [(first, second) for (_, first), (_, second) in zip(*outcomes)]
+    pairs = [pair for first, second in tasks for pair in zip(first["outcomes"], second["outcomes"])]
     return pairs.count(("1", "0")), pairs.count(("0", "1"))
 
 
