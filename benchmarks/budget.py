@@ -35,7 +35,9 @@ BLOCK = 128
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_set_up(parser)
-    parser.add_argument("--lora_rank", type=int, help="train LoRA on the video stream, and the whole action head")
+    parser.add_argument(
+        "--lora_rank", type=int, help="train LoRA on the video stream, and the action head and experts whole"
+    )
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=640_000, help="that the model is trained on")
     parser.add_argument(

@@ -51,7 +51,8 @@ class TrainArguments:
         default="{}", metadata={"help": "JSON object of AIMConfig fields that override the preset's or the policy's"}
     )
     lora_rank: int | None = field(
-        default=None, metadata={"help": "train LoRA of this rank on the video expert, and the whole action head"}
+        default=None,
+        metadata={"help": "train LoRA of this rank on the video expert, and the action head and experts whole"},
     )
     window_chunks: int = field(default=3, metadata={"help": "K, chunks in a training window"})
     held_out: int | None = field(
@@ -61,7 +62,9 @@ class TrainArguments:
         },
     )
     compile_blocks: bool = field(default=False, metadata={"help": "torch.compile the layers; needs a C++ compiler"})
-    export_steps: int = field(default=0, metadata={"help": "steps between two exports of the pipeline"})
+    export_steps: int = field(
+        default=0, metadata={"help": "steps between two exports of the pipeline; 0: one at the end"}
+    )
 
 
 def main(argv: list[str]) -> None:
