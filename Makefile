@@ -1,5 +1,5 @@
-# `make setup` builds .venv once; every other target needs it and costs no set-up the second time. What apt and pip say
-# goes to a log, and is shown when something fails.
+# `make setup` builds .venv once; every other target needs it and costs no set-up the second time. The output of apt
+# and pip goes to a log, and is shown when something fails.
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.setup-done
@@ -90,7 +90,7 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# What a checkpoint is made of, step by step; each step is resumable, and one that is done costs nothing.
+# The steps that make a checkpoint; each one is resumable, and one that is done costs nothing.
 # On a machine with another number of cores or GPUs, PROCESSES is what changes.
 PROCESSES ?= 2
 LAUNCH = OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch $(if $(filter-out 1,$(PROCESSES)),--multi_gpu) \
@@ -201,7 +201,7 @@ train-tiny train-click-bell train-aloha train-robotwin-mini: latents
 		LP_NUM_THREADS=1 $(AIM) evaluate --policy $(RUN)/$(MODEL)/pipeline --suite $(SUITE) --split $$split \
 			--tasks $(TASKS) $(EVALUATE) --output_dir $(RUN)/$(MODEL)/evaluation/$$split; done
 
-# What that gives, ready to be published: the episodes are checked, and the success stands beside the paper's tables.
+# The results of that, ready to be published: the episodes are checked, and the success stands beside the paper's tables.
 report-robotwin-mini: train-robotwin-mini
 	$(AIM) validate $(RUN)/episodes
 	$(AIM) publish $(RUN)/episodes org/aim-robotwin-mini-episodes

@@ -1,4 +1,4 @@
-"""What studies of training arms share: how they run the commands of `aim-hf`, and read, test and print judged arms."""
+"""Shared by studies of training arms: running the commands of `aim-hf`; reading, testing and printing judged arms."""
 
 import os
 import subprocess

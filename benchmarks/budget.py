@@ -1,4 +1,4 @@
-"""What AIM costs, counted rather than guessed: memory of a GPU in training, floating-point operations of each stage.
+"""Costs of AIM, counted rather than guessed: memory of a GPU in training, floating-point operations of each stage.
 
     python benchmarks/budget.py --preset wan2.2-ti2v-5b --gpus 8 --chunks 4 [--lora_rank 64] [--output_file FILE.json]
     python benchmarks/budget.py --preset wan2.1-t2v-1.3b --canvas_size 192 160 --gpus 1 --chunks 4 --lora_rank 64

@@ -1,4 +1,4 @@
-"""What settings of the sampler cost in success: closed loop on the tabletop, one setting changed at a time.
+"""Success by settings of the sampler: closed loop on the tabletop, one setting changed at a time.
 
     python benchmarks/closed_loop.py --study schedules --policy checkpoints/aim-tiny --episodes 20 --output_dir DIR
     python benchmarks/closed_loop.py --study delays --policy checkpoints/aim-tiny --episodes 20 --output_dir DIR

@@ -1,4 +1,4 @@
-"""What the dataset costs: to collect, to store, and to read.
+"""Cost of the dataset: of collecting, storing and reading it.
 
     python benchmarks/dataset.py collect --output_file benchmarks/results/dataset/collect.json
     python benchmarks/dataset.py size --output_file benchmarks/results/dataset/size.json

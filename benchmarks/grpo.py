@@ -1,4 +1,4 @@
-"""What learning from a rollout costs, when all denoising steps are trained.
+"""Cost of learning from a rollout, when all denoising steps are trained.
 
     python benchmarks/grpo.py --preset tiny --batch_size 8 --output_file benchmarks/results/grpo/tiny.json
 

@@ -1,4 +1,4 @@
-"""What each stage of a chunk costs: time, operations, and share of the device's measured matrix-product rate.
+"""Cost of each stage of a chunk: time, operations, and share of the device's measured matrix-product rate.
 
     python benchmarks/latency.py --preset tiny [--width 4] --output_file benchmarks/results/latency/tiny.json
     python benchmarks/latency.py --preset wan2.2-ti2v-5b --layers 2 --no-codec     # full-width layers on a CPU

@@ -97,7 +97,7 @@ def weights(module: torch.nn.Module) -> float:
 
 
 def peak(peaks: dict[str, float], name: str, device: str, run):
-    """What `run` returns; the most memory that the GPU held meanwhile goes into `peaks`."""
+    """The result of `run`; the most memory that the GPU held meanwhile goes into `peaks`."""
     if device == "cpu":
         return run()
     torch.cuda.empty_cache()

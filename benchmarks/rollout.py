@@ -1,4 +1,4 @@
-"""What a chunk costs as the history grows, and what it would cost without a cache.
+"""Cost of a chunk as the history grows, with the cache and without it.
 
     python benchmarks/rollout.py --preset tiny [--width 4] --output_file benchmarks/results/rollout/tiny.json
 

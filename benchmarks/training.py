@@ -1,4 +1,4 @@
-"""What training costs: supervised tokens a second, share of the device's measured rate, and what packing saves.
+"""Cost of training: supervised tokens a second, share of the device's measured rate, and the gain by packing.
 
     python benchmarks/training.py --preset tiny [--width 4] --output_file benchmarks/results/training/tiny.json
 
@@ -84,7 +84,7 @@ def step(model, batch) -> None:
 
 
 def make_single(model, args, context: int) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
-    """What the model takes for one chunk after `context` chunks of history, and the velocities that it shall give."""
+    """The model's inputs for one chunk after `context` chunks of history, and the velocities that it shall give."""
     config, F = model.config, model.config.chunk_latent_frames
     window = make_batch(model, args, context + 1)
     x, m = window["latents"][:, None, :, -F:], window["value_latents"][:, None, :, -F:]

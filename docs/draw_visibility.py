@@ -31,7 +31,7 @@ NAMES = {
 
 
 def units() -> Units:
-    """What was seen and done in two chunks, and the third, which is being imagined: a latent frame a chunk."""
+    """Units of two executed chunks, and of the third, which is being imagined: a latent frame a chunk."""
     third = torch.tensor([CHUNKS])
     return Units.concatenate(
         [

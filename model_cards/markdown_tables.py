@@ -1,4 +1,4 @@
-"""What the tables of README.md, docs/ and the cards are written with: result files, Markdown tables and origins."""
+"""Result files, Markdown tables and origins, of which the tables of README.md, docs/ and the cards are made."""
 
 import json
 from collections.abc import Callable, Iterable

@@ -257,7 +257,7 @@ def robotwin_experts() -> str:
     )
     return (
         f"{table(columns, tasks)}\nMeasured by `benchmarks/robotwin_experts.py` on {machine(found['hardware'])}, each "
-        f"task with the assets and the code that it names. What doesn't run: {others}\n"
+        f"task with the assets and the code that it names. Tasks that don't run: {others}\n"
     )
 
 

@@ -37,7 +37,7 @@ def interpreter(venv: Path) -> Path:
 
 
 def expectations(folder: Path, every: int) -> dict[str, np.ndarray]:
-    """What each frame of an export of `folder` must hold, and the pictures of each `every`-th frame."""
+    """The values that each frame of an export of `folder` must hold, and the pictures of each `every`-th frame."""
     parts = {name: [] for name in ("timestamp", "task", "place", *format.VECTORS.values())}
     pictures, sample, total = {}, [], 0
     for episode, row in enumerate(rows_of(folder)):

@@ -1,4 +1,4 @@
-"""What `check_lerobot.py` runs in a virtual environment that has the real `lerobot`, and nothing of ours.
+"""Run by `check_lerobot.py` in a virtual environment that has the real `lerobot`, and nothing of ours.
 
     python lerobot_reader.py compare EXPORT EXPECTED.npz     # every frame against what is expected of it
     python lerobot_reader.py windows EXPORT --windows 200    # random training windows a second

@@ -28,7 +28,7 @@ def pins() -> dict[str, str]:
 
 
 def requirements() -> list[str]:
-    """What the package and its simulator depend on, pinned. A Space brings its own Gradio: the one that its card
+    """The dependencies of the package and its simulator, pinned. A Space brings its own Gradio: the one that its card
     names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# quietly.sh LOG MESSAGE COMMAND...: runs a command under a line of text. What it prints goes to LOG, and is shown when
-# it fails; what it writes to descriptor 3 is shown at once.
+# quietly.sh LOG MESSAGE COMMAND...: runs a command under a line of text. Its output goes to LOG, and is shown when it
+# fails; what it writes to descriptor 3 is shown at once.
 set -uo pipefail
 
 log=$1 message=$2

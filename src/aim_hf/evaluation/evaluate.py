@@ -59,7 +59,7 @@ MAX_REJECTED = 50  # seeds in a row: then it is the simulator that fails, not th
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is evaluated, whoever acts.
+    """The scenes and the rules of an evaluation, whoever acts.
 
     instructions: "seen" or "unseen" (templates kept out of training).
     value_maps: "predicted", or "true": the diagnostic in which the policy acts on the oracle's maps.
