@@ -129,7 +129,7 @@ train-click-bell: EPISODES = 800
 train-click-bell: STEPS = 2400
 train-click-bell: VAE_STEPS = 2500
 
-# ALOHA's transfer cube: ARM=maps acts on value maps, imagined ones in the last third; ARM=no-maps has none.
+# ALOHA's transfer cube: ARM=maps acts on value maps, half of them imagined in the last third; ARM=no-maps has none.
 #     make train-aloha EPISODES=50 ARM=no-maps
 ARM ?= maps
 ALOHA = train-aloha train-aloha-episodes train-aloha-latents

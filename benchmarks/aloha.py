@@ -9,8 +9,8 @@
 
 `train` collects the episodes where they are missing, and trains: AIM by `make train-aloha`, LeRobot's policies by
 `lerobot-train`. `judge` runs the scenes of `aim-hf evaluate` by `lerobot-eval` and by the project's own evaluator.
-`report` writes benchmarks/results/aloha.json. Every step goes on where it was stopped, and `train` with more `--steps`
-goes on from there; only `lerobot-eval` begins again.
+`report` writes benchmarks/results/aloha.json. Every step goes on where it was stopped, and `train --arm act` with more
+`--steps` goes on from there, since its learning rate is constant; only `lerobot-eval` begins again.
 
     output_dir/<episodes>/episodes, lerobot     the episodes, and the same in LeRobot's format
     output_dir/<episodes>/<arm>                 a training

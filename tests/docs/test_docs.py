@@ -237,6 +237,12 @@ def test_options_exist(document, monkeypatch):
             aim_hf(arguments)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_several_processes_are_launched(document):
+    for options in re.findall(r"accelerate launch ([^\n`]*--num_processes \S+)", (ROOT / document).read_text()):
+        assert "--multi_gpu" in options, options  # without it, and without GPUs, Accelerate silently runs one process
+
+
 def test_no_document_is_forgotten():
     assert set(DOCUMENTS) - set(ELSEWHERE) == set(SCENARIOS)
 
