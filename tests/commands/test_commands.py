@@ -243,6 +243,21 @@ def test_the_help_of_a_field_is_its_text_and_its_default(capsys):
     assert "denoising steps of actions. --stop_after" in told  # the policy's own number, not the dataclass's
 
 
+def test_the_help_of_an_option_ends_with_its_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # so that no name is broken at a hyphen
+    for command, told in (
+        ("train-text-encoder", "optimizer steps; default: 1500 --max_text_length"),
+        ("serve", "rounds as `evaluate` does; default: 1 2 4 8 --image_keys"),
+        ("serve", "crop and resize pictures of other sizes loading:"),  # a switch
+        ("demo", "default: aim-tiny --tasks"),  # told in other words
+        ("train-vae", "default: one in 20 training:"),
+        ("compare", "episodes with different outcomes to film; default: 0 --robotwin_root"),
+    ):
+        with pytest.raises(SystemExit):
+            run([command, "--help"])
+        assert told in " ".join(capsys.readouterr().out.split()), told
+
+
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "sapien", None)  # as where it isn't installed
     from aim_hf.utils.extras import MissingExtra, extra

@@ -48,13 +48,21 @@ SPLITS_HELP = "easy, hard (not of aloha), or of tabletop a perturbation such as 
 RENAMED = {"--base": "--policy", "--pipeline": "--policy"}
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The help of an option ends with its default, unless its text names one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        values = action.default if isinstance(action.default, list | tuple) else [action.default]
+        if "default" in (action.help or "") or values in ([], [None], [argparse.SUPPRESS]) or action.default is False:
+            return action.help
+        return f"{action.help}; default: {' '.join(map(str, values))}"
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of a subcommand. `description` is the docstring of its module."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(
-            f"aim-hf {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        super().__init__(f"aim-hf {command}", description=description, formatter_class=HelpFormatter)
 
     def check_tasks(self, tasks: list[str] | None, suite: str) -> None:
         """Ends the command if one of `tasks` isn't in the suite."""

@@ -24,10 +24,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--policy", type=Path, required=True, help="checkpoint folder that gets text_encoder/ and processor/"
     )
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps; default: 1500")
-    parser.add_argument(
-        "--max_text_length", type=int, default=64, help="tokens that instructions are padded to; default: 64"
-    )
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps")
+    parser.add_argument("--max_text_length", type=int, default=64, help="tokens that instructions are padded to")
     parser.add_argument(
         "--canvas",
         type=int,
