@@ -93,6 +93,7 @@ def _pictures(key: str, clip: Any, most: int) -> list[np.ndarray]:
         clip = clip[None]
     are_files = isinstance(clip, list) and all(isinstance(file, bytes) for file in clip)
     are_arrays = isinstance(clip, np.ndarray) and clip.dtype == np.uint8 and clip.ndim == 4 and 3 in clip.shape[1::2]
+    are_arrays = are_arrays and 0 not in clip.shape[1:]
     if not (are_files or are_arrays):
         got = f"{clip.dtype} {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
         raise ValueError(
