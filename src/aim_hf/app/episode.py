@@ -16,7 +16,7 @@ from ..envs.seeds import seed_range
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling_config import SamplingConfig
 from ..pipeline.session import AIMSession
-from ..rollout.policies import Prediction, check_fits, interface_of
+from ..rollout.policies import Prediction, check_fits, interface_of, negative_prompt
 from ..rollout.run import new_storyboard
 from ..rollout.storyboard import Storyboard
 from ..rollout.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
@@ -150,7 +150,7 @@ class LiveRollouts:
             instruction = start.instruction if instruction is None else instruction
             board = new_storyboard(scene.task, scene.split, scene.seed, start, instruction)
             episode = LiveEpisode(board, start.instruction)
-            session = self._start(board.instruction)
+            session = self._start(board.instruction, sampling)
             generator = torch.Generator().manual_seed(scene.seed)
             yield episode
             seen, executed = start.observation, None
@@ -174,10 +174,10 @@ class LiveRollouts:
         with _simulator_errors_as_trouble():
             return environment.reset(scene.task, [scene.seed], "seen", self.chunks, expert=False)[0]
 
-    def _start(self, instruction: str) -> AIMSession:
+    def _start(self, instruction: str, sampling: SamplingConfig) -> AIMSession:
         with self._network:
             try:
-                return self.pipe.start(instruction)
+                return self.pipe.start(instruction, negative_prompt=negative_prompt(sampling))
             except ValueError as error:  # the tokenizer's, for too many tokens
                 raise Trouble(str(error)) from error
 
