@@ -148,7 +148,8 @@ class LiveRollouts:
         with self.simulators.lent(scene.split) as environment:
             start = self._reset(environment, scene)
             instruction = start.instruction if instruction is None else instruction
-            board = new_storyboard(scene.task, scene.split, scene.seed, start, instruction)
+            mode = self.pipe.processor.action_space
+            board = new_storyboard(scene.task, scene.split, scene.seed, start, instruction, mode)
             episode = LiveEpisode(board, start.instruction)
             session = self._start(board.instruction, sampling)
             generator = torch.Generator().manual_seed(scene.seed)
@@ -163,7 +164,7 @@ class LiveRollouts:
                     out = self.pipe(seen, session=session, generator=generator, sampling_config=sampling)
                     episode.seconds.append(time.perf_counter() - began)
                 with _simulator_errors_as_trouble():
-                    progress = environment.step({0: out.actions[0]}, self.pipe.processor.action_space)[0]
+                    progress = environment.step({0: out.actions[0]}, mode)[0]
                 seen, executed = progress.observations, out.actions
                 prediction = Prediction(executed, out.value_maps, out.frames)
                 board.add_chunk(prediction, 0, seen, progress.steps - len(board.actions))

@@ -8,7 +8,7 @@
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,13 @@ CAMERA_KEYS = {
 }
 
 
-def write_images(observations: Sequence[Observation]) -> dict[str, np.ndarray]:
-    """`images` of one observation, or of several in time order, with all cameras in `CAMERA_KEYS`."""
+def write_images(
+    observations: Sequence[Observation], cameras: Collection[str] = tuple(CAMERA_KEYS)
+) -> dict[str, np.ndarray]:
+    """`images` of one observation, or of several in time order, with those of `cameras` that are in `CAMERA_KEYS`."""
     images = {}
     for camera, key in CAMERA_KEYS.items():
-        if camera in observations[0]["observation"]:
+        if camera in cameras and camera in observations[0]["observation"]:
             clip = [np.moveaxis(o["observation"][camera]["rgb"], -1, 0) for o in observations]
             images[key] = np.stack(clip) if len(clip) > 1 else clip[0]
     return images
