@@ -240,7 +240,7 @@ def hand_plot(board: Storyboard, arm: Arm, width: int, height: int) -> np.ndarra
         start, unit, scale = joints[:-1], "joints, degrees", 180 / np.pi
     steps = np.arange(1, len(board.actions) + 1)
     figure, axes = _plot(width, height, unit, size=8, dpi=200)
-    figure.subplots_adjust(left=42 / width, top=1 - 20 / height)
+    figure.subplots_adjust(top=1 - 20 / height)
     band = {"transform": axes.get_xaxis_transform(), "color": "#d6d9e0", "linewidth": 0, "label": "gripper open"}
     axes.fill_between(steps, 0, 0.2 * gripper.clip(0, 1), **band)
     displacement = scale * (np.stack([*numbers.values()], axis=1) - start)
@@ -259,7 +259,7 @@ def _plot(width: int, height: int, unit: str, size: int = 7, dpi: int = 100) -> 
     axes.set_ylabel(unit, fontsize=size, labelpad=1)
     axes.tick_params(labelsize=size, length=2, pad=1.5)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.subplots_adjust(left=36 / width, right=1 - 6 / width, bottom=30 / height, top=1 - 38 / height)
+    figure.subplots_adjust(left=44 / width, right=1 - 6 / width, bottom=30 / height, top=1 - 38 / height)
     return figure, axes
 
 
