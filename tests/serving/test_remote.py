@@ -265,6 +265,9 @@ def test_a_server_that_is_not_there_or_closed_to_us(policy):
         with pytest.raises(RemotePolicyError, match="HTTP status 401; give --token_file"):
             RemotePolicy(server.address)
         assert RemotePolicy(server.address, token="secret").settings["policy"] == "random-0"
+        for options in ({"dialect": dialects.openpi(4)}, {"name": "mine"}):  # neither is ignored
+            with pytest.raises(ValueError, match="is AIM's, .*; leave out --dialect, --actions_per_chunk and"):
+                RemotePolicy(server.address, token="secret", **options)
 
 
 @pytest.mark.parametrize(
