@@ -111,7 +111,7 @@ def evaluate(
         RuntimeError: if the suite rejects `MAX_REJECTED` seeds of a task in a row, with its reasons.
     """
     state = state or PartialState()
-    tasks = list(tasks or TASKS[protocol.suite])
+    tasks = list(dict.fromkeys(tasks or TASKS[protocol.suite]))
     check_tasks(protocol.suite, tasks)
     check_whole("episodes", episodes)
     check_whole("batch_size", batch_size)
