@@ -46,7 +46,13 @@ class Request:
     @property
     def form(self) -> tuple:
         """Requests of one form run together."""
-        history = () if self.prompt is not None else self.episode.session.forms[0]
+        history: tuple = ()
+        if self.prompt is None:
+            session = self.episode.session
+            history, recent = session.forms[0], session.recent[0]
+            if len(self.executed_actions) < session.cache.config.actions_per_chunk:
+                # The recent frames are encoded again, in one batch for each length.
+                history += (len(recent.canvases), recent.whole)
         committed = 0 if self.committed_actions is None else len(self.committed_actions)
         return (history, len(self.observations), committed, self.pictures)
 
