@@ -125,3 +125,14 @@ def test_an_early_end_lies_within_the_steps(rollouts):
     assert rollouts.sampling(5, 7, None) == replace(rollouts.pipe.sampling_config, num_action_inference_steps=7)
     with pytest.raises(Trouble, match="after step 7, but there are only 5"):
         rollouts.sampling(5, 10, 7)
+
+
+def test_a_guided_policy_is_guided_as_in_the_evaluation(rollouts):
+    guided = replace(QUICK, guidance_scale=2.0)
+    policy = AIMPolicy(rollouts.pipe, {"policy": "tiny"}, guided)
+    start = rollouts.show(CUBE)
+    policy.start([start.instruction], [CUBE.seed])
+    evaluated = policy.predict([[start.observation]]).actions[0]
+    acted = np.array(first_chunk(rollouts, CUBE, sampling=guided).actions)
+    np.testing.assert_allclose(acted, evaluated, atol=1e-4)
+    assert not np.allclose(acted, first_chunk(rollouts, CUBE).actions, atol=1e-4)

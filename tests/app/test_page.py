@@ -3,11 +3,13 @@
 import re
 import sys
 
+import gradio as gr
 import pytest
 from screenshot_app import CHROMIUM, browser, served
 
 from aim_hf.app.page import LAUNCH, build
 from aim_hf.envs.seeds import seed_range
+from aim_hf.pipeline.sampling_config import SamplingConfig
 
 SEED = seed_range("evaluation").start
 TASKS = ["click_bell", "place_a2b_left"]
@@ -71,6 +73,13 @@ def test_errors_are_told_in_words_and_the_controls_come_back(handlers, change, t
     line = updates[-2]["line"]
     assert told in line and 'role="alert"' in line and "Traceback" not in line
     assert updates[-1]["run"]["interactive"] is True
+
+
+def test_the_steps_that_a_policy_was_saved_with_can_be_chosen(rollouts, monkeypatch):
+    saved = SamplingConfig(num_inference_steps=50, num_action_inference_steps=30, stop_after=40)
+    monkeypatch.setattr(type(rollouts.pipe), "sampling_config", saved)
+    sliders = [block for block in build(rollouts, TASKS, at_once=1).blocks.values() if isinstance(block, gr.Slider)]
+    assert [slider.preprocess(slider.value) for slider in sliders] == [50, 30, 40]
 
 
 def test_what_nobody_foresaw_is_logged_and_told_without_a_traceback(handlers, caplog):

@@ -92,6 +92,12 @@ def test_refuses_to_mix_results(whole, policy, settings, protocol, message):
     assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before
 
 
+def test_a_task_given_twice_runs_once(policy, tmp_path):
+    results = evaluate(policy, Protocol(), tmp_path, episodes=1, tasks=TASKS * 2, videos=0, num_workers=1)
+    assert len((tmp_path / "episodes" / "click_bell.jsonl").read_text().splitlines()) == 1
+    assert results["tasks"]["click_bell"]["episodes"] == 1
+
+
 def test_refuses_what_does_not_exist(policy, tmp_path):
     with pytest.raises(ValueError, match="no task fly in suite 'tabletop'; choose from click_bell"):
         evaluate(policy, Protocol(), tmp_path, episodes=1, tasks=["fly"])

@@ -6,8 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from aim_hf.envs import TASKS
+from aim_hf.evaluation import report
 from aim_hf.evaluation.report import Run, deviations, published_rates, write_report
 from aim_hf.evaluation.statistics import summarize
 from aim_hf.utils.files import UnreadableFile
@@ -120,6 +122,26 @@ def test_a_perturbation_has_a_section_after_easy(tmp_path):
     assert (tmp_path / "report" / "camera-2.png").stat().st_size > 10_000
 
 
+def test_every_run_is_in_the_legend_by_its_plain_name(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "Figure", lambda **size: figures.append(Figure(**size)) or figures[-1])
+    folders = [
+        write_run(tmp_path / "a", 1, "tabletop", 2, policy="my_policy", tasks=["click_bell"]),
+        write_run(tmp_path / "b", 1, "tabletop", 2, policy="other & co", tasks=["lift_pot"]),
+    ]
+    write_report(folders, PUBLISHED, tmp_path / "report")
+    texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert texts == ["my_policy, easy", "other & co, easy"]
+    assert r"my\_policy, easy" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_films_in_folders_with_spaces_are_linked(tmp_path):
+    folder = write_run(tmp_path / "my run (1)", 3, suite="tabletop", episodes=5, tasks=["click_bell"])
+    write_report([folder], PUBLISHED, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert '<a href="../my%20run%20%281%29/videos/click_bell.mp4">film</a>' in page
+
+
 def test_html_holds_everything_and_escapes_what_it_was_given(tmp_path):
     folder = write_run(tmp_path / "run", 3, suite="tabletop", episodes=5, tasks=["click_bell"])
     write_report([folder], PUBLISHED, tmp_path / "report")
@@ -184,6 +206,15 @@ def test_damaged_results_are_named(tmp_path, name, content, message):
     (folder / name).write_text(content)
     with pytest.raises(UnreadableFile, match=message):
         write_report([folder], PUBLISHED, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_results_without_their_episodes_are_refused(tmp_path):
+    """Their failures could not be told, nor pairs counted."""
+    folder = write_run(tmp_path / "run", 3, suite="tabletop", episodes=5, tasks=["click_bell"])
+    (folder / "episodes" / "click_bell.jsonl").unlink()
+    with pytest.raises(UnreadableFile, match="it says 3 of 5 .* records 0 of 0, in episodes/click_bell.jsonl"):
+        write_report([folder, folder], PUBLISHED, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from aim_hf.data.video import decode_video
+from aim_hf.rollout import storyboard
 from aim_hf.rollout.policies import Prediction
 from aim_hf.rollout.storyboard import (
     SHEET_PANEL,
@@ -26,7 +27,7 @@ def observation(value):
 @pytest.fixture
 def board():
     """Two chunks of eight actions, the second of which ended after three of them."""
-    board = Storyboard("click_bell (easy, seed 1)", "Ring the bell.", observation(200), control_dt=0.08, step_limit=40)
+    board = Storyboard("click_bell (easy, seed 1)", "Ring the bell.", observation(200), 0.08, 40, action_mode="ee")
     prediction = Prediction(
         actions=np.tile(np.arange(8.0)[None, :, None], (2, 1, 16)),
         frames={name: np.full((2, 4, *size, 3), 0.5) for name, size in SIZES.items()},
@@ -93,3 +94,46 @@ def test_curves_of_a_hand_are_its_own(board):
     assert left.shape == right.shape == (200, 400, 3) and (left != right).any()
     red, green, blue = left.reshape(-1, 3).astype(int).T
     assert ((red > 180) & (green < 100)).any() and ((blue > 150) & (red < 80)).any()  # x and z at least
+
+
+def curves(monkeypatch, draw) -> list[tuple[str, list[float]]]:
+    """Unit of the axis, and label and values of each curve that `draw` draws."""
+    drawn = []
+    monkeypatch.setattr(storyboard, "_drawn", lambda figure: drawn.append(figure.axes[0]))
+    draw()
+    (axes,) = drawn
+    return axes.get_ylabel(), [(line.get_label(), line.get_ydata().tolist()) for line in axes.lines]
+
+
+def test_joint_angles_are_drawn_as_such(board, monkeypatch):
+    """Two arms of seven joints have 16 numbers, as many as two poses."""
+    board.action_mode, board.actions = "qpos", [np.arange(16) / 10, np.arange(16) / 5]
+    unit, lines = curves(monkeypatch, lambda: storyboard._action_plot(board, 100))
+    assert unit == "joints, rad" and [label for label, _ in lines[::2]] == list("1234567")
+    assert [values for _, values in lines[1::2]] == [[(8 + i) / 10, (8 + i) / 5] for i in range(7)]
+    board.start["joint_action"] = {"vector": np.arange(16) / 10}
+    unit, lines = curves(monkeypatch, lambda: hand_plot(board, "right", 200, 100))
+    assert unit == "joints, degrees" and len(lines) == 7
+    for index, (_, values) in enumerate(lines):
+        np.testing.assert_allclose(values, np.degrees([0, (8 + index) / 10]))
+
+
+def test_positions_are_drawn_in_metres_and_from_the_start_in_centimetres(board, monkeypatch):
+    board.actions = [np.arange(16.0), np.arange(16) + 1.0]
+    unit, lines = curves(monkeypatch, lambda: storyboard._action_plot(board, 100))
+    assert unit == "m" and [values[0] for _, values in lines] == [0, 8, 1, 9, 2, 10]
+    board.start["endpose"] = {"right_endpose": np.full(7, 8.0)}
+    unit, lines = curves(monkeypatch, lambda: hand_plot(board, "right", 200, 100))
+    assert unit == "cm" and lines == [("x", [0, 100]), ("y", [100, 200]), ("z", [200, 300])]
+
+
+def test_cameras_that_a_policy_does_not_look_at_are_black(tmp_path):
+    board = Storyboard("a (easy, seed 1)", "Ring.", observation(200), 0.08, 40, action_mode="ee")
+    frames, value_maps = np.full((1, 2, 32, 48, 3), 0.5), np.ones((1, 2, 32, 48))
+    prediction = Prediction(np.zeros((1, 4, 16)), {"right_camera": value_maps}, {"right_camera": frames})
+    board.add_chunk(prediction, 0, [observation(150), observation(160)], 4)
+    assert [board.imagined[1][name].max() for name in SIZES] == [0, 0, 128]
+    assert [board.value_maps[1][name].max() for name in SIZES] == [0, 0, 1]
+    write_video(tmp_path / "episode.mp4", board)
+    write_strip(tmp_path / "strip.png", board)
+    assert {path.name for path in tmp_path.iterdir()} == {"episode.mp4", "strip.png"}

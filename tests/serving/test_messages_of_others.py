@@ -98,6 +98,29 @@ def test_keys_of_another_robot(policy):
         episodes.reader.read(message, ServedEpisode())
     with pytest.raises(ValueError, match="image_keys has top; the policy looks at head_camera, "):
         AIMEpisodes(policy, [1], image_keys={"top": "cam_high"})
+    with pytest.raises(ValueError, match="left_camera=cam_high, .*; expected a key of its own for each camera"):
+        AIMEpisodes(policy, [1], image_keys={"left_camera": "cam_high"})  # which is the head camera's already
+
+
+def test_a_named_key_needs_no_prefix_beside_images(policy):
+    """LeRobot's clients, for example, send `observation.images.front`."""
+    reader = AIMEpisodes(policy, [1], image_keys={"head_camera": "observation.images.front"}, resize=True).reader
+    message = {
+        "prompt": "ring the bell",
+        "endpose": POSE,
+        "observation.images.front": gradient(64, 96),
+        "images": {"cam_left_wrist": gradient(32, 48), "cam_right_wrist": gradient(32, 48)},
+    }
+    (observation,) = reader.read(message, ServedEpisode()).observations
+    np.testing.assert_array_equal(observation["observation"]["head_camera"]["rgb"], gradient(64, 96))
+    with pytest.raises(ValueError, match="unknown keys observation.images.back"):
+        reader.read(message | {"observation.images.back": gradient(64, 96)}, ServedEpisode())
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 0), (0, 96, 3), (64, 0, 3)])
+def test_a_picture_without_pixels_is_refused(shape):
+    with pytest.raises(ValueError, match=r"is uint8 \(1, .*; expected uint8 RGB"):
+        head(np.zeros(shape, np.uint8), resize=True)
 
 
 def test_a_client_of_openpi_with_padded_pictures(policy):

@@ -11,10 +11,15 @@ from websockets.sync.server import serve
 
 from aim_hf.commands import run
 from aim_hf.evaluation.evaluate import Protocol, evaluate
+from aim_hf.model.processing_aim import t_pose_canvas
+from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.protocol.observations import read_endpose, read_images
 from aim_hf.rollout import dialects
+from aim_hf.rollout.policies import AIMPolicy
 from aim_hf.rollout.remote import RemotePolicy, RemotePolicyError
 
+from ..fixtures_pipeline import make_processor
+from ..rollout.fixtures_policy import CANVAS, HEAD, STATISTICS, WRIST, make_policy
 from .fixtures_serving import Robot, running
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +116,24 @@ def test_predictions_are_those_in_process_with_all_their_pictures(server, policy
     assert predictions[1][1].frames is None
     with pytest.raises(ValueError, match="acts on its own value maps"):
         remote.predict(later, first.actions, value_maps={})
+
+
+def test_a_policy_of_the_wrist_cameras_alone_is_evaluated_and_filmed_here_and_remotely(tmp_path):
+    cameras = t_pose_canvas(CANVAS, HEAD, WRIST)
+    del cameras["head_camera"]
+    pipe = make_policy().pipe
+    processor = make_processor(canvas_size=CANVAS, cameras=cameras, max_text_length=32, action_statistics=STATISTICS)
+    pipe.register_modules(processor=processor)
+    here = AIMPolicy(pipe, {"policy": "wrists"}, SamplingConfig(1, 1))
+    with running(here) as server:
+        remote = RemotePolicy(server.address)
+        for policy, name in ((here, "here"), (remote, "remote")):
+            results = evaluate(policy, Protocol(), tmp_path / name, 1, ["click_bell"], num_workers=1)
+            assert results["first_chunk_peak_within_10_percent"] == {"share": None, "count": 0}  # of the head camera
+            assert (tmp_path / name / "contact_sheet.png").exists()
+        remote.close()
+    (record,) = records(tmp_path / "remote")
+    assert [record] == records(tmp_path / "here") and record["video"] and len(record["peak_error"]) == 2
 
 
 def test_openpis_policies_are_evaluated_and_filmed(tmp_path):
@@ -242,6 +265,9 @@ def test_a_server_that_is_not_there_or_closed_to_us(policy):
         with pytest.raises(RemotePolicyError, match="HTTP status 401; give --token_file"):
             RemotePolicy(server.address)
         assert RemotePolicy(server.address, token="secret").settings["policy"] == "random-0"
+        for options in ({"dialect": dialects.openpi(4)}, {"name": "mine"}):  # neither is ignored
+            with pytest.raises(ValueError, match="is AIM's, .*; leave out --dialect, --actions_per_chunk and"):
+                RemotePolicy(server.address, token="secret", **options)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,27 @@ def test_a_part_of_a_chunk_may_be_executed(episodes):
         served.reader.read(part | {"executed_actions": first}, episode)
 
 
+def test_parts_of_chunks_run_together_where_as_many_frames_are_encoded_again(episodes):
+    """Clients that saw two, three and three frames, then two more: each gets the bits that it gets alone."""
+
+    def part(client, frames):
+        images, executed = client.robot.images(frames), np.array(client.actions[-1][: 2 * frames])
+        return client.request(images=images, executed_actions=executed)
+
+    def clients():
+        of = [Client(episodes, seed).ask(1) for seed in range(3)]
+        for client, frames in zip(of, (2, 3, 3), strict=True):
+            client.actions.append(episodes.answer([part(client, frames)])[0]["actions"])
+        return of
+
+    alone = [episodes.answer([part(client, 2)])[0]["actions"] for client in clients()]
+    two, three, also = (part(client, 2) for client in clients())
+    assert two.form != three.form == also.form
+    np.testing.assert_array_equal([reply["actions"] for reply in episodes.answer([three, also])], alone[1:])
+    two, three, _ = clients()
+    assert two.request().form == three.request().form  # of a whole chunk, nothing is encoded again
+
+
 def test_of_different_ages_too_once_the_history_is_full(episodes, alone):
     """With two chunks of history, an episode of three chunks holds as much as one of four."""
     young, old = Client(episodes, 0).ask(3), Client(episodes, 1).ask(4)

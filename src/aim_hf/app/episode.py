@@ -16,7 +16,7 @@ from ..envs.seeds import seed_range
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling_config import SamplingConfig
 from ..pipeline.session import AIMSession
-from ..rollout.policies import Prediction, check_fits, interface_of
+from ..rollout.policies import Prediction, check_fits, interface_of, negative_prompt
 from ..rollout.run import new_storyboard
 from ..rollout.storyboard import Storyboard
 from ..rollout.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
@@ -148,9 +148,10 @@ class LiveRollouts:
         with self.simulators.lent(scene.split) as environment:
             start = self._reset(environment, scene)
             instruction = start.instruction if instruction is None else instruction
-            board = new_storyboard(scene.task, scene.split, scene.seed, start, instruction)
+            mode = self.pipe.processor.action_space
+            board = new_storyboard(scene.task, scene.split, scene.seed, start, instruction, mode)
             episode = LiveEpisode(board, start.instruction)
-            session = self._start(board.instruction)
+            session = self._start(board.instruction, sampling)
             generator = torch.Generator().manual_seed(scene.seed)
             yield episode
             seen, executed = start.observation, None
@@ -163,7 +164,7 @@ class LiveRollouts:
                     out = self.pipe(seen, session=session, generator=generator, sampling_config=sampling)
                     episode.seconds.append(time.perf_counter() - began)
                 with _simulator_errors_as_trouble():
-                    progress = environment.step({0: out.actions[0]}, self.pipe.processor.action_space)[0]
+                    progress = environment.step({0: out.actions[0]}, mode)[0]
                 seen, executed = progress.observations, out.actions
                 prediction = Prediction(executed, out.value_maps, out.frames)
                 board.add_chunk(prediction, 0, seen, progress.steps - len(board.actions))
@@ -174,10 +175,10 @@ class LiveRollouts:
         with _simulator_errors_as_trouble():
             return environment.reset(scene.task, [scene.seed], "seen", self.chunks, expert=False)[0]
 
-    def _start(self, instruction: str) -> AIMSession:
+    def _start(self, instruction: str, sampling: SamplingConfig) -> AIMSession:
         with self._network:
             try:
-                return self.pipe.start(instruction)
+                return self.pipe.start(instruction, negative_prompt=negative_prompt(sampling))
             except ValueError as error:  # the tokenizer's, for too many tokens
                 raise Trouble(str(error)) from error
 

@@ -28,6 +28,8 @@ _logger = logging.getLogger(__name__)
 _TITLE = """# AIM: imagine, aim, act
 Tell a robot what to do. It imagines what its cameras will see, marks where it wants to act, and acts on its marks."""
 
+_STEPS = 20  # of denoising, that can be chosen at least
+
 # Arguments of `launch`. Fonts are the system's, so that nothing is downloaded.
 LAUNCH = {
     "css_paths": Path(__file__).with_name("page.css"),
@@ -97,10 +99,12 @@ class _Page:
             max_lines=3, elem_id="instruction",
         )  # fmt: skip
         with gr.Accordion("Sampling", open=False):
-            self.world_steps = gr.Slider(1, 20, sampling.num_inference_steps, step=1, label="Steps of the world")
-            self.action_steps = gr.Slider(1, 20, sampling.num_action_inference_steps, step=1, label="Steps of actions")
+            world, action = sampling.num_inference_steps, sampling.num_action_inference_steps
+            most = max(_STEPS, world)
+            self.world_steps = gr.Slider(1, most, world, step=1, label="Steps of the world")
+            self.action_steps = gr.Slider(1, max(_STEPS, action), action, step=1, label="Steps of actions")
             self.early_end = gr.Slider(
-                0, 20, sampling.stop_after or 0, step=1, label="End the world after step (0: don't)"
+                0, most, sampling.stop_after or 0, step=1, label="End the world after step (0: don't)"
             )
         with gr.Row(elem_id="buttons"):
             self.run = gr.Button("Run", variant="primary", min_width=80, elem_id="run")

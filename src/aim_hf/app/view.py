@@ -57,9 +57,9 @@ def hands(board: Storyboard | None = None) -> str:
     for arm in ARMS:
         inside = '<div class="waiting"></div>'
         if board is not None:
-            inside = _image(
-                hand_plot(board, arm, 430, 150), f"x, y, z and gripper of the {arm} hand over the steps of the episode"
-            )
+            numbers = "x, y, z" if board.action_mode == "ee" else "joints"
+            plot = hand_plot(board, arm, 430, 150)
+            inside = _image(plot, f"{numbers} and gripper of the {arm} hand over the steps of the episode")
         figures.append(f"<figure><figcaption>{arm} hand</figcaption>{inside}</figure>")
     return (
         '<section class="panel actions"><header><h3><i>4</i>Actions</h3><p>Where it sends its hands, decoded '

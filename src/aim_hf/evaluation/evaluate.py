@@ -111,7 +111,7 @@ def evaluate(
         RuntimeError: if the suite rejects `MAX_REJECTED` seeds of a task in a row, with its reasons.
     """
     state = state or PartialState()
-    tasks = list(tasks or TASKS[protocol.suite])
+    tasks = list(dict.fromkeys(tasks or TASKS[protocol.suite]))
     check_tasks(protocol.suite, tasks)
     check_whole("episodes", episodes)
     check_whole("batch_size", batch_size)
@@ -264,10 +264,10 @@ def read_results(output: Path) -> dict[str, Any]:
                     raise ValueError(f"{name} of {task} is {of_task[name]!r}; expected a number")
             recorded = [record["success"] for record in read_records(output, task)]
             counts = sum(success is True for success in recorded), len(recorded)
-            if recorded and counts != (of_task["successes"], of_task["episodes"]):
+            if counts != (of_task["successes"], of_task["episodes"]):
                 raise ValueError(
                     f"it says {of_task['successes']} of {of_task['episodes']} for {task}, and its records "
-                    f"{counts[0]} of {counts[1]}"
+                    f"{counts[0]} of {counts[1]}, in episodes/{task}.jsonl"
                 )
     return results
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from ..envs import TASKS, robotwin
 from ..envs.base import SPLITS
@@ -48,9 +49,14 @@ class Run:
         return cls(folder, read_results(folder))
 
     @property
-    def title(self) -> str:
+    def name(self) -> str:
         given = ", true maps" if self.results["value_maps"] == "true" else ""
-        return f"{_plain(self.results['policy'])}, {self.results['split']}{given}"
+        return f"{self.results['policy']}, {self.results['split']}{given}"
+
+    @property
+    def title(self) -> str:
+        """The name in Markdown."""
+        return _plain(self.name)
 
 
 def published_rates(folder: Path, suite: str, split: str) -> dict[str, dict[str, float]]:
@@ -237,7 +243,7 @@ def _failures(runs: list[Run], output: Path) -> str:
             for record in sorted(read_records(run.folder, task), key=lambda record: record["seed"]):
                 if not record["success"]:
                     film = record["video"] and os.path.relpath(run.folder / record["video"], output)
-                    link = f"[film]({film})" if film else ""
+                    link = f"[film]({quote(film)})" if film else ""
                     words = _plain(record["instruction"])
                     rows.append([run.title, f"`{task}`", str(record["seed"]), words, str(record["steps"]), link])
     if len(rows) == 1:
@@ -257,13 +263,15 @@ def _plot(runs: list[Run], published: dict[str, dict[str, float]], split: str) -
     figure = Figure(figsize=(8, 1.2 + 0.32 * len(tasks) * max(1, len(runs) / 2)))
     axis = figure.subplots()
     for index, run in enumerate(runs):
+        label = run.name  # of its first bar
         for row, task in enumerate(tasks):
             if (of := run.results["tasks"].get(task)) is None:
                 continue
             low, high = of["wilson"]
             place, color = row + (index - (len(runs) - 1) / 2) * height, f"C{index}"
-            axis.barh(place, 100 * of["rate"], 0.85 * height, color=color, label=run.title if row == 0 else None)
+            axis.barh(place, 100 * of["rate"], 0.85 * height, color=color, label=label)
             axis.plot([100 * low, 100 * high], [place, place], color="black", linewidth=1)
+            label = None
     if "aim" in published:
         claimed = [(published["aim"][task], row) for row, task in enumerate(tasks) if task in published["aim"]]
         axis.scatter(*zip(*claimed), marker="|", s=120, color="crimson", label="AIM, published", zorder=3)

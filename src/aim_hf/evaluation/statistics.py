@@ -96,7 +96,7 @@ def _peaks(episodes: list[dict[str, Any]]) -> dict[str, Any]:
     """Of the episodes whose head camera sees the true contact: how near to it the peaks are, and their count."""
 
     def known(name: str) -> list[float]:
-        errors = [record[name]["head_camera"] for record in episodes if record.get(name) is not None]
+        errors = [record[name].get("head_camera") for record in episodes if record.get(name) is not None]
         return [error for error in errors if error is not None]
 
     shares, distances = known("peak_error"), known("peak_error_cm")

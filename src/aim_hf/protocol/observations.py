@@ -8,7 +8,7 @@
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,13 @@ CAMERA_KEYS = {
 }
 
 
-def write_images(observations: Sequence[Observation]) -> dict[str, np.ndarray]:
-    """`images` of one observation, or of several in time order, with all cameras in `CAMERA_KEYS`."""
+def write_images(
+    observations: Sequence[Observation], cameras: Collection[str] = tuple(CAMERA_KEYS)
+) -> dict[str, np.ndarray]:
+    """`images` of one observation, or of several in time order, with those of `cameras` that are in `CAMERA_KEYS`."""
     images = {}
     for camera, key in CAMERA_KEYS.items():
-        if camera in observations[0]["observation"]:
+        if camera in cameras and camera in observations[0]["observation"]:
             clip = [np.moveaxis(o["observation"][camera]["rgb"], -1, 0) for o in observations]
             images[key] = np.stack(clip) if len(clip) > 1 else clip[0]
     return images
@@ -93,6 +95,7 @@ def _pictures(key: str, clip: Any, most: int) -> list[np.ndarray]:
         clip = clip[None]
     are_files = isinstance(clip, list) and all(isinstance(file, bytes) for file in clip)
     are_arrays = isinstance(clip, np.ndarray) and clip.dtype == np.uint8 and clip.ndim == 4 and 3 in clip.shape[1::2]
+    are_arrays = are_arrays and 0 not in clip.shape[1:]
     if not (are_files or are_arrays):
         got = f"{clip.dtype} {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
         raise ValueError(

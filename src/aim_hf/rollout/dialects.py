@@ -6,8 +6,9 @@ maps. A server with other keys needs a class like `OpenPIEpisode` and a `Dialect
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -55,7 +56,7 @@ class Dialect:
     interface: requirements on environments, if known.
     """
 
-    episode: type[RemoteEpisode]
+    episode: Callable[[Ask, str, int], RemoteEpisode]
     settings: dict[str, Any]
     action_mode: ActionMode
     actions_per_chunk: int
@@ -71,7 +72,7 @@ def aim(metadata: dict[str, Any]) -> Dialect:
     # Older servers don't send `fps`.
     interface = Interface({metadata["action_space"]: metadata["action_dim"]}, sizes, metadata.get("fps"))
     return Dialect(
-        AIMEpisode,
+        partial(AIMEpisode, cameras=tuple(sizes)),
         metadata["settings"],
         metadata["action_space"],
         metadata["actions_per_chunk"],
@@ -94,15 +95,15 @@ def lingbot_va() -> Dialect:
 
 
 class AIMEpisode:
-    """AIM's own server keeps the history of the episode."""
+    """AIM's own server keeps the history of the episode. It wants the pictures of its policy's `cameras` alone."""
 
-    def __init__(self, ask: Ask, instruction: str, seed: int) -> None:
-        self.ask, self.first = ask, {"prompt": instruction, "seed": seed}
+    def __init__(self, ask: Ask, instruction: str, seed: int, cameras: Collection[str]) -> None:
+        self.ask, self.first, self.cameras = ask, {"prompt": instruction, "seed": seed}, cameras
 
     def next_chunk(
         self, observations: list[Observation], executed: np.ndarray | None, pictures: Pictures
     ) -> dict[str, Any]:
-        message = {"images": write_images(observations), "pictures": pictures}
+        message = {"images": write_images(observations, self.cameras), "pictures": pictures}
         if executed is None:
             message |= self.first | {"endpose": pack_endpose(observations[0])}
         else:

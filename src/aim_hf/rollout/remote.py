@@ -95,13 +95,14 @@ class RemotePolicy:
 
     Args:
         address: such as "ws://127.0.0.1:8000".
-        dialect: message format; not needed for AIM's own server, whose metadata give it.
-        name: name of the policy in the results, unless the server is AIM's; default: the address.
+        dialect: message format; None for AIM's own server, whose metadata give it.
+        name: name of the policy in the results; default: the address, and what the metadata of AIM's server give.
         token: sent as `Authorization: Api-Key TOKEN`.
 
     Raises:
         RemotePolicyError: if no server answers, or it disconnects later.
-        ValueError: if a dialect is needed, or for a batch on a server that holds one episode at a time.
+        ValueError: if a dialect is needed, or given for AIM's own server, or for a batch on a server that holds one
+            episode at a time.
     """
 
     def __init__(
@@ -116,6 +117,11 @@ class RemotePolicy:
         metadata = connection.metadata
         connection.close()
         if metadata.get("server") == "aim_hf":
+            if dialect is not None or name is not None:
+                raise ValueError(
+                    f"the server at {address} is AIM's, whose metadata give its messages and its policy's name; leave "
+                    "out --dialect, --actions_per_chunk and --policy_name."
+                )
             self.dialect = aim(metadata)
             self.settings = self.dialect.settings
         elif dialect is None:

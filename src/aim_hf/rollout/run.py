@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..envs.base import Observation, SeedRejected
+from ..envs.base import ActionMode, Observation, SeedRejected
 from ..value_maps.peak import value_peak_error
 from .policies import Policy
 from .storyboard import Storyboard
@@ -116,7 +116,8 @@ def _run(
         if start is not None:
             result = EpisodeResult(task, seed, start.instruction, start.simulator, start.expert_success)
             if seed in filmed:
-                result.storyboard = new_storyboard(task, environments.split, seed, start, start.instruction)
+                mode = policy.action_mode
+                result.storyboard = new_storyboard(task, environments.split, seed, start, start.instruction, mode)
             rows.append(_Row(place, start, result, [start.observation], start.value_maps))
     yield from rejected
     if rows:
@@ -150,7 +151,9 @@ def _run(
         rows = [rows[index] for index in running]
 
 
-def new_storyboard(task: str, split: str, seed: int, start: Start, instruction: str) -> Storyboard:
+def new_storyboard(
+    task: str, split: str, seed: int, start: Start, instruction: str, action_mode: ActionMode
+) -> Storyboard:
     """A storyboard for an episode that has just been reset, with this instruction."""
     return Storyboard(
         title=f"{task} ({split}, seed {seed})",
@@ -158,6 +161,7 @@ def new_storyboard(task: str, split: str, seed: int, start: Start, instruction: 
         start=start.observation,
         control_dt=start.control_dt,
         step_limit=start.step_limit,
+        action_mode=action_mode,
     )
 
 

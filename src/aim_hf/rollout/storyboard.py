@@ -10,12 +10,13 @@ import io
 import textwrap
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..envs.base import ARMS, Arm, Observation
+from ..envs.base import ARMS, ActionMode, Arm, Observation
 from ..utils.extras import extra
 from ..utils.files import write_bytes
 from ..value_maps.render import overlay
@@ -56,9 +57,10 @@ class Storyboard:
     """The pictures of one episode, collected during the rollout. A moment is an observed frame of a chunk.
 
     observed, imagined: of each moment, camera -> uint8 (H, W, 3). value_maps: of each moment, camera -> (H, W) in
-        [0, 1]. imagined and value_maps are empty for a policy that doesn't predict them.
+        [0, 1]. imagined and value_maps are empty for a policy that doesn't predict them, and black for cameras that
+        it doesn't look at.
     steps: the control step of each moment.
-    actions: the executed actions, (16,) or (14,) each.
+    actions: the executed actions, of `action_mode`.
     """
 
     title: str
@@ -66,6 +68,7 @@ class Storyboard:
     start: Observation
     control_dt: float
     step_limit: int
+    action_mode: ActionMode
     success: bool = False
     observed: list[dict[str, np.ndarray]] = field(default_factory=list)
     imagined: list[dict[str, np.ndarray]] = field(default_factory=list)
@@ -78,15 +81,16 @@ class Storyboard:
         chunk = prediction.actions[row]
         actions_per_frame = len(chunk) // len(observations)
         for index in range(-(-executed // actions_per_frame)):
-            self.observed.append(views(observations[index]))
+            observed = views(observations[index])
+            self.observed.append(observed)
             if prediction.frames is not None:
-                self.imagined.append(
-                    {
-                        name: np.rint(255 * clip[row, index]).astype(np.uint8)
-                        for name, clip in prediction.frames.items()
-                    }
-                )
-                self.value_maps.append({name: clip[row, index] for name, clip in prediction.value_maps.items()})
+                imagined = {name: np.zeros_like(picture) for name, picture in observed.items()}
+                maps = {name: np.zeros(picture.shape[:2]) for name, picture in observed.items()}
+                for name, clip in prediction.frames.items():
+                    imagined[name] = np.rint(255 * clip[row, index]).astype(np.uint8)
+                    maps[name] = prediction.value_maps[name][row, index]
+                self.imagined.append(imagined)
+                self.value_maps.append(maps)
             self.steps.append(len(self.actions) + min((index + 1) * actions_per_frame, executed))
         self.actions.extend(chunk[:executed])
 
@@ -184,7 +188,7 @@ _COLUMNS = (
     ("sees", "head camera and both wrists", SHEET_PANEL),
     ("imagines", "its predictions of what it will see: early, midway and near the end", _GROUP),
     ("wants to act", "its value maps, over what it imagines", _GROUP),
-    ("does", "tool positions that it asked for", _PLOT),
+    ("does", "tool positions, or joints, that it asked for", _PLOT),
     ("outcome", "last picture seen", SHEET_PANEL),
 )
 
@@ -200,34 +204,47 @@ def _label(board: Storyboard, height: int) -> np.ndarray:
     return np.asarray(picture)
 
 
-_AXES = tuple(zip("xyz", ("#d1495b", "#3a7d44", "#2e6fbb"), strict=True))
+_COLORS = ("#d1495b", "#3a7d44", "#2e6fbb", "#b8860b", "#7b4fa3", "#2a9d8f", "#8d6e63")
+
+
+def _arm(board: Storyboard, arm: Arm) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What was commanded to an arm, over the steps: x, y and z of its tool (m), or each of its joints (rad), by name;
+    and its gripper."""
+    actions = np.split(np.array(board.actions), 2, axis=1)[ARMS.index(arm)]
+    names = "xyz" if board.action_mode == "ee" else [str(number) for number in range(1, actions.shape[1])]
+    return {name: actions[:, index] for index, name in enumerate(names)}, actions[:, -1]
 
 
 def _action_plot(board: Storyboard, height: int) -> np.ndarray:
-    """Commanded x, y and z of the left arm (solid) and the right arm (dashed) over the steps of the episode."""
-    actions = np.array(board.actions)
-    arm = actions.shape[1] // 2
-    steps = np.arange(1, len(actions) + 1)
-    figure, axes = _plot(_PLOT, height, "m")
-    for index, (name, color) in enumerate(_AXES):
-        axes.plot(steps, actions[:, index], color=color, linewidth=1.6, label=name)
-        axes.plot(steps, actions[:, arm + index], color=color, linewidth=1.4, linestyle=(0, (3, 1.5)))
+    """What was commanded to the left arm (solid) and the right arm (dashed) over the steps of the episode, but
+    grippers."""
+    (left, _), (right, _) = (_arm(board, arm) for arm in ARMS)
+    steps = np.arange(1, len(board.actions) + 1)
+    figure, axes = _plot(_PLOT, height, "m" if board.action_mode == "ee" else "joints, rad")
+    for name, color in zip(left, cycle(_COLORS)):
+        axes.plot(steps, left[name], color=color, linewidth=1.6, label=name)
+        axes.plot(steps, right[name], color=color, linewidth=1.4, linestyle=(0, (3, 1.5)))
     _add_legend(axes, title="left —   right - -")
     return _drawn(figure)
 
 
 def hand_plot(board: Storyboard, arm: Arm, width: int, height: int) -> np.ndarray:
-    """Commanded displacement of one end effector from its start along x, y and z, over the steps of the episode, and
-    its commanded gripper opening as a gray band. The size is 2 * `width` x 2 * `height` pixels. For `ee` actions."""
-    tool = board.start["endpose"][f"{arm}_endpose"][:3]
-    actions = np.array(board.actions).reshape(-1, 2, 8)[:, ARMS.index(arm)]
-    steps = np.arange(1, len(actions) + 1)
-    figure, axes = _plot(width, height, "cm", size=8, dpi=200)
-    figure.subplots_adjust(left=42 / width, top=1 - 20 / height)
+    """Commanded displacement of one end effector from its start along x, y and z, or of the arm's joints, over the
+    steps of the episode, and the commanded gripper opening as a gray band. The size is 2 * `width` x 2 * `height`
+    pixels."""
+    numbers, gripper = _arm(board, arm)
+    if board.action_mode == "ee":
+        start, unit, scale = board.start["endpose"][f"{arm}_endpose"][:3], "cm", 100
+    else:
+        joints = np.split(board.start["joint_action"]["vector"], 2)[ARMS.index(arm)]
+        start, unit, scale = joints[:-1], "joints, degrees", 180 / np.pi
+    steps = np.arange(1, len(board.actions) + 1)
+    figure, axes = _plot(width, height, unit, size=8, dpi=200)
+    figure.subplots_adjust(top=1 - 20 / height)
     band = {"transform": axes.get_xaxis_transform(), "color": "#d6d9e0", "linewidth": 0, "label": "gripper open"}
-    axes.fill_between(steps, 0, 0.2 * actions[:, 7].clip(0, 1), **band)
-    displacement = 100 * (actions[:, :3] - tool)  # cm
-    for index, (name, color) in enumerate(_AXES):
+    axes.fill_between(steps, 0, 0.2 * gripper.clip(0, 1), **band)
+    displacement = scale * (np.stack([*numbers.values()], axis=1) - start)
+    for index, (name, color) in enumerate(zip(numbers, cycle(_COLORS))):
         axes.plot(steps, displacement[:, index], color=color, linewidth=1.6, label=name)
     axes.set_ylim(min(displacement.min() - 1, -8), max(displacement.max() + 1, 8))  # so that a resting arm looks flat
     _add_legend(axes, size=8)
@@ -242,13 +259,13 @@ def _plot(width: int, height: int, unit: str, size: int = 7, dpi: int = 100) -> 
     axes.set_ylabel(unit, fontsize=size, labelpad=1)
     axes.tick_params(labelsize=size, length=2, pad=1.5)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.subplots_adjust(left=36 / width, right=1 - 6 / width, bottom=30 / height, top=1 - 38 / height)
+    figure.subplots_adjust(left=44 / width, right=1 - 6 / width, bottom=30 / height, top=1 - 38 / height)
     return figure, axes
 
 
 def _add_legend(axes: Axes, title: str | None = None, size: int = 7) -> None:
     axes.legend(
-        title=title, title_fontsize=size, fontsize=size, frameon=False, ncols=4, loc="lower left",
+        title=title, title_fontsize=size, fontsize=size, frameon=False, ncols=8, loc="lower left",
         bbox_to_anchor=(0, 0.98), borderaxespad=0, handlelength=1.2, columnspacing=1, alignment="left",
     )  # fmt: skip
 

@@ -46,7 +46,13 @@ class Request:
     @property
     def form(self) -> tuple:
         """Requests of one form run together."""
-        history = () if self.prompt is not None else self.episode.session.forms[0]
+        history: tuple = ()
+        if self.prompt is None:
+            session = self.episode.session
+            history, recent = session.forms[0], session.recent[0]
+            if len(self.executed_actions) < session.cache.config.actions_per_chunk:
+                # The recent frames are encoded again, in one batch for each length.
+                history += (len(recent.canvases), recent.whole)
         committed = 0 if self.committed_actions is None else len(self.committed_actions)
         return (history, len(self.observations), committed, self.pictures)
 
@@ -75,6 +81,9 @@ class RequestReader:
         self.lookahead_actions = pipe.model.config.action_horizon - pipe.actions_per_chunk
         self.image_keys, self.resize = dict(image_keys or {}), resize
         self.keys = {name: self.image_keys.get(name, CAMERA_KEYS.get(name, name)) for name in self.sizes}
+        if len(set(self.keys.values())) < len(self.keys):
+            told = ", ".join(f"{name}={key}" for name, key in self.keys.items())
+            raise ValueError(f"image_keys make {told}; expected a key of its own for each camera.")
 
     @property
     def message_bytes(self) -> int:
@@ -92,7 +101,7 @@ class RequestReader:
             raise ValueError(f"the message is {type(message).__name__}; expected a map with {', '.join(START_KEYS)}.")
         starts = "prompt" in message
         known = START_KEYS if starts else CHUNK_KEYS
-        unknown = [str(key) for key in message if key not in known and not self._is_of_another_robot(key)]
+        unknown = [str(key) for key in message if key not in known and not self._is_of_another_client(key)]
         if unknown:
             kind = "that starts an episode (it has a prompt)" if starts else "of an episode that has started"
             raise ValueError(f"unknown keys {', '.join(unknown)}; a message {kind} has {', '.join(known)}.")
@@ -131,9 +140,11 @@ class RequestReader:
         committed = self._committed(message.get("committed_actions"), episode)
         return Request(episode, None, 0, observations, executed, committed, pictures, lookahead)
 
-    def _is_of_another_robot(self, key: Any) -> bool:
-        """Whether a key holds a picture or state of openpi's other robots, which send `observation/...`."""
-        return bool(self.image_keys) and isinstance(key, str) and key.startswith("observation/")
+    def _is_of_another_client(self, key: Any) -> bool:
+        """Whether a key holds a picture of `image_keys`, or what openpi's other robots send, `observation/...`."""
+        if not self.image_keys or not isinstance(key, str):
+            return False
+        return key in self.keys.values() or key.startswith("observation/")
 
     def _images(self, message: dict[str, Any]) -> Any:
         """The pictures of the policy's cameras, by key."""
