@@ -4,6 +4,7 @@ import json
 import re
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +287,13 @@ def test_control_rates_of_two_kinds_in_one_folder_are_refused(folder):
     slow.fps = 5.0
     write_shard(folder, [slow], index=1)
     with pytest.raises(ValueError, match=r"mixes .* 12.5 frames a second \(easy.* and .* of 5 frames .*00001"):
+        load_episodes(folder)
+
+
+def test_action_spaces_of_two_kinds_in_one_folder_are_refused(folder):
+    """Seven joints and a gripper for each arm are as many numbers as the poses of two tools."""
+    write_shard(folder, [replace(make_episode(9), action_space="qpos")], index=1)
+    with pytest.raises(ValueError, match=r"mixes actions of space ee \(easy.* and actions of space qpos .*00001"):
         load_episodes(folder)
 
 
