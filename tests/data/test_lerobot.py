@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -142,6 +143,50 @@ def test_an_export_comes_back_whole(exported, tmp_path):
             else:
                 assert before[name] == after[name], name
     assert load_dataset(str(tmp_path / "back"))["easy"].num_rows == 2
+
+
+def test_a_split_with_a_dash_comes_back_under_its_name(tmp_path):
+    write_shard(tmp_path / "episodes", [make_episode(3, split="camera-2")], "camera-2")
+    export_lerobot(rows_of(tmp_path / "episodes"), tmp_path / "export", "you/blocks")
+    import_episodes(LeRobotSource(tmp_path / "export"), None, tmp_path / "back")
+    assert [path.name for path in (tmp_path / "back" / "data").iterdir()] == ["camera-2-click_bell-00000.parquet"]
+    assert load_dataset(str(tmp_path / "back"))["camera_2"]["split"] == ["camera-2"]
+
+
+def test_a_split_that_names_another_folder_is_refused(exported, tmp_path):
+    shutil.copytree(exported / "export", tmp_path / "export")
+    path = tmp_path / "export" / OURS
+    rows = pq.read_table(path)
+    rows = rows.set_column(rows.column_names.index("split"), "split", pa.array(["easy", "easy", "../hard"]))
+    pq.write_table(rows, path, row_group_size=1)
+    with pytest.raises(ValueError, match=r"episode 2: its split in meta/aim.parquet is '../hard'; expected letters"):
+        import_episodes(LeRobotSource(tmp_path / "export"), None, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_tasks_of_one_file_name_and_suites_of_one_task_lose_no_episode(tmp_path):
+    """Episodes of one seed, which are pieces of one name while a shard is made."""
+    kinds = [("robotwin", "a b"), ("tabletop", "a b"), ("tabletop", "a_b")]
+    for index, (suite, task) in enumerate(kinds):
+        write_shard(tmp_path / "episodes", [replace(make_episode(0, task), suite=suite)], index=index)
+    export_lerobot(rows_of(tmp_path / "episodes"), tmp_path / "export", "you/blocks")
+    assert import_episodes(LeRobotSource(tmp_path / "export"), None, tmp_path / "back") == (3, {})
+    back = [path.name for path in sorted((tmp_path / "back" / "data").iterdir())]
+    assert back == [f"easy-a_b-0000{index}.parquet" for index in range(3)]
+    assert [(row["suite"], row["task"]) for row in rows_of(tmp_path / "back")] == kinds
+
+
+def test_an_episode_that_is_in_an_export_twice_is_named(tmp_path):
+    write_shard(tmp_path / "episodes", [make_episode(4)])
+    rows = [*rows_of(tmp_path / "episodes")] * 2
+    export_lerobot(rows, tmp_path / "export", "you/blocks")
+    with pytest.raises(ValueError, match="episodes 0 and 1 are both tabletop click_bell easy seed 4; leave one"):
+        import_episodes(LeRobotSource(tmp_path / "export"), None, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_split_that_is_named_twice_is_exported_once(exported):
+    assert [row["seed"] for row in rows_of(exported / "episodes", ["hard", "easy", "hard"])] == [2, 0, 4]
 
 
 def test_an_export_from_before_interventions_has_none(exported, tmp_path):
@@ -662,6 +707,7 @@ DAMAGED = {
     "NaN fps": (lambda f: change_info(f, fps=float("nan")), "info.json: fps is nan, expected a positive number"),
     "zero fps": (lambda f: change_info(f, fps=0), "info.json: fps is 0, expected a positive number"),
     "splits": (lambda f: change_info(f, splits={"train": "all"}), "split train is 'all', expected a range"),
+    "null splits": (lambda f: change_info(f, splits=None), "info.json: splits is None, expected an object of ranges"),
     "total": (
         lambda f: change_info(f, total_episodes=4),
         "lists 3 episodes, but total_episodes in meta/info.json is 4",

@@ -41,7 +41,7 @@ def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict[str,
     unknown = sorted(set(splits or ()) - set(found))
     if unknown:
         raise ValueError(f"{folder} has no split {', '.join(unknown)}; it has {', '.join(found)}")
-    for split in splits or found:
+    for split in dict.fromkeys(splits or found):
         for path in paths:
             if of_path[path] == split:
                 yield from read_rows(path)
