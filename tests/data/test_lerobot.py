@@ -451,6 +451,12 @@ def test_a_noisy_gripper_makes_one_event_each_way():
 
 # Bad input
 
+MOVED = np.eye(4) + np.outer([0.1, 0.2, 0.3, 0], [0, 0, 0, 1])
+
+
+def calibrated(extrinsics: list) -> dict:
+    return {"head_camera": {"intrinsics": [4, 4, 2, 2], "size": [4, 4], "extrinsics": extrinsics}}
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -470,6 +476,11 @@ def test_a_noisy_gripper_makes_one_event_each_way():
         ({"instruction": " \n"}, r"instruction is ' \\n'; expected a sentence, or leave it out"),
         ({"state": "observation.state"}, "state is 'observation.state'; expected list"),
         ({"state": ["a[1"]}, r"'a\[1' names no column"),
+        ({"state": [], "action": []}, "state or action is an empty list; expected columns"),
+        ({"calibration": calibrated([[1, 0], [0]])}, r"calibration of head_camera: .* 4 x 4 .*; got \[\[1.0, 0.0\], "),
+        ({"calibration": calibrated([])}, "calibration of head_camera: expected a 4 x 4 matrix"),
+        ({"calibration": calibrated((2 * np.eye(4)).tolist())}, "calibration of head_camera: .* of a rotation"),
+        ({"calibration": calibrated(MOVED.T.tolist())}, "calibration of head_camera: .* last row is 0, 0, 0, 1; got"),
     ],
 )
 def test_a_wrong_config_says_where(tmp_path, changes, message):
