@@ -114,6 +114,21 @@ def test_value_maps_of_unknown_contacts_are_those_that_were_recorded(tmp_path):
 # Writing
 
 
+def test_a_recorded_value_map_of_a_camera_without_calibration_is_kept(tmp_path):
+    episode = make_episode()
+    maps = episode.value_maps("left_camera")
+    del episode.intrinsics["left_camera"], episode.extrinsics["left_camera"]
+    episode.recorded_value_maps = {"left_camera": maps}
+    write_shard(tmp_path, [episode])
+    write_card(tmp_path)
+    (row,) = load_episodes(tmp_path)
+    back = Episode.from_row(row)
+    assert list(back.recorded_value_maps) == ["left_camera"]
+    assert np.abs(back.value_maps("left_camera").astype(int) - maps).max() < 48 and maps.max() > 200
+    report = validate(tmp_path, 1, 0)
+    assert report.problems == [] and report.rendered == 1
+
+
 def test_a_shard_goes_on_where_its_writer_was_killed(tmp_path):
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     expected = write_shard(whole, [make_episode(seed) for seed in (0, 2, 3)])

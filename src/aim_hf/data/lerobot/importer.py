@@ -365,14 +365,18 @@ def _camera_keys(source: LeRobotSource, robot: Robot | None) -> dict[str, str]:
 def _with_videos(
     source: LeRobotSource, robot: Robot | None, episode: int, row: dict[str, Any], every: int
 ) -> dict[str, Any]:
-    """Adds the videos to a row. Value maps that the source lacks are rendered if events and calibration are known."""
+    """Adds the videos to a row. Value maps that the source lacks are rendered if events and calibration are known. So
+    are all such maps at another rate, where a frame may show another event than in the source."""
+    known = Episode.from_row(row | dict.fromkeys(format.VIDEO_KEYS)) if row["events"] is not None else None
     clips = {}
     for column, key in _camera_keys(source, robot).items():
+        is_map, camera = column.startswith("value_"), column.partition("_")[2]
+        if is_map and every > 1 and known is not None and camera in known.intrinsics:
+            continue
         source.check_pictures(episode, key)
-        clips[column] = source.clip(episode, key, every, gray=column.startswith("value_"))
+        clips[column] = source.clip(episode, key, every, gray=is_map)
     for column in format.VIDEO_KEYS:
         row[column] = {"bytes": clips[column], "path": None} if column in clips else None
-    known = Episode.from_row(row | dict.fromkeys(format.VIDEO_KEYS)) if row["events"] is not None else None
     for camera in CAMERAS:
         rgb, value = f"rgb_{camera}", f"value_{camera}"
         if known is not None and row[rgb] is not None and row[value] is None and camera in known.intrinsics:
