@@ -357,6 +357,9 @@ def test_what_is_not_whole_or_not_safe_is_refused(folder):
     card = (folder / "README.md").read_text()
     (folder / "README.md").write_text(card + "![curve](curve.png)")
     assert "points to curve.png, which is not in the folder" in refusal()
+    (folder / "my curve.png").write_bytes(b"")
+    (folder / "README.md").write_text(card + "![curve](./my%20curve.png) ![](../curve.png)")
+    assert "points to ../curve.png, which is not in the folder" in refusal()
     (folder / "README.md").write_text(card.replace("license: apache-2.0\n", ""))
     assert "metadata lack license" in refusal()
     (folder / "README.md").write_text("---\nlicense: [\n---\n")
@@ -368,4 +371,5 @@ def test_what_is_not_whole_or_not_safe_is_refused(folder):
     assert "model.safetensors is missing or damaged" in refusal()
     shutil.rmtree(folder / "model")
     (folder / "model_index.json").unlink()
+    (folder / "data").mkdir()  # such as a Space's
     assert "neither model_index.json" in refusal()
