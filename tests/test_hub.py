@@ -319,6 +319,11 @@ def test_a_dataset_comes_back_row_by_row(hub, token, cache, tmp_path, monkeypatc
     assert np.array_equal(decode_column(from_hub[1], "rgb_head_camera", [0, 1]), pictures)
     streamed = load_dataset("org/episodes", split="easy", streaming=True)
     assert [row["seed"] for row in streamed] == here["seed"][:]
+    write_shard(tmp_path / "again", [make_episode(seed=2)], index=1)  # as with another --shard_size
+    write_card(tmp_path / "again")
+    publish(prepare(tmp_path / "again"), "org/episodes")
+    with pytest.raises(ValueError, match="org/episodes holds 1 episodes more than once, such as .*'easy', 2.; delete"):
+        load_episodes("org/episodes")
 
 
 # The page about it

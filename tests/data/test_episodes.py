@@ -6,6 +6,7 @@ import resource
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -127,6 +128,19 @@ def test_a_recorded_value_map_of_a_camera_without_calibration_is_kept(tmp_path):
     assert np.abs(back.value_maps("left_camera").astype(int) - maps).max() < 48 and maps.max() > 200
     report = validate(tmp_path, 1, 0)
     assert report.problems == [] and report.rendered == 1
+
+
+def test_an_episode_with_pictures_of_another_size_is_named():
+    cameras = {"head_camera": {"size": [64, 96], "slot": [0, 0, 64, 96]}}
+    processor = SimpleNamespace(cameras=cameras, pack_canvas=lambda views: views["head_camera"])
+    episode = make_episode(4)
+    canvas, _ = episode.canvases(processor, np.arange(2))
+    assert np.array_equal(canvas, episode.rgb["head_camera"][:2])
+    episode.rgb["head_camera"] = episode.rgb["head_camera"][:, ::2, ::2]
+    with pytest.raises(
+        ValueError, match=r"click_bell seed 4: pictures of head_camera are \(32, 48\) .* \(64, 96\), the"
+    ):
+        episode.canvases(processor, np.arange(2))
 
 
 def test_a_shard_goes_on_where_its_writer_was_killed(tmp_path):

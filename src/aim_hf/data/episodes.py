@@ -122,13 +122,23 @@ class Episode:
 
     def canvases(self, processor: AIMProcessor, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """RGB and value maps of the given frames on the processor's canvas, (len(frames), height, width, 3) uint8
-        each. Missing views and maps are black."""
+        each. Missing views and maps are black.
+
+        Raises:
+            ValueError: for pictures of another size than the processor's.
+        """
 
         def packed(of: Callable[[str], np.ndarray | None]) -> np.ndarray:
             views = {}
             for name, camera in processor.cameras.items():
                 pictures = of(name)
                 black = np.zeros((len(frames), *camera["size"], 3), dtype=np.uint8)
+                if pictures is not None and pictures.shape[1:] != black.shape[1:]:
+                    raise ValueError(
+                        f"{self.task} seed {self.seed}: pictures of {name} are {pictures.shape[1:3]} (height, width), "
+                        f"expected {black.shape[1:3]}, the processor's; keep episodes of other sizes in a folder of "
+                        "their own"
+                    )
                 views[name] = black if pictures is None else pictures[frames]
             return processor.pack_canvas(views)
 

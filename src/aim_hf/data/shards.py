@@ -11,6 +11,7 @@ episode is one row group, so that reading an episode reads only its bytes.
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -265,6 +266,12 @@ def load_episodes(source: str | Path) -> Dataset:
         check_schema(dataset.features.arrow_schema, str(source))
         if "intervention" not in dataset.features:
             dataset = dataset.add_column("intervention", [None] * len(dataset), feature=Value("int32"))
+        keys = Counter(tuple(row[name] for name in KEY) for row in dataset.select_columns(list(KEY)).to_list())
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise ValueError(
+                f"{source} holds {len(twice)} episodes more than once, such as {twice[0]}; delete the older files in "
+                "its data/ and manifest/"
+            )
         _check_one(str(source), RATES, dict.fromkeys(dataset.unique("fps"), folder))
         _check_one(str(source), SPACES, dict.fromkeys(dataset.unique("action_space"), folder))
         return _with_videos_as_bytes(dataset)
