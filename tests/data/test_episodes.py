@@ -49,6 +49,13 @@ def test_plain_load_dataset_reads_the_folder_with_its_videos(folder):
             assert psnr(decode_video(decoder), original.rgb[camera]) > 38
 
 
+@pytest.mark.parametrize("split", ["2024", "no"])
+def test_a_split_is_loaded_by_its_name_whatever_yaml_takes_it_for(tmp_path, split):
+    write_shard(tmp_path, [make_episode(split=split)], split)
+    write_card(tmp_path)
+    assert load_dataset(str(tmp_path))[split]["split"] == [split]
+
+
 def test_value_map_video_peaks_where_the_map_does(folder):
     row, original = load_episodes(folder)[0], make_episode(0)
     for camera in CAMERAS:

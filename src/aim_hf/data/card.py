@@ -114,7 +114,8 @@ def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0"
         license=license,
         suites=", ".join(suites),
         size_category=_size_category(total),
-        data_files="\n".join(f"  - split: {_name(split)}\n    path: data/{split}-*.parquet" for split in splits),
+        # Quoted: YAML takes 2024 for a number, and no for false.
+        data_files="\n".join(f'  - split: "{_name(split)}"\n    path: data/{split}-*.parquet' for split in splits),
         total=total,
         picture=picture,
         split=_name(splits[0]),
