@@ -21,6 +21,7 @@ from datasets import Array2D, Dataset, Features, load_dataset
 from torchcodec.decoders import VideoDecoder
 
 from aim_hf.commands import run
+from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode
 from aim_hf.data.lerobot import export, format
 from aim_hf.data.lerobot.clips import ClipJoiner, cut_clip
@@ -253,6 +254,22 @@ def test_the_experts_actions_can_be_those_to_imitate(exported, tmp_path):
     np.testing.assert_allclose(table["action"][0], np.add(rows[0]["action"][0], 1), atol=1e-6)
     assert "the executed one was left out" in (tmp_path / "export" / "README.md").read_text()
     assert "`action`\nwhat was executed" in (exported / "export" / "README.md").read_text()
+
+
+def test_an_export_has_the_license_of_its_episodes(exported, tmp_path, capsys):
+    folder = shutil.copytree(exported / "episodes", tmp_path / "episodes")
+    told = []
+    for name, license in (("without a card", None), ("named", "cc-by-nc-4.0")):
+        if license is not None:
+            write_card(folder, license=license)
+        run(["export-lerobot", str(folder), "--output_dir", str(tmp_path / name)])
+        told.append((tmp_path / name / "README.md").read_text().splitlines()[1])
+    assert told == ["license: unknown", "license: cc-by-nc-4.0"]
+    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(SystemExit):
+        run(["export-lerobot", str(folder), "--output_dir", str(tmp_path / "damaged")])
+    assert "README.md: its metadata can't be read" in capsys.readouterr().err
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_an_export_is_whole_or_not_there(exported, tmp_path):
