@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, List, Value
 from huggingface_hub import metadata_load
-from yaml import YAMLError
 
 from ...utils.files import reading, write_json, write_text, written_folder
 from ..episodes import decode_column
@@ -60,7 +59,7 @@ def license_of(folder: Path) -> str:
         return "unknown"
     try:
         return (metadata_load(card) or {}).get("license", "unknown")
-    except (YAMLError, ValueError) as error:
+    except Exception as error:  # errors of YAML
         raise ValueError(
             f"{card}: its metadata can't be read ({error}); mend the lines between the two ---"
         ) from error
