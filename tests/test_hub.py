@@ -319,6 +319,11 @@ def test_a_dataset_comes_back_row_by_row(hub, token, cache, tmp_path, monkeypatc
     assert np.array_equal(decode_column(from_hub[1], "rgb_head_camera", [0, 1]), pictures)
     streamed = load_dataset("org/episodes", split="easy", streaming=True)
     assert [row["seed"] for row in streamed] == here["seed"][:]
+    write_shard(tmp_path / "again", [make_episode(seed=2)], index=1)  # as with another --shard_size
+    write_card(tmp_path / "again")
+    publish(prepare(tmp_path / "again"), "org/episodes")
+    with pytest.raises(ValueError, match="org/episodes holds 1 episodes more than once, such as .*'easy', 2.; delete"):
+        load_episodes("org/episodes")
 
 
 # The page about it
@@ -357,6 +362,9 @@ def test_what_is_not_whole_or_not_safe_is_refused(folder):
     card = (folder / "README.md").read_text()
     (folder / "README.md").write_text(card + "![curve](curve.png)")
     assert "points to curve.png, which is not in the folder" in refusal()
+    (folder / "my curve.png").write_bytes(b"")
+    (folder / "README.md").write_text(card + "![curve](./my%20curve.png) ![](../curve.png)")
+    assert "points to ../curve.png, which is not in the folder" in refusal()
     (folder / "README.md").write_text(card.replace("license: apache-2.0\n", ""))
     assert "metadata lack license" in refusal()
     (folder / "README.md").write_text("---\nlicense: [\n---\n")
@@ -368,4 +376,5 @@ def test_what_is_not_whole_or_not_safe_is_refused(folder):
     assert "model.safetensors is missing or damaged" in refusal()
     shutil.rmtree(folder / "model")
     (folder / "model_index.json").unlink()
+    (folder / "data").mkdir()  # such as a Space's
     assert "neither model_index.json" in refusal()

@@ -13,7 +13,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
+from urllib.parse import unquote
 
 from huggingface_hub import (
     CommitInfo,
@@ -86,7 +88,7 @@ def prepare(folder: Path) -> Publication:
     elif "adapter_config.json" in files:
         kind = "adapters"
         tensor_shapes(folder / "adapter_model.safetensors")
-    elif (folder / "data").is_dir():
+    elif any((folder / "data").glob("*.parquet")):
         kind = "dataset"
         check_folder(folder)
         if pieces := sorted(folder.glob(f"{UNFINISHED}/*")):
@@ -141,7 +143,7 @@ def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoC
                 f"{path}: base_model is {card.data.base_model!r}; expected the id of the repo that the adapters were "
                 "trained on, such as org/name."
             ) from error
-    if dead := sorted(link for link in set(_LINK.findall(card.text)) if link not in files):
+    if dead := sorted(link for link in set(_LINK.findall(card.text)) if normpath(unquote(link)) not in files):
         raise ValueError(f"{path} points to {dead[0]}, which is not in the folder; give a whole address, or no link.")
     return card
 

@@ -1,8 +1,16 @@
-"""Annotation without RoboTwin: what is refused before a simulator is asked for."""
+"""Annotation without RoboTwin: what is refused before a simulator is asked for, and what is left in the folder."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from aim_hf.data import annotation
 from aim_hf.data.annotation import annotate
+from aim_hf.data.recorder import Failure
+from aim_hf.data.validation import validate
+
+from .fixtures_episodes import make_episode
 
 
 @pytest.mark.parametrize("size", [0, -1])
@@ -10,3 +18,23 @@ def test_shards_of_no_episode_are_refused_before_the_folder_is_claimed(tmp_path,
     with pytest.raises(ValueError, match=f"^shard_size is {size}; expected a whole number, at least 1"):
         annotate([], tmp_path / "out", size)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_without_an_episode_leaves_a_folder_that_is_finished(tmp_path, monkeypatch):
+    names = {"suite": "robotwin", "task": "click_bell", "split": "easy"}
+    env = SimpleNamespace(**names, simulator={"sapien": "3"}, close=lambda: None)
+    recordings = SimpleNamespace(
+        folder=Path("demo"), name="click_bell/demo", names=("click_bell", "easy"), seeds=[0, 7, 9], has_paths=True
+    )
+    monkeypatch.setattr(annotation.Recordings, "open", lambda source: recordings)
+    monkeypatch.setattr(annotation, "next_environment", lambda *arguments, **options: env)
+
+    def simulated(env, recordings, number):
+        seed = recordings.seeds[number]
+        return Failure(seed, "it slipped") if seed else make_episode(seed)
+
+    monkeypatch.setattr(annotation, "annotated_episode", simulated)
+    for _ in range(2):
+        told = annotate([Path("demo")], tmp_path / "out", 1)
+        assert told == (1, ["click_bell easy seed 7: it slipped", "click_bell easy seed 9: it slipped"])
+        assert validate(tmp_path / "out", 0, 0).problems == []

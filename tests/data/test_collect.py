@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from datasets import load_dataset
 from tqdm import tqdm
 
+from aim_hf.commands import collect
 from aim_hf.data import collection
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode
@@ -155,6 +157,15 @@ class Lazy:
 
     def demonstrate(self, noise, rng, mistake_rng):
         return play_path(self, self.expert(), noise, rng, observe=True)
+
+
+def test_without_any_episode_the_reason_is_told(tmp_path, monkeypatch):
+    env = SimpleNamespace(task="click_bell", split="easy", close=lambda: None)
+    monkeypatch.setattr("aim_hf.envs.next_environment", lambda *arguments, **options: env)
+    monkeypatch.setattr(collection, "record_episode", lambda env, seed, *noise: Failure(seed, "it slipped"))
+    arguments = ["--suite", "tabletop", "--tasks", "click_bell", "--episodes", "1", "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="click_bell: only 0 of 1 episodes from the .*: it slipped"):
+        collect.main(arguments)
 
 
 def test_failures_are_reported_and_never_stored(tmp_path):

@@ -4,7 +4,9 @@ import json
 import re
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -45,6 +47,13 @@ def test_plain_load_dataset_reads_the_folder_with_its_videos(folder):
             decoder = row[f"rgb_{camera}"]
             assert decoder.metadata.num_frames == NUM_FRAMES and decoder.metadata.average_fps == pytest.approx(12.5)
             assert psnr(decode_video(decoder), original.rgb[camera]) > 38
+
+
+@pytest.mark.parametrize("split", ["2024", "no"])
+def test_a_split_is_loaded_by_its_name_whatever_yaml_takes_it_for(tmp_path, split):
+    write_shard(tmp_path, [make_episode(split=split)], split)
+    write_card(tmp_path)
+    assert load_dataset(str(tmp_path))[split]["split"] == [split]
 
 
 def test_value_map_video_peaks_where_the_map_does(folder):
@@ -111,6 +120,34 @@ def test_value_maps_of_unknown_contacts_are_those_that_were_recorded(tmp_path):
 
 
 # Writing
+
+
+def test_a_recorded_value_map_of_a_camera_without_calibration_is_kept(tmp_path):
+    episode = make_episode()
+    maps = episode.value_maps("left_camera")
+    del episode.intrinsics["left_camera"], episode.extrinsics["left_camera"]
+    episode.recorded_value_maps = {"left_camera": maps}
+    write_shard(tmp_path, [episode])
+    write_card(tmp_path)
+    (row,) = load_episodes(tmp_path)
+    back = Episode.from_row(row)
+    assert list(back.recorded_value_maps) == ["left_camera"]
+    assert np.abs(back.value_maps("left_camera").astype(int) - maps).max() < 48 and maps.max() > 200
+    report = validate(tmp_path, 1, 0)
+    assert report.problems == [] and report.rendered == 1
+
+
+def test_an_episode_with_pictures_of_another_size_is_named():
+    cameras = {"head_camera": {"size": [64, 96], "slot": [0, 0, 64, 96]}}
+    processor = SimpleNamespace(cameras=cameras, pack_canvas=lambda views: views["head_camera"])
+    episode = make_episode(4)
+    canvas, _ = episode.canvases(processor, np.arange(2))
+    assert np.array_equal(canvas, episode.rgb["head_camera"][:2])
+    episode.rgb["head_camera"] = episode.rgb["head_camera"][:, ::2, ::2]
+    with pytest.raises(
+        ValueError, match=r"click_bell seed 4: pictures of head_camera are \(32, 48\) .* \(64, 96\), the"
+    ):
+        episode.canvases(processor, np.arange(2))
 
 
 def test_a_shard_goes_on_where_its_writer_was_killed(tmp_path):
@@ -286,6 +323,13 @@ def test_control_rates_of_two_kinds_in_one_folder_are_refused(folder):
     slow.fps = 5.0
     write_shard(folder, [slow], index=1)
     with pytest.raises(ValueError, match=r"mixes .* 12.5 frames a second \(easy.* and .* of 5 frames .*00001"):
+        load_episodes(folder)
+
+
+def test_action_spaces_of_two_kinds_in_one_folder_are_refused(folder):
+    """Seven joints and a gripper for each arm are as many numbers as the poses of two tools."""
+    write_shard(folder, [replace(make_episode(9), action_space="qpos")], index=1)
+    with pytest.raises(ValueError, match=r"mixes actions of space ee \(easy.* and actions of space qpos .*00001"):
         load_episodes(folder)
 
 

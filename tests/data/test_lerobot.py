@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from datasets import Array2D, Dataset, Features, load_dataset
 from torchcodec.decoders import VideoDecoder
 
 from aim_hf.commands import run
+from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode
 from aim_hf.data.lerobot import export, format
 from aim_hf.data.lerobot.clips import ClipJoiner, cut_clip
@@ -144,6 +146,50 @@ def test_an_export_comes_back_whole(exported, tmp_path):
     assert load_dataset(str(tmp_path / "back"))["easy"].num_rows == 2
 
 
+def test_a_split_with_a_dash_comes_back_under_its_name(tmp_path):
+    write_shard(tmp_path / "episodes", [make_episode(3, split="camera-2")], "camera-2")
+    export_lerobot(rows_of(tmp_path / "episodes"), tmp_path / "export", "you/blocks")
+    import_episodes(LeRobotSource(tmp_path / "export"), None, tmp_path / "back")
+    assert [path.name for path in (tmp_path / "back" / "data").iterdir()] == ["camera-2-click_bell-00000.parquet"]
+    assert load_dataset(str(tmp_path / "back"))["camera_2"]["split"] == ["camera-2"]
+
+
+def test_a_split_that_names_another_folder_is_refused(exported, tmp_path):
+    shutil.copytree(exported / "export", tmp_path / "export")
+    path = tmp_path / "export" / OURS
+    rows = pq.read_table(path)
+    rows = rows.set_column(rows.column_names.index("split"), "split", pa.array(["easy", "easy", "../hard"]))
+    pq.write_table(rows, path, row_group_size=1)
+    with pytest.raises(ValueError, match=r"episode 2: its split in meta/aim.parquet is '../hard'; expected letters"):
+        import_episodes(LeRobotSource(tmp_path / "export"), None, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_tasks_of_one_file_name_and_suites_of_one_task_lose_no_episode(tmp_path):
+    """Episodes of one seed, which are pieces of one name while a shard is made."""
+    kinds = [("robotwin", "a b"), ("tabletop", "a b"), ("tabletop", "a_b")]
+    for index, (suite, task) in enumerate(kinds):
+        write_shard(tmp_path / "episodes", [replace(make_episode(0, task), suite=suite)], index=index)
+    export_lerobot(rows_of(tmp_path / "episodes"), tmp_path / "export", "you/blocks")
+    assert import_episodes(LeRobotSource(tmp_path / "export"), None, tmp_path / "back") == (3, {})
+    back = [path.name for path in sorted((tmp_path / "back" / "data").iterdir())]
+    assert back == [f"easy-a_b-0000{index}.parquet" for index in range(3)]
+    assert [(row["suite"], row["task"]) for row in rows_of(tmp_path / "back")] == kinds
+
+
+def test_an_episode_that_is_in_an_export_twice_is_named(tmp_path):
+    write_shard(tmp_path / "episodes", [make_episode(4)])
+    rows = [*rows_of(tmp_path / "episodes")] * 2
+    export_lerobot(rows, tmp_path / "export", "you/blocks")
+    with pytest.raises(ValueError, match="episodes 0 and 1 are both tabletop click_bell easy seed 4; leave one"):
+        import_episodes(LeRobotSource(tmp_path / "export"), None, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_split_that_is_named_twice_is_exported_once(exported):
+    assert [row["seed"] for row in rows_of(exported / "episodes", ["hard", "easy", "hard"])] == [2, 0, 4]
+
+
 def test_an_export_from_before_interventions_has_none(exported, tmp_path):
     shutil.copytree(exported / "export", tmp_path / "export")
     path = tmp_path / "export" / OURS
@@ -208,6 +254,22 @@ def test_the_experts_actions_can_be_those_to_imitate(exported, tmp_path):
     np.testing.assert_allclose(table["action"][0], np.add(rows[0]["action"][0], 1), atol=1e-6)
     assert "the executed one was left out" in (tmp_path / "export" / "README.md").read_text()
     assert "`action`\nwhat was executed" in (exported / "export" / "README.md").read_text()
+
+
+def test_an_export_has_the_license_of_its_episodes(exported, tmp_path, capsys):
+    folder = shutil.copytree(exported / "episodes", tmp_path / "episodes")
+    told = []
+    for name, license in (("without a card", None), ("named", "cc-by-nc-4.0")):
+        if license is not None:
+            write_card(folder, license=license)
+        run(["export-lerobot", str(folder), "--output_dir", str(tmp_path / name)])
+        told.append((tmp_path / name / "README.md").read_text().splitlines()[1])
+    assert told == ["license: unknown", "license: cc-by-nc-4.0"]
+    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(SystemExit):
+        run(["export-lerobot", str(folder), "--output_dir", str(tmp_path / "damaged")])
+    assert "README.md: its metadata can't be read" in capsys.readouterr().err
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_an_export_is_whole_or_not_there(exported, tmp_path):
@@ -406,6 +468,12 @@ def test_a_noisy_gripper_makes_one_event_each_way():
 
 # Bad input
 
+MOVED = np.eye(4) + np.outer([0.1, 0.2, 0.3, 0], [0, 0, 0, 1])
+
+
+def calibrated(extrinsics: list) -> dict:
+    return {"head_camera": {"intrinsics": [4, 4, 2, 2], "size": [4, 4], "extrinsics": extrinsics}}
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -425,6 +493,11 @@ def test_a_noisy_gripper_makes_one_event_each_way():
         ({"instruction": " \n"}, r"instruction is ' \\n'; expected a sentence, or leave it out"),
         ({"state": "observation.state"}, "state is 'observation.state'; expected list"),
         ({"state": ["a[1"]}, r"'a\[1' names no column"),
+        ({"state": [], "action": []}, "state or action is an empty list; expected columns"),
+        ({"calibration": calibrated([[1, 0], [0]])}, r"calibration of head_camera: .* 4 x 4 .*; got \[\[1.0, 0.0\], "),
+        ({"calibration": calibrated([])}, "calibration of head_camera: expected a 4 x 4 matrix"),
+        ({"calibration": calibrated((2 * np.eye(4)).tolist())}, "calibration of head_camera: .* of a rotation"),
+        ({"calibration": calibrated(MOVED.T.tolist())}, "calibration of head_camera: .* last row is 0, 0, 0, 1; got"),
     ],
 )
 def test_a_wrong_config_says_where(tmp_path, changes, message):
@@ -662,6 +735,7 @@ DAMAGED = {
     "NaN fps": (lambda f: change_info(f, fps=float("nan")), "info.json: fps is nan, expected a positive number"),
     "zero fps": (lambda f: change_info(f, fps=0), "info.json: fps is 0, expected a positive number"),
     "splits": (lambda f: change_info(f, splits={"train": "all"}), "split train is 'all', expected a range"),
+    "null splits": (lambda f: change_info(f, splits=None), "info.json: splits is None, expected an object of ranges"),
     "total": (
         lambda f: change_info(f, total_episodes=4),
         "lists 3 episodes, but total_episodes in meta/info.json is 4",
@@ -806,8 +880,11 @@ def test_an_export_is_thinned_whole(exported):
     assert (row["intervention"], thin["intervention"]) == (3, 2)
     assert [event["frame"] for event in thin["events"]] == [1, 3]
     assert thin["events"][0]["body_pose"] == row["events"][0]["body_pose"][::2]
-    maps = decode_video(row["value_head_camera"]["bytes"])[::2]
-    assert psnr(decode_video(thin["value_head_camera"]["bytes"]), maps) > 35
+    maps, stored = (decode_video(of["value_head_camera"]["bytes"]) for of in (row, thin))
+    assert psnr(stored[:3], maps[:6:2]) > 35
+    # The place, which the source shows until frame 5, is in frame 3 of the thinned episode, the source's frame 6.
+    assert stored[3].max() > 200 and maps[6].max() < 20
+    assert psnr(stored, Episode.from_row(thin).value_maps("head_camera")) > 35
     with pytest.raises(
         ValueError, match="episode 0: it has 7 frames, of which every 7th is kept; expected at least 2"
     ):

@@ -1,6 +1,7 @@
 """Windows of raw episodes: the frames that whole decoding gives, without whole decoding."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -64,6 +65,19 @@ def test_each_window_is_what_the_whole_episode_holds_there(folder, episodes):
         check(window, episodes[item // per_episode])
     with pytest.raises(IndexError):
         windows[len(windows)]
+
+
+def test_row_groups_of_several_episodes_give_the_same_windows(folder, episodes, tmp_path):
+    """As after `Dataset.push_to_hub`, which writes row groups of its own."""
+    other = shutil.copytree(folder, tmp_path / "folder")
+    for path in other.glob("data/*.parquet"):
+        pq.write_table(pq.read_table(path), path)
+    windows, per_episode = EpisodeWindows(other, WINDOW), NUM_FRAMES - 4
+    assert len(windows) == 3 * per_episode
+    for item in range(len(windows)):
+        check(windows[item], episodes[item // per_episode])
+    standing = EpisodeWindows(other, Window(9, cameras=("head_camera",)))[1]
+    assert np.array_equal(standing["state"][-2:], episodes[1].state[[-1, -1]]) and standing["seed"] == 1
 
 
 def test_decoded_maps_are_near_the_rendered_ones(folder):

@@ -19,12 +19,13 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot.processor import RelativeActionsProcessorStep
 from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig, make_aim_pre_post_processors
-from lerobot_policy_aim.dataset import check_absolute, read_numbers
+from lerobot_policy_aim.dataset import Demonstrations, check_absolute, read_numbers
 from torch.utils.data import default_collate
 
 from aim_hf import AIMForWorldAction, AIMPipeline
 from aim_hf.data.episodes import Episode
 from aim_hf.data.latents import encode_episode
+from aim_hf.data.lerobot import export
 from tests.fixtures_pipeline import HEAD, make_pipeline
 
 
@@ -87,6 +88,24 @@ def test_a_window_holds_what_the_latents_of_its_episode_hold(base, dataset, spac
         torch.testing.assert_close(seen["executed_actions"][row], executed.float(), atol=1e-5, rtol=1e-5)
         assert not torch.allclose(seen["actions"][row][:16], seen["executed_actions"][row], atol=1e-3)
     assert seen["action_mask"].all() and seen["rgb_weights"].all()
+
+
+def test_episodes_alone_have_their_own_actions(base, space, tmp_path, monkeypatch):
+    """LeRobot downloads only the files of `--dataset.episodes`; the others' frames keep their numbers."""
+    monkeypatch.setattr(export, "DATA_FILE_MB", 1e-6)  # a file for each episode
+    root = make_dataset(tmp_path / "dataset", space)
+    whole, windows = open_policy(base, root)
+    first = LENGTHS[0] + 1  # of episode 1
+    batch = make_batch(whole, windows, [first + 5])
+    (root / "data" / "chunk-000" / "file-000.parquet").unlink()
+    metadata = LeRobotDatasetMetadata(REPO_ID, root=root)
+    alone = LeRobotDataset(REPO_ID, root=root, episodes=[1], delta_timestamps=windows.delta_timestamps)
+    assert alone[5]["index"] == first + 5
+    data, config = Demonstrations(metadata, whole.config, space), whole.model.config
+    expert = torch.from_numpy(make_episode(1, space).expert_action).double()
+    executed = torch.from_numpy(make_episode(1, space).action).double()
+    torch.testing.assert_close(data.targets(batch, config)[0, :20], expert[5:25])
+    torch.testing.assert_close(data.executed(batch, config)[0, :20], executed[5:25])
 
 
 class Recorder:

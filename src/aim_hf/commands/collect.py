@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
     if env is not None:
         env.close()
     state.wait_for_everyone()
-    if state.is_main_process:
+    if state.is_main_process and any(args.output_dir.glob("data/*.parquet")):
         write_preview(args.output_dir)
         write_card(args.output_dir)
     if exhausted:

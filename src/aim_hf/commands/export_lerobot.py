@@ -26,12 +26,12 @@ def main(argv: list[str]) -> None:
     from huggingface_hub import snapshot_download
     from tqdm import tqdm
 
-    from ..data.lerobot.export import export_lerobot, rows_of
+    from ..data.lerobot.export import export_lerobot, license_of, rows_of
 
     source = Path(args.source)
     if not source.exists() and args.source.count("/") == 1:
         source = Path(snapshot_download(args.source, repo_type="dataset"))
     with tqdm(rows_of(source, args.splits), unit="episode", desc="export") as rows:
-        repo_id = args.repo_id or args.output_dir.name
-        info = export_lerobot(rows, args.output_dir, repo_id, not args.no_value_maps, args.expert_actions)
+        repo_id, license = args.repo_id or args.output_dir.name, license_of(source)
+        info = export_lerobot(rows, args.output_dir, repo_id, not args.no_value_maps, args.expert_actions, license)
     print(f"{info['total_episodes']} episodes, {info['total_frames']} frames in {args.output_dir}")

@@ -66,10 +66,11 @@ def annotate(sources: list[Path], output: Path, shard_size: int) -> tuple[int, l
         if state.is_main_process:
             claim(output, made_from, "data/*.parquet")
             remove_leftovers(output)
-    shards = plan(opened, shard_size)[state.process_index :: state.num_processes]
+    shards = plan(opened, shard_size)
+    mine = shards[state.process_index :: state.num_processes]
     annotated, skipped, env = 0, [], None
-    with tqdm(total=sum(len(shard.episodes) for shard in shards), unit="episode") as progress:
-        for shard in shards:
+    with tqdm(total=sum(len(shard.episodes) for shard in mine), unit="episode") as progress:
+        for shard in mine:
             writer = shard.writer(output)
             if not writer.is_done(1):
                 env = next_environment(env, "robotwin", *shard.recordings.names, depth=True)
@@ -81,6 +82,8 @@ def annotate(sources: list[Path], output: Path, shard_size: int) -> tuple[int, l
         env.close()
     annotated, skipped = sum(gather_object([annotated])), gather_object(skipped)  # a process may have no shard
     if state.is_main_process and any(output.glob("data/*.parquet")):
+        for shard in shards:  # one whose episodes are all left out is no unfinished one
+            shard.writer(output).remove_pieces()
         write_preview(output)
         write_card(output, ORIGIN.replace("{sources}", ", ".join(of["folder"] for of in made_from["sources"])))
     return annotated, skipped

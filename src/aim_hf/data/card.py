@@ -1,7 +1,10 @@
 """The dataset card of a folder of episodes: metadata for `load_dataset` and the Hub, and a description."""
 
 from pathlib import Path
+from textwrap import indent
 from typing import Any
+
+from huggingface_hub.utils import yaml_dump
 
 from ..utils.extras import extra
 from ..utils.files import reading, write_text
@@ -110,11 +113,12 @@ def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0"
     splits, suites = sorted({row["split"] for row in rows}), sorted({row["suite"] for row in rows})
     total = sum(row["episodes"] for row in rows)
     picture = "![Frames, and the value maps over them](preview.png)\n\n" if (folder / "preview.png").exists() else ""
+    files = [{"split": _name(split), "path": f"data/{split}-*.parquet"} for split in splits]
     text = CARD.format(
         license=license,
         suites=", ".join(suites),
         size_category=_size_category(total),
-        data_files="\n".join(f"  - split: {_name(split)}\n    path: data/{split}-*.parquet" for split in splits),
+        data_files=indent(yaml_dump(files, sort_keys=False).rstrip(), "  "),
         total=total,
         picture=picture,
         split=_name(splits[0]),

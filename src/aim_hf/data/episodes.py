@@ -4,7 +4,7 @@ An imported episode may lack pictures of a camera, calibration of a camera, or c
 value maps that can't be rendered without them are masked in training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -86,7 +86,8 @@ class Episode:
     events: contacts in time order; None if they are unknown.
     intervention: the step from which `expert_action` recovers from a mistake that `action` makes before it; None
         without a mistake.
-    recorded_value_maps: camera -> (num_frames, height, width, 3) uint8, of an episode with unknown contacts.
+    recorded_value_maps: camera -> (num_frames, height, width, 3) uint8, of an episode with unknown contacts, or of a
+        camera without calibration.
     """
 
     suite: str
@@ -121,13 +122,23 @@ class Episode:
 
     def canvases(self, processor: AIMProcessor, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """RGB and value maps of the given frames on the processor's canvas, (len(frames), height, width, 3) uint8
-        each. Missing views and maps are black."""
+        each. Missing views and maps are black.
+
+        Raises:
+            ValueError: for pictures of another size than the processor's.
+        """
 
         def packed(of: Callable[[str], np.ndarray | None]) -> np.ndarray:
             views = {}
             for name, camera in processor.cameras.items():
                 pictures = of(name)
                 black = np.zeros((len(frames), *camera["size"], 3), dtype=np.uint8)
+                if pictures is not None and pictures.shape[1:] != black.shape[1:]:
+                    raise ValueError(
+                        f"{self.task} seed {self.seed}: pictures of {name} are {pictures.shape[1:3]} (height, width), "
+                        f"expected {black.shape[1:3]}, the processor's; keep episodes of other sizes in a folder of "
+                        "their own"
+                    )
                 views[name] = black if pictures is None else pictures[frames]
             return processor.pack_canvas(views)
 
@@ -161,8 +172,8 @@ class Episode:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Episode":
-        """The episode of a dataset row. RGB videos are decoded; value maps are decoded only if the row has no events
-        to render them from.
+        """The episode of a dataset row. RGB videos are decoded; value maps are decoded only where they can't be
+        rendered, for want of events or calibration.
 
         Raises:
             ValueError: if the row's parts don't fit together, naming the episode and the column.
@@ -174,12 +185,13 @@ class Episode:
             values = {camera: row[f"{kind}_{camera}"] for camera in CAMERAS}
             return {c: np.asarray(v, dtype=np.float32).reshape(-1, *shape) for c, v in values.items() if v is not None}
 
-        def videos(kind: str) -> dict[str, np.ndarray]:
+        def videos(kind: str, cameras: Iterable[str] = CAMERAS) -> dict[str, np.ndarray]:
             return {
-                camera: decode_column(row, name) for camera in CAMERAS if row[name := f"{kind}_{camera}"] is not None
+                camera: decode_column(row, name) for camera in cameras if row[name := f"{kind}_{camera}"] is not None
             }
 
         events = row["events"]
+        unknown = [camera for camera in CAMERAS if events is None or row[f"intrinsics_{camera}"] is None]
         return cls(
             **{name: row[name] for name in DESCRIPTION},
             rgb=videos("rgb"),
@@ -188,7 +200,7 @@ class Episode:
             **{name: np.asarray(row[name], dtype=np.float32) for name in VECTORS},
             events=None if events is None else [event_from_row(event) for event in events],
             intervention=row.get("intervention"),
-            recorded_value_maps=videos("value") if events is None else {},
+            recorded_value_maps=videos("value", unknown),
         )
 
 

@@ -11,6 +11,7 @@ episode is one row group, so that reading an episode reads only its bytes.
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ with extra("data"):
 
 KEY = ("suite", "task", "split", "seed")  # identifies an episode
 UNFINISHED = ".unfinished"
-RATES = "control rates of {:g} frames a second"
+RATES, SPACES = "control rates of {:g} frames a second", "actions of space {}"
 MEND = "delete it and run the command that made it again, which makes what is missing"
 MANIFEST_MEND = "delete it and its shard, and run the command that made them again"
 
@@ -160,23 +161,27 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path) -> Features:
-    """Checks the shards of a folder and returns the columns that all share. Reads `KEY` and `fps`, but no video.
+    """Checks the shards of a folder and returns the columns that all share. No video is read.
 
     Raises:
         FileNotFoundError: if the folder holds no shard.
         ValueError: if a shard is damaged, incomplete, of other data or unsorted, an episode occurs twice, or episodes
-            have different control rates or action sizes. Names the file, the expectation and the remedy.
+            have different control rates, action spaces or action sizes. Names the file, the expectation and the
+            remedy.
     """
     seen: dict[tuple, Path] = {}
     dims: dict[int, Path] = {}
     rates: dict[float, Path] = {}
+    spaces: dict[str, Path] = {}
     for path in shard_paths(folder):
         with reading(path, MEND):
             schema = pq.read_schema(path)
         dims.setdefault(check_schema(schema, str(path)), path)
         with reading(path, MEND):
-            table = pq.read_table(path, columns=[*KEY, "fps"])
-        rates |= {rate: path for rate in table["fps"].to_pylist() if rate not in rates}
+            table = pq.read_table(path, columns=[*KEY, "fps", "action_space"])
+        for found, name in ((rates, "fps"), (spaces, "action_space")):
+            for value in table[name].unique().drop_null().to_pylist():
+                found.setdefault(value, path)
         keys = list(zip(*(table[name].to_pylist() for name in KEY)))
         for key, following in zip(keys, [*keys[1:], None]):
             if key in seen:
@@ -186,10 +191,11 @@ def check_folder(folder: Path) -> Features:
                 raise ValueError(f"{path}: episode {key} comes before {following}, expected them in order; {MEND}")
     _check_one(str(folder), "actions of {} numbers", dims)
     _check_one(str(folder), RATES, rates)
+    _check_one(str(folder), SPACES, spaces)
     return episode_features(next(iter(dims)))
 
 
-def _check_one(where: str, what: str, found: dict[float, Path]) -> None:
+def _check_one(where: str, what: str, found: dict[Any, Path]) -> None:
     """Refuses episodes that can't be trained on together. `found`: each value -> a file that has it."""
     if len(found) > 1:
         mixture = " and ".join(f"{what.format(value)} ({path.name})" for value, path in found.items())
@@ -260,7 +266,14 @@ def load_episodes(source: str | Path) -> Dataset:
         check_schema(dataset.features.arrow_schema, str(source))
         if "intervention" not in dataset.features:
             dataset = dataset.add_column("intervention", [None] * len(dataset), feature=Value("int32"))
+        keys = Counter(tuple(row[name] for name in KEY) for row in dataset.select_columns(list(KEY)).to_list())
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise ValueError(
+                f"{source} holds {len(twice)} episodes more than once, such as {twice[0]}; delete the older files in "
+                "its data/ and manifest/"
+            )
         _check_one(str(source), RATES, dict.fromkeys(dataset.unique("fps"), folder))
+        _check_one(str(source), SPACES, dict.fromkeys(dataset.unique("action_space"), folder))
         return _with_videos_as_bytes(dataset)
     features = check_folder(folder)
     files = [str(path) for path in shard_paths(folder)]

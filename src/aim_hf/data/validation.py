@@ -127,7 +127,7 @@ def _check_value_maps(row: dict[str, Any], episode: Episode, report: Report) -> 
     if episode.events is None:
         return
     for camera in CAMERAS:
-        if row[f"value_{camera}"] is None:
+        if row[f"value_{camera}"] is None or camera not in episode.intrinsics:
             continue
         stored = decode_column(row, f"value_{camera}").astype(int)
         error = int(np.abs(stored - episode.value_maps(camera)).max())

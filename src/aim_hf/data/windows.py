@@ -1,8 +1,8 @@
 """Windows of raw episodes, for training on pictures. Only the frames of a window are decoded.
 
 Stage 1 trains on latents (`latent_windows.py`), which is faster; these windows are for codecs, other models and
-augmentations. Each episode is one row group, so a window reads only the requested columns of that episode, and decodes
-its frames from the preceding key frame on.
+augmentations. A window reads only the requested columns of the row group of its episode, which collections and imports
+write one an episode, and decodes its frames from the preceding key frame on.
 """
 
 import zlib
@@ -129,12 +129,14 @@ class EpisodeWindows(Dataset):
         folder = Path(folder)
         check_folder(folder)
         self.window, self.paths = window, shard_paths(folder)
-        self._places: list[tuple[int, int]] = []  # (shard, row group) of each episode
+        self._places: list[tuple[int, int, int]] = []  # (shard, row group, row in the group) of each episode
         counts = []
         for shard, path in enumerate(self.paths):
-            for group, length in enumerate(pq.read_table(path, columns=["num_frames"])["num_frames"].to_pylist()):
-                self._places.append((shard, group))
-                counts.append(max(length - window.steps, 1))
+            metadata = pq.read_metadata(path)
+            for group in range(metadata.num_row_groups):
+                self._places += [(shard, group, row) for row in range(metadata.row_group(group).num_rows)]
+            lengths = pq.read_table(path, columns=["num_frames"])["num_frames"].to_pylist()
+            counts += [max(length - window.steps, 1) for length in lengths]
         self._ends = np.cumsum(counts)
         self._files: dict[int, pq.ParquetFile] = {}
 
@@ -148,10 +150,10 @@ class EpisodeWindows(Dataset):
         if not 0 <= item < len(self):
             raise IndexError(f"window {item} of {len(self)}")
         episode = int(np.searchsorted(self._ends, item, side="right"))
-        shard, group = self._places[episode]
+        shard, group, row = self._places[episode]
         if shard not in self._files:
             self._files[shard] = pq.ParquetFile(self.paths[shard])
-        table = self._files[shard].read_row_group(group, columns=self.window.columns)
+        table = self._files[shard].read_row_group(group, columns=self.window.columns).slice(row, 1)
         start = item - (int(self._ends[episode - 1]) if episode else 0)
         return self.window.cut(_row(table), start)
 

@@ -162,8 +162,8 @@ def check_absolute(name: str, actions: np.ndarray, states: np.ndarray | None) ->
 
 
 def read_numbers(dataset: LeRobotDatasetMetadata) -> dict[str, np.ndarray]:
-    """Actions, those of the expert and states if there are any, and episode and frame index of all frames, (N, width)
-    each, in the order of LeRobot's `index`.
+    """Actions, those of the expert and states if there are any, and `index`, episode and frame index of all frames,
+    (N, width) each. Of a dataset of the Hub, LeRobot downloads only the files of the episodes to train on.
 
     Raises:
         ValueError: if the dataset has no actions on this machine.
@@ -171,7 +171,7 @@ def read_numbers(dataset: LeRobotDatasetMetadata) -> dict[str, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = (ACTION, EXPERT_ACTION, OBS_STATE, "episode_index", "frame_index")
+    wanted = (ACTION, EXPERT_ACTION, OBS_STATE, "index", "episode_index", "frame_index")
     names = [name for name in wanted if name in dataset.features]
     paths = sorted((dataset.root / "data").glob("*/*.parquet"))
     if ACTION not in names or not paths:
@@ -214,12 +214,19 @@ class Demonstrations:
 
     def __init__(self, dataset: LeRobotDatasetMetadata, config: AIMPolicyConfig, action_space: str) -> None:
         numbers = read_numbers(dataset)
-        self._executed = torch.tensor(numbers[ACTION], dtype=torch.float64)
-        self._states = masked_states(dataset, numbers, config) if config.use_relative_actions else None
+
+        def by_index(values: Tensor) -> Tensor:
+            """The values in the order of LeRobot's `index`; NaN for frames whose file isn't on this machine."""
+            ordered = torch.full((dataset.total_frames, values.shape[1]), torch.nan, dtype=torch.float64)
+            ordered[torch.tensor(numbers["index"][:, 0])] = values.double()
+            return ordered
+
+        self._executed = by_index(torch.tensor(numbers[ACTION]))
+        self._states = by_index(masked_states(dataset, numbers, config)) if config.use_relative_actions else None
         self._every = config.actions_per_frame
         self._first_poses = first_poses(numbers) if action_space == "ee" else None
         expert = numbers.get(EXPERT_ACTION)
-        self._expert = None if expert is None else torch.tensor(expert, dtype=torch.float64)
+        self._expert = None if expert is None else by_index(torch.tensor(expert))
         self._interventions = None if expert is None else interventions(dataset)
 
     def first_poses(self, batch: dict[str, Any]) -> Tensor | None:

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, List, Value
+from huggingface_hub import metadata_load
 
 from ...utils.files import reading, write_json, write_text, written_folder
 from ..episodes import decode_column
@@ -41,10 +42,27 @@ def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict[str,
     unknown = sorted(set(splits or ()) - set(found))
     if unknown:
         raise ValueError(f"{folder} has no split {', '.join(unknown)}; it has {', '.join(found)}")
-    for split in splits or found:
+    for split in dict.fromkeys(splits or found):
         for path in paths:
             if of_path[path] == split:
                 yield from read_rows(path)
+
+
+def license_of(folder: Path) -> str:
+    """The license of a folder of episodes by its card, "unknown" if that is missing or names none.
+
+    Raises:
+        ValueError: if the card's metadata can't be read.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return "unknown"
+    try:
+        return (metadata_load(card) or {}).get("license", "unknown")
+    except Exception as error:  # errors of YAML
+        raise ValueError(
+            f"{card}: its metadata can't be read ({error}); mend the lines between the two ---"
+        ) from error
 
 
 def export_lerobot(
@@ -53,6 +71,7 @@ def export_lerobot(
     repo_id: str,
     value_maps: bool = True,
     expert_actions: bool = False,
+    license: str = "unknown",
 ) -> dict[str, Any]:
     """Writes `rows` of `episode_features` as a LeRobot v3.0 dataset. The rows of a split must be contiguous.
 
@@ -60,6 +79,7 @@ def export_lerobot(
         value_maps: also write value maps. LeRobot's policies use every video of a dataset as an input.
         expert_actions: write the expert's actions as `action` too, which LeRobot's policies imitate. What was executed
             is lost then.
+        license: of the episodes, by its name on the Hub.
 
     Returns:
         The content of `meta/info.json`.
@@ -80,7 +100,7 @@ def export_lerobot(
             writer.add(row)
         if writer is None:
             raise ValueError("there is no episode to export")
-        return writer.finish(repo_id, expert_actions)
+        return writer.finish(repo_id, expert_actions, license)
 
 
 class _Writer:
@@ -190,7 +210,7 @@ class _Writer:
         self.episodes.add(columns | {name: [value] * len(self.records) for name, value in where.items()})
         self.records.clear()
 
-    def finish(self, repo_id: str, expert_actions: bool) -> dict[str, Any]:
+    def finish(self, repo_id: str, expert_actions: bool, license: str) -> dict[str, Any]:
         if self.records:
             self._write_records()
         for part in (self.data, self.episodes, self.own, *self.videos.values()):
@@ -218,7 +238,7 @@ class _Writer:
         }
         for name, content in ((format.INFO, info), (format.STATS, stats)):
             write_json(self.folder / name, content, indent=4)
-        write_text(self.folder / "README.md", _card(repo_id, info, bool(self.left_out), expert_actions))
+        write_text(self.folder / "README.md", _card(repo_id, info, bool(self.left_out), expert_actions, license))
         return info
 
     def _frame_features(self) -> Features:
@@ -393,7 +413,7 @@ def _merged(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.
     }
 
 
-def _card(repo_id: str, info: dict[str, Any], without_maps: bool, expert_actions: bool) -> str:
+def _card(repo_id: str, info: dict[str, Any], without_maps: bool, expert_actions: bool, license: str) -> str:
     executed = "the same, and the executed one was left out" if expert_actions else "what was executed"
     maps = "Value maps were left out."
     if not without_maps:
@@ -404,7 +424,7 @@ out."""
         f"| `{name}` | {feature['dtype']} | {feature['shape']} |" for name, feature in info["features"].items()
     )
     return f"""---
-license: apache-2.0
+license: {license}
 task_categories:
 - robotics
 tags:

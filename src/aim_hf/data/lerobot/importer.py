@@ -96,17 +96,18 @@ def import_episodes(
         if broken and (len(broken) == len(chosen) or not skip_broken):
             raise ValueError(_listed(source, broken, len(chosen)))
         origin = made_from(source, config, cameras, chosen, every, shard_size)
+        good = [episode for episode in chosen if episode not in broken]
+        planned = plan(source, robot is None, shard_size, good)
         claim(output, origin, "data/*.parquet")
         remove_leftovers(output)
-        shared = [(broken, origin)]
+        shared = [(broken, origin, planned)]
     if state.num_processes > 1:
         broadcast_object_list(shared)
-    broken, origin = shared[0]
+    broken, origin, planned = shared[0]
 
-    good = [episode for episode in chosen if episode not in broken]
     provenance = {name: origin[name] for name in ("source", "revision", "codebase_version", "robot")}
     provenance |= {"simulator": {}, "skipped": broken}
-    shards = plan(source, robot is None, shard_size, good)[state.process_index :: state.num_processes]
+    shards = planned[state.process_index :: state.num_processes]
     total, process = sum(len(shard.episodes) for shard in shards), state.process_index
     with tqdm(total=total, unit="episode", desc=f"process {process}", position=process) as progress:
         for shard in shards:
@@ -114,8 +115,8 @@ def import_episodes(
     state.wait_for_everyone()
     if state.is_main_process:
         write_preview(output)
-        write_card(output, _origin(source, len(good), len(broken), every), license)
-    return len(good), broken
+        write_card(output, _origin(source, len(chosen) - len(broken), len(broken), every), license)
+    return len(chosen) - len(broken), broken
 
 
 def _write_shard(
@@ -225,20 +226,32 @@ def made_from(
 def plan(source: LeRobotSource, own: bool, size: int, episodes: list[int]) -> list[Shard]:
     """The shards of these episodes, `size` in each.
 
-    With `own`, splits, tasks and seeds are those that `export_lerobot` stored. Otherwise the task is the name of the
-    dataset, and the seed is the episode index.
+    With `own`, suites, splits, tasks and seeds are those that `export_lerobot` stored; a shard is of one suite and
+    task, even where two have the same file name. Otherwise the task is the name of the dataset, and the seed is the
+    episode index.
+
+    Raises:
+        ValueError: if two episodes are the same by their suite, task, split and seed.
     """
-    groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    keys = source.own_keys() if own else None
+    stored = source.own_keys() if own else {}
+    kinds: dict[tuple[str, ...], dict[int, int]] = {}  # split, task in file names, suite, task -> seed -> episode
     for episode in episodes:
-        key = keys[episode] if own else {"split": source.split(episode), "task": source.name, "seed": episode}
-        group = groups.setdefault((file_name(key["split"]), file_name(key["task"])), [])
-        group.append((key["seed"], episode))
-    return [
-        Shard(*names, index, sorted(of_group)[first : first + size])
-        for names, of_group in sorted(groups.items())
-        for index, first in enumerate(range(0, len(of_group), size))
-    ]
+        if own:
+            suite, task, split, seed = stored[episode]
+        else:
+            suite, task, split, seed = format.IMPORTED, source.name, file_name(source.split(episode)), episode
+        kind = kinds.setdefault((split, file_name(task), suite, task), {})
+        if seed in kind:
+            raise ValueError(
+                f"{source.name}: episodes {kind[seed]} and {episode} are both {suite} {task} {split} seed {seed}; "
+                "leave one of them out with --skip"
+            )
+        kind[seed] = episode
+    groups: dict[tuple[str, ...], list[list[tuple[int, int]]]] = {}
+    for key, kind in sorted(kinds.items()):
+        pieces = [sorted(kind.items())[first : first + size] for first in range(0, len(kind), size)]
+        groups.setdefault(key[:2], []).extend(pieces)
+    return [Shard(*names, *numbered) for names, group in groups.items() for numbered in enumerate(group)]
 
 
 def file_name(text: str) -> str:
@@ -311,6 +324,8 @@ def _own_numbers(source: LeRobotSource, episode: int) -> dict[str, Any]:
     for column in ("action", "expert_action"):
         row[column] = row[column][:-1]
     check_row(row, f"{row['task']} seed {row['seed']}")
+    if not re.fullmatch(r"[\w-]+", row["split"]):
+        raise ValueError(f"its split in {format.OURS} is {row['split']!r}; expected letters, digits, _ and - only")
     return row
 
 
@@ -350,14 +365,18 @@ def _camera_keys(source: LeRobotSource, robot: Robot | None) -> dict[str, str]:
 def _with_videos(
     source: LeRobotSource, robot: Robot | None, episode: int, row: dict[str, Any], every: int
 ) -> dict[str, Any]:
-    """Adds the videos to a row. Value maps that the source lacks are rendered if events and calibration are known."""
+    """Adds the videos to a row. Value maps that the source lacks are rendered if events and calibration are known. So
+    are all such maps at another rate, where a frame may show another event than in the source."""
+    known = Episode.from_row(row | dict.fromkeys(format.VIDEO_KEYS)) if row["events"] is not None else None
     clips = {}
     for column, key in _camera_keys(source, robot).items():
+        is_map, camera = column.startswith("value_"), column.partition("_")[2]
+        if is_map and every > 1 and known is not None and camera in known.intrinsics:
+            continue
         source.check_pictures(episode, key)
-        clips[column] = source.clip(episode, key, every, gray=column.startswith("value_"))
+        clips[column] = source.clip(episode, key, every, gray=is_map)
     for column in format.VIDEO_KEYS:
         row[column] = {"bytes": clips[column], "path": None} if column in clips else None
-    known = Episode.from_row(row | dict.fromkeys(format.VIDEO_KEYS)) if row["events"] is not None else None
     for camera in CAMERAS:
         rgb, value = f"rgb_{camera}", f"value_{camera}"
         if known is not None and row[rgb] is not None and row[value] is None and camera in known.intrinsics:

@@ -183,6 +183,10 @@ class Robot:
                 f"instruction is {self.instruction!r}; expected a sentence, or leave it out to use the dataset's tasks"
             )
         check_choice("action_space", self.action_space, ACTION_SPACES)
+        if not self.state or not self.action:
+            raise ValueError(
+                "state or action is an empty list; expected columns, such as observation.state and action"
+            )
         if self.action_space == "ee" and not self.arms:
             raise ValueError("action space ee needs arms: which columns are the xyz, rotation and gripper of each")
         for side, arm in self.arms.items():
@@ -218,10 +222,15 @@ class Robot:
             )
         if (calibration.extrinsics is None) == (calibration.hand_eye is None):
             raise ValueError(f"{where}: give extrinsics (a camera that stands still) or hand_eye (one on an arm)")
-        matrix = np.array(calibration.extrinsics or calibration.hand_eye)
-        rotation = matrix[:3, :3] if matrix.shape == (4, 4) else np.zeros((3, 3))
-        if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
-            raise ValueError(f"{where}: expected a 4 x 4 matrix with a rotation in it, got {matrix.tolist()}")
+        rows = calibration.hand_eye if calibration.extrinsics is None else calibration.extrinsics
+        matrix = np.array(rows) if [len(row) for row in rows] == [4] * 4 else np.zeros((4, 4))
+        rotation = matrix[:3, :3]
+        is_rotation = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and np.linalg.det(rotation) > 0
+        if not is_rotation or not np.allclose(matrix[3], [0, 0, 0, 1]):
+            raise ValueError(
+                f"{where}: expected a 4 x 4 matrix of a rotation and, in the last column, a translation, whose last "
+                f"row is 0, 0, 0, 1; got {rows}"
+            )
         if calibration.hand_eye is not None:
             arm = self.arms.get(calibration.arm)
             if arm is None or arm.state.rotation is None:

@@ -27,6 +27,7 @@ from PIL import Image
 from torchcodec.decoders import VideoDecoder
 
 from ...utils.files import UnreadableFile, read_json, read_json_lines, reading
+from ..shards import KEY
 from ..video import decode_video, encode_video
 from . import format
 from .clips import check_clip, cut_clip, frame_rate
@@ -75,7 +76,8 @@ class LeRobotSource:
         if not 1e-3 <= self.fps <= 1e6:
             raise ValueError(f"{folder / format.INFO}: fps is {self.fps}, expected a positive number; mend it there")
         self.rate: Fraction = frame_rate(self.fps)
-        self._splits = {name: self._span(name, span) for name, span in self._info.get("splits", {}).items()}
+        splits = self._entry("splits", dict, "an object of ranges") if "splits" in self._info else {}
+        self._splits = {name: self._span(name, span) for name, span in splits.items()}
         self.own = (folder / format.OURS).is_file()
         self._episodes = self._by_number(
             self._read_v3()
@@ -311,11 +313,12 @@ class LeRobotSource:
                 group = group.append_column("intervention", pa.nulls(1, pa.int32()))
             return group.select(schema.names).cast(schema).to_pylist()[0]
 
-    def own_keys(self) -> dict[int, dict[str, Any]]:
-        """Episode -> `split`, `task` and `seed` of its row of `meta/aim.parquet`."""
+    def own_keys(self) -> dict[int, tuple[str, str, str, int]]:
+        """Episode -> suite, task, split and seed of its row of `meta/aim.parquet`."""
         path = self.folder / format.OURS
         with reading(path, "export the dataset again, or delete that file and import it as any other"):
-            keys = pq.read_table(path).select(["split", "task", "seed"]).to_pylist()
+            rows = pq.read_table(path, columns=list(KEY)).to_pylist()
+            keys = [tuple(row[name] for name in KEY) for row in rows]
             if len(keys) != self.num_episodes:
                 raise ValueError(f"it has {len(keys)} rows for {self.num_episodes} episodes")
         return dict(zip(self.episodes, keys))
