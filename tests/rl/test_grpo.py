@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from aim_hf import AIMPipeline
 from aim_hf.envs import make_environment
@@ -285,6 +286,29 @@ def test_it_resumes_in_the_middle_of_an_iteration(tmp_path):
     assert all(torch.equal(once[name], resumed[name]) for name in once)
     rollouts = [entry for entry in trainer.state.log_history if "reward" in entry and "loss" in entry]
     assert [entry["step"] for entry in rollouts] == [1, 5]  # none was made again
+
+
+def test_a_trainer_that_was_interrupted_resumes_as_a_new_one(tmp_path):
+    """In the middle of an iteration, from a checkpoint of the one before."""
+    options = {"steps_per_generation": 2, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps"}
+    trainer = make_trainer(tmp_path, save_steps=3, logging_steps=2, **options)
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    trainer.add_callback(Interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer)
+    trainer.remove_callback(Interrupt)
+    checkpoint = str(tmp_path / "checkpoint-3")
+    again = train(trainer, resume_from_checkpoint=checkpoint)
+    anew = make_trainer(tmp_path, save_steps=3, logging_steps=2, **options)
+    resumed = train(anew, resume_from_checkpoint=checkpoint)
+    assert all(torch.equal(again[name], resumed[name]) for name in again)
+    logs = [[(e["step"], e["reward"]) for e in t.state.log_history if "reward" in e] for t in (trainer, anew)]
+    assert [step for step, _ in logs[0]] == [2, 6] and logs[0] == logs[1]
 
 
 def test_damaged_rollouts_of_a_checkpoint_are_told_by_name(tmp_path):
