@@ -40,7 +40,7 @@ from ..pipeline.codec import BLACK, VideoCodec
 from ..training.muon import MuonWithAdamW
 from ..utils.files import claim, read_json, reading, written_folder
 from .principal_components import condition_encoder, set_principal_component_encoder
-from .vae_arguments import VAETrainingArguments
+from .vae_arguments import CELL, VAETrainingArguments
 
 RGB_CHUNKS = {1: 0.5, 2: 0.35, 4: 0.15}  # number of latent frames of an RGB clip after its first -> probability
 MAY_CHANGE = ("steps", "report_steps", "save_steps")  # arguments that may change when a run is resumed
@@ -65,7 +65,7 @@ def tiny_vae(z_dim: int = 96, base_dim: int = 96, decoder_base_dim: int = 32) ->
         in_channels=48,  # 3 colors x 4 x 4 pixels
         out_channels=48,
         scale_factor_temporal=4,
-        scale_factor_spatial=16,
+        scale_factor_spatial=CELL,
         latents_mean=[0.0] * z_dim,
         latents_std=[1.0] * z_dim,
     )
