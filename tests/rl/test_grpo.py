@@ -548,6 +548,16 @@ def test_no_scenes_are_refused():
             Scenes(tasks, count)
 
 
+def test_a_task_is_practised_and_evaluated_once():
+    with pytest.raises(ValueError, match=r"tasks are \['click_bell', 'lift_pot', 'click_bell'\]; expected each once"):
+        Scenes(["click_bell", "lift_pot", "click_bell"], 8)
+
+
+def test_an_evaluation_needs_scenes(tmp_path):
+    with pytest.raises(ValueError, match="eval_dataset is of type NoneType; expected Scenes"):
+        make_trainer(tmp_path).evaluate()
+
+
 def test_an_iteration_without_any_episode_is_an_error(tmp_path, monkeypatch):
     """Every environment dies as it starts: nothing was learned, and no pipeline comes of it."""
     monkeypatch.setattr("aim_hf.rollout.vector_env._serve", die)

@@ -315,6 +315,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         """Success of the deterministic policy on validation scenes. These are neither training scenes nor the scenes
         of reported results."""
         scenes = self.eval_dataset if eval_dataset is None else eval_dataset
+        check_kind("eval_dataset", scenes, Scenes)
         scenes.check("eval_dataset", self.args.suite)
         policy = AIMPolicy(self.pipe, {"policy": "in training"}, self.sampling_config)
         with VectorEnvironment(
