@@ -140,7 +140,7 @@ class AIMTrainingArguments(ResumableArguments):
         default=0.0,
         metadata={
             "help": "learning rate of Muon for the layers' matrices; AdamW with learning_rate trains the rest. 0: "
-            "AdamW for all"
+            "optim for all"
         },
     )
     ema_decay: float = field(default=0.999, metadata={"help": "decay of the averaged weights"})
