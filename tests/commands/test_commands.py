@@ -147,6 +147,11 @@ COUNTS = [  # command, its options, and the least number of each
         ([*TRAIN, "--ema_decay=5"], "train: ema_decay is 5.0; expected 0 to 1"),
         ([*TRAIN, "--value_foreground_weight=-100"], "train: value_foreground_weight is -100.0; expected a finite"),
         ([*TRAIN, "--gradient_accumulation_steps", "0"], "train: gradient_accumulation_steps is 0; expected a whole"),
+        ([*GRPO, "--split", "hrad"], "train-grpo: split='hrad' is unknown in suite 'tabletop': choose one of"),
+        (
+            [*GRPO, "--tasks", "lift_pot", "lift_pot"],
+            "train-grpo: tasks are ['lift_pot', 'lift_pot']; expected each once",
+        ),
         ([*GRPO, "--learning_rate", "nan"], "train-grpo: learning_rate is nan; expected a finite number"),
         ([*GRPO, "--eval_scenes", "0"], "train-grpo: --eval_scenes is 0; expected a whole number"),
         ([*VAE, "--warmup_steps", "0"], "train-vae: warmup_steps is 0; expected a whole number"),

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
 
+from aim_hf.commands.preview import main as preview
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode, decode_column, episode_features
 from aim_hf.data.lerobot.export import export_lerobot, rows_of
@@ -165,6 +166,16 @@ def test_a_shard_goes_on_where_its_writer_was_killed(tmp_path):
     manifest = json.loads(again.manifest.read_text())
     assert manifest["seeds"][1] == {"seed": 1, "outcome": "failed", "reason": "the block fell"}
     assert again.is_done(3) and not list(pieces.glob(".unfinished/*"))
+
+
+def test_a_preview_of_tasks_that_are_not_there_is_refused(folder, tmp_path):
+    """Also where others of them are."""
+    sheet = tmp_path / "sheet.png"
+    with pytest.raises(ValueError, match=f"--tasks has lift_pod; {folder} holds click_bell"):
+        preview([str(folder), "--output_file", str(sheet), "--tasks", "click_bell", "lift_pod"])
+    assert not sheet.exists()
+    preview([str(folder), "--output_file", str(sheet), "--tasks", "click_bell"])
+    assert sheet.is_file()
 
 
 @contextmanager

@@ -162,6 +162,22 @@ def test_rows_are_reset_on_their_own(pipe, rng, negative_prompt):
     assert_rows((0, 3), (2, 1))
 
 
+@pytest.mark.parametrize("frames", [4, 2])
+def test_rows_are_appended_in_any_order(pipe, rng, frames):
+    """A whole chunk, or a part of it, of all rows."""
+    episodes = [make_episode(pipe, rng, chunks=1) for _ in range(2)]
+    outputs = []
+    for rows in ([0, 1], [1, 0]):
+        session = pipe.start(INSTRUCTIONS[:2])
+        pipe.append(session, [episodes[row][0] for row in rows], rows=rows)
+        observations, actions = zip(*(episodes[row][1][0] for row in rows))
+        actions = np.stack(actions)[:, : frames * pipe.actions_per_frame]
+        pipe.append(session, [of_row[:frames] for of_row in observations], actions, rows=rows)
+        outputs.append(pipe(session=session, generator=[seeded(0), seeded(1)]))
+    assert_same(*outputs, atol=2e-5)
+    assert np.abs(outputs[0].actions[0] - outputs[0].actions[1]).max() > 1e-3
+
+
 def test_a_session_forks(pipe, rng):
     (first, happened), (other, _) = (make_episode(pipe, rng, chunks=2) for _ in range(2))
     kwargs = {"num_inference_steps": 2, "num_action_inference_steps": 2}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from aim_hf import AIMPipeline
 from aim_hf.envs import make_environment
@@ -287,6 +288,29 @@ def test_it_resumes_in_the_middle_of_an_iteration(tmp_path):
     assert [entry["step"] for entry in rollouts] == [1, 5]  # none was made again
 
 
+def test_a_trainer_that_was_interrupted_resumes_as_a_new_one(tmp_path):
+    """In the middle of an iteration, from a checkpoint of the one before."""
+    options = {"steps_per_generation": 2, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps"}
+    trainer = make_trainer(tmp_path, save_steps=3, logging_steps=2, **options)
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    trainer.add_callback(Interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer)
+    trainer.remove_callback(Interrupt)
+    checkpoint = str(tmp_path / "checkpoint-3")
+    again = train(trainer, resume_from_checkpoint=checkpoint)
+    anew = make_trainer(tmp_path, save_steps=3, logging_steps=2, **options)
+    resumed = train(anew, resume_from_checkpoint=checkpoint)
+    assert all(torch.equal(again[name], resumed[name]) for name in again)
+    logs = [[(e["step"], e["reward"]) for e in t.state.log_history if "reward" in e] for t in (trainer, anew)]
+    assert [step for step, _ in logs[0]] == [2, 6] and logs[0] == logs[1]
+
+
 def test_damaged_rollouts_of_a_checkpoint_are_told_by_name(tmp_path):
     train(make_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1))
     path = tmp_path / "checkpoint-1" / "rollouts-0.safetensors"
@@ -522,6 +546,16 @@ def test_no_scenes_are_refused():
     for tasks, count in (([], 8), (["click_bell"], 0)):
         with pytest.raises(ValueError, match="expected at least one task and one scene"):
             Scenes(tasks, count)
+
+
+def test_a_task_is_practised_and_evaluated_once():
+    with pytest.raises(ValueError, match=r"tasks are \['click_bell', 'lift_pot', 'click_bell'\]; expected each once"):
+        Scenes(["click_bell", "lift_pot", "click_bell"], 8)
+
+
+def test_an_evaluation_needs_scenes(tmp_path):
+    with pytest.raises(ValueError, match="eval_dataset is of type NoneType; expected Scenes"):
+        make_trainer(tmp_path).evaluate()
 
 
 def test_an_iteration_without_any_episode_is_an_error(tmp_path, monkeypatch):

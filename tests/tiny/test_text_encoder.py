@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForTextEncoding, AutoTokenizer
 
-from aim_hf import t_pose_canvas
+from aim_hf import AIMProcessor, t_pose_canvas
 from aim_hf.commands.train_text_encoder import canvas_size, main
+from aim_hf.commands.train_vae import main as train_vae
 from aim_hf.tiny.text_encoder import spell, tiny_text_encoder, train_text_encoder, train_tokenizer, vary
 
 from ..data.fixtures_episodes import make_episode, write_shard
@@ -143,6 +144,25 @@ def test_the_default_canvas_shows_the_head_camera_as_it_is(head, wrist, canvas):
     assert tuple(slots["head_camera"]["slot"][2:]) == head
     height, width = slots["left_camera"]["slot"][2:]
     assert height * wrist[1] == width * wrist[0], "a wrist picture keeps its proportions"
+
+
+@pytest.mark.parametrize("canvas", ["360 320", "96 72"])
+def test_a_canvas_that_the_codec_cannot_divide_is_refused(tmp_path, canvas):
+    """By the command that makes the canvas, and by the one that makes the codec, before it decodes anything."""
+    write_shard(tmp_path / "episodes", [make_episode(0)])
+    base, (height, width) = tmp_path / "base", canvas.split()
+    other = "--canvas 384 320" if canvas == "360 320" else "--canvas 96 96"
+    told = f"the canvas is {height} x {width} .*; expected multiples of 16, .* such as {other}.$"
+    where = ["--dataset", str(tmp_path / "episodes"), "--policy", str(base)]
+    with pytest.raises(ValueError, match=told):
+        main([*where, "--steps", "1", "--canvas", height, width])
+    assert not base.exists()
+    size = int(height), int(width)
+    processor = AIMProcessor(train_tokenizer(INSTRUCTIONS), size, t_pose_canvas(size, size, size))
+    processor.save_pretrained(base / "processor")
+    with pytest.raises(ValueError, match=told):
+        train_vae([*where, "--output_dir", str(tmp_path / "vae")])
+    assert not (tmp_path / "vae").exists() and not (base / "vae").exists()
 
 
 def test_the_command_records_what_it_was_made_from(tmp_path):

@@ -187,6 +187,7 @@ def test_resumed_run_is_the_uninterrupted_one(vae, episodes, tmp_path):
         first._train_step()
         first.step += 1
     first._save()
+    (tmp_path / "cut" / "log.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"step": 5, "rgb_l')  # and a kill
     resumed = VAETrainer(clone(vae), episodes[2:], episodes[:2], ARGS, tmp_path / "cut")
     assert resumed.step == 3
     resumed.train()
@@ -194,6 +195,11 @@ def test_resumed_run_is_the_uninterrupted_one(vae, episodes, tmp_path):
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.vae.state_dict()[name], tensor), name
         assert torch.equal(stored[name], tensor), name
+    logs = [
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "cut")
+    ]
+    assert logs[1] == [{"step": 3}, *(entry for entry in logs[0] if entry["step"] > 3)], "each report once"
 
 
 def test_a_run_goes_on_only_as_it_began(vae, episodes, tmp_path):

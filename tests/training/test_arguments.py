@@ -54,6 +54,15 @@ def test_numbers_of_stage_1_out_of_range_are_named(name, values, expected):
         refused(AIMTrainingArguments, name, value, expected)
 
 
+def test_muon_takes_the_place_of_another_optimizer():
+    options = {"report_to": "none", "use_cpu": True, "muon_learning_rate": 0.02}
+    with pytest.raises(ValueError, match="^optim is 'sgd' and muon_learning_rate 0.02; .* Leave out one of the two.$"):
+        AIMTrainingArguments(optim="sgd", **options)
+    for optim in ("adamw_torch", "adamw_torch_fused"):
+        AIMTrainingArguments(optim=optim, **options)
+    AIMTrainingArguments(optim="sgd", **options | {"muon_learning_rate": 0.0})
+
+
 def test_the_ends_of_the_ranges_are_in_them():
     shares = [name for name, _, expected in STAGE_1 if expected == SHARE]
     for end in (0, 1):

@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from aim_hf.rl import AIMGRPOConfig
 from aim_hf.training.arguments import AIMTrainingArguments
 from aim_hf.training.checkpoints import checkpoint_to_resume, last_checkpoint
-from aim_hf.training.trainer import EMA_FILE
+from aim_hf.training.trainer import EMA_FILE, AIMTrainer
 from aim_hf.utils.files import claim
 
 from .test_stage1 import latents, pipe, train  # noqa: F401
@@ -47,6 +49,34 @@ def test_a_damaged_checkpoint_is_told_by_name(pipe, latents, run, tmp_path, name
         (folder / name).unlink()
         with pytest.raises(OSError, match=f"{folder / name} is missing"):
             train(pipe, latents, tmp_path, 3, resume=str(folder))
+
+
+def test_a_checkpoint_that_is_written_again_is_not_whole_before_its_end(pipe, latents, run, tmp_path, monkeypatch):  # noqa: F811
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AIMTrainer, "_save_scaler", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train(pipe, latents, tmp_path, 2, resume=str(tmp_path / "checkpoint-1"), save_steps=1)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
+def test_a_checkpoint_may_have_any_name(pipe, latents, run, tmp_path):  # noqa: F811
+    shutil.copytree(run / "checkpoint-1", tmp_path / "best-of-9")
+    train(pipe, latents, tmp_path, 2, resume=str(tmp_path / "best-of-9"), save_steps=1)
+    averaged, expected = (load_file(folder / "checkpoint-2" / EMA_FILE) for folder in (tmp_path, run))
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in expected.items())
+
+
+def test_a_trainer_that_has_resumed_a_run_may_begin_another(pipe, latents, run, tmp_path):  # noqa: F811
+    trainer = train(pipe, latents, tmp_path, 3, resume=str(run / "checkpoint-2"))
+    trainer.optimizer, trainer.args.learning_rate = None, 0.0  # the averages stay the weights that they begin with
+    trainer.train()
+    assert trainer.ema.optimization_step == 3 and trainer.resumed_from is None
+    for average, parameter in zip(trainer.ema.shadow_params, trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(average, parameter, rtol=0, atol=1e-6)
 
 
 def arguments(kind=AIMTrainingArguments, **options):

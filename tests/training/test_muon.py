@@ -7,6 +7,8 @@ import torch
 
 from aim_hf.training.muon import MuonWithAdamW, orthogonalize
 
+from .test_stage1 import latents, pipe, train  # noqa: F401
+
 
 def parameters_with_gradients(steps: int = 5):
     torch.manual_seed(0)
@@ -48,6 +50,13 @@ def test_the_rest_is_adamw():
     descend(MuonWithAdamW(parameters[:4], others, adam_lr=0.01, **settings), parameters, gradients)
     descend(torch.optim.AdamW(twins, lr=0.01, **settings), twins, [step[4:] for step in gradients])
     torch.testing.assert_close(others, twins)
+
+
+def test_it_takes_the_options_of_adamw(pipe, latents, tmp_path):  # noqa: F811
+    options = {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-4, "weight_decay": 0.2}
+    trainer = train(pipe, latents, tmp_path, 1, muon_learning_rate=0.02, **options)
+    for group in trainer.optimizer.param_groups:
+        assert (*group["betas"], group["eps"], group["weight_decay"]) == (0.8, 0.9, 1e-4, 0.2)
 
 
 def test_its_state_can_be_saved_and_restored():

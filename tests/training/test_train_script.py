@@ -20,6 +20,7 @@ from aim_hf.training.initial_model import initial_model
 from aim_hf.training.trainer import EMA_FILE
 from aim_hf.utils.files import UnreadableFile
 
+from ..fixtures_pipeline import make_pipeline
 from .test_stage1 import latents, make_episode, pipe, write_latents  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -95,8 +96,26 @@ def test_stage_1_goes_on_from_what_it_left_before_stage_2(pipe, tmp_path):  # no
     # Adapters are loaded on the folder's model again, with both of its heads.
     model = initial_model(tmp_path / "model", {}, adapters=True)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in pipe.model.state_dict().items())
-    with pytest.raises(ValueError, match="history_head.*have other sizes"):
+    with pytest.raises(ValueError, match="tensors are of another size, history_head"):
         initial_model(tmp_path / "model", other, adapters=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_layers": 3}, r"tensors are missing there, blocks\.2\.[\w.]* the first\. Leave out"),
+        ({"num_layers": 1}, r"tensors are left over, blocks\.1\."),
+        ({"cross_attn_norm": False}, r"4 tensors are left over, blocks\.0\.norm2\.bias the first"),
+        ({"separate_history_head": True}, r"tensors are missing there, blocks\.0\.history\."),
+        ({"text_dim": 8}, r"1 tensors are of another size, condition_embedder\.text_embedder\.linear_1\.weight"),
+    ],
+    ids=str,
+)
+def test_a_model_that_would_begin_with_random_layers_is_refused(tmp_path, fields, message):
+    make_pipeline().model.save_pretrained(tmp_path / "model")
+    for adapters in (False, True):
+        with pytest.raises(ValueError, match=f"{tmp_path / 'model'} does not fit --config .*{message}"):
+            initial_model(tmp_path / "model", fields, adapters)
 
 
 def test_two_processes_log_save_and_resume_together(pipe, latents, tmp_path):  # noqa: F811
@@ -153,6 +172,8 @@ def test_one_episode_may_be_overfitted_and_a_run_goes_on_only_as_it_began(pipe, 
         ("--config has bar, foo, which AIMConfig lacks", {"config": '{"foo": 1, "num_layers": 2, "bar": 2}'}),
         ("--config is .*which is no JSON .*; expected a JSON object of AIMConfig fields", {"config": '{"foo": '}),
         ("--config is .*expected a JSON object of AIMConfig fields", {"config": '["ab"]'}),
+        ("--config is .*: history_chunks is 0; it must be at least 1", {"config": '{"history_chunks": 0}'}),
+        ("--config is .*: Field 'num_layers' expected int, got str", {"config": '{"num_layers": "2"}'}),
         ("num_inference_steps is 0; expected a whole number, at least 1", {"num_inference_steps": 0}),
         ("action_noise_scale is 2.0; expected 0 to 1", {"action_noise_scale": 2}),
         ("--lora_rank is 0; expected a whole number, at least 1", {"lora_rank": 0}),

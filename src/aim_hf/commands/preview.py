@@ -28,13 +28,17 @@ def main(argv: list[str]) -> None:
     from ..utils.files import written_file
 
     dataset = load_episodes(args.source)
+    if unknown := set(args.tasks or ()) - set(dataset["task"]):
+        raise ValueError(
+            f"--tasks has {', '.join(sorted(unknown))}; {args.source} holds {', '.join(sorted(set(dataset['task'])))}."
+        )
     chosen: dict[tuple[str, str], list[int]] = {}
     for index, (task, split) in enumerate(zip(dataset["task"], dataset["split"], strict=True)):
         if args.tasks is None or task in args.tasks:
             chosen.setdefault((task, split), []).append(index)
     indices = [index for group in chosen.values() for index in group[: args.episodes]]
     if not indices:
-        raise ValueError(f"no episode of {args.tasks} in {args.source}; it holds {sorted(set(dataset['task']))}")
+        raise ValueError(f"{args.source} holds no episode; record some with aim-hf collect.")
     sheets = [np.asarray(contact_sheet(dataset[index], args.frames)) for index in indices]
     with written_file(args.output_file) as temporary:
         Image.fromarray(np.concatenate(sheets)).save(temporary, "PNG")

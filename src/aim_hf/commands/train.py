@@ -122,7 +122,7 @@ def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[s
     """The options, checked, and the `AIMConfig` fields of `--config`.
 
     Raises:
-        ValueError: for a value out of range, an unknown preset or an unknown field.
+        ValueError: for a value out of range, an unknown preset, or fields that `AIMConfig` refuses.
     """
     from transformers import HfArgumentParser
 
@@ -152,6 +152,10 @@ def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[s
         raise ValueError(
             f"--config has {', '.join(unknown)}, which AIMConfig lacks; see its docstring for its fields."
         )
+    try:
+        AIMConfig(**config_fields)
+    except ValueError as error:
+        raise ValueError(f"--config is {arguments.config!r}: {error}") from error
     return arguments, training_arguments, config_fields
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..envs.names import TASKS
+from ..envs.names import TASKS, check_split
 from ..envs.robotwin import add_robotwin_arguments
 from ..utils.checks import check_choice
 from ..utils.files import claim, write_json
@@ -47,16 +47,18 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
     """The options, checked; `tasks` are all tasks of the suite where none is given.
 
     Raises:
-        ValueError: for an unknown suite, task or reward, no scene of an evaluation, or without `--max_steps`.
+        ValueError: for an unknown suite, split, task or reward, a task that is given twice, no scene of an evaluation,
+            or without `--max_steps`.
     """
     from transformers import HfArgumentParser
 
-    from ..rl import AIMGRPOConfig
+    from ..rl import AIMGRPOConfig, Scenes
 
     parser = HfArgumentParser((ScriptArguments, AIMGRPOConfig), prog="aim-hf train-grpo", description=__doc__)
     add_robotwin_arguments(parser)
     script, args = parser.parse_args_into_dataclasses(argv)
     check_choice("--suite", args.suite, TASKS)
+    check_split(args.suite, args.split)
     for name, known in (("tasks", TASKS[args.suite]), ("reward_funcs", REWARDS)):
         if unknown := set(getattr(script, name)) - set(known):
             raise ValueError(f"--{name} has {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
@@ -64,6 +66,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
         raise ValueError("--max_steps is missing: how many optimizer steps to take")
     check_options(script, "eval_scenes")
     script.tasks = script.tasks or list(TASKS[args.suite])
+    Scenes(script.tasks, script.eval_scenes, "validation")  # refuses those that can't be
     return script, args
 
 

@@ -31,7 +31,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="in pixels; default: the head camera's pictures as they are, the others half as wide below",
+        help="in pixels, multiples of 16; default: the head camera's pictures as they are, the others half as wide",
     )
     parser.add_argument("--seed", type=int, default=0, help="of new weights and of the samples")
     args = parser.parse_args(argv)
@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
     from ..data.latents import fit_processor
     from ..data.shards import load_episodes
     from ..tiny.text_encoder import tiny_text_encoder, train_text_encoder, train_tokenizer
+    from ..tiny.vae_arguments import check_canvas
     from ..utils.files import claim, written_folder
 
     dataset = load_episodes(args.dataset)
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> None:
     tokenizer = train_tokenizer(instructions, max_length=args.max_text_length)
     sizes = {camera: rgb.shape[1:3] for camera, rgb in Episode.from_row(dataset[0]).rgb.items()}
     canvas = tuple(args.canvas) if args.canvas else canvas_size(sizes)
+    check_canvas(canvas)
     slots = t_pose_canvas(canvas, canvas, canvas)  # `fit_processor` sets the cameras' sizes
     processor = fit_processor(AIMProcessor(tokenizer, canvas, slots, max_text_length=args.max_text_length), dataset)
     fitted = ("canvas_size", "cameras", "action_space", "action_dim", "max_text_length", "fps")

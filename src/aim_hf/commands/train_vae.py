@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..tiny.vae_arguments import VAETrainingArguments
+from ..tiny.vae_arguments import VAETrainingArguments, check_canvas
 from ..utils.files import written_folder
 from . import Parser, check_options
 from .policy_options import add_options, given_options
@@ -50,13 +50,16 @@ def main(argv: list[str]) -> None:
 
     state = PartialState(cpu=not torch.cuda.is_available())
 
+    processor = AIMProcessor.from_pretrained(args.policy / "processor")
+    if not (args.policy / "vae").is_dir():
+        check_canvas(processor.canvas_size)
     dataset = load_episodes(args.dataset)
     count = min(args.max_episodes, len(dataset))
     held_out = held_out_count(count, args.held_out)
     if state.is_main_process:
         print(f"training on {count - held_out} of {len(dataset)} episodes ({held_out} held out)")
     dataset = dataset.select([i * len(dataset) // count for i in range(count)]).shuffle(seed=training.seed)
-    episodes = canvas_episodes(dataset, AIMProcessor.from_pretrained(args.policy / "processor"))
+    episodes = canvas_episodes(dataset, processor)
 
     torch.manual_seed(training.seed)
     if state.is_main_process and not (args.policy / "vae").is_dir():

@@ -5,9 +5,12 @@ of the video stream have the names of diffusers' `WanTransformer3DModel`.
 """
 
 import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from ..utils.checks import check_choice, check_whole
@@ -60,6 +63,9 @@ class AIMConfig(PreTrainedConfig):
         value_loss_weight, action_loss_weight: lambda_m and lambda_a of eq. (9).
         video_shift, action_shift: shifts of the two flow-matching schedules, t = s*u / (1 + (s-1)*u).
         initializer_range: standard deviation of new weights.
+
+    Raises:
+        ValueError: for an unknown field, and a value of another type or out of range.
     """
 
     model_type = "aim"
@@ -152,3 +158,19 @@ class AIMConfig(PreTrainedConfig):
     def action_horizon(self) -> int:
         """P, actions in one prediction: those of the chunk and of the lookahead."""
         return (self.chunk_latent_frames + self.action_lookahead_frames) * self.actions_per_latent_frame
+
+
+def _with_value_errors(init: Callable[..., None]) -> Callable[..., None]:
+    """`init`, but what `@strict` wraps, in an error of two lines that is no ValueError, is told by itself."""
+
+    @wraps(init)
+    def initialize(self: AIMConfig, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__)) from error
+
+    return initialize
+
+
+AIMConfig.__init__ = _with_value_errors(AIMConfig.__init__)

@@ -86,7 +86,7 @@ def _append_latents(
     actions: torch.Tensor | None,
 ) -> None:
     device, dtype = model.device, model.dtype
-    rows = None if len(index) == session.batch_size else index
+    rows = None if index.tolist() == list(range(session.batch_size)) else index
     for cache in session.caches:
         model.append(
             cache, latents.to(device, dtype), None if actions is None else actions.to(device, dtype), rows=rows

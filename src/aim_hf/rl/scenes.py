@@ -23,7 +23,7 @@ class Scenes(torch.utils.data.Dataset):
     """`count` scenes of all tasks in turn, with successive seeds of `purpose` from index `start`.
 
     Raises:
-        ValueError: for no task, or no scene.
+        ValueError: for no task, a task that is given twice, or no scene.
     """
 
     def __init__(self, tasks: list[str], count: int, purpose: Purpose = "rl", start: int = 0):
@@ -31,6 +31,8 @@ class Scenes(torch.utils.data.Dataset):
             raise ValueError(
                 f"tasks are {list(tasks)} and count is {count}; expected at least one task and one scene."
             )
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"tasks are {list(tasks)}; expected each once, since a task's scenes would come again.")
         self.tasks = list(tasks)
         self.purpose = purpose
         self._seeds = episode_seeds(purpose, start, -(-count // len(self.tasks)))

@@ -109,7 +109,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
             raise ValueError("the action head is small and all else is frozen: GRPO runs on whole models (DDP).")
         self._collector: Collector | None = None
         self._buffer = Buffer()  # of this iteration
-        self._step: int | None = None  # number of batches so far; set when the run has started or resumed
+        self._step = 0  # number of batches so far
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self.add_callback(Safety(self.log))
 
@@ -131,8 +131,6 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         self, model: torch.nn.Module, inputs: list[PracticeScene], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         args = self.args
-        if self._step is None:
-            self._restore()
         position = self._step % (args.steps_per_generation * args.num_iterations)
         if position == 0:
             self._generate(inputs, generation=self._step // (args.steps_per_generation * args.num_iterations))
@@ -317,6 +315,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         """Success of the deterministic policy on validation scenes. These are neither training scenes nor the scenes
         of reported results."""
         scenes = self.eval_dataset if eval_dataset is None else eval_dataset
+        check_kind("eval_dataset", scenes, Scenes)
         scenes.check("eval_dataset", self.args.suite)
         policy = AIMPolicy(self.pipe, {"policy": "in training"}, self.sampling_config)
         with VectorEnvironment(
@@ -333,8 +332,9 @@ class AIMGRPOTrainer(CheckpointedTrainer):
     def save_to_checkpoint(self, folder: Path) -> None:
         self._buffer.save(self._buffer_file(folder))
 
-    def _restore(self) -> None:
+    def begin(self) -> None:
         """Sets the batch count, and loads the current iteration's episodes of a resumed run."""
+        self._metrics.clear()
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if self.resumed_from is not None:
             self._buffer = Buffer.load(self._buffer_file(self.resumed_from))

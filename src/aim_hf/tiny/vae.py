@@ -38,12 +38,22 @@ from ..data.latents import encoder_fingerprint
 from ..model.processing_aim import AIMProcessor
 from ..pipeline.codec import BLACK, VideoCodec
 from ..training.muon import MuonWithAdamW
-from ..utils.files import claim, read_json, reading, written_folder
+from ..utils.files import (
+    append_json_line,
+    claim,
+    drop_torn_line,
+    read_json,
+    read_json_lines,
+    reading,
+    write_text,
+    written_folder,
+)
 from .principal_components import condition_encoder, set_principal_component_encoder
-from .vae_arguments import VAETrainingArguments
+from .vae_arguments import CELL, VAETrainingArguments
 
 RGB_CHUNKS = {1: 0.5, 2: 0.35, 4: 0.15}  # number of latent frames of an RGB clip after its first -> probability
 MAY_CHANGE = ("steps", "report_steps", "save_steps")  # arguments that may change when a run is resumed
+LOG = "log.jsonl"
 STATISTICS_CLIPS = 200  # clips of each kind, for principal components and latent statistics
 
 
@@ -65,7 +75,7 @@ def tiny_vae(z_dim: int = 96, base_dim: int = 96, decoder_base_dim: int = 32) ->
         in_channels=48,  # 3 colors x 4 x 4 pixels
         out_channels=48,
         scale_factor_temporal=4,
-        scale_factor_spatial=16,
+        scale_factor_spatial=CELL,
         latents_mean=[0.0] * z_dim,
         latents_std=[1.0] * z_dim,
     )
@@ -280,6 +290,8 @@ class VAETrainer:
         self.optimizer = MuonWithAdamW(kernels, others, lr=args.learning_rate, adam_lr=args.adam_learning_rate)
         if (self.folder / "checkpoint").is_dir():
             self._load()
+        if self.accelerator.is_main_process:
+            self._cut_log()
         self.loss = self.accelerator.prepare(self.loss)
         rng, held_out = np.random.default_rng(args.seed), held_out or episodes
         self.held_out = {
@@ -345,8 +357,7 @@ class VAETrainer:
         picture = self.folder / "samples" / f"step-{self.step:06d}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_reconstructions(self.held_out, reconstructions).save(picture)
-        with open(self.folder / "log.jsonl", "a") as log:
-            log.write(json.dumps({name: round(value, 5) for name, value in entry.items()}) + "\n")
+        append_json_line(self.folder / LOG, {name: round(value, 5) for name, value in entry.items()})
         return metrics
 
     def _save(self) -> None:
@@ -364,6 +375,14 @@ class VAETrainer:
             self.loss.vae.load_state_dict(load_file(weights))
         with reading(optimizer, mend):
             _restore(self.optimizer, load_file(optimizer))
+
+    def _cut_log(self) -> None:
+        """Drops the reports of steps after the checkpoint, which will come again, and a line that a kill has torn."""
+        log = self.folder / LOG
+        if log.is_file():
+            drop_torn_line(log)
+            entries = read_json_lines(log, "delete it, and the log begins here", needed=("step",))
+            write_text(log, "".join(json.dumps(entry) + "\n" for entry in entries if entry["step"] <= self.step))
 
 
 def _digest(episodes: Sequence[CanvasEpisode]) -> str:

@@ -1,5 +1,6 @@
 """Training arguments of the tiny VAE, in a module without torch, so that the command line can parse them quickly."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +13,19 @@ RANGES = {
     not_negative: ("learning_rate", "adam_learning_rate", "foreground_weight", "latent_noise"),
     share: ("picture_share",),
 }
+CELL = 16  # pixels of a latent cell's side
+
+
+def check_canvas(size: Sequence[int]) -> None:
+    """Raises ValueError unless the tiny VAE's cells fill a canvas of this (height, width)."""
+    height, width = size
+    if height % CELL or width % CELL:
+        # A T-pose has heights that are divisible by 3, and two cameras in its width.
+        whole = [-(-side // unit) * unit for side, unit in ((height, 3 * CELL), (width, 2 * CELL))]
+        raise ValueError(
+            f"the canvas is {height} x {width} (height x width); expected multiples of {CELL}, the pixels of a cell "
+            f"of the tiny VAE. Give train-text-encoder another one, such as --canvas {whole[0]} {whole[1]}."
+        )
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,11 @@ class AIMTrainingArguments(ResumableArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.sampling_config  # raises ValueError for numbers out of range
+        if self.muon_learning_rate and self.optim not in ("adamw_torch", "adamw_torch_fused"):
+            raise ValueError(
+                f"optim is {self.optim.value!r} and muon_learning_rate {self.muon_learning_rate}; with Muon, AdamW "
+                "trains the rest. Leave out one of the two."
+            )
 
     num_draws: int = field(default=1, metadata={"help": "noise samples per chunk of RGB and value latents"})
     num_action_draws: int = field(default=1, metadata={"help": "noise samples per chunk of actions; these are cheap"})
@@ -135,7 +140,7 @@ class AIMTrainingArguments(ResumableArguments):
         default=0.0,
         metadata={
             "help": "learning rate of Muon for the layers' matrices; AdamW with learning_rate trains the rest. 0: "
-            "AdamW for all"
+            "optim for all"
         },
     )
     ema_decay: float = field(default=0.999, metadata={"help": "decay of the averaged weights"})

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..utils.files import UnreadableFile, read_json, reading
@@ -23,12 +23,18 @@ class CheckpointedTrainer(Trainer):
     this file is therefore complete.
     """
 
-    resumed_from: Path | None = None  # checkpoint that this run was resumed from
+    resumed_from: Path | None = None  # checkpoint that the latest call of `train` resumed from
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         # The Trainer divides the loss by this number; in transformers 5.5 accelerate would divide it a second time.
         self.accelerator.gradient_accumulation_steps = 1
+        self.add_callback(_Begin(self))
+
+    def begin(self) -> None:
+        """Sets what a run begins with, afresh or from `resumed_from`. Called in every process by each call of `train`,
+        after the Trainer has set up its model and `state`."""
+        raise NotImplementedError
 
     def save_to_checkpoint(self, folder: Path) -> None:
         """Writes the additional files of this trainer. Called in every process."""
@@ -36,6 +42,7 @@ class CheckpointedTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`. Raises UnreadableFile for an incomplete checkpoint, or one with a damaged file."""
+        self.resumed_from = None
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoint_to_resume(Path(self.args.output_dir), resume_from_checkpoint)
             # FSDP and DeepSpeed shard the optimizer, and save it in a folder of its own.
@@ -54,6 +61,8 @@ class CheckpointedTrainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if self.args.should_save:
+                (folder / STATE).unlink(missing_ok=True)  # a checkpoint that is written anew isn't whole until the end
             self.save_to_checkpoint(folder)
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError on a full disk
@@ -69,6 +78,16 @@ class CheckpointedTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.resumed_from = Path(resume_from_checkpoint)
+
+
+class _Begin(TrainerCallback):
+    def __init__(self, trainer: CheckpointedTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.begin()
 
 
 def checkpoint_to_resume(output_dir: Path, given: str | bool | None) -> str | None:

@@ -19,7 +19,8 @@ def initial_model(folder: Path, fields: dict[str, Any], adapters: bool) -> AIMFo
         adapters: whether LoRA adapters are trained. They must fit the model in `folder`, so both heads are kept.
 
     Raises:
-        ValueError: if tensors other than those input and output layers don't fit.
+        ValueError: if tensors other than those input and output layers have other sizes, are missing in `folder`, or
+            have no place in the model.
     """
     model, report = AIMForWorldAction.from_pretrained(
         folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **fields
@@ -27,9 +28,17 @@ def initial_model(folder: Path, fields: dict[str, Any], adapters: bool) -> AIMFo
     new = sorted(key for key, *_ in report["mismatched_keys"])
     trained = ("action_head",) if adapters else ("action_head", "history_head")
     ends = tuple(f"{head}.{layer}." for head in trained for layer in ("action_embedder", "proj_out"))
-    wrong = [key for key in new if not key.startswith(ends)]
-    if wrong:
-        raise ValueError(f"{folder} does not fit --config {fields}: {', '.join(wrong)} have other sizes")
+    wrong = {
+        "of another size": [key for key in new if not key.startswith(ends)],
+        "missing there": sorted(report["missing_keys"]),
+        "left over": sorted(report["unexpected_keys"]),
+    }
+    told = [f"{len(keys)} tensors are {what}, {keys[0]} the first" for what, keys in wrong.items() if keys]
+    if told:
+        raise ValueError(
+            f"{folder} does not fit --config {fields}: {'; '.join(told)}. Leave out the fields that change its "
+            "layers, or train a new model with --preset."
+        )
     if new:
         print(f"{folder} was trained on other actions; new: {', '.join(new)}")
     if not adapters:

@@ -44,7 +44,7 @@ class AIMTrainer(CheckpointedTrainer):
             self._set_up_fsdp()
         self.ema: EMAModel | None = None  # set when training begins
         self.sample_metrics: dict[str, float] = {}  # of the last sample, until they are logged
-        self._terms: dict[str, list[torch.Tensor]] = {name: [] for name in LOSS_TERMS}
+        self._terms: dict[str, list[torch.Tensor]] = {name: [] for name in LOSS_TERMS}  # since the last log
         steps = args.num_inference_steps, args.num_action_inference_steps
         self.objective = FlowMatchingLoss(model.config, args.num_draws, args.num_action_draws, *steps)
         check_committed(args, model.config.action_horizon)
@@ -82,6 +82,7 @@ class AIMTrainer(CheckpointedTrainer):
             lr=args.muon_learning_rate,
             adam_lr=args.learning_rate,
             betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
             weight_decay=args.weight_decay,
             dtype=torch.bfloat16 if args.bf16 else torch.float32,
         )
@@ -128,15 +129,18 @@ class AIMTrainer(CheckpointedTrainer):
             self.sample_metrics = {}
         super().log(logs, *args, **kwargs)
 
-    def start_averaging(self) -> None:
+    def begin(self) -> None:
         """Initializes the averaged weights from the current weights, or from the checkpoint of a resumed run."""
+        for values in self._terms.values():
+            values.clear()
+        # Not earlier, since FSDP shards the parameters when training is set up.
         self.ema = EMAModel(self._trained().values(), decay=self.args.ema_decay, use_ema_warmup=True, power=0.75)
         if self.resumed_from is not None:
             with reading(self.resumed_from / EMA_FILE, MEND):
                 tensors = load_file(self.resumed_from / EMA_FILE)
             for name, shadow in zip(self._trained(), self.ema.shadow_params, strict=True):
                 shadow.copy_(split_like(tensors[name], shadow))
-            self.ema.optimization_step = int(self.resumed_from.name.rsplit("-", 1)[1])
+            self.ema.optimization_step = self.state.global_step
 
     def averaged_tensors(self) -> dict[str, torch.Tensor]:
         """Averaged weights of all trained parameters, unsharded, on the CPU. Under FSDP, call it in all processes."""
@@ -182,11 +186,6 @@ def split_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 class _UpdateEMA(TrainerCallback):
     def __init__(self, trainer: AIMTrainer):
         self.trainer = trainer
-
-    def on_train_begin(
-        self, args: AIMTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.start_averaging()  # not earlier, since FSDP shards the parameters when training is set up
 
     def on_step_end(
         self, args: AIMTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
