@@ -5,7 +5,6 @@ of the video stream have the names of diffusers' `WanTransformer3DModel`.
 """
 
 import math
-from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -36,6 +35,23 @@ _BASE_KEYS = {
 _REMOVED = ("value_text_cross_attention", "joint_denoising")
 
 
+def _with_value_errors(config: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """The class, but a refused field is a ValueError of one line, which `@strict` wraps in an error of two lines that
+    is none."""
+    init = config.__init__
+
+    @wraps(init)
+    def initialize(self: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__)) from error
+
+    config.__init__ = initialize
+    return config
+
+
+@_with_value_errors
 @strict
 class AIMConfig(PreTrainedConfig):
     r"""
@@ -158,19 +174,3 @@ class AIMConfig(PreTrainedConfig):
     def action_horizon(self) -> int:
         """P, actions in one prediction: those of the chunk and of the lookahead."""
         return (self.chunk_latent_frames + self.action_lookahead_frames) * self.actions_per_latent_frame
-
-
-def _with_value_errors(init: Callable[..., None]) -> Callable[..., None]:
-    """`init`, but what `@strict` wraps, in an error of two lines that is no ValueError, is told by itself."""
-
-    @wraps(init)
-    def initialize(self: AIMConfig, *args: Any, **kwargs: Any) -> None:
-        try:
-            init(self, *args, **kwargs)
-        except StrictDataclassError as error:
-            raise ValueError(str(error.__cause__)) from error
-
-    return initialize
-
-
-AIMConfig.__init__ = _with_value_errors(AIMConfig.__init__)
