@@ -112,6 +112,11 @@ COUNTS = [  # command, its options, and the least number of each
         (["publish", "nowhere", "org/name"], "publish: nowhere holds neither model_index.json"),
         (["evaluate", "--policy", "no/such", "--episodes", "1", "--output_dir", "out"], "evaluate: policy 'no/such'"),
         (["preview", "nowhere", "--output_file", "sheet.png"], "preview: nowhere holds no data/*.parquet"),
+        ([*SERVE, "--image_keys", "head_camera"], "serve: --image_keys has head_camera; expected CAMERA=KEY"),
+        (
+            [*SERVE, "--image_keys", "head_camera=a", "head_camera=b"],
+            "serve: --image_keys are head_camera=a head_camera=b; expected each camera once",
+        ),
         (
             ["preview", "nowhere", "--output_file", "a.png", "--frames", "0"],
             "preview: --frames is 0; expected a whole",

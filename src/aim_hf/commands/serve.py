@@ -59,10 +59,12 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     check_number("--port", args.port, 0, 65535)
     if min(args.batch_sizes) < 1:
-        parser.error(f"--batch_sizes has {min(args.batch_sizes)}; expected numbers of at least 1")
-
+        raise ValueError(f"--batch_sizes has {min(args.batch_sizes)}; expected numbers of at least 1")
     if wrong := [pair for pair in args.image_keys if not all(pair.partition("="))]:
-        parser.error(f"--image_keys has {', '.join(wrong)}; expected CAMERA=KEY")
+        raise ValueError(f"--image_keys has {', '.join(wrong)}; expected CAMERA=KEY")
+    image_keys = dict(pair.split("=", 1) for pair in args.image_keys)
+    if len(image_keys) < len(args.image_keys):
+        raise ValueError(f"--image_keys are {' '.join(args.image_keys)}; expected each camera once")
     limits = Limits(**given_options(args, Limits))
     token = read_token(args.token_file)
 
@@ -74,7 +76,6 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     policy = AIMPolicy.from_pretrained(args.policy, device, **given_options(args, LoadingConfig, SamplingConfig))
-    image_keys = dict(pair.split("=", 1) for pair in args.image_keys)
     server = PolicyServer(policy, args.batch_sizes, limits, token, image_keys, args.resize)
     if token is None and not is_loopback(args.host):
         logger.warning("everybody who reaches %s may drive this policy: give --token_file", args.host)

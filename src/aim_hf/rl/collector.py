@@ -89,6 +89,8 @@ class Collector:
             contacts=True,
         )
         self.seconds["simulation"] += time.perf_counter() - began
+        if progress is not None:
+            progress.update(sum(start is None for start in starts))
         rollouts = {}
         for index, scene in enumerate(scenes):
             rows = range(index * G, (index + 1) * G)
@@ -140,7 +142,6 @@ class _Rollout:
         self.first = self.pipe.append(self.session, start.observation)[0]
         self.running = [row for row, start in enumerate(starts) if start is not None]
         self.lost = [row for row, start in enumerate(starts) if start is None]
-        self.just_ended = len(self.lost)
         self.parts: dict[str, list[torch.Tensor]] = {
             name: [] for name in ("rgb", "value", "observed", "executed", "steps", "before", "after", "log_probs")
         }
