@@ -912,3 +912,16 @@ def test_episodes_of_another_make_are_refused(tmp_path):
     with pytest.raises(FileExistsError, match="was made from something else: content"):
         import_episodes(source, path, output)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("size", [(4, 6), (1, 1)])
+def test_statistics_of_pictures_are_those_of_their_pixels(size):
+    frames = np.random.default_rng(0).integers(0, 256, (5, *size, 3), dtype=np.uint8)
+    frames[..., 2] //= 100  # a channel of few levels
+    pixels = frames.reshape(-1, 3) / 255
+    found = export._picture_statistics(frames)
+    expected = {name: getattr(pixels, name)(axis=0) for name in ("min", "max", "mean", "std")}
+    expected |= {name: np.quantile(pixels, share, axis=0) for name, share in export.QUANTILES.items()}
+    assert found.keys() == expected.keys() | {"count"} and found["count"] == [5]
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values.reshape(3, 1, 1), rtol=0, atol=1e-12, err_msg=name)

@@ -371,25 +371,40 @@ class _VideoFiles:
 def _number_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
     """Statistics of values (T,) or (T, D), each (1,) or (D,)."""
     values = values.reshape(len(values), -1).astype(np.float64)
-    return _statistics(values, len(values))
-
-
-def _picture_statistics(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of frames (T, height, width, 3) uint8, scaled to [0, 1]: (3, 1, 1) each, one value per channel."""
-    statistics = _statistics(frames.reshape(-1, 3) / 255, len(frames))
-    return {name: value if name == "count" else value.reshape(3, 1, 1) for name, value in statistics.items()}
-
-
-def _statistics(values: np.ndarray, count: int) -> dict[str, np.ndarray]:
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
     return {
         "min": values.min(axis=0),
         "max": values.max(axis=0),
         "mean": values.mean(axis=0),
         "std": values.std(axis=0),
-        "count": np.array([count]),
+        "count": np.array([len(values)]),
         **dict(zip(QUANTILES, quantiles)),
     }
+
+
+def _picture_statistics(frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics of frames (T, height, width, 3) uint8, scaled to [0, 1]: (3, 1, 1) each, one value per channel. They
+    are those of the histograms, since the pixels of a long episode don't fit into memory as floats."""
+    histograms = np.zeros((3, 256), dtype=np.int64)
+    for frame in frames:
+        for channel, histogram in enumerate(histograms):
+            histogram += np.bincount(frame[..., channel].ravel(), minlength=256)
+    levels, count = np.arange(256) / 255, histograms[0].sum()
+    mean = histograms @ levels / count
+    variance = (histograms * (levels - mean[:, None]) ** 2).sum(axis=1) / count
+
+    def quantile(share: float) -> np.ndarray:
+        """As `np.quantile`: between the two pixels, in order, that the place lies between."""
+        place = share * (count - 1)
+        low, high = (
+            np.array([levels[np.searchsorted(of.cumsum(), rank, side="right")] for of in histograms])
+            for rank in (np.floor(place), np.ceil(place))
+        )
+        return low + (place - np.floor(place)) * (high - low)
+
+    statistics = {"min": quantile(0), "max": quantile(1), "mean": mean, "std": np.sqrt(variance)}
+    statistics |= {name: quantile(share) for name, share in QUANTILES.items()}
+    return {name: value.reshape(3, 1, 1) for name, value in statistics.items()} | {"count": np.array([len(frames)])}
 
 
 def _merged(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
