@@ -25,7 +25,7 @@ def rates() -> str:
     found = read(NAME)
     columns = {"arm": lambda arm: f"`{arm}`", "training seeds": lambda arm: len(found["judged"][arm])}
     for condition, of_arms in found["arms"].items():
-        columns[condition.capitalize()] = lambda arm, of_arms=of_arms: rate(of_arms[arm])
+        columns[condition[0].upper() + condition[1:]] = lambda arm, of_arms=of_arms: rate(of_arms[arm])
     return f"{table(columns, found['judged'])}\n{judged(found)}"
 
 
@@ -67,7 +67,7 @@ def tests() -> str:
     if not pairs:
         return "Only one arm was judged yet.\n"
     columns = {
-        "condition": lambda test: test["condition"].capitalize(),
+        "condition": lambda test: test["condition"][0].upper() + test["condition"][1:],
         "arms": lambda test: "`{1}` against `{0}`".format(*test["arms"]),
         **DIFFERENCE,
     }
