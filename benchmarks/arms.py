@@ -87,14 +87,13 @@ def study(
     pairs: Collection[tuple[str, str]],
     summarize: Callable[[np.ndarray, list[str]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """`arms`, condition -> arm -> its summary, and `tests`, of those pairs of which both were judged, with Holm's
-    correction for all conditions."""
+    """`arms`, condition -> arm -> its summary, and `tests`, of those pairs of which both were judged. Holm's
+    correction is the caller's, who knows all tests (`add_holm`)."""
     arms, tests = {}, []
     for condition in conditions:
         successes = successes_of(records, condition, tasks)
         arms[condition] = {arm: summarize(of, tasks) for arm, of in successes.items()}
         tests += compared(successes, condition, pairs)
-    add_holm(tests)
     return {"arms": arms, "tests": tests}
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 from arms import (
+    add_holm,
     as_arguments,
     heading,
     launch,
@@ -348,6 +349,7 @@ def report(args: argparse.Namespace) -> None:
         f"{record['arm']}-{record['seed']}": record["displacement"] for record in flat if record["arm"] != "stage1"
     }
     content = study(records, CONDITIONS, tasks, PAIRS, summarize_runs)
+    add_holm(content["tests"])
     content |= {"displacement": moves, "tasks": tasks, "start_seed": START_SEED}
     content |= {"practised_episodes": PRACTISED} | provenance(torch.device("cpu"))
     write_json(args.results_dir / "stage2.json", content)

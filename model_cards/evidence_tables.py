@@ -25,7 +25,7 @@ def rates() -> str:
     found = read(NAME)
     columns = {"arm": lambda arm: f"`{arm}`", "training seeds": lambda arm: len(found["judged"][arm])}
     for condition, of_arms in found["arms"].items():
-        columns[condition[0].upper() + condition[1:]] = lambda arm, of_arms=of_arms: rate(of_arms[arm])
+        columns[headed(condition)] = lambda arm, of_arms=of_arms: rate(of_arms[arm])
     return f"{table(columns, found['judged'])}\n{judged(found)}"
 
 
@@ -35,6 +35,11 @@ def rate(summary: dict[str, Any]) -> str:
     return f"{summary['mean']:.1f} ({low:.0f} to {high:.0f})" + (
         f"; {seeds}" if len(summary["of_each_seed"]) > 1 else ""
     )
+
+
+def headed(condition: str) -> str:
+    """A condition with a capital, without changing those that it has."""
+    return condition[0].upper() + condition[1:]
 
 
 def judged(found: dict[str, Any]) -> str:
@@ -67,7 +72,7 @@ def tests() -> str:
     if not pairs:
         return "Only one arm was judged yet.\n"
     columns = {
-        "condition": lambda test: test["condition"][0].upper() + test["condition"][1:],
+        "condition": lambda test: headed(test["condition"]),
         "arms": lambda test: "`{1}` against `{0}`".format(*test["arms"]),
         **DIFFERENCE,
     }

@@ -16,7 +16,7 @@ from ..envs.seeds import seed_range
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling_config import SamplingConfig
 from ..pipeline.session import AIMSession
-from ..rollout.policies import Prediction, check_fits, interface_of, negative_prompt
+from ..rollout.policies import Prediction, check_fits, interface_of
 from ..rollout.run import new_storyboard
 from ..rollout.storyboard import Storyboard
 from ..rollout.vector_env import Chunks, Start, VectorEnvironment, WorkerLost
@@ -178,7 +178,7 @@ class LiveRollouts:
     def _start(self, instruction: str, sampling: SamplingConfig) -> AIMSession:
         with self._network:
             try:
-                return self.pipe.start(instruction, negative_prompt=negative_prompt(sampling))
+                return self.pipe.start(instruction, negative_prompt=sampling.negative_prompt)
             except ValueError as error:  # the tokenizer's, for too many tokens
                 raise Trouble(str(error)) from error
 

@@ -43,6 +43,11 @@ class SamplingConfig:
         check_number("action_noise_scale", self.action_noise_scale, 0, 1)
 
     @property
+    def negative_prompt(self) -> str | None:
+        """The negative prompt that a session needs; None without guidance."""
+        return None if self.guidance_scale == 1 else ""
+
+    @property
     def world_steps(self) -> int:
         """Number of denoising steps of RGB and value maps, with `stop_after`."""
         return self.num_inference_steps if self.stop_after is None else self.stop_after

@@ -196,7 +196,7 @@ class AIMPolicy:
     @property
     def negative_prompt(self) -> str | None:
         """The negative prompt of its sessions; None without guidance."""
-        return negative_prompt(self.sampling_config)
+        return self.sampling_config.negative_prompt
 
     def start(self, instructions: list[str], seeds: list[int]) -> None:
         self._rows = []
@@ -302,11 +302,6 @@ class AIMPolicy:
 
 def _of_row(clips: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
     return {camera: clip[row] for camera, clip in clips.items()}
-
-
-def negative_prompt(sampling_config: SamplingConfig) -> str | None:
-    """The negative prompt that sessions need; None without guidance."""
-    return None if sampling_config.guidance_scale == 1 else ""
 
 
 def interface_of(pipe: AIMPipeline) -> Interface:

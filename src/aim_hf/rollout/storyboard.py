@@ -208,16 +208,16 @@ _COLORS = ("#d1495b", "#3a7d44", "#2e6fbb", "#b8860b", "#7b4fa3", "#2a9d8f", "#8
 
 
 def _arm(board: Storyboard, arm: Arm) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What was commanded to an arm, over the steps: x, y and z of its tool (m), or each of its joints (rad), by name;
-    and its gripper."""
+    """The commands of an arm over the steps: x, y and z of its tool (m), or each of its joints (rad), by name; and its
+    gripper."""
     actions = np.split(np.array(board.actions), 2, axis=1)[ARMS.index(arm)]
     names = "xyz" if board.action_mode == "ee" else [str(number) for number in range(1, actions.shape[1])]
     return {name: actions[:, index] for index, name in enumerate(names)}, actions[:, -1]
 
 
 def _action_plot(board: Storyboard, height: int) -> np.ndarray:
-    """What was commanded to the left arm (solid) and the right arm (dashed) over the steps of the episode, but
-    grippers."""
+    """Commanded tool position or joints of the left arm (solid) and the right arm (dashed) over the steps of the
+    episode."""
     (left, _), (right, _) = (_arm(board, arm) for arm in ARMS)
     steps = np.arange(1, len(board.actions) + 1)
     figure, axes = _plot(_PLOT, height, "m" if board.action_mode == "ee" else "joints, rad")
