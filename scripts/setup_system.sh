@@ -51,9 +51,10 @@ SOURCE
 }
 
 packages=()
-"$PYTHON" -c 'import ensurepip' 2>/dev/null || packages+=(python3.11-venv)
+version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo 3.11)
+"$PYTHON" -c 'import ensurepip' 2>/dev/null || packages+=("python$version-venv")
 # torchcodec links against it, and Debian's python3.11 holds it statically.
-"$PYTHON" -c 'import ctypes; ctypes.CDLL("libpython3.11.so.1.0")' 2>/dev/null || packages+=(libpython3.11)
+"$PYTHON" -c "import ctypes; ctypes.CDLL('libpython$version.so.1.0')" 2>/dev/null || packages+=("libpython$version")
 command -v ffmpeg >/dev/null || packages+=(ffmpeg)
 if command -v dpkg-query >/dev/null; then
     has_package libx11-6 || packages+=(libx11-6)  # SAPIEN links against it, screen or no screen
@@ -75,8 +76,8 @@ fi
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
     cat >&3 <<MESSAGE
 setup: not root on a Debian system, so nothing was installed. If the check at the end fails, install by hand:
-  - Python 3.11 with venv              (Debian: python3.11-venv)
-  - Python's shared library            (Debian: libpython3.11)
+  - Python $version with venv              (Debian: python$version-venv)
+  - Python's shared library            (Debian: libpython$version)
   - ffmpeg and its shared libraries    (Debian: ffmpeg)
   - libX11                             (Debian: libx11-6)
   - EGL and OpenGL                     (Debian: libegl1, libopengl0)
