@@ -112,7 +112,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
             | {"--max_steps 2000": "--held_out 1 --max_steps 1 --use_cpu --sample_steps 0"}
             | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 1"},
         ),
-        Left("needs the real lerobot, in an environment of its own; tests/data/test_lerobot.py runs the export"),
+        Left("needs the real lerobot, in its own environment; tests/data/lerobot/test_export.py runs the export"),
     ],
     "docs/robotwin.md": [
         Left("it installs; tests/envs/test_robotwin_runtime.py runs what it makes"),
