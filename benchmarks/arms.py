@@ -115,11 +115,17 @@ def sign_flip_p(differences: np.ndarray) -> float:
     return (extreme + 1) / (FLIPS + 1)
 
 
-def paired_gain(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+def paired_gain(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     """`gain_points` of `after` and its `p`, by flipping signs: success on the same scenes, (training seeds, tasks,
-    episodes) each. A scene's gain is the mean over training seeds, whose number may differ."""
+    episodes) each. A scene's gain is the mean over training seeds, whose number may differ; `gain_of_each_seed` are
+    those of the training seeds that both have."""
     difference = (after.mean(0) - before.mean(0)).flatten()
-    return {"gain_points": float(100 * difference.mean()), "p": sign_flip_p(difference)}
+    of_each = [float(100 * (second.mean() - first.mean())) for first, second in zip(before, after)]
+    return {
+        "gain_points": float(100 * difference.mean()),
+        "gain_of_each_seed": of_each,
+        "p": sign_flip_p(difference),
+    }
 
 
 def compared(successes: dict[str, np.ndarray], condition: str, pairs: Iterable[tuple[str, str]]) -> list[dict]:

@@ -12,7 +12,7 @@ NOT_JUDGED = "Nothing was judged yet.\n"
 HARD = "hard"
 # Columns of a paired test.
 DIFFERENCE = {
-    "points": lambda test: f"{test['gain_points']:+.1f}",
+    "points": lambda test: gain(test),
     "p": lambda test: f"{test['p']:.2g}",
     "Holm's p": lambda test: f"{test['holm_p']:.2g}",
 }
@@ -50,6 +50,12 @@ def judged(found: dict[str, Any]) -> str:
     return f"Judged by the commands below at commit {commits}, on {machines}.\n"
 
 
+def gain(test: dict[str, Any]) -> str:
+    """A gain in points, and that of each training seed where there are several."""
+    seeds = " / ".join(f"{of_seed:+.0f}" for of_seed in test["gain_of_each_seed"])
+    return f"{test['gain_points']:+.1f}" + (f"; {seeds}" if len(test["gain_of_each_seed"]) > 1 else "")
+
+
 def tasks() -> str:
     """Success of each arm on Hard without action noise: by task, and by the groups of tasks."""
     if not measured(NAME):
@@ -70,7 +76,7 @@ def tests() -> str:
         return NOT_JUDGED
     pairs = read(NAME)["tests"]
     if not pairs:
-        return "Only one arm was judged yet.\n"
+        return "No two arms that are compared were judged yet.\n"
     columns = {
         "condition": lambda test: headed(test["condition"]),
         "arms": lambda test: "`{1}` against `{0}`".format(*test["arms"]),

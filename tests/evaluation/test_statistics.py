@@ -53,6 +53,7 @@ def test_a_gain_is_paired_by_scene_whatever_the_number_of_training_seeds():
     after[:2, 0] = 1  # two of three training seeds solve each scene of one task
     assert paired_gain(before, after) == {
         "gain_points": pytest.approx(100 / 3),
+        "gain_of_each_seed": [50],
         "p": pytest.approx(2 / 2**5, abs=5e-3),
     }
 
