@@ -8,7 +8,7 @@
 """
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,16 @@ CAMERA_KEYS = {
 }
 
 
-def write_images(
-    observations: Sequence[Observation], cameras: Collection[str] = tuple(CAMERA_KEYS)
-) -> dict[str, np.ndarray]:
-    """`images` of one observation, or of several in time order, with those of `cameras` that are in `CAMERA_KEYS`."""
+def keys_of(cameras: Iterable[str], image_keys: Mapping[str, str]) -> dict[str, str]:
+    """Camera -> its key in messages: that of `image_keys`, otherwise that of `CAMERA_KEYS`, otherwise its name."""
+    return {camera: image_keys.get(camera, CAMERA_KEYS.get(camera, camera)) for camera in cameras}
+
+
+def write_images(observations: Sequence[Observation], keys: Mapping[str, str] = CAMERA_KEYS) -> dict[str, np.ndarray]:
+    """`images` of one observation, or of several in time order, with those cameras of `keys` that are observed."""
     images = {}
-    for camera, key in CAMERA_KEYS.items():
-        if camera in cameras and camera in observations[0]["observation"]:
+    for camera, key in keys.items():
+        if camera in observations[0]["observation"]:
             clip = [np.moveaxis(o["observation"][camera]["rgb"], -1, 0) for o in observations]
             images[key] = np.stack(clip) if len(clip) > 1 else clip[0]
     return images

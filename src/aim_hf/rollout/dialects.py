@@ -6,7 +6,7 @@ maps. A server with other keys needs a class like `OpenPIEpisode` and a `Dialect
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,13 +16,12 @@ import numpy as np
 from ..envs.base import ActionMode, Interface, Observation
 from ..envs.poses import along_tools, pack_endpose, quaternion_product
 from ..envs.robotwin.environment import FRAME_BEHIND_TCP
-from ..protocol.observations import CAMERA_KEYS, write_images, write_state
+from ..protocol.observations import CAMERA_KEYS, keys_of, write_images, write_state
 
 if TYPE_CHECKING:  # `policies` imports torch
     from .policies import Pictures
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]  # sends a message, returns the reply
-CAMERAS_OF_KEYS = {key: camera for camera, key in CAMERA_KEYS.items()}
 
 
 class RemoteEpisode(Protocol):
@@ -68,11 +67,12 @@ class Dialect:
 
 def aim(metadata: dict[str, Any]) -> Dialect:
     """AIM's own server, whose metadata give all fields. Its results are those of the checkpoint that it serves."""
-    sizes = {CAMERAS_OF_KEYS.get(key, key): tuple(shape[1:]) for key, shape in metadata["images"].items()}
-    # Older servers don't send `fps`.
+    # Older servers send neither their `image_keys` nor `fps`.
+    keys = keys_of(metadata["pixel_size"], metadata["settings"].get("server", {}).get("image_keys", {}))
+    sizes = {camera: tuple(metadata["images"][key][1:]) for camera, key in keys.items()}
     interface = Interface({metadata["action_space"]: metadata["action_dim"]}, sizes, metadata.get("fps"))
     return Dialect(
-        partial(AIMEpisode, cameras=tuple(sizes)),
+        partial(AIMEpisode, keys=keys),
         metadata["settings"],
         metadata["action_space"],
         metadata["actions_per_chunk"],
@@ -95,22 +95,23 @@ def lingbot_va() -> Dialect:
 
 
 class AIMEpisode:
-    """AIM's own server keeps the history of the episode. It wants the pictures of its policy's `cameras` alone."""
+    """AIM's own server keeps the history of the episode. It wants the pictures of its policy's cameras alone, by the
+    `keys` of them."""
 
-    def __init__(self, ask: Ask, instruction: str, seed: int, cameras: Collection[str]) -> None:
-        self.ask, self.first, self.cameras = ask, {"prompt": instruction, "seed": seed}, cameras
+    def __init__(self, ask: Ask, instruction: str, seed: int, keys: Mapping[str, str]) -> None:
+        self.ask, self.first, self.keys = ask, {"prompt": instruction, "seed": seed}, keys
 
     def next_chunk(
         self, observations: list[Observation], executed: np.ndarray | None, pictures: Pictures
     ) -> dict[str, Any]:
-        message = {"images": write_images(observations, self.cameras), "pictures": pictures}
+        message = {"images": write_images(observations, self.keys), "pictures": pictures}
         if executed is None:
             message |= self.first | {"endpose": pack_endpose(observations[0])}
         else:
             message["executed_actions"] = executed
         reply = self.ask(message)
         clips = {
-            name: {CAMERAS_OF_KEYS.get(key, key): clip for key, clip in reply[name].items()}
+            name: {camera: reply[name][key] for camera, key in self.keys.items()}
             for name in ("value_maps", "frames")
             if name in reply
         }

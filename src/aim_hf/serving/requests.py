@@ -11,7 +11,7 @@ from ..model.processing_aim import check_magnitude
 from ..pipeline.inputs import committed_actions
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.session import AIMSession
-from ..protocol.observations import CAMERA_KEYS, read_endpose, read_images, read_numbers
+from ..protocol.observations import keys_of, read_endpose, read_images, read_numbers
 from ..rollout.policies import Pictures
 from ..utils.checks import check_choice
 
@@ -80,7 +80,7 @@ class RequestReader:
             raise ValueError(f"image_keys has {', '.join(unknown)}; the policy looks at {', '.join(self.sizes)}.")
         self.lookahead_actions = pipe.model.config.action_horizon - pipe.actions_per_chunk
         self.image_keys, self.resize = dict(image_keys or {}), resize
-        self.keys = {name: self.image_keys.get(name, CAMERA_KEYS.get(name, name)) for name in self.sizes}
+        self.keys = keys_of(self.sizes, self.image_keys)
         if len(set(self.keys.values())) < len(self.keys):
             told = ", ".join(f"{name}={key}" for name, key in self.keys.items())
             raise ValueError(f"image_keys make {told}; expected a key of its own for each camera.")
