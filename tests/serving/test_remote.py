@@ -1,7 +1,9 @@
 """Evaluating policies that are somewhere else."""
 
 import json
+import re
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.protocol.observations import read_endpose, read_images
 from aim_hf.rollout import dialects
 from aim_hf.rollout.policies import AIMPolicy
-from aim_hf.rollout.remote import RemotePolicy, RemotePolicyError
+from aim_hf.rollout.remote import Connection, RemotePolicy, RemotePolicyError
 
 from ..fixtures_pipeline import make_processor
 from ..rollout.fixtures_policy import CANVAS, HEAD, STATISTICS, WRIST, make_policy
@@ -116,6 +118,31 @@ def test_predictions_are_those_in_process_with_all_their_pictures(server, policy
     assert predictions[1][1].frames is None
     with pytest.raises(ValueError, match="acts on its own value maps"):
         remote.predict(later, first.actions, value_maps={})
+
+
+@pytest.mark.parametrize(
+    "image_keys",
+    [
+        {"left_camera": "cam_right_wrist", "right_camera": "cam_left_wrist"},
+        {"head_camera": "observation/image", "left_camera": "observation/wrist_image"},
+    ],
+    ids=["swapped", "renamed"],
+)
+def test_each_camera_goes_by_the_key_that_its_server_gives_it(policy, image_keys):
+    observations = [read_images(Robot(0).images(), SIZES, 1)]
+    observations[0][0]["endpose"] = read_endpose(Robot(0).start()["endpose"])
+    with running(policy, image_keys=image_keys) as server:
+        remote = RemotePolicy(server.address)
+        assert remote.interface == policy.interface
+        for each in (policy, remote):
+            each.start(["ring the bell"], [7])
+        here, there = (each.predict(observations, pictures="all") for each in (policy, remote))
+        remote.close()
+    np.testing.assert_array_equal(there.actions, here.actions)
+    for clips, others in ((here.value_maps, there.value_maps), (here.frames, there.frames)):
+        assert clips.keys() == others.keys()
+        for name, clip in clips.items():
+            np.testing.assert_array_equal(others[name], clip)
 
 
 def test_a_policy_of_the_wrist_cameras_alone_is_evaluated_and_filmed_here_and_remotely(tmp_path):
@@ -243,6 +270,8 @@ OBSERVATION = read_images(Robot(0).images(), SIZES, 1)[0] | {"joint_action": {"v
         ({"action": np.zeros((20, 14))}, "doesn't fit .*actions"),
         ({"actions": np.zeros((19, 14))}, r"doesn't fit .*\(19, 14\); expected at least 20"),
         ({"actions": np.full((20, 14), np.nan)}, "NaN"),
+        ({"actions": [["0.1"] * 14] * 20}, "doesn't fit"),
+        ({"actions": [[None] * 14] * 20}, "doesn't fit"),
         ([1], "sent list, not a map"),
     ],
 )
@@ -253,6 +282,30 @@ def test_replies_that_do_not_fit_are_errors(reply, reason):
         with pytest.raises(RemotePolicyError, match=reason):
             policy.predict([[OBSERVATION]])
         policy.close()
+
+
+def test_a_connection_is_opened_as_websockets_wants_it(server):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        connection = Connection(server.address)
+        assert connection.metadata["server"] == "aim_hf"
+        connection.close()
+    with pytest.raises(RemotePolicyError, match="went away"):
+        connection.ask({})
+
+
+@pytest.mark.parametrize("address", ["ws://127.0.0.1:port", "ws://127.0.0.1:80000", "ws://..", "ws://[::1"])
+def test_an_address_of_no_host_or_port_is_named(address):
+    with pytest.raises(
+        RemotePolicyError, match=rf"no policy server answers at {re.escape(address)} \(.*\); .*the port"
+    ):
+        Connection(address)
+
+
+def test_a_server_of_another_release_is_named():
+    with OtherServer(lambda message: {}, {"server": "aim_hf", "settings": {}}) as server:
+        with pytest.raises(RemotePolicyError, match="of another release of AIM, whose metadata have no 'pixel_size'"):
+            RemotePolicy(server.address)
 
 
 def test_a_server_that_is_not_there_or_closed_to_us(policy):

@@ -42,7 +42,7 @@ def alone(policy):
 
 
 def raw(server):
-    return connect(server.address, compression=None, max_size=None, proxy=None)
+    return connect(server.address, compression=None, max_size=None, proxy=None).__enter__()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -37,24 +38,33 @@ class Connection:
     def __init__(self, address: str, token: str | None = None) -> None:
         self.address = address
         headers = {"Authorization": f"Api-Key {token}"} if token else None
+        with ExitStack() as stack:
+            self._websocket = self._connected(stack, headers)
+            self.metadata = self._receive()
+            self._opened = stack.pop_all()
+
+    def _connected(self, stack: ExitStack, headers: dict[str, str] | None) -> ClientConnection:
+        """A connection that ends with `stack`: newer releases of websockets want `connect` in a `with` statement."""
+        address = self.address
         try:
-            self._websocket: ClientConnection = connect(
-                address,
-                additional_headers=headers,
-                compression=None,
-                max_size=MAX_REPLY,
-                ping_interval=None,  # many servers don't answer pings during inference
-                proxy=None,
+            return stack.enter_context(
+                connect(
+                    address,
+                    additional_headers=headers,
+                    compression=None,
+                    max_size=MAX_REPLY,
+                    ping_interval=None,  # many servers don't answer pings during inference
+                    proxy=None,
+                )
             )
         except InvalidStatus as error:
             status = error.response.status_code
             mend = "give --token_file" if status in (401, 403) else "look at the server's log"
             raise RemotePolicyError(f"the policy server at {address} refused: HTTP status {status}; {mend}") from error
-        except (InvalidURI, InvalidHandshake, OSError, EOFError) as error:
+        except (InvalidURI, InvalidHandshake, OSError, EOFError, ValueError) as error:  # the last: no host or port
             raise RemotePolicyError(
                 f"no policy server answers at {address} ({error}); start it, or look at the address and the port"
             ) from error
-        self.metadata = self._receive()
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -64,7 +74,7 @@ class Connection:
         return self._receive()
 
     def close(self) -> None:
-        self._websocket.close()
+        self._opened.close()
 
     def _receive(self) -> dict[str, Any]:
         try:
@@ -122,7 +132,13 @@ class RemotePolicy:
                     f"the server at {address} is AIM's, whose metadata give its messages and its policy's name; leave "
                     "out --dialect, --actions_per_chunk and --policy_name."
                 )
-            self.dialect = aim(metadata)
+            try:
+                self.dialect = aim(metadata)
+            except KeyError as error:
+                raise RemotePolicyError(
+                    f"the policy server at {address} is of another release of AIM, whose metadata have no {error}; "
+                    "install the same release on both sides"
+                ) from error
             self.settings = self.dialect.settings
         elif dialect is None:
             raise ValueError(f"the server at {address} is not AIM's; say by --dialect what its messages are like.")
@@ -170,7 +186,7 @@ class RemotePolicy:
             try:
                 reply = episode.next_chunk(observed, chunk, pictures)
                 return reply | {"actions": self._actions(reply["actions"])}
-            except (KeyError, ValueError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise RemotePolicyError(
                     f"the policy server at {self.address} sent a reply that doesn't fit ({error!r}); see "
                     "docs/serving.md for what is expected"
