@@ -124,6 +124,18 @@ def test_delayed_actions_give_the_same_motion_later(mode):
         assert np.abs(late - motion).max() > 0.05
 
 
+def test_a_waiting_action_stays_what_it_was_when_its_array_is_filled_anew():
+    environment = make_environment("tabletop", "place_a2b_left", "delay-3", render=False)
+    environment.reset(SEED)
+    actions, array, ends = environment.expert().actions[:12], np.empty(16), []
+    for given in (lambda action: action, lambda action: np.copyto(array, action) or array):
+        environment.reset(SEED)
+        for action in actions:
+            environment.step(given(action), observe=False)
+        ends.append([environment.tcp(arm) for arm in ("left", "right")])
+    np.testing.assert_array_equal(*ends)
+
+
 def test_the_expert_is_not_delayed():
     ends = []
     for split in ("easy", "delay-3"):

@@ -9,9 +9,10 @@ from .base import ARMS
 
 
 def checked_action(action: np.ndarray, mode: str, action_dims: dict[str, int]) -> np.ndarray:
-    """`action` as float64. Raises ValueError for an unknown mode, a wrong shape, NaN, or a bad quaternion."""
+    """A float64 copy of `action`, whose owner may fill it anew. Raises ValueError for an unknown mode, a wrong shape,
+    NaN, or a bad quaternion."""
     check_choice("mode", mode, action_dims)
-    action = np.asarray(action, dtype=np.float64)
+    action = np.array(action, dtype=np.float64)
     if action.shape != (action_dims[mode],):
         raise ValueError(
             f"action has shape {action.shape}, mode {mode!r} expects ({action_dims[mode]},): pass one action for both "
