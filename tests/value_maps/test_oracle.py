@@ -11,6 +11,7 @@ from aim_hf.value_maps.peak import SeenContact, value_peak_error
 from aim_hf.value_maps.render import project
 
 SEED = 100_000_001
+SAME_SIDE = 100_000_004  # where one arm stacks both cubes
 STEPS = [2, 4, 6, 8]
 
 
@@ -61,6 +62,84 @@ def test_follows_the_expert_through_all_events(recorded):
             env.step(action, observe=False)
     oracle.close()
     assert oracle.happened[: len(run.events) - 1] == list(range(len(run.events) - 1))
+
+
+class Rollout:
+    """Follows the expert's path, or goes elsewhere, and lets an oracle watch."""
+
+    def __init__(self, task, seed=SEED):
+        self.env = make_environment("tabletop", task, render=False)
+        self.run = record_expert(self.env, seed)
+        self.env.reset(seed)
+        self.env.step_limit = 1000
+        self.path, self.oracle = self.env.expert().actions, ValueMapOracle(self.env, self.run)
+
+    def act(self, actions):
+        for action in actions:
+            self.oracle.before_step((action[7], action[15]))
+            self.env.step(action, observe=False)
+            self.oracle.value_maps([2])
+        self.last = np.array(actions[-1])
+
+    def go(self, arm, position, gripper, steps):
+        """Moves an arm straight to a position."""
+        start, end = self.last, self.last.copy()
+        first = 0 if arm == "left" else 8
+        end[first : first + 3], end[first + 7] = position, gripper
+        actions = start + np.arange(1, steps + 1)[:, None] / steps * (end - start)
+        actions[:, first + 7] = gripper
+        self.act(actions)
+
+    def carry(self, arm, body, offset):
+        """Picks a cube of 5.5 cm up and sets it down beside its place."""
+        here = next(state.pose for state in self.env.bodies().values() if state.name == body)[:3] + [0, 0, 0.0275]
+        up = np.array([0, 0, 0.1])
+        for position, gripper, steps in (
+            *((here + up, 1, 8), (here, 1, 6), (here, 0, 5), (here + up, 0, 6)),
+            *((here + offset + up, 0, 8), (here + offset, 0, 6), (here + offset, 1, 6), (here + offset + up, 1, 10)),
+        ):
+            self.go(arm, position, gripper, steps)
+
+
+def test_a_cube_that_is_taken_from_its_place_is_to_be_picked_and_placed_again():
+    rollout = Rollout("stack_blocks_two")
+    pick, place = rollout.run.events[:2]
+    assert rollout.run.bodies == ["red_cube", "red_cube", "green_cube", "green_cube"]
+    rollout.act(rollout.path[: place.frame + 4])
+    assert rollout.oracle.happened == [0, 1]
+    away = np.array([-0.15 if pick.arm == "left" else 0.15, 0, 0.004])
+    rollout.carry(pick.arm, "red_cube", away)
+    assert rollout.oracle.happened == []
+    rollout.carry(pick.arm, "red_cube", -away)
+    assert rollout.oracle.happened == [0, 1]
+
+
+def test_a_cube_that_is_taken_and_set_down_at_its_place_again_stays_placed():
+    rollout = Rollout("stack_blocks_two")
+    rollout.act(rollout.path[: rollout.run.events[1].frame + 4])
+    rollout.carry(rollout.run.events[0].arm, "red_cube", np.array([0, 0, 0.004]))
+    assert len(rollout.oracle._detector.made) == 4 and rollout.oracle.happened == [0, 1]
+
+
+def test_another_cube_at_the_place_of_the_first_does_not_count():
+    rollout = Rollout("stack_blocks_two", SAME_SIDE)
+    (arm,) = {event.arm for event in rollout.run.events}
+    green = next(body.pose for body in rollout.env.bodies().values() if body.name == "green_cube")
+    rollout.act(rollout.path[:1])
+    rollout.carry(arm, "green_cube", np.array([0.0, -0.02, 0.004]) - [*green[:2], 0])
+    assert [made.kind for made in rollout.oracle._detector.made] == ["pick", "place"]
+    assert rollout.oracle.happened == []
+
+
+def test_a_pot_that_both_arms_drop_is_to_be_picked_by_both_again():
+    rollout = Rollout("lift_pot")
+    picked = max(event.frame for event in rollout.run.events) + 1
+    rollout.act(rollout.path[:picked])
+    assert sorted(rollout.oracle.happened) == [0, 1]
+    released = rollout.last.copy()
+    released[[7, 15]] = 1
+    rollout.act([released] * 15)
+    assert rollout.oracle.happened == []
 
 
 def test_a_dropped_cube_is_to_be_picked_again():

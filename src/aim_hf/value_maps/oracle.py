@@ -5,7 +5,8 @@ the first chunk, maps rendered from the recording are exact: they equal those of
 from the expert's path, and `ValueMapOracle` approximates the maps:
 
 - The events that have happened are detected live, by the detector that labels the data. If an object is set down away
-  from the expert's place, its pick is undone.
+  from the expert's place, its last pick, a pick of the other arm at the same time, and all that followed with this
+  object are undone.
 - The current frame of the expert is the one, between the last event that has happened and the next one, in which the
   fingers were closest to their current positions. The maps of the chunk follow the expert from this frame, so that the
   next event takes over in time and a wrist camera approaches its target, as in the data. Constant maps would tell the
@@ -24,7 +25,7 @@ from ..envs.base import ARMS, Camera, Environment
 from ..envs.poses import quaternion_product, rotation_matrix
 from .contacts import EventDetector
 from .peak import SeenContact
-from .render import Event, project, render_value_maps, shown_events
+from .render import TOGETHER, Event, project, render_value_maps, shown_events
 
 PLACED = 0.05  # m: an object set down further than this from the expert's place counts as dropped
 TIE = 2e-4  # m: of frames of the expert whose distances differ by less than this, the earliest is used
@@ -35,6 +36,7 @@ class ExpertRun:
     """The expert's recording of one scene, over num_frames = T + 1 frames for T actions.
 
     success: whether the task was fulfilled at the end; experts fail on a few scenes.
+    bodies: names of the picked, placed, pressed, pushed or inserted body of each event.
     fingers: (num_frames, number of fingers, 3), positions of the fingers.
     intrinsics, extrinsics: camera -> (num_frames, 3, 3) and (num_frames, 3, 4), float32 as in the data.
     sizes: camera -> (height, width).
@@ -42,6 +44,7 @@ class ExpertRun:
 
     success: bool
     events: list[Event]
+    bodies: list[str]
     fingers: np.ndarray
     intrinsics: dict[str, np.ndarray]
     extrinsics: dict[str, np.ndarray]
@@ -86,6 +89,7 @@ def record_expert(env: Environment, seed: int) -> ExpertRun:
     return ExpertRun(
         success=success,
         events=detector.events(),
+        bodies=[detector.names[made.body] for made in detector.made],
         fingers=np.array(fingers),
         intrinsics=_stacked(cameras, "intrinsics"),
         extrinsics=_stacked(cameras, "extrinsics"),
@@ -141,17 +145,22 @@ class ValueMapOracle:
 
     def _follow(self) -> None:
         """Updates `happened` by the detector's events since the last call."""
-        found, expected = self._detector.events(), self.run.events
-        for event in found[self._followed :]:
-            index = next(
-                (i for i, other in enumerate(expected) if i not in self.happened and _same(event, other)), None
-            )
-            if index is not None:
-                self.happened.append(index)
-            elif event.kind == "place":
-                picks = [i for i in self.happened if (expected[i].kind, expected[i].arm) == ("pick", event.arm)]
-                self.happened = [i for i in self.happened if i not in picks[-1:]]
+        found, made, expected = self._detector.events(), self._detector.made, self.run.events
+        for event, contact in zip(found[self._followed :], made[self._followed :], strict=True):
+            body = self._detector.names[contact.body]
+            same = [i for i, other in enumerate(expected) if self.run.bodies[i] == body and _same(event, other)]
+            fresh = [i for i in same if i not in self.happened]
+            self.happened += fresh[:1]
+            if event.kind == "place" and not same:
+                self._undo(body)
         self._followed = len(found)
+
+    def _undo(self, body: str) -> None:
+        """Takes from `happened` the last pick of a body, and its events at about the same time and later."""
+        events = {index: self.run.events[index] for index in self.happened if self.run.bodies[index] == body}
+        picks = [event.frame for event in events.values() if event.kind == "pick"]
+        since = max(picks, default=np.inf) - TOGETHER
+        self.happened = [i for i in self.happened if i not in events or events[i].frame < since]
 
     def _expert_frame(self, remaining: list[Event]) -> int:
         """The frame of the expert that matches the current state, see the module's docstring."""
