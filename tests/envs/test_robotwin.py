@@ -121,6 +121,18 @@ def test_observation(env, checkout, monkeypatch):
     assert told.fps == pytest.approx(1 / env.control_dt) and told.action_dims == env.action_dims | {"qpos": None}
 
 
+def test_an_observation_belongs_to_whom_it_is_given(env):
+    """Whoever scales a picture scales its matrix too."""
+    cameras, reset = env.cameras, lambda: env.reset(0)
+    for observed in (reset, reset, env.observe, lambda: env.step(holding(env)).observation):
+        view, camera = observed()["observation"]["head_camera"], cameras()["head_camera"]
+        np.testing.assert_array_equal(view["intrinsic_cv"], camera.intrinsics)
+        assert view["rgb"].any() and view["intrinsic_cv"].any()
+        view["rgb"][:] = 0
+        view["intrinsic_cv"][:] = 0
+        assert cameras()["head_camera"].intrinsics.any()
+
+
 def test_depth_is_in_meters(checkout):
     environment = make(checkout, depth=True)
     depth = environment.reset(0)["observation"]["left_camera"]["depth"]

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -213,7 +214,7 @@ class RoboTwinEnvironment:
             self._start()
         if self._untouched and seed == self._seed:
             self._moment, self._ended = self._first_moment, None
-            return self._first_observation
+            return deepcopy(self._first_observation)
         if seed != self._seed:
             self._info = self._recording = None
         self._seed, self._own_seed = seed, own_seed
@@ -224,7 +225,7 @@ class RoboTwinEnvironment:
                 self._reject("the expert doesn't fulfil the task")
             self._recording = recording
         self._first_observation = self._set_up(observe=True)
-        return self._first_observation
+        return deepcopy(self._first_observation)
 
     def step(self, action: np.ndarray, mode: str = "ee", observe: bool = True) -> StepResult:
         """Executes one action.
@@ -566,7 +567,7 @@ class RoboTwinEnvironment:
         observation: Observation = {"observation": {}, "joint_action": {}, "endpose": {}}
         moment = self._unpack_moment(arrays) if "state/tools" in arrays else self._active_moment()
         for name, camera in moment.cameras.items():
-            view = {"intrinsic_cv": camera.intrinsics, "extrinsic_cv": camera.extrinsics}
+            view = {"intrinsic_cv": camera.intrinsics.copy(), "extrinsic_cv": camera.extrinsics.copy()}
             prefix = f"observation/{name}/"
             pictures = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
             observation["observation"][name] = view | pictures
