@@ -289,7 +289,7 @@ class VectorEnvironment:
                     self.workers[index] = _Worker(self.suite, self.split)
                     queues[index].clear()
                     for other in range(index, len(self.seeds), len(self.workers)):  # all rows of this worker
-                        self.lost[other] = WorkerLost(self.seeds[row], reason)
+                        self.lost.setdefault(other, WorkerLost(self.seeds[row], reason))
                     continue
                 if outcome == "done":
                     answers[row] = answer
