@@ -27,7 +27,8 @@ from aim_hf.envs.robotwin.standin import has_assets, write_assets
 from aim_hf.envs.robotwin.tasks import simulator_seed
 from aim_hf.envs.seeds import SEED_RANGES
 from aim_hf.envs.tabletop import TabletopEnvironment
-from aim_hf.rollout.vector_env import Chunks, VectorEnvironment
+from aim_hf.rollout.vector_env import Chunks, VectorEnvironment, WorkerLost
+from aim_hf.utils.files import UnreadableFile
 from aim_hf.value_maps.contacts import EventDetector
 from aim_hf.value_maps.oracle import record_expert
 
@@ -119,6 +120,21 @@ def test_observation(env, checkout, monkeypatch):
     told = RoboTwinEnvironment.interface("easy")  # without opening one
     assert told.picture_sizes == dict.fromkeys(CAMERAS, (12, 16))
     assert told.fps == pytest.approx(1 / env.control_dt) and told.action_dims == env.action_dims | {"qpos": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("camera: [", "demo_clean.yml: .*expected the node content"), ("save_freq: 15", "has no 'camera'"), ("", "None")],
+)
+def test_a_damaged_configuration_is_one_line(tmp_path, monkeypatch, content, reason):
+    folder = tmp_path / "task_config"
+    folder.mkdir()
+    (folder / "demo_clean.yml").write_text(content)
+    (folder / "_camera_config.yml").write_text("D435: {w: 320, h: 240}")
+    monkeypatch.setenv("ROBOTWIN_ROOT", str(tmp_path))
+    with pytest.raises(UnreadableFile, match=f"{folder} can't be read .*{reason}.*; restore RoboTwin's") as raised:
+        RoboTwinEnvironment.interface("easy")
+    assert "\n" not in str(raised.value)
 
 
 def test_an_observation_belongs_to_whom_it_is_given(env):
@@ -439,6 +455,19 @@ def test_evaluation_runs_unchanged(checkout, monkeypatch):
         action = np.concatenate([[*start.observation["endpose"][f"{arm}_endpose"], 1.0] for arm in ARMS])
         progress = environments.step({0: np.tile(action, (4, 1))}, "ee")[0]
         assert progress.steps == 4 and not progress.done and len(progress.observations) == 2
+
+
+def test_a_rejected_row_stays_rejected_when_its_worker_dies(checkout, monkeypatch):
+    for name, path in zip(("ROBOTWIN_ROOT", "ROBOTWIN_PYTHON"), checkout):
+        monkeypatch.setenv(name, str(path))
+    with VectorEnvironment("robotwin", "easy", num_workers=1, discard_lost=True) as environments:
+        seeds = [EVALUATION + UNSTABLE, EVALUATION + 1]
+        rejected, start = environments.reset("stack_blocks_two", seeds, "seen", Chunks(4, 2), expert=False)
+        assert rejected is None and start is not None
+        environments.workers[0].process.kill()
+        assert environments.step({1: np.zeros((4, 16))}, "ee") == {}
+        assert isinstance(environments.lost[0], SeedRejected) and environments.lost[0].seed == seeds[0]
+        assert isinstance(environments.lost[1], WorkerLost) and environments.lost[1].seed == seeds[1]
 
 
 # A simulator that dies or hangs

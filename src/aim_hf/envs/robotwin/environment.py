@@ -195,7 +195,7 @@ class RoboTwinEnvironment:
         if (configs := find_configs()) is not None:
             with reading(configs, "restore RoboTwin's configuration"):
                 names = (CONFIGS[split], "_camera_config")
-                config, cameras = (yaml.safe_load((configs / f"{name}.yml").read_text()) for name in names)
+                config, cameras = (_read_yaml(configs / f"{name}.yml") for name in names)
                 kinds = [cameras[config["camera"][f"{kind}_camera_type"]] for kind in ("head", "wrist", "wrist")]
                 sizes, every = [(kind["h"], kind["w"]) for kind in kinds], config["save_freq"]
         fps = 1 / (every * cls.physics_dt)
@@ -574,6 +574,14 @@ class RoboTwinEnvironment:
         observation["endpose"] = unpack_endpose(moment.tools.reshape(16))
         observation["joint_action"]["vector"] = arrays["observation/vector"]
         return observation
+
+
+def _read_yaml(path: Path) -> Any:
+    """Raises ValueError, in one line, for a damaged file."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
 
 
 def _embodiment(text: str) -> list[str | float] | None:
