@@ -16,6 +16,7 @@ import pytest
 from aim_hf.data.recorder import Failure, record_episode
 from aim_hf.envs import TASKS, make_environment
 from aim_hf.envs.base import ARMS, CAMERAS, Environment, SeedRejected
+from aim_hf.envs.poses import pack_endpose
 from aim_hf.envs.robotwin import (
     RoboTwinEnvironment,
     RoboTwinError,
@@ -455,6 +456,21 @@ def test_evaluation_runs_unchanged(checkout, monkeypatch):
         action = np.concatenate([[*start.observation["endpose"][f"{arm}_endpose"], 1.0] for arm in ARMS])
         progress = environments.step({0: np.tile(action, (4, 1))}, "ee")[0]
         assert progress.steps == 4 and not progress.done and len(progress.observations) == 2
+
+
+def test_a_simulator_that_hangs_costs_its_row_alone_and_one_that_starts_has_time(checkout, monkeypatch):
+    for name, path in zip(("ROBOTWIN_ROOT", "ROBOTWIN_PYTHON"), checkout):
+        monkeypatch.setenv(name, str(path))
+    options = {"num_workers": 1, "timeout": 1.0, "discard_lost": True}  # less than a start takes
+    with VectorEnvironment("robotwin", "easy", **options) as environments:
+        seeds = [EVALUATION + 1, EVALUATION + 2]
+        starts = environments.reset("stack_blocks_two", seeds, "seen", Chunks(4, 2), expert=False)
+        worker = environments.workers[0].process
+        hanging, still = (np.tile(pack_endpose(start.observation), (4, 1)) for start in starts)
+        hanging[1:, 7] = HANG_COMMAND
+        assert list(environments.step({0: hanging, 1: still}, "ee")) == [1]
+        assert list(environments.lost) == [0] and "hung for 1 s" in str(environments.lost[0])
+        assert environments.workers[0].process is worker and worker.is_alive()
 
 
 def test_a_rejected_row_stays_rejected_when_its_worker_dies(checkout, monkeypatch):

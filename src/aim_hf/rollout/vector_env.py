@@ -92,10 +92,11 @@ class Chunks:
 
 
 class HostedEnvironment:
-    """One row of a [`VectorEnvironment`] within its worker: an environment and its value map oracle."""
+    """One row of a [`VectorEnvironment`] within its worker: an environment, made with `options`, and its value map
+    oracle."""
 
-    def __init__(self, suite: str, split: str) -> None:
-        self.suite, self.split = suite, split
+    def __init__(self, suite: str, split: str, **options: Any) -> None:
+        self.suite, self.split, self.options = suite, split, options
         self.env: Environment | None = None
         self.oracle: ValueMapOracle | None = None
         self.detector: EventDetector | None = None
@@ -116,7 +117,7 @@ class HostedEnvironment:
         if self.detector is not None:
             self.env.on_physics_step.remove(self.detector)
             self.detector = None
-        env = self.env = next_environment(self.env, self.suite, task, self.split)
+        env = self.env = next_environment(self.env, self.suite, task, self.split, **self.options)
         self.chunks = chunks
         run = record_expert(env, seed) if expert else None
         self.observation = env.reset(seed)
@@ -184,7 +185,8 @@ class VectorEnvironment:
     Args:
         suite, split: suite and split of every row. The task may differ between batches and rows.
         num_workers: number of processes.
-        timeout: seconds without an answer after which a worker counts as hung.
+        timeout: seconds without an answer after which a worker counts as hung; of RoboTwin, its simulator, on which
+            the worker itself keeps an eye: it knows of slow starts, and a hung one costs one row alone.
         purpose: the purpose that the seeds must have.
         discard_lost: continue without the rows whose worker is lost.
 
@@ -207,7 +209,7 @@ class VectorEnvironment:
         self.purpose, self.discard_lost = purpose, discard_lost
         self.seeds: list[int] = []
         self.lost: dict[int, WorkerLost | SeedRejected] = {}  # lost rows of this batch -> the reason
-        self.workers = [_Worker(suite, split) for _ in range(num_workers)]
+        self.workers = [self._new_worker() for _ in range(num_workers)]
 
     def __enter__(self) -> VectorEnvironment:
         return self
@@ -275,7 +277,7 @@ class VectorEnvironment:
         for index in range(len(self.workers)):
             send_next(index)
         while busy:
-            ready = wait(list(busy), self.timeout)
+            ready = wait(list(busy), None if self.suite == "robotwin" else self.timeout)
             for connection in ready or list(busy):
                 index, row = busy.pop(connection)
                 try:
@@ -286,7 +288,7 @@ class VectorEnvironment:
                     hung = isinstance(error, TimeoutError)
                     reason = f"hung for {self.timeout} s" if hung else "died"
                     self.workers[index].kill()
-                    self.workers[index] = _Worker(self.suite, self.split)
+                    self.workers[index] = self._new_worker()
                     queues[index].clear()
                     for other in range(index, len(self.seeds), len(self.workers)):  # all rows of this worker
                         self.lost.setdefault(other, WorkerLost(self.seeds[row], reason))
@@ -306,6 +308,10 @@ class VectorEnvironment:
             raise error
         return {row: answer for row, answer in answers.items() if row not in self.lost}
 
+    def _new_worker(self) -> _Worker:
+        options = {"timeout": self.timeout} if self.suite == "robotwin" else {}
+        return _Worker(self.suite, self.split, options)
+
     def _worker_lost(self) -> WorkerLost | None:
         """The error that ends this batch, if any."""
         if self.discard_lost:
@@ -314,10 +320,10 @@ class VectorEnvironment:
 
 
 class _Worker:
-    def __init__(self, suite: str, split: str) -> None:
+    def __init__(self, suite: str, split: str, options: dict[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, suite, split), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, suite, split, options), daemon=True)
         self.process.start()
         theirs.close()  # so that the connection ends with the process
 
@@ -327,7 +333,7 @@ class _Worker:
         self.connection.close()
 
 
-def _serve(connection: Connection, suite: str, split: str) -> None:
+def _serve(connection: Connection, suite: str, split: str, options: dict[str, Any]) -> None:
     """The main loop of a worker: answers (row, method, arguments) by (outcome, result, reason or traceback) until the
     parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
@@ -338,7 +344,7 @@ def _serve(connection: Connection, suite: str, split: str) -> None:
             row, method, arguments = connection.recv()
             try:
                 if row not in rows:
-                    rows[row] = HostedEnvironment(suite, split)
+                    rows[row] = HostedEnvironment(suite, split, **options)
                 answer = "done", getattr(rows[row], method)(**arguments)
             except SeedRejected as rejected:
                 answer = "rejected", rejected.reason
