@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from aim_hf.envs import make_environment
-from aim_hf.rollout.vector_env import Chunks, WorkerLost
+from aim_hf.rollout import vector_env
+from aim_hf.rollout.vector_env import Chunks, Start, WorkerLost
 
 TASK, SEEDS, CHUNKS = "click_bell", [100_000_000, 100_000_001, 100_000_002], Chunks(8, 2)
 
@@ -82,6 +83,22 @@ def test_a_hung_worker_is_named_and_replaced(environments, expert_actions, monke
         environments.step({1: expert_actions[1][:8]}, "ee")
     assert lost.value.seed == SEEDS[1]
     assert not hung.is_alive() and environments.workers[1].process.is_alive()
+
+
+def test_an_interrupted_call_leaves_no_answer_behind(environments, expert_actions, monkeypatch):
+    """In a notebook one goes on after Ctrl-C."""
+    environments.reset(TASK, SEEDS, "seen", CHUNKS)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(vector_env, "wait", interrupted)
+        environments.step({row: path[:8] for row, path in enumerate(expert_actions)}, "ee")
+    starts = environments.reset(TASK, SEEDS, "seen", CHUNKS)
+    assert [type(start) for start in starts] == [Start] * 3
+    progress = environments.step({2: expert_actions[2][:8]}, "ee")
+    assert list(progress) == [2] and progress[2].steps == 8
 
 
 def loaded_networks() -> list[str]:

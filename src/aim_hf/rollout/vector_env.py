@@ -12,7 +12,8 @@ import os
 import signal
 import traceback
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -274,39 +275,56 @@ class VectorEnvironment:
                 except OSError:
                     pass  # the worker is dead, which ends the connection; handled below
 
-        for index in range(len(self.workers)):
-            send_next(index)
-        while busy:
-            ready = wait(list(busy), None if self.suite == "robotwin" else self.timeout)
-            for connection in ready or list(busy):
-                index, row = busy.pop(connection)
-                try:
-                    if not ready:
-                        raise TimeoutError
-                    outcome, answer = connection.recv()
-                except (EOFError, OSError) as error:  # TimeoutError is an OSError
-                    hung = isinstance(error, TimeoutError)
-                    reason = f"hung for {self.timeout} s" if hung else "died"
-                    self.workers[index].kill()
-                    self.workers[index] = self._new_worker()
-                    queues[index].clear()
-                    for other in range(index, len(self.seeds), len(self.workers)):  # all rows of this worker
-                        self.lost.setdefault(other, WorkerLost(self.seeds[row], reason))
-                    continue
-                if outcome == "done":
-                    answers[row] = answer
-                elif outcome == "rejected":
-                    self.lost[row] = SeedRejected(self.seeds[row], answer)
-                elif outcome == "lost":
-                    self.lost[row] = WorkerLost(self.seeds[row], answer)
-                else:
-                    failed = RuntimeError(f"the environment failed with seed {self.seeds[row]}:\n{answer}")
+        with self._replaced_if_interrupted(busy):
+            for index in range(len(self.workers)):
                 send_next(index)
+            while busy:
+                ready = wait(list(busy), None if self.suite == "robotwin" else self.timeout)
+                for connection in ready or list(busy):
+                    index, row = busy[connection]
+                    try:
+                        if not ready:
+                            raise TimeoutError
+                        outcome, answer = connection.recv()
+                    except (EOFError, OSError) as error:  # TimeoutError is an OSError
+                        hung = isinstance(error, TimeoutError)
+                        reason = f"hung for {self.timeout} s" if hung else "died"
+                        del busy[connection]
+                        self._replace(index)
+                        queues[index].clear()
+                        for other in range(index, len(self.seeds), len(self.workers)):  # all rows of this worker
+                            self.lost.setdefault(other, WorkerLost(self.seeds[row], reason))
+                        continue
+                    del busy[connection]
+                    if outcome == "done":
+                        answers[row] = answer
+                    elif outcome == "rejected":
+                        self.lost[row] = SeedRejected(self.seeds[row], answer)
+                    elif outcome == "lost":
+                        self.lost[row] = WorkerLost(self.seeds[row], answer)
+                    else:
+                        failed = RuntimeError(f"the environment failed with seed {self.seeds[row]}:\n{answer}")
+                    send_next(index)
         if failed is not None:
             raise failed
         if (error := self._worker_lost()) is not None:
             raise error
         return {row: answer for row, answer in answers.items() if row not in self.lost}
+
+    @contextmanager
+    def _replaced_if_interrupted(self, busy: dict[Connection, tuple[int, int]]) -> Iterator[None]:
+        """Replaces busy workers if the context is left by an error, as Ctrl-C in a notebook: their next answers would
+        be taken for those of later commands."""
+        try:
+            yield
+        except BaseException:
+            for index, _ in busy.values():
+                self._replace(index)
+            raise
+
+    def _replace(self, index: int) -> None:
+        self.workers[index].kill()
+        self.workers[index] = self._new_worker()
 
     def _new_worker(self) -> _Worker:
         options = {"timeout": self.timeout} if self.suite == "robotwin" else {}
