@@ -17,10 +17,10 @@ STATISTICS = {"q01": [-0.03] * 3 + [0.9] + [-0.1] * 3 + [0], "q99": [0.03] * 3 +
 STATISTICS = {name: numbers * 2 for name, numbers in STATISTICS.items()}
 
 
-def make_policy(seed: int = 0, action_lookahead_frames: int = 0, **options) -> AIMPolicy:
+def make_policy(seed: int = 0, action_lookahead_frames: int = 0, cameras: dict | None = None, **options) -> AIMPolicy:
     """With fields of `SamplingConfig` and of `ExecutionConfig`."""
     pipe = make_pipeline(seed=seed, action_lookahead_frames=action_lookahead_frames)
-    cameras = t_pose_canvas(CANVAS, HEAD, WRIST)
+    cameras = cameras or t_pose_canvas(CANVAS, HEAD, WRIST)
     processor = make_processor(canvas_size=CANVAS, cameras=cameras, max_text_length=32, action_statistics=STATISTICS)
     pipe.register_modules(processor=processor)
     steps = {"num_inference_steps": 1, "num_action_inference_steps": 1}

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from aim_hf.envs import make_environment
+from aim_hf.model.processing_aim import t_pose_canvas
 from aim_hf.rollout.run import run_episodes
 from aim_hf.rollout.vector_env import Chunks
 
-from .fixtures_policy import make_policy
+from .fixtures_policy import CANVAS, HEAD, WRIST, make_policy
 
 TASK, SEEDS = "click_bell", [100_000_000, 100_000_001, 100_000_002]
 
@@ -176,6 +177,16 @@ def test_acts_on_true_value_maps_when_told(environments, policy, reference):
     for maps in traced.maps:  # random actions never press the bell, so every chunk shows it
         assert maps["head_camera"].shape == (1, 4, 64, 96) and maps["head_camera"].max() > 0.99
     assert not np.array_equal(traced.actions[SEEDS[0]][0], reference[1][0, :8])
+
+
+def test_a_policy_of_some_cameras_is_given_their_true_maps_alone(environments):
+    cameras = t_pose_canvas(CANVAS, HEAD, WRIST)
+    del cameras["head_camera"]
+    policy = make_policy(cameras=cameras)
+    traced = Traced(policy)
+    (result,) = run(traced, environments, SEEDS[:1], value_maps="true")
+    assert result.steps == 40 and result.peak_error.keys() == {"left_camera", "right_camera"}
+    assert [maps.keys() for maps in traced.maps] == [{"left_camera", "right_camera"}] * 5
 
 
 def test_a_worker_that_dies_changes_nothing(environments, policy, reference):

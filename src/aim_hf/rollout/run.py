@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..envs.base import ActionMode, Observation, SeedRejected
+from ..envs.base import ActionMode, Interface, Observation, SeedRejected
 from ..value_maps.peak import value_peak_error
 from .policies import Policy
 from .storyboard import Storyboard
@@ -127,7 +127,7 @@ def _run(
         prediction = policy.predict(
             [row.observations for row in rows],
             executed,
-            _stacked([row.value_maps for row in rows]) if value_maps == "true" else None,
+            _stacked([row.value_maps for row in rows], policy.interface) if value_maps == "true" else None,
             "all" if any(row.result.storyboard for row in rows) else "value_maps" if executed is None else "none",
         )
         if executed is None and prediction.value_maps is not None:
@@ -176,6 +176,7 @@ def _measure_peaks(
     result.peak_error_cm = {camera: error and error[1] for camera, error in errors.items()}
 
 
-def _stacked(maps: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Stacks the rows' maps, camera -> (F, H, W) uint8 each, to camera -> (B, F, H, W) in [0, 1]."""
-    return {camera: np.stack([row[camera] for row in maps]) / 255 for camera in maps[0]}
+def _stacked(maps: list[dict[str, np.ndarray]], interface: Interface) -> dict[str, np.ndarray]:
+    """Stacks the rows' maps, camera -> (F, H, W) uint8 each, to camera -> (B, F, H, W) in [0, 1], of the cameras that
+    the policy looks at."""
+    return {camera: np.stack([row[camera] for row in maps]) / 255 for camera in interface.picture_sizes}
