@@ -157,6 +157,27 @@ def test_bad_names_and_seeds():
         environment.instruction("test")
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"render": False, "depth": True}, "depth is True with render=False; depth is rendered: take render=True"),
+        ({"sizes": {"head_camera": (96, 64)}}, "sizes are of head_camera; expected those of head_camera, left_camera"),
+        (
+            {"sizes": dict.fromkeys([*CAMERAS, "front_camera"], (96, 64))},
+            "front_camera; expected those of head_camera",
+        ),
+        ({"sizes": dict.fromkeys(CAMERAS, (96, 64.5))}, "the height of head_camera is 64.5; expected a whole number"),
+        ({"sizes": dict.fromkeys(CAMERAS, (0, 64))}, "the width of head_camera is 0; expected .* at least 1"),
+    ],
+)
+@pytest.mark.parametrize("suite, task", [("tabletop", "click_bell"), ("aloha", "insertion")])
+def test_what_cameras_can_not_observe_is_refused(suite, task, options, reason):
+    if suite == "aloha":
+        pytest.importorskip("gym_aloha", reason="the extra aloha isn't installed")
+    with pytest.raises(ValueError, match=reason):
+        make_environment(suite, task, **options)
+
+
 def test_missing_renderer_is_explained():
     code = "from aim_hf.envs import make_environment; make_environment('tabletop', 'click_bell')"
     variables = {"VK_ICD_FILENAMES": "/nonexistent", "VK_DRIVER_FILES": "/nonexistent"}

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, check_whole
 from .actions import checked_action
 from .base import ARMS, Body, Camera, Contact, ExpertPath, Interface, Observation, StepResult
 from .seeds import scene_generator
@@ -49,10 +49,12 @@ class InProcessEnvironment(ABC):
     and `_step` to 0.
 
     Args:
-        tasks: of the suite. base: the split whose scenes these are. render, depth: what cameras observe.
+        tasks: of the suite. base: the split whose scenes these are. render, depth: what cameras observe. sizes:
+            camera -> (width, height) of its pictures.
 
     Raises:
-        ValueError: for a task that isn't one of `tasks`.
+        ValueError: for a task that isn't one of `tasks`, depth without rendering, or sizes that aren't those of all
+            cameras.
     """
 
     suite: ClassVar[str]
@@ -62,9 +64,25 @@ class InProcessEnvironment(ABC):
     sizes: ClassVar[dict[str, tuple[int, int]]]  # camera -> (width, height) of its pictures by default
     step_limit: int
 
-    def __init__(self, task: str, split: str, base: str, tasks: Collection[str], render: bool, depth: bool) -> None:
+    def __init__(
+        self,
+        task: str,
+        split: str,
+        base: str,
+        tasks: Collection[str],
+        render: bool,
+        depth: bool,
+        sizes: Mapping[str, tuple[int, int]],
+    ) -> None:
         self.task, self.split, self._base = check_choice("task", task, tasks), split, base
-        self._render, self._depth = render, depth
+        if depth and not render:
+            raise ValueError("depth is True with render=False; depth is rendered: take render=True, or leave it out.")
+        if set(sizes) != set(self.sizes):
+            raise ValueError(f"sizes are of {', '.join(sizes)}; expected those of {', '.join(self.sizes)}.")
+        for camera, (width, height) in sizes.items():
+            check_whole(f"the width of {camera}", width)
+            check_whole(f"the height of {camera}", height)
+        self._render, self._depth, self._sizes = render, depth, sizes
         self.on_physics_step: list[Callable[[InProcessEnvironment], None]] = []
         self._scene: Scene | None = None
 

@@ -49,7 +49,7 @@ class AlohaEnvironment(InProcessEnvironment):
         depth: bool = False,
         sizes: dict[str, tuple[int, int]] = SIZES,
     ) -> None:
-        super().__init__(task, check_split(self.suite, split), split, TASKS, render, depth)
+        super().__init__(task, check_split(self.suite, split), split, TASKS, render, depth, sizes)
         self.simulator = {
             "gym-aloha": package_version("gym-aloha"),
             "mujoco": mujoco.__version__,

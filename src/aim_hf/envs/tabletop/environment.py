@@ -60,11 +60,10 @@ class TabletopEnvironment(InProcessEnvironment):
         sizes: dict[str, tuple[int, int]] = SIZES,
     ) -> None:
         axis, _, strength = check_split(self.suite, split).partition("-")
-        super().__init__(task, split, "easy" if strength else split, TASKS, render, depth)
+        super().__init__(task, split, "easy" if strength else split, TASKS, render, depth, sizes)
         self._axis, self._strength = (axis, int(strength)) if strength else (None, 0)  # of the perturbation
         self.step_limit = TASKS[task].step_limit
         self.simulator = {"sapien": sapien.__version__, "aim_hf": source_commit() or package_version("aim-hf")}
-        self._sizes = sizes
         if render:
             _use_fast_shader()
         self._arm_builders = ArmBuilders(visual=render)
