@@ -186,6 +186,13 @@ def test_missing_renderer_is_explained():
     assert "Mesa 24.3" in result.stderr and "bookworm-backports" in result.stderr
 
 
+@pytest.mark.parametrize("noise", [0.01, -0.01, float("nan")])
+def test_noise_that_can_not_be_drawn_is_refused(env, noise):
+    env.reset(0)
+    with pytest.raises(ValueError, match="noise is 0.01 without rng" if noise == 0.01 else "noise is .*at least 0"):
+        next(env.demonstrate(noise, observe=False))
+
+
 # Physical state
 
 
