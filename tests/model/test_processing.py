@@ -241,6 +241,23 @@ def test_whole_numbers_are_scaled_as_others_are():
     assert (processor.unnormalize_actions(np.zeros((2, 14), dtype=int)) == 0.5).all()
 
 
+@pytest.fixture
+def coarse():
+    """Torch's default dtype is bfloat16, as a script may set it that makes a model."""
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_lists_are_read_exactly_under_every_default_dtype(coarse):
+    processor = make_processor("qpos", action_statistics={"q01": [0.0] * 14, "q99": [1.0] * 14})
+    actions = [[0.1 * row + 0.012345678 * number for number in range(14)] for row in range(3)]
+    assert processor.relative_actions(actions).tolist() == processor.absolute_actions(actions).tolist() == actions
+    assert np.allclose(processor.normalize_actions(actions), 2 * np.array(actions) - 1, rtol=0, atol=1e-15)
+    assert np.allclose(processor.unnormalize_actions(actions), np.array(actions) / 2 + 0.5, rtol=0, atol=1e-15)
+    assert processor.compute_action_statistics(actions)["max"] == actions[-1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -390,6 +407,9 @@ def test_other_wrong_calls_are_refused(rng):
         processor.normalize_actions(np.stack([[pose, pose]] * 3), pose)
     with pytest.raises(ValueError, match="normalized actions have NaN"):
         processor.unnormalize_actions(torch.full((1, 16), torch.nan), pose)
+    for relative in (np.ones((2, 15)), np.ones((2, 24)), np.full((2, 16), np.nan)):
+        with pytest.raises(ValueError, match=r"relative actions have (shape .*; expected \(\.\.\., 16\)|NaN)"):
+            processor.absolute_actions(relative, pose)
     with pytest.raises(ValueError, match=r"expected \(N, 16\)"):
         processor.compute_action_statistics(np.zeros((0, 16)))
     with pytest.raises(ValueError, match="NaN"):

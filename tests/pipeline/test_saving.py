@@ -68,6 +68,7 @@ def test_loading_in_another_dtype_and_with_given_components(pipe, tmp_path):
         ({}, "float32", "float64"),
         ({"dtype": {"vae": "bfloat16", "default": torch.float16}}, "bfloat16", "float16"),
         ({"dtype": {"default": "float64"}}, "float32", "float64"),
+        ({"dtype": {"vae": "float64"}}, "float64", "float64"),
     ],
 )
 def test_the_vae_is_loaded_in_float32_unless_asked(tmp_path, recwarn, arguments, vae, others):
@@ -78,6 +79,20 @@ def test_the_vae_is_loaded_in_float32_unless_asked(tmp_path, recwarn, arguments,
     assert not [w for w in recwarn if "dtype" in str(w.message)]
     assert str(loaded.vae.dtype) == f"torch.{vae}"
     assert str(loaded.model.dtype) == str(loaded.text_encoder.dtype) == f"torch.{others}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torchs_default_dtype_changes_no_component(tmp_path, dtype):
+    make_pipeline().save_pretrained(tmp_path)
+    expected = all_tensors(AIMPipeline.from_pretrained(tmp_path))
+    try:
+        torch.set_default_dtype(dtype)
+        loaded = all_tensors(AIMPipeline.from_pretrained(tmp_path))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert expected.keys() == loaded.keys()
+    for name, tensor in loaded.items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, expected[name]), name
 
 
 @pytest.mark.parametrize(

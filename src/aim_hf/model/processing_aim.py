@@ -418,7 +418,8 @@ class AIMProcessor(ProcessorMixin):
     ) -> torch.Tensor:
         """The inverse of `relative_actions`. Predicted quaternions are normalized to unit length; the results lie in
         the hemisphere of the first pose's quaternion."""
-        actions = torch.as_tensor(actions)
+        actions = _floating(actions)
+        self._check_numbers(actions, "relative actions")
         if self.action_space == "qpos":
             return actions
         initial = self._check_initial_pose(initial_pose, actions)
@@ -437,7 +438,7 @@ class AIMProcessor(ProcessorMixin):
         Args:
             actions: (N, action_dim), results of `relative_actions` over the whole training set.
         """
-        actions = torch.as_tensor(actions).double().numpy()
+        actions = _floating(actions).double().cpu().numpy()
         if actions.ndim != 2 or actions.shape[1] != self.action_dim or not len(actions):
             raise ValueError(f"actions have shape {actions.shape}; expected (N, {self.action_dim}) with N >= 1.")
         if not np.isfinite(actions).all():
@@ -589,8 +590,8 @@ def _array(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _floating(numbers: ArrayLike | torch.Tensor) -> torch.Tensor:
-    """`numbers` as a floating-point tensor; integers become float64."""
-    tensor = torch.as_tensor(numbers)
+    """`numbers` as a floating-point tensor; integers and lists become float64, whatever torch's default dtype is."""
+    tensor = torch.as_tensor(numbers if torch.is_tensor(numbers) else np.asarray(numbers))
     return tensor if tensor.is_floating_point() else tensor.double()
 
 

@@ -109,15 +109,16 @@ def _load_checked(folder: Path, name: str, kind: type, **kwargs: Any) -> torch.n
 
 def component_dtypes(
     dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None,
-) -> dict[str, dict[str, torch.dtype]]:
-    """The dtype argument of diffusers' `from_pretrained`, by its name; empty if all components keep their stored
-    dtype."""
+) -> dict[str, dict[str, torch.dtype | str]]:
+    """The dtype argument of diffusers' `from_pretrained`, by its name. It names the VAE's in every case: without one
+    diffusers takes torch's default, in which a trained VAE may be wrong."""
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
-        return {}
-    dtypes = {"vae": torch.float32} | (dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype})
+        dtype = {}
+    dtypes = dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype}
     if unknown := sorted(dtypes.keys() - {*COMPONENTS, "default"}):
         raise ValueError(f"dtype has {unknown}; expected some of {', '.join(COMPONENTS)} and default.")
-    return {PIPELINE_DTYPE: {name: as_dtype(of_component) for name, of_component in dtypes.items()}}
+    given = {name: as_dtype(of_component) for name, of_component in dtypes.items()}
+    return {PIPELINE_DTYPE: {"vae": torch.float32, "default": "auto"} | given}
 
 
 def quantization_config(quantization: str, dtype: str | None) -> PipelineQuantizationConfig:
