@@ -178,6 +178,42 @@ def test_what_is_wrong_is_one_line_and_code_2(argv, told, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
+PATHS = [  # every command and its arguments that are paths, where one is empty
+    *([*argv, "--output_dir", ""] for argv in (TRAIN, GRPO, VAE, COLLECT, EVALUATE, ["demo"])),
+    *([*argv, "--policy", ""] for argv in (VAE, TEXT)),
+    *([*argv, "--token_file", ""] for argv in (SERVE, EVALUATE)),
+    *(["annotate-robotwin", *options] for options in (["a", "--output_dir", ""], ["--output_dir", "b", ""])),
+    *(["import-lerobot", "a", "--output_dir", "b", option, ""] for option in ("--output_dir", "--config")),
+    ["export-lerobot", "a", "--output_dir", ""],
+    ["encode-latents", "--dataset", "a", "--policy", "b", "--output_dir", ""],
+    *(
+        ["compare", "--before", "a", "--after", "b", "--output_dir", "c", option, ""]
+        for option in ("--before", "--after", "--output_dir", "--training")
+    ),
+    *(["report", "--results", "a", "--output_dir", "b", option, ""] for option in ("--results", "--output_dir")),
+    ["preview", "a", "--output_file", ""],
+    *(["validate", *options] for options in ([""], ["a", "--output_file", ""])),
+    ["publish", "", "org/name"],
+]
+
+
+@pytest.mark.parametrize("argv", PATHS, ids=" ".join)
+def test_an_empty_path_is_not_the_current_folder(argv, tmp_path, monkeypatch, capsys):
+    """Such as the path in a variable that isn't set."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run(argv)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and told.startswith(f"aim-hf {argv[0]}: ") and not list(tmp_path.iterdir())
+    assert told.endswith("is ''; expected a path. Give '.' for the current folder.")
+
+
+def test_every_command_with_an_output_folder_refuses_an_empty_one():
+    commands = ROOT / "src" / "aim_hf" / "commands"
+    named = {path.stem.replace("_", "-") for path in commands.glob("*.py") if '"--output_dir"' in path.read_text()}
+    assert named | {"train", "train-grpo"} == {argv[0] for argv in PATHS if argv[-2:] == ["--output_dir", ""]}
+
+
 def test_counts_that_are_wrong_end_every_command_of_them():
     """`COUNTS` has each option whose number the commands check."""
     checked = set()

@@ -48,6 +48,11 @@ def test_numbers_of_both_stages_out_of_range_are_named(name, values, expected):
             refused(kind, name, value, expected)
 
 
+def test_an_empty_output_dir_is_not_the_current_folder():
+    for kind in (AIMTrainingArguments, AIMGRPOConfig):
+        refused(kind, "output_dir", "", "a path. Give '.' for the current folder")
+
+
 @pytest.mark.parametrize(("name", "values", "expected"), STAGE_1, ids=str)
 def test_numbers_of_stage_1_out_of_range_are_named(name, values, expected):
     for value in values:

@@ -51,6 +51,15 @@ def test_a_damaged_checkpoint_is_told_by_name(pipe, latents, run, tmp_path, name
             train(pipe, latents, tmp_path, 3, resume=str(folder))
 
 
+def test_a_model_alone_is_not_resumed(pipe, latents, tmp_path):  # noqa: F811
+    train(pipe, latents, tmp_path, 1, save_steps=1, save_only_model=True)
+    folder = tmp_path / "checkpoint-1"
+    told = f"{folder} holds no optimizer state, as --save_only_model saves it, and can't be resumed; give another"
+    for resume in (True, str(folder)):
+        with pytest.raises(OSError, match=told):
+            train(pipe, latents, tmp_path, 2, resume=resume)
+
+
 def test_a_checkpoint_that_is_written_again_is_not_whole_before_its_end(pipe, latents, run, tmp_path, monkeypatch):  # noqa: F811
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
 

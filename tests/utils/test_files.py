@@ -39,7 +39,10 @@ def test_why_a_file_could_not_be_written_is_told(tmp_path, error, told, number):
 def test_an_empty_path_is_no_folder(tmp_path, monkeypatch):
     """`Path` takes it for the current folder."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="the folder is ''; expected a path. Give '.' to write"), written_folder(""):
+    with (
+        pytest.raises(ValueError, match="the folder is ''; expected a path. Give '.' for the current folder"),
+        written_folder(""),
+    ):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -18,9 +18,10 @@ import os
 import re
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from ..envs.names import check_split, check_tasks
-from ..utils.checks import check_whole
+from ..utils.checks import check_path, check_whole
 from ..utils.extras import MissingExtra, SimulatorFailed
 
 COMMANDS = {
@@ -58,11 +59,21 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help}; default: {' '.join(map(str, values))}"
 
 
+def path_argument(text: str) -> Path:
+    """The path in an argument. An empty one, as of a variable that isn't set, is refused."""
+    try:
+        return check_path("it", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from error
+
+
 class Parser(argparse.ArgumentParser):
-    """The parser of a subcommand. `description` is the docstring of its module."""
+    """The parser of a subcommand. `description` is the docstring of its module. Arguments of the type `Path` are
+    converted by `path_argument`."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(f"aim-hf {command}", description=description, formatter_class=HelpFormatter)
+        self.register("type", Path, path_argument)
 
     def check_tasks(self, tasks: list[str] | None, suite: str) -> None:
         """Ends the command if one of `tasks` isn't in the suite."""

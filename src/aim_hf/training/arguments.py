@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..pipeline.sampling_config import SamplingConfig
-from ..utils.checks import check_fields, check_number, check_whole, count, not_negative, share
+from ..utils.checks import check_fields, check_number, check_path, check_whole, count, not_negative, share
 
 # Fields of `TrainingArguments` that affect the learned weights. The others concern device, duration and reports.
 LEARNING = (
@@ -38,13 +38,15 @@ class ResumableArguments(TrainingArguments):
     valid ranges of fields of subclasses, as in `RANGES`.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: for a number out of range, and an empty `output_dir`.
     """
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
     OWN: ClassVar[Mapping[Callable[[str, Any], Any], Collection[str]]] = {}
 
     def __post_init__(self) -> None:
+        if self.output_dir is not None:
+            check_path("output_dir", self.output_dir)
         check_fields(self, RANGES)
         check_fields(self, self.OWN)
         super().__post_init__()

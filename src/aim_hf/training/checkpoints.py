@@ -112,8 +112,14 @@ def checkpoint_to_resume(output_dir: Path, given: str | bool | None) -> str | No
 
 
 def check_checkpoint(folder: Path, names: tuple[str, ...] = ()) -> None:
-    """Raises UnreadableFile, naming the file, if one of `names` is missing, or any file is truncated."""
+    """Raises UnreadableFile, naming the file, if one of `names` is missing, or any file is truncated; and for a
+    checkpoint of a model alone."""
     read_json(folder / STATE, f"{folder} is no whole checkpoint; choose another")
+    if not any(path.name.startswith(("rng_state", "scheduler.")) for path in folder.glob("*")):
+        raise UnreadableFile(
+            f"{folder} holds no optimizer state, as --save_only_model saves it, and can't be resumed; give another "
+            "checkpoint as --resume_from_checkpoint, or another --output_dir to begin anew."
+        )
     for path in (*(folder / name for name in names), *sorted(folder.glob("*"))):
         with reading(path, MEND):
             if path.suffix == ".safetensors":

@@ -1,10 +1,12 @@
 """Checks of arguments, with errors that name the argument."""
 
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 
@@ -46,6 +48,13 @@ def check_kind(name: str, value: Any, kind: type) -> None:
     """Raises ValueError unless `value` is an instance of `kind`."""
     if not isinstance(value, kind):
         raise ValueError(f"{name} is of type {type(value).__name__}; expected {kind.__name__}.")
+
+
+def check_path(name: str, value: str | os.PathLike) -> Path:
+    """`value` as a Path. Raises ValueError for an empty one, which `Path` takes for the current folder."""
+    if not os.fspath(value):
+        raise ValueError(f"{name} is {value!r}; expected a path. Give '.' for the current folder.")
+    return Path(value)
 
 
 # Checks for `check_fields`.

@@ -17,6 +17,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from .checks import check_path
+
 MADE_FROM = "made_from.json"
 
 
@@ -185,11 +187,9 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         OSError: if the folder can't be made or written, for example on a full disk; it names the folder.
-        ValueError: for an empty path, which `Path` takes for the current folder.
+        ValueError: for an empty path.
     """
-    if not os.fspath(folder):
-        raise ValueError(f"the folder is {folder!r}; expected a path. Give '.' to write into the current folder.")
-    folder = Path(folder).resolve()
+    folder = check_path("the folder", folder).resolve()
     # Inside an existing folder, since its parent may be on another disk, or not writable.
     partial = folder / ".partial" if folder.exists() else folder.with_name(f".{folder.name}.partial")
     try:
