@@ -446,6 +446,7 @@ def test_other_wrong_calls_are_refused(rng):
         ({"action_space": "joint"}, "action_space is 'joint'"),
         ({"action_space": "ee", "action_dim": 14, "action_statistics": None}, "'ee' have 16"),
         ({"minimum_half_range": 0.0}, "minimum_half_range is 0.0"),
+        ({"minimum_half_range": "0.01"}, "minimum_half_range is '0.01'; expected a number above 0"),
     ],
 )
 def test_wrong_fields_are_refused(fields, match):
@@ -462,6 +463,10 @@ def test_tokens_are_padded_at_the_end():
     assert tokens.input_ids.shape == (2, 8)
     assert tokens.attention_mask.tolist() == [[1] * 5 + [0] * 3, [1] * 2 + [0] * 6]
     assert tokens.input_ids[1, :3].tolist() == [11, 1, 0]
+    left = make_processor()
+    left.tokenizer.padding_side = "left"
+    padded = left.tokenize(["put the red block", "bell"])
+    assert all(torch.equal(padded[name], tensor) for name, tensor in tokens.items())
 
 
 @pytest.mark.parametrize(
@@ -495,6 +500,13 @@ def test_call_gives_what_the_network_eats(rng):
     assert set(batch) == {"input_ids", "attention_mask", "pixel_values", "actions"}
     assert batch.pixel_values.shape == (2, 3, 3, *CANVAS)
     assert torch.equal(batch.actions, processor.normalize_actions(actions, initial))
+
+
+def test_numbers_of_numpy_are_saved(tmp_path):
+    processor = make_processor(minimum_half_range=np.float32(0.5), fps=np.float32(25), max_text_length=np.int64(8))
+    processor.save_pretrained(tmp_path)
+    loaded = AIMProcessor.from_pretrained(tmp_path)
+    assert (loaded.minimum_half_range, loaded.fps, loaded.max_text_length) == (0.5, 25, 8)
 
 
 def test_saving_and_loading_is_bit_equal(tmp_path, rng):

@@ -1,9 +1,12 @@
 """The pipeline: what it computes and returns, and which components and calls it refuses."""
 
+import json
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from aim_hf.pipeline.codec import VideoCodec
 from aim_hf.pipeline.pipeline_aim import AIMPipeline
@@ -193,6 +196,7 @@ def test_a_call_is_its_public_steps(pipe, rng):
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_action_inference_steps": -1}, "num_action_inference_steps is -1"),
         ({"output_type": "jpg"}, "output_type is 'jpg'"),
+        ({"sampling_config": {"stop_after": 1}}, "sampling_config is of type dict; expected SamplingConfig"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 rows"),
         ({"session": "ring bell"}, "session is 'ring bell'; start one"),
         *(({"num_inference_steps": n}, f"num_inference_steps is {n!r}; expected a whole number") for n in ODD),
@@ -238,6 +242,34 @@ def test_missing_components_are_refused(pipe, name):
             AIMPipeline(**(pipe.components | {name: wrong}))
         with pytest.raises(ValueError, match=f"^{name} is {told}; expected a "):
             AIMPipeline.from_pretrained("nowhere", **{name: wrong})
+
+
+def test_schedulers_of_other_steps_are_refused(pipe):
+    """Others take other arguments, or have another convention of time and noise."""
+    for name in ("scheduler", "action_scheduler"):
+        with pytest.raises(ValueError, match=f"^{name} is DDIMScheduler; expected a FlowMatchEulerDiscreteScheduler"):
+            AIMPipeline(**(pipe.components | {name: DDIMScheduler()}))
+
+
+def test_what_is_no_sampling_config_is_refused(pipe, tmp_path):
+    known = "expected some of num_inference_steps, num_action_inference_steps, stop_after, guidance_scale"
+    for wrong, told in (
+        ({"steps": 5}, rf"sampling_config has \['steps'\]; {known}"),
+        (5, "is of type int; expected Map"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            AIMPipeline(**pipe.components, sampling_config=wrong)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["sampling_config"]["of_a_newer_version"] = 1
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"sampling_config has \['of_a_newer_version'\]; {known}"):
+        AIMPipeline.from_pretrained(tmp_path)
+    before = pipe.sampling_config
+    for wrong in ({"stop_after": 1}, None):
+        with pytest.raises(ValueError, match="sampling_config is of type .*; expected SamplingConfig"):
+            pipe.sampling_config = wrong
+    assert pipe.sampling_config == before
 
 
 @pytest.mark.parametrize(

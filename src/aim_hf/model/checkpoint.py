@@ -67,7 +67,7 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
         patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in _CHECKPOINT_FILES]
         return Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **download_kwargs))
     except HFValidationError as error:
-        raise OSError(f"{name_or_path} is neither a folder nor a repo id such as org/name.") from error
+        raise OSError(f"{str(name_or_path)!r} is neither a folder nor a repo id such as org/name.") from error
     except LocalEntryNotFoundError as error:
         revision = download_kwargs.get("revision") or "main"
         raise OSError(f"{name_or_path} (revision {revision}) is not in the cache, or not whole: {error}") from error

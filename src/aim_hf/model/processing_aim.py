@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..utils.checks import are_finite, check_choice, check_kind, check_number, check_whole, quoted
+from ..utils.checks import are_finite, check_choice, check_kind, check_number, check_positive, check_whole, quoted
 
 ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); then the same of the right arm.
@@ -126,9 +126,7 @@ class AIMProcessor(ProcessorMixin):
             raise ValueError(f"action_dim is {action_dim}; actions of space 'ee' have {EE_ACTION_DIM} numbers.")
         self.action_space = action_space
         self.action_dim = check_whole("action_dim", action_dim)
-        if not 0 < minimum_half_range < math.inf:
-            raise ValueError(f"minimum_half_range is {minimum_half_range}; it must be positive, and finite.")
-        self.minimum_half_range = minimum_half_range
+        self.minimum_half_range = check_positive("minimum_half_range", minimum_half_range)
         self.action_statistics = action_statistics
         self.max_text_length = check_whole("max_text_length", max_text_length)
         self.fps = fps
@@ -251,7 +249,7 @@ class AIMProcessor(ProcessorMixin):
         most = self.max_text_length
         with _tokenizer_lock:
             tokens = self.tokenizer(
-                list(texts), padding="max_length", max_length=most, return_tensors=None, verbose=False
+                texts, padding="max_length", padding_side="right", max_length=most, return_tensors=None, verbose=False
             )
         for t, ids in zip(texts, tokens["input_ids"], strict=True):
             if len(ids) > most:

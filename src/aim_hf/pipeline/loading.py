@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import AutoencoderKLWan, SchedulerMixin
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from diffusers.quantizers import PipelineQuantizationConfig
 from transformers import (
     AutoConfig,
@@ -47,8 +47,8 @@ COMPONENTS = {
     "text_encoder": torch.nn.Module,
     "processor": ProcessorMixin,
     "model": torch.nn.Module,
-    "scheduler": SchedulerMixin,
-    "action_scheduler": SchedulerMixin,
+    "scheduler": FlowMatchEulerDiscreteScheduler,
+    "action_scheduler": FlowMatchEulerDiscreteScheduler,
 }
 
 # Component with weights -> what makes it as its folder's config.json describes it.

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from ..model.cache import AIMCache
 from ..model.modeling_aim import AIMForWorldAction
 from ..model.processing_aim import AIMProcessor
-from ..utils.checks import check_choice, check_whole
+from ..utils.checks import check_choice, check_kind, check_whole
 from . import inputs
 from .callbacks import StepCallback
 from .codec import StreamDecoder, VideoCodec
@@ -60,7 +60,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         action_noise_scale: of folders saved by aim-hf 0.1.0; now a field of `sampling_config`.
 
     Raises:
-        ValueError: if the components don't fit together.
+        ValueError: if the components don't fit together, or for unknown fields of `sampling_config`.
     """
 
     # `enable_model_cpu_offload` offloads only the text encoder, which is needed once per episode. Components may also
@@ -90,8 +90,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             "action_scheduler": action_scheduler,
         }
         check_components(components)
-        if not isinstance(sampling_config, SamplingConfig):
-            sampling_config = SamplingConfig(**(sampling_config or {}))
+        sampling_config = _sampling_config(sampling_config)
         if action_noise_scale is not None:
             sampling_config = replace(sampling_config, action_noise_scale=action_noise_scale)
         self.register_modules(**components)
@@ -129,6 +128,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
 
     @sampling_config.setter
     def sampling_config(self, sampling_config: SamplingConfig) -> None:
+        check_kind("sampling_config", sampling_config, SamplingConfig)
         self.register_to_config(sampling_config=asdict(sampling_config), action_noise_scale=None)
 
     @property
@@ -576,8 +576,22 @@ def _not_finite_rows(tensor: torch.Tensor) -> list[int]:
     return (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
 
 
+def _sampling_config(given: SamplingConfig | Mapping[str, Any] | None) -> SamplingConfig:
+    """`given`, or the one with its fields. Raises ValueError for another type and for unknown fields, such as those of
+    a newer version."""
+    if isinstance(given, SamplingConfig):
+        return given
+    given = {} if given is None else given
+    check_kind("sampling_config", given, Mapping)
+    known = [field.name for field in fields(SamplingConfig)]
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"sampling_config has {unknown}; expected some of {', '.join(known)}.")
+    return SamplingConfig(**given)
+
+
 def _changed(config: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
     """`config` with `changes`. Raises TypeError for unknown fields, as Python does for unknown arguments."""
+    check_kind("sampling_config", config, SamplingConfig)
     known = [field.name for field in fields(SamplingConfig)]
     if unknown := sorted(changes.keys() - set(known)):
         raise TypeError(f"AIMPipeline got unexpected arguments {unknown}; SamplingConfig has {', '.join(known)}.")
