@@ -37,16 +37,20 @@ def success_table(results: dict[str, dict[str, Any]]) -> str:
     if not results:
         return "Nothing was measured yet.\n"
     title = "Hard" if "Hard" in results else next(iter(results))
-    seen = results[title]
-    tasks = list(seen["tasks"])
+    tasks = list(dict.fromkeys(task for result in results.values() for task in result["tasks"]))
 
-    def rate(result: dict[str, Any]) -> Callable[[str], str]:
-        return lambda task: format_rate(result["tasks"][task]) if task in tasks else f"**{result['mean_rate']:.0%}**"
+    def cell(result: dict[str, Any], form: Callable[[dict[str, Any]], str], mean: str) -> Callable[[str], str]:
+        def of(task: str) -> str:
+            if task not in tasks:
+                return mean
+            return form(result["tasks"][task]) if task in result["tasks"] else ""  # it was evaluated on others
+
+        return of
 
     columns = {
         "task": lambda task: f"`{task}`" if task in tasks else task,
-        **{name: rate(result) for name, result in results.items()},
-        f"{PEAKS}, {title}": lambda task: format_peaks(seen["tasks"].get(task, seen)),
+        **{name: cell(result, format_rate, f"**{result['mean_rate']:.0%}**") for name, result in results.items()},
+        f"{PEAKS}, {title}": cell(results[title], format_peaks, format_peaks(results[title])),
     }
     return table(columns, tasks + ["mean"] if len(tasks) > 1 else tasks)
 

@@ -47,6 +47,14 @@ def test_a_table_of_results():
     assert lines[0] == f"| task | Easy | Hard | {PEAKS}, Hard |"
     assert lines[2] == "| `push` | 20% (10/50; 10 to 25) | 10% (5/50; 10 to 25) | 98% of 49 |"
     assert lines[4] == "| mean | **30%** | **5%** | 90% of 99 |"
+    results["Easy"]["tasks"] = {"lift": task(30), "push": task(10)}  # other tasks than on Hard
+    lines = success_tables.success_table(results).splitlines()
+    assert lines[2:] == [
+        "| `lift` | 60% (30/50; 10 to 25) |  |  |",
+        "| `push` | 20% (10/50; 10 to 25) | 10% (5/50; 10 to 25) | 98% of 49 |",
+        "| `pull` |  | 0% (0/50; 10 to 25) | 98% of 49 |",
+        "| mean | **30%** | **5%** | 90% of 99 |",
+    ]
 
 
 def test_episodes_in_which_only_one_of_two_results_succeeds():

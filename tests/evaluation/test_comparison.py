@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from aim_hf.evaluation.comparison import compare, format_comparison, training_summary
+from aim_hf.commands import run
+from aim_hf.evaluation.comparison import check_weights, compare, format_comparison, training_summary
 from aim_hf.evaluation.statistics import mcnemar_p, summarize
+from aim_hf.model.checkpoint import fingerprint
 from aim_hf.training.curve import plot_comparison, plot_grpo
 
 
@@ -27,7 +29,8 @@ def write(folder, successes: dict[str, list[bool]], **settings):
     for task, lines in records.items():
         (folder / "episodes" / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = {"suite": "tabletop", "split": "easy", "instructions": "seen", "value_maps": "predicted"} | settings
-    results |= {name: folder.name for name in ("policy", "policy_sha256", "command", "commit", "hardware")}
+    results |= {name: folder.name for name in ("command", "commit", "hardware")}
+    results = {"policy": folder.name, "policy_sha256": folder.name} | results
     results |= {"start_seed": 0} | summarize(records, dict.fromkeys(records, {}))
     (folder / "results.json").write_text(json.dumps(results))
     return folder
@@ -66,6 +69,39 @@ def test_policies_that_were_sampled_differently_are_told(tmp_path):
     assert "Sampled differently: `action_noise_scale` 1.0 before, 0.0 after" in format_comparison(comparison)
     alike = compare(noisy, noisy)
     assert alike["sampled_differently"] == {} and "differently" not in format_comparison(alike)
+
+
+def test_a_policy_behind_a_server_is_compared_without_its_weights(tmp_path, capsys):
+    here = write(tmp_path / "here", {"push": [True, False]})
+    served = write(tmp_path / "served", {"push": [True, True]}, policy="pi0.5")
+    results = json.loads((served / "results.json").read_text())
+    del results["policy_sha256"]  # as `evaluate` writes them for a server that isn't AIM's
+    (served / "results.json").write_text(json.dumps(results))
+    comparison = compare(served, here)
+    assert (comparison["before"]["policy"], comparison["before"]["policy_sha256"]) == ("pi0.5", None)
+    assert comparison["gain_points"] == -50 and comparison["tasks"]["push"]["lost"] == [101]
+    options = ["compare", "--before", str(served), "--after", str(here), "--output_dir", str(tmp_path / "out")]
+    for needs_weights in (["--videos", "1"], ["--training", "training.json"]):
+        with pytest.raises(SystemExit) as ended:
+            run([*options, *needs_weights])
+        told = "aim-hf compare: pi0.5 was evaluated behind a server, and its weights aren't here.\n"
+        assert ended.value.code == 2 and capsys.readouterr().err == told and not (tmp_path / "out").exists()
+    for folder in (served, here):
+        (folder / "settings.json").write_text("{}")
+    run(options)
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["only_before"] == 1
+
+
+def test_a_policy_that_has_changed_since_its_evaluation_is_not_taken_for_it(tmp_path):
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    (policy / "config.json").write_text('{"trained": 1}')
+    evaluated = {"policy": str(policy), "policy_sha256": fingerprint(policy)}
+    comparison = compare(*(write(tmp_path / side, {"push": [True]}, **evaluated) for side in ("before", "after")))
+    check_weights(comparison)
+    (policy / "config.json").write_text('{"trained": 2}')
+    with pytest.raises(ValueError, match=f"{policy} has changed since it was evaluated: .* Evaluate it again"):
+        check_weights(comparison)
 
 
 def test_what_is_not_of_the_same_scenes_is_refused(tmp_path):

@@ -7,7 +7,8 @@
 Writes `comparison.json` (rates, gains, McNemar's exact test), `comparison.md`, `comparison.png`, and videos of both
 policies in up to `--videos` episodes in which only one of them succeeds. The report says so if the two were sampled
 differently, because part of the gain then doesn't come from training. With `--training` of stage 2 it also checks that
-both policies predict the same RGB and value maps: the same stored weights, and outputs equal up to rounding.
+both policies predict the same RGB and value maps: the same stored weights, and outputs equal up to rounding. Videos
+and that check need both policies as they were evaluated.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ def main(argv: list[str]) -> None:
 
     from .. import AIMPipeline
     from ..envs import make_environment
-    from ..evaluation.comparison import compare, format_comparison, same_world, training_summary
+    from ..evaluation.comparison import check_weights, compare, format_comparison, same_world, training_summary
     from ..training.curve import plot_comparison
     from ..utils.files import read_json, reading, write_json, write_text
     from ..utils.provenance import command
 
     comparison = compare(args.before, args.after)
+    if args.videos or args.training is not None:
+        check_weights(comparison)
     comparison["command"] = command()
     folders = {"before": args.before, "after": args.after}
     mend = "evaluate into another folder"

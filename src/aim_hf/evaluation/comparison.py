@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..model.checkpoint import fingerprint, local_folder
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..rollout.policies import OPTIONS
 from .evaluate import read_records, read_results
@@ -24,10 +25,10 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
     Returns:
         `gain_points`, the mean over tasks of the gain in percentage points; `mcnemar_p`, exact, two-sided, over all
         pairs; `only_before` and `only_after`, the pairs in which only that one succeeded; `before` and `after`, the
-        policy, command, commit and hardware of each; `sampled_differently`, option of the sampler -> its values before
-        and after, where they differ, so that not all of the gain was learned; `seeds`; `tasks`, name -> episodes,
-        before and after (successes, rate, Wilson interval), `gain_points`, `mcnemar_p` and the seeds that `lost` and
-        that `won` the success.
+        policy, its SHA-256 if known, command, commit and hardware of each; `sampled_differently`, option of the
+        sampler -> its values before and after, where they differ, so that not all of the gain was learned; `seeds`;
+        `tasks`, name -> episodes, before and after (successes, rate, Wilson interval), `gain_points`, `mcnemar_p` and
+        the seeds that `lost` and that `won` the success.
 
     Raises:
         FileNotFoundError: if a folder holds no results. ValueError: if they aren't of the same scenes.
@@ -202,4 +203,22 @@ def _rate(successes: dict[int, bool]) -> dict[str, Any]:
 
 
 def _origin(results: dict[str, Any]) -> dict[str, Any]:
-    return {name: results[name] for name in ("policy", "policy_sha256", "command", "commit", "hardware")}
+    origin = {name: results[name] for name in ("policy", "command", "commit", "hardware")}
+    return origin | {"policy_sha256": results.get("policy_sha256")}  # nobody knows that of another server's weights
+
+
+def check_weights(comparison: dict[str, Any]) -> None:
+    """Checks that the weights of both policies are here, as they were evaluated.
+
+    Raises:
+        ValueError: for a policy behind a server, and one that has changed since. OSError: if there is none.
+    """
+    for side in ("before", "after"):
+        policy, evaluated = comparison[side]["policy"], comparison[side]["policy_sha256"]
+        if evaluated is None:
+            raise ValueError(f"{policy} was evaluated behind a server, and its weights aren't here.")
+        if (found := fingerprint(local_folder(policy))) != evaluated:
+            raise ValueError(
+                f"{policy} has changed since it was evaluated: its SHA-256 was {evaluated[:12]}…, and is now "
+                f"{found[:12]}…. Evaluate it again into another folder."
+            )
