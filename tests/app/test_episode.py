@@ -125,6 +125,9 @@ def test_an_early_end_lies_within_the_steps(rollouts):
     assert rollouts.sampling(5, 7, None) == replace(rollouts.pipe.sampling_config, num_action_inference_steps=7)
     with pytest.raises(Trouble, match="after step 7, but there are only 5"):
         rollouts.sampling(5, 10, 7)
+    for steps in ((4.5, 10, None), (5, 7.5, None), (5, 10, 2.5)):
+        with pytest.raises(Trouble, match=r"steps is \d.5; expected a whole|stop_after is 2.5; expected a whole"):
+            rollouts.sampling(*steps)
 
 
 def test_a_guided_policy_is_guided_as_in_the_evaluation(rollouts):

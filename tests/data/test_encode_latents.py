@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -92,6 +93,15 @@ def test_a_damaged_video_is_told_in_one_line(material, tmp_path, capsys, seed):
     assert ended.value.code == 2
     assert told.startswith(f"aim-hf encode-latents: {rows[seed]['task']} seed {seed}: rgb_head_camera is damaged")
     assert "record this episode again, or leave it out" in told
+
+
+def test_an_instruction_that_is_too_long_is_refused_before_any_is_encoded(material, tmp_path):
+    folder, _ = material
+    write_shard(tmp_path / "episodes", [make_episode(0), replace(make_episode(1), instruction="wave " * 99)])
+    options = ["--dataset", tmp_path / "episodes", "--policy", folder / "policy", "--output_dir", tmp_path / "latents"]
+    with pytest.raises(ValueError, match="^instructions have at most 8 tokens .*'wave wave"):
+        main([str(option) for option in options])
+    assert not (tmp_path / "latents").exists()
 
 
 def test_changed_episodes_are_encoded_anew(material, tmp_path):

@@ -113,6 +113,17 @@ def test_policies_on_the_same_scenes_are_paired(tmp_path):
     assert "published" not in text.replace("no published numbers", "")
 
 
+def test_one_policy_sampled_differently_is_told_apart_by_its_folders(tmp_path):
+    tasks = {"suite": "tabletop", "episodes": 40, "tasks": ["click_bell"]}
+    folders = [write_run(tmp_path / name, successes, **tasks) for name, successes in (("5", 32), ("1", 20))]
+    other = write_run(tmp_path / "other", 20, policy="other", **tasks)
+    write_report([*folders, other], PUBLISHED, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    first, second = (report._plain(f"aim, easy, in {folder}") for folder in folders)
+    assert f"| task | {first} | {second} | other, easy |" in text
+    assert f"- {second} against {first}, on the same scenes: -30.0 points" in text
+
+
 def test_a_perturbation_has_a_section_after_easy(tmp_path):
     tasks = {"suite": "tabletop", "episodes": 40, "tasks": ["click_bell"]}
     folders = [write_run(tmp_path / split, 20, split=split, **tasks) for split in ("camera-2", "easy")]

@@ -165,6 +165,15 @@ def test_a_canvas_that_the_codec_cannot_divide_is_refused(tmp_path, canvas):
     assert not (tmp_path / "vae").exists() and not (base / "vae").exists()
 
 
+def test_an_instruction_that_is_too_long_is_refused_before_anything_is_trained(tmp_path):
+    write_shard(tmp_path / "episodes", [replace(make_episode(0), instruction="Wave " * 9), make_episode(1)])
+    base = tmp_path / "base"
+    told = "instructions have at most 8 tokens .*Shorten it. Or give a larger --max_text_length than 8.$"
+    with pytest.raises(ValueError, match=told):
+        main(["--dataset", str(tmp_path / "episodes"), "--policy", str(base), "--max_text_length", "8"])
+    assert not base.exists()
+
+
 def test_the_command_records_what_it_was_made_from(tmp_path):
     """The same command makes the same again; another one is refused by name, and leaves everything as it was."""
     write_shard(tmp_path / "episodes", [make_episode(seed) for seed in (0, 1)])

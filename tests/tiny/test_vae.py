@@ -227,6 +227,10 @@ def test_a_run_goes_on_only_as_it_began(vae, episodes, tmp_path):
         with pytest.raises(OSError, match=f"{path} can't be read .*training begins anew"):
             trainer()
         path.write_bytes(whole)
+    for content, reason in (({}, "has no 'step'"), ({"step": "9"}, "step is '9'; expected a whole number")):
+        (tmp_path / "checkpoint" / "training.json").write_text(json.dumps(content))
+        with pytest.raises(OSError, match=f"training.json can't be read .{reason}.*training begins anew"):
+            trainer()
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,7 @@ class Model:
     def _next_actions(self, index: int) -> list[dict[str, np.ndarray]]:
         obs, pipe = self._latest.pop(index), self.pipe
         if index not in self._episodes:
-            negative_prompt = None if self.sampling_config.guidance_scale == 1 else ""
-            session = pipe.start(obs["instruction"], negative_prompt=negative_prompt)
+            session = pipe.start(obs["instruction"], negative_prompt=self.sampling_config.negative_prompt)
             self._episodes[index] = Episode(session, torch.Generator().manual_seed(self.seed + index))
         episode = self._episodes[index]
         episode.seen.append(self._observation(obs))

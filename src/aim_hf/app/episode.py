@@ -113,18 +113,22 @@ class LiveRollouts:
     def sampling(
         self, num_inference_steps: int, num_action_inference_steps: int, stop_after: int | None
     ) -> SamplingConfig:
-        """The pipeline's `SamplingConfig` with these fields. Raises Trouble if they contradict each other."""
+        """The pipeline's `SamplingConfig` with these fields. Raises Trouble if they are out of range, or contradict
+        each other."""
         if stop_after is not None and stop_after > num_inference_steps:
             raise Trouble(
                 f"The early end comes after step {stop_after}, but there are only {num_inference_steps} steps. Lower "
                 "it, or set it to 0 for none."
             )
-        return replace(
-            self.pipe.sampling_config,
-            num_inference_steps=num_inference_steps,
-            num_action_inference_steps=num_action_inference_steps,
-            stop_after=stop_after,
-        )
+        try:
+            return replace(
+                self.pipe.sampling_config,
+                num_inference_steps=num_inference_steps,
+                num_action_inference_steps=num_action_inference_steps,
+                stop_after=stop_after,
+            )
+        except ValueError as error:  # steps that were typed as fractions
+            raise Trouble(str(error)) from error
 
     def show(self, scene: HeldOutScene) -> Start:
         """Sets up the scene. Raises Trouble if no simulator is free or the simulator fails."""

@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
     text_encoder = load_text_encoder(policy).to(state.device)
     dataset = load_episodes(args.dataset)
     processor = latents.fit_processor(AIMProcessor.from_pretrained(policy / "processor"), dataset)
+    processor.tokenize(sorted(set(dataset["instruction"])))  # refuses one that is too long before any is encoded
     settings = latents.made_from(
         config,
         processor,

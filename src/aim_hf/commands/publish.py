@@ -25,6 +25,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--message", default="Publish with aim-hf", help="message of the commit")
     args = parser.parse_args(argv)
     validate_repo_id(args.repo_id)
+    if "/" not in args.repo_id:  # the Hub would create it for the user, and not find it again under this name
+        raise ValueError(f"repo_id is {args.repo_id!r}; expected org/name")
 
     from ..hub import prepare, publish
 

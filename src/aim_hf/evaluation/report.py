@@ -12,7 +12,8 @@ import itertools
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -38,10 +39,11 @@ OFFICIAL_STRIDE = 100_000  # seeds between two runs of it: its `seed` 0, 1, ...
 
 @dataclass(frozen=True)
 class Run:
-    """An output folder of `evaluate`."""
+    """An output folder of `evaluate`. is_named: whether its name tells the folder, too."""
 
     folder: Path
     results: dict[str, Any]
+    is_named: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
@@ -51,7 +53,8 @@ class Run:
     @property
     def name(self) -> str:
         given = ", true maps" if self.results["value_maps"] == "true" else ""
-        return f"{self.results['policy']}, {self.results['split']}{given}"
+        folder = f", in {self.folder}" if self.is_named else ""
+        return f"{self.results['policy']}, {self.results['split']}{given}{folder}"
 
     @property
     def title(self) -> str:
@@ -121,7 +124,7 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
         OSError: for a folder without results, with damaged ones, or that can't be written. ValueError: if the suites
             differ.
     """
-    runs = [Run.read(folder) for folder in folders]
+    runs = _told_apart([Run.read(folder) for folder in folders])
     suites = sorted({run.results["suite"] for run in runs})
     if len(suites) != 1:
         raise ValueError(f"the results are of the suites {', '.join(suites)}; a report is of one.")
@@ -138,6 +141,12 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
         write_bytes(output / name, picture)
     write_text(output / "report.md", text)
     write_text(output / "report.html", _page(f"AIM on {suites[0]}", text, pictures))
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """The runs, with their folders in names that would be the same, as of one policy that was sampled differently."""
+    counts = Counter(run.name for run in runs)
+    return [replace(run, is_named=counts[run.name] > 1) for run in runs]
 
 
 def _table(rows: list[list[str]]) -> str:

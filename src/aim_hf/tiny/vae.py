@@ -38,6 +38,7 @@ from ..data.latents import encoder_fingerprint
 from ..model.processing_aim import AIMProcessor
 from ..pipeline.codec import BLACK, VideoCodec
 from ..training.muon import MuonWithAdamW
+from ..utils.checks import check_whole
 from ..utils.files import (
     append_json_line,
     claim,
@@ -369,7 +370,9 @@ class VAETrainer:
     def _load(self) -> None:
         folder = self.folder / "checkpoint"
         mend = f"delete {folder}, and training begins anew"
-        self.step = read_json(folder / "training.json", mend)["step"]
+        training = folder / "training.json"
+        with reading(training, mend):
+            self.step = check_whole("step", read_json(training, mend)["step"], least=0)
         weights, optimizer = (folder / f"{name}.safetensors" for name in ("diffusion_pytorch_model", "optimizer"))
         with reading(weights, mend):
             self.loss.vae.load_state_dict(load_file(weights))
