@@ -136,6 +136,8 @@ def test_a_run_of_stage_2_in_short():
     assert summary["first"]["kl"] == pytest.approx(0.1) and summary["last"]["kl"] == pytest.approx(1.7)
     never = [{name: value for name, value in entry.items() if name != "kl"} for entry in history]
     assert training_summary(origin | {"log_history": never})["last"]["kl"] is None
+    with pytest.raises(ValueError, match="it logs no rollout, as with --logging_steps above --max_steps"):
+        training_summary(origin | {"log_history": [{"step": 20, "train_runtime": 9.0}]})
 
 
 def test_the_curves_of_stage_2_are_drawn(tmp_path):

@@ -1,12 +1,13 @@
 """Files and folders that can't be written: the error says which, why and what to do, and nothing else."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from aim_hf.utils.files import written_file, written_folder
+from aim_hf.utils.files import UnreadableFile, reading, written_file, written_folder
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,27 @@ def test_why_a_file_could_not_be_written_is_told(tmp_path, error, told, number):
     assert str(raised.value).startswith(told.format(path)) and "Make room, or choose" in str(raised.value)
     assert raised.value.errno == number and "None" not in str(raised.value)
     assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"rows": {}}', "has no 'steps'"),
+        ('{"rows": {}, "steps": 0}', "division by zero"),
+        ('{"rows": [], "steps": 1}', "'list' object has no attribute 'items'"),
+        ('{"rows": {}, "steps": "1"}', "unsupported operand"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_name(tmp_path, content, told):
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    with pytest.raises(UnreadableFile) as raised, reading(path, "make it again"):
+        record = json.loads(path.read_text())
+        _ = 1 / record["steps"], record["rows"].items()
+    assert str(raised.value).startswith(f"{path} can't be read ({told}") and str(raised.value).endswith(
+        "make it again."
+    )
 
 
 def test_an_empty_path_is_no_folder(tmp_path, monkeypatch):

@@ -165,10 +165,15 @@ def training_summary(record: dict[str, Any]) -> dict[str, Any]:
         rollouts and learning, and the share of them in simulation, `simulation_share`; `control_steps_per_core_second`
         while simulating; and `first` and `last`, means over the first and the last fifth of its iterations of rewards,
         success and value hits in rollouts, and of the KL divergence, None if no group was ever learned from.
+
+    Raises:
+        ValueError: if no rollout was logged.
     """
     # A step all of whose groups were dropped has times, and no divergence.
     learned = [entry for entry in record["log_history"] if "kl" in entry]
     rolled = [entry for entry in record["log_history"] if "reward" in entry]
+    if not rolled:
+        raise ValueError("it logs no rollout, as with --logging_steps above --max_steps")
     seconds = {
         name: sum(entry.get(f"time/{name}", 0.0) for entry in record["log_history"])
         for name in ("simulation", "inference", "learning")

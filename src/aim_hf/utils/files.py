@@ -20,6 +20,9 @@ from safetensors import SafetensorError
 from .checks import check_path
 
 MADE_FROM = "made_from.json"
+# What code raises that reads a damaged file, or one of another format.
+_ERRORS_OF_CONTENT = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError)
+_ERRORS_OF_CONTENT += (RuntimeError, SafetensorError)
 
 
 class UnreadableFile(OSError, ValueError):
@@ -42,7 +45,7 @@ def reading(path: str | os.PathLike, mend: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise UnreadableFile(f"{path} is missing; {mend}.") from error
-    except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, SafetensorError) as error:
+    except _ERRORS_OF_CONTENT as error:
         # A LookupError prints only its key.
         reason = f"has no {error}" if isinstance(error, LookupError) else str(error) or type(error).__name__
         raise UnreadableFile(f"{path} can't be read ({reason}); {mend}.") from error
