@@ -2,13 +2,15 @@
 
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
 from aim_hf import commands
 from aim_hf.data.card import write_card
 from aim_hf.data.shards import ShardWriter
+from aim_hf.hub import prepare
+from aim_hf.model.checkpoint import fingerprint
 
 from .data.fixtures_episodes import make_episode, write_shard
 
@@ -52,6 +54,16 @@ def test_a_checkpoint_is_a_model(publish):
     assert status == 0, errors
     assert "pipeline, to the model repo org/name" in output and "model_index.json" in output
     assert "modeling_aim.py" in output  # of the package, for trust_remote_code
+
+
+def test_names_in_a_repository_are_the_same_from_every_system(monkeypatch):
+    """Windows writes them with backslashes."""
+    checkpoint = ROOT / "checkpoints" / "aim-tiny"
+    files, digest = set(prepare(checkpoint).files), fingerprint(checkpoint)
+    assert "model/config.json" in files
+    inside = Path.relative_to
+    monkeypatch.setattr(Path, "relative_to", lambda self, other: PureWindowsPath(inside(self, other)))
+    assert set(prepare(checkpoint).files) == files and fingerprint(checkpoint) == digest
 
 
 def test_what_is_not_whole_is_refused(publish, dataset, tmp_path_factory):

@@ -74,7 +74,7 @@ def prepare(folder: Path) -> Publication:
             unfinished shard; for a dataset also as `check_folder` and `check_manifests`.
     """
     files = {
-        str(path.relative_to(folder)): path
+        path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }

@@ -1,9 +1,12 @@
+import platform
+import subprocess
+
 import numpy as np
 import pytest
 from arms import add_holm, paired_gain, sign_flip_p
 
 from aim_hf.evaluation.statistics import format_peaks, summarize, wilson_interval
-from aim_hf.utils.provenance import provenance
+from aim_hf.utils.provenance import cpu_name, provenance, source_commit
 
 
 @pytest.mark.parametrize(
@@ -103,3 +106,27 @@ def test_provenance_names_the_machine(policy):
     where = provenance(policy.pipe.device)
     assert where["hardware"]["cpu"] and where["hardware"]["device"] == "cpu"
     assert where["versions"]["sapien"] and where["command"]
+
+
+def test_the_processor_has_a_name_where_there_is_no_proc(tmp_path):
+    """As on macOS and Windows, where a policy is fine-tuned, too; and as on ARM, whose list has no name."""
+    assert cpu_name(tmp_path / "cpuinfo") == (platform.processor() or platform.machine()) != ""
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert cpu_name(tmp_path / "cpuinfo") == cpu_name(tmp_path / "none")
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name\t: Some CPU @ 2 GHz\n"
+    )
+    assert cpu_name(tmp_path / "cpuinfo") == "Some CPU @ 2 GHz"
+
+
+@pytest.mark.parametrize(
+    "error", [subprocess.TimeoutExpired("git", 30), PermissionError(13, "no"), FileNotFoundError()]
+)
+def test_the_commit_is_unknown_where_git_does_not_answer(monkeypatch, error):
+    assert source_commit()
+
+    def run(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert source_commit() is None

@@ -84,6 +84,13 @@ def test_latents_are_centered_where_the_model_sees_them(vae, episodes):
     assert deviations[0] > 2 * deviations[-6:].mean()
 
 
+def test_pictures_that_do_not_differ_are_refused():
+    """As of a camera that was covered; the codec would be NaN."""
+    black = CanvasEpisode(np.full((9, 96, 96, 3), 120, np.uint8), np.zeros((9, 96, 96), np.uint8))
+    with pytest.raises(ValueError, match="^the pictures of the episodes don't differ, .* aim-hf preview.$"):
+        set_encoder(tiny_vae(), [black], 2)
+
+
 def test_latents_hold_most_of_the_pictures(vae, episodes):
     """A linear readout of single latent cells restores held-out pixels far better than their mean does."""
     rng = np.random.default_rng(2)

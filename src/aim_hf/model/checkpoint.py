@@ -100,7 +100,7 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for file in sorted(file for pattern in ("**/*.json", "**/*.safetensors") for file in folder.glob(pattern)):
-        digest.update(f"{file.relative_to(folder)}\n".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
         if file.suffix == ".json":
             content = json.loads(file.read_bytes())
             if isinstance(content, dict):

@@ -238,6 +238,9 @@ def set_encoder(vae: AutoencoderKLWan, episodes: Sequence[CanvasEpisode], stride
     The statistics use equally many RGB and value latents, without the latents of a clip's first frame. Each channel is
     divided by the square root of (its standard deviation times the mean one). Full whitening would give faint details
     of the last components as much weight as the positions of objects.
+
+    Raises:
+        ValueError: for pictures that don't differ.
     """
     rng = np.random.default_rng(seed)
     count = STATISTICS_CLIPS
@@ -252,6 +255,11 @@ def set_encoder(vae: AutoencoderKLWan, episodes: Sequence[CanvasEpisode], stride
     condition_encoder(vae)
     vae.post_quant_conv.weight.copy_(torch.eye(vae.config.z_dim)[..., None, None, None])
     vae.post_quant_conv.bias.zero_()
+    if not all(parameter.isfinite().all() for parameter in vae.parameters()):
+        raise ValueError(
+            "the pictures of the episodes don't differ, so they have no principal components; expected recordings of "
+            "something that moves. Look at them with aim-hf preview."
+        )
 
 
 class VAETrainer:

@@ -21,7 +21,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, commit, hardware and command of this process."""
     import torch  # imported here, since simulator processes import this module without torch
 
-    hardware = {"device": device.type, "cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    hardware = {"device": device.type, "cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)
     return {
@@ -51,14 +51,16 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Model of the CPU, of the file that Linux has on x86; elsewhere what Python knows of it."""
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def source_commit(folder: Path = Path(__file__).parent) -> str | None:
-    """Commit of the checkout that contains `folder`, by default this package; None outside of a checkout.
+    """Commit of the checkout that contains `folder`, by default this package; None outside of a checkout, and where
+    git doesn't run or answer.
 
     The suffix "-dirty" marks uncommitted changes of tracked files other than benchmark results. Git writes nothing.
     """
@@ -72,6 +74,6 @@ def source_commit(folder: Path = Path(__file__).parent) -> str | None:
         commit = git("rev-parse", "HEAD")
         sources = (":(top)", ":(top,exclude)benchmarks/results")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
-    except FileNotFoundError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return f"{commit}-dirty" if changed else commit or None
