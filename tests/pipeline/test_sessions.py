@@ -40,6 +40,36 @@ def test_rows_do_not_influence_each_other(pipe, rng):
         assert np.abs(a.actions[1] - b.actions[1]).max() > 1e-3
 
 
+def test_a_default_device_of_torch_changes_nothing(rng):
+    """What the pipeline makes has a device of its own: "meta" would leave nothing of it."""
+    pipe = make_pipeline()
+    episodes = [make_episode(pipe, rng, chunks=2) for _ in range(2)]
+    expected = roll_out(pipe, INSTRUCTIONS[:2], episodes, [seeded(0), seeded(1)])
+    pipe = make_pipeline()
+    generators = [seeded(0), seeded(1)]
+    try:
+        torch.set_default_device("meta")
+        outputs = roll_out(pipe, INSTRUCTIONS[:2], episodes, generators)
+    finally:
+        torch.set_default_device(None)
+    for a, b in zip(expected, outputs, strict=True):
+        assert_same(a, b, atol=1e-5)
+
+
+def test_actions_may_be_tensors_of_any_kind(pipe, rng):
+    first, ((observations, actions),) = make_episode(pipe, rng, chunks=1)
+    actions[..., 3:7] = actions[..., 11:15] = [1, 0, 0, 0]  # of unit length in bfloat16, too
+    exact = torch.tensor(actions).bfloat16()
+    outputs = []
+    for executed in (exact.double().numpy(), exact, exact.double().requires_grad_(), exact.double().tolist()):
+        session = pipe.start("ring bell")
+        pipe.append(session, first)
+        pipe.append(session, observations, executed)
+        outputs.append(pipe(session=session, generator=seeded(0)))
+    for other in outputs[1:]:
+        assert_same(outputs[0], other)
+
+
 def test_a_call_leaves_its_session_as_it_was(pipe, rng):
     (first, happened), session = make_episode(pipe, rng, chunks=1), pipe.start("ring bell")
     a = pipe(first, session=session, generator=seeded(0))

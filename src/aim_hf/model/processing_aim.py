@@ -257,7 +257,8 @@ class AIMProcessor(ProcessorMixin):
                     f"instructions have at most {most} tokens (about {most * len(t) // len(ids)} characters); this "
                     f"one has {len(ids)}: {quoted(t)}. Shorten it."
                 )
-        return BatchFeature({name: torch.tensor(tokens[name]) for name in ("input_ids", "attention_mask")})
+        names = ("input_ids", "attention_mask")
+        return BatchFeature({name: torch.tensor(tokens[name], device="cpu") for name in names})
 
     # Pictures
 
@@ -526,7 +527,7 @@ class AIMProcessor(ProcessorMixin):
         return center.to(actions), half_range.to(actions)
 
     def _statistics(self, names: tuple[str, str]) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.tensor(self.action_statistics[name], dtype=torch.float64) for name in names)
+        return tuple(torch.tensor(self.action_statistics[name], dtype=torch.float64, device="cpu") for name in names)
 
     def _check_statistics(self) -> None:
         if self.action_statistics is None:
@@ -588,8 +589,9 @@ def _array(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _floating(numbers: ArrayLike | torch.Tensor) -> torch.Tensor:
-    """`numbers` as a floating-point tensor; integers and lists become float64, whatever torch's default dtype is."""
-    tensor = torch.as_tensor(numbers if torch.is_tensor(numbers) else np.asarray(numbers))
+    """`numbers` as a floating-point tensor; integers and lists become float64, and arrays and lists are on the CPU,
+    whatever torch's defaults are."""
+    tensor = numbers if torch.is_tensor(numbers) else torch.as_tensor(np.asarray(numbers), device="cpu")
     return tensor if tensor.is_floating_point() else tensor.double()
 
 

@@ -227,7 +227,7 @@ class VideoCodec:
         key = (height, width, self.vae.device, self.vae.dtype)
         if key not in self._black_states:
             encoder, decoder = self.encoder_state(), self.decoder_state()
-            latent = self.encode(torch.full((1, 3, 1, height, width), BLACK), encoder)
+            latent = self.encode(torch.full((1, 3, 1, height, width), BLACK, device=self.vae.device), encoder)
             self.decode(latent, decoder)
             self._black_states[key] = encoder, decoder
         return self._black_states[key]

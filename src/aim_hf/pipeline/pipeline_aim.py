@@ -211,7 +211,9 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             pipeline_id=self._id,
             cache=self._new_cache(prompt_embeds),
             negative_cache=None if negative_prompt_embeds is None else self._new_cache(negative_prompt_embeds),
-            initial_pose=torch.zeros(rows, 16, dtype=torch.float64) if self.processor.action_space == "ee" else None,
+            initial_pose=torch.zeros(rows, 16, dtype=torch.float64, device="cpu")
+            if self.processor.action_space == "ee"
+            else None,
             encoders=[self.codec.encoder_state() for _ in range(rows)],
             decoders=[StreamDecoder(self.codec.decoder_state()) for _ in range(rows)],
             recent=[None] * rows,
@@ -269,7 +271,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             poses = None
             if session.initial_pose is not None:
                 poses = torch.stack([self.processor.initial_pose(of_row[0]) for of_row in observations])
-            no_actions = torch.zeros(0, self.processor.action_dim, dtype=torch.float64)
+            no_actions = torch.zeros(0, self.processor.action_dim, dtype=torch.float64, device="cpu")
             recent = [RecentFrames(of_row, no_actions) for of_row in canvases]
             latents = extend(self.model, self.codec, session, index, self.processor.canvas_to_pixels(canvases), None)
             if poses is not None:

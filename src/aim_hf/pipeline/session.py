@@ -119,4 +119,4 @@ class AIMSession:
             raise ValueError(
                 f"rows are {rows}; expected some of 0 to {self.batch_size - 1}" + ("." if several else ", each once.")
             )
-        return torch.tensor(rows, dtype=torch.long)
+        return torch.tensor(rows, dtype=torch.long, device="cpu")
