@@ -82,11 +82,12 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def training_text(path: Path) -> str:
-    """Steps and origin of stage 1, from its training.json, and of stage 2 if stage2-hard.json lies beside it."""
+    """Steps and origin of a run, from its training.json, and of stage 2 if stage2-hard.json lies beside it."""
     if not path.exists():
         return "Nothing was trained yet.\n"
     run = json.loads(path.read_text())
-    text = f"{run['steps']:,} steps of stage 1: {origin(run)}.\n"
+    stage = 2 if "seeds" in run else 1  # only stage 2 has scenes to practise on
+    text = f"{run['steps']:,} steps of stage {stage}: {origin(run)}.\n"
     stage2 = path.with_name("stage2-hard.json")
     if stage2.exists():
         run = json.loads(stage2.read_text())["training"]

@@ -133,6 +133,10 @@ def test_a_run_fills_the_card_of_the_full_size(run):
     training = json.loads((run / "training.json").read_text())
     for origin in (results, training):
         assert origin["command"] in card.text and origin["commit"][:10] in card.text
+    assert f"{training['steps']:,} steps of stage 1: " in card.text
+    (run / "training.json").write_text(json.dumps(training | {"seeds": {"train": [0, 9]}}))  # of aim-hf train-grpo
+    card = render.run_card("aim-wan2.2-ti2v-5b", run / "pipeline", "org/aim", datasets=["org/aim-robotwin"])
+    assert f"{training['steps']:,} steps of stage 2: " in card.text and "stage 1: " not in card.text
 
 
 def test_without_a_run_the_card_says_that_there_are_no_weights(tmp_path):

@@ -63,6 +63,7 @@ def test_an_episode_is_played_moment_by_moment_and_filmed(handlers, rollouts):
         ({"seed": 7}, "The seed is 7."),
         ({"words": " "}, "The instruction is empty."),
         ({"early_end": 6}, "The early end comes after step 6"),
+        ({"world_steps": 4.5}, "num_inference_steps is 4.5; expected a whole number"),
         ({"task": "juggle"}, "The simulator can&#x27;t go on"),
     ],
 )
@@ -83,8 +84,8 @@ def test_the_steps_that_a_policy_was_saved_with_can_be_chosen(rollouts, monkeypa
 
 
 def test_what_nobody_foresaw_is_logged_and_told_without_a_traceback(handlers, caplog):
-    updates = handlers["play"]("click_bell", "easy", SEED, "Click.", None, "many", 10, 0)
-    assert "Something went wrong on the server (ValueError)" in updates[-2]["line"]
+    updates = handlers["play"]("click_bell", "easy", SEED, "Click.", None, "many", 10, 3)
+    assert "Something went wrong on the server (TypeError)" in updates[-2]["line"]
     assert "Traceback" in caplog.text and updates[-1]["run"]["interactive"] is True
 
 

@@ -28,7 +28,7 @@ def test_dashes_and_old_names_are_understood(capsys):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_its_module_and_is_told_apart(name):
     module = importlib.import_module(f"aim_hf.commands.{name.replace('-', '_')}")
-    assert callable(module.main) and f"aim-hf {name}" in module.__doc__ or f"aim_hf {name}" in module.__doc__
+    assert callable(module.main) and (f"aim-hf {name}" in module.__doc__ or f"aim_hf {name}" in module.__doc__)
 
 
 def test_scripts_of_the_checkout_hold_no_arguments_of_their_own():
