@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aim_hf.commands import collect
+from aim_hf.commands import collect, run
 from aim_hf.data.card import write_card
 from aim_hf.data.collection import made_from
 from aim_hf.data.episodes import Episode
@@ -51,6 +51,20 @@ def test_another_state_is_found_by_simulating(collected, tmp_path):
         f"click_bell easy seed {episodes[1].seed}: simulated again, state differs; other versions of simulator or "
         "project made it"
     ]
+
+
+def test_a_report_that_cannot_be_written_is_told_all_the_same(tmp_path, capsys):
+    """Since hours of simulating may lie in it."""
+    writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
+    writer.add(make_episode(100).to_row())
+    writer.finish({"suite": "tabletop", "simulator": {}, "noise": 0.01, "seeds_from": 100})
+    write_card(tmp_path)
+    options = ["--render", "0", "--simulate", "0", "--output_file", str(tmp_path / "README.md" / "report.json")]
+    with pytest.raises(SystemExit) as ended:
+        run(["validate", str(tmp_path), *options])
+    told = capsys.readouterr()
+    assert ended.value.code == 2 and "report.json could not be written" in told.err
+    assert told.out.startswith("1 episodes, ") and "0 problems" in told.out
 
 
 def test_a_record_that_says_something_else_than_the_manifests_is_found(tmp_path):

@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from aim_hf.commands import demo
 from aim_hf.data.video import count_frames
+from aim_hf.evaluation import evaluate as evaluation
 from aim_hf.evaluation.evaluate import Protocol, evaluate, format_results
+from aim_hf.model.checkpoint import fingerprint
 from aim_hf.rollout.policies import AIMPolicy
+from aim_hf.utils.files import UnreadableFile
 
 TASKS = ["click_bell"]
 
@@ -130,3 +134,14 @@ def test_a_policys_fingerprint_is_that_of_its_content(policy, tmp_path):
     config = json.loads((tmp_path / "b" / "scheduler" / "scheduler_config.json").read_text())
     (tmp_path / "b" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"shift": 2.0}))
     assert AIMPolicy.from_pretrained(tmp_path / "b").settings["policy_sha256"] != first["policy_sha256"]
+    damaged = tmp_path / "b" / "text_encoder" / "config.json"
+    damaged.write_text("{")
+    with pytest.raises(UnreadableFile, match=f"{damaged} can't be read .*; save or download the checkpoint again"):
+        fingerprint(tmp_path / "b" / "text_encoder")
+
+
+def test_only_the_main_process_shows_a_demo(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments, **options: None)  # as in the others
+    monkeypatch.setattr(AIMPolicy, "from_pretrained", lambda *arguments: None)
+    demo.main(["--output_dir", str(tmp_path)])
+    assert "At a glance" not in capsys.readouterr().out

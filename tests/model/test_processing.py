@@ -310,6 +310,8 @@ def test_pictures_and_words_that_are_none_are_named():
     processor = AIMProcessor(make_tokenizer(), [16, 16], ONE)
     with pytest.raises(ValueError, match="picture of head is no array"):
         processor.pack_canvas({"head": [[1, 2], [3]]})
+    with pytest.raises(ValueError, match="picture of head is no array"):
+        processor.pack_canvas({"head": torch.zeros(16, 16, 3, dtype=torch.uint8, device="meta")})  # as on a GPU
     for nothing in (None, "x"):
         with pytest.raises(ValueError, match="value map has dtype"):
             processor.value_to_rgb(nothing)

@@ -29,11 +29,13 @@ def main(argv: list[str]) -> None:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     policy = AIMPolicy.from_pretrained(args.policy, state.device)
-    print(
+    state.print(
         f"Runs {args.episodes} held-out episodes of {len(args.tasks)} tasks (usually 1 to 2 minutes on 2 CPU cores).",
         flush=True,
     )
     results = evaluate(policy, Protocol(), args.output_dir, args.episodes, args.tasks, state=state)
+    if results is None:  # not the main process
+        return
     print(format_results(results))
     print(f"At a glance: {args.output_dir / 'contact_sheet.png'}")
     print("Observed, imagined and value maps side by side:")

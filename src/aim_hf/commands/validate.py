@@ -30,8 +30,6 @@ def main(argv: list[str]) -> None:
     from ..utils.files import write_json
 
     report = validate(args.folder, args.render, args.simulate)
-    if args.output_file is not None:
-        write_json(args.output_file, asdict(report))
     print(
         f"{report.episodes} episodes, {report.frames} frames, {report.bytes / 1e6:.1f} MB; value maps of "
         f"{report.rendered} rendered again (videos at most {report.largest_video_error} of 255 off), "
@@ -39,4 +37,6 @@ def main(argv: list[str]) -> None:
     )
     for problem in report.problems:
         print(f"- {problem}")
+    if args.output_file is not None:
+        write_json(args.output_file, asdict(report))
     raise SystemExit(1 if report.problems else 0)

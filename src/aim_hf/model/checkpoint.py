@@ -19,6 +19,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from ..utils.files import reading
+
 # Files of a checkpoint; pictures and videos of a repository are not downloaded.
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 # Keys that diffusers and transformers add to the configurations of loaded components.
@@ -97,12 +99,16 @@ def fingerprint(folder: Path) -> str:
 
     It doesn't depend on the checkpoint's location, nor on where its components were loaded from. A published
     checkpoint has another fingerprint than its folder, since two of its configurations name the published code.
+
+    Raises:
+        UnreadableFile: for a damaged configuration, which it names.
     """
     digest = hashlib.sha256()
     for file in sorted(file for pattern in ("**/*.json", "**/*.safetensors") for file in folder.glob(pattern)):
         digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
         if file.suffix == ".json":
-            content = json.loads(file.read_bytes())
+            with reading(file, "save or download the checkpoint again"):
+                content = json.loads(file.read_bytes())
             if isinstance(content, dict):
                 content = {name: value for name, value in content.items() if name not in _WHERE_FROM}
             digest.update(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest())

@@ -581,10 +581,11 @@ def _whole_numbers(name: str, numbers: Sequence[int], count: int, least: float =
 
 
 def _array(name: str, values: ArrayLike) -> np.ndarray:
-    """`values` as an array. Raises ValueError, with `name`, for nested lists of unequal length."""
+    """`values` as an array. Raises ValueError, with `name`, for nested lists of unequal length, and for a tensor on a
+    GPU."""
     try:
         return np.asarray(values)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{name} is no array ({error}); expected an array of numbers.") from error
 
 
