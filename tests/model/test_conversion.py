@@ -222,6 +222,8 @@ def test_the_video_side_of_lingbot_va(wan, lingbot_va):
 
 
 def test_models_that_aim_cannot_take_are_refused(wan, tmp_path):
+    said_again = AIMForWorldAction.from_wan(wan[1], **FIELDS, patch_size=(1, 2, 2), num_layers=3)
+    assert said_again.config.patch_size == (1, 2, 2)
     with pytest.raises(ValueError, match="num_layers can't be chosen"):
         AIMForWorldAction.from_wan(wan[1], num_layers=5)
     with pytest.raises(ValueError, match="action_hiden_size"):

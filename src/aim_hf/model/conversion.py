@@ -155,7 +155,8 @@ def wan_config(folder: Path, **fields: Any) -> AIMConfig:
     for name, value in FIXED_FIELDS.items():
         if stored.get(name, value) != value:
             raise ValueError(f"{folder}: {name} is {stored[name]!r}; AIM's video stream needs {value!r}.")
-    contradicted = sorted(name for name in fields if name in SHARED_FIELDS and fields[name] != stored.get(name))
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}  # as in JSON
+    contradicted = sorted(name for name in given if name in SHARED_FIELDS and given[name] != stored.get(name))
     if contradicted:
         raise ValueError(f"{', '.join(contradicted)} can't be chosen: the weights in {folder} decide.")
     missing = [name for name in SHARED_FIELDS if name not in stored]
