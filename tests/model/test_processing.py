@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from aim_hf.model.processing_aim import AIMProcessor, t_pose_canvas
+from aim_hf.pipeline.inputs import as_actions
 
 from ..fixtures_pipeline import CANVAS, HEAD, WRIST, make_observation, make_pose, make_processor, make_tokenizer
 
@@ -241,6 +242,39 @@ def test_whole_numbers_are_scaled_as_others_are():
     assert (processor.unnormalize_actions(np.zeros((2, 14), dtype=int)) == 0.5).all()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.astype(">f8"),
+        lambda a: np.flip(np.flip(a, 0).copy(), 0),
+        lambda a: np.asfortranarray(a),
+        lambda a: a.astype(np.longdouble),
+        lambda a: a.tolist(),
+        lambda a: list(a),
+        lambda a: torch.tensor(a),
+    ],
+    ids=["big-endian", "negative strides", "by columns", "extended", "lists", "list of arrays", "tensor"],
+)
+@pytest.mark.filterwarnings("error")
+def test_numbers_may_lie_in_memory_as_they_like(rng, change):
+    processor, actions = make_processor(), np.stack([make_pose(rng) for _ in range(3)])
+    actions.flags.writeable = False
+    given, pose = change(actions.copy()), make_pose(rng)
+    expected = processor.normalize_actions(actions, pose)
+    assert torch.equal(processor.normalize_actions(given, pose), expected) and expected.dtype == torch.float64
+    assert processor.compute_action_statistics(given) == processor.compute_action_statistics(actions)
+    executed = as_actions("executed_actions", given, rows=1)
+    assert torch.equal(executed, torch.tensor(actions)[None]) and executed.dtype == torch.float64
+
+
+@pytest.mark.parametrize("wrong", [[["x"] * 16], [[None] * 16], np.zeros((1, 16), complex), torch.zeros(1, 16) * 1j])
+def test_what_are_no_numbers_is_named(rng, wrong):
+    with pytest.raises(ValueError, match="actions are of dtype .*; expected numbers"):
+        make_processor().normalize_actions(wrong, make_pose(rng))
+    with pytest.raises(ValueError, match="executed_actions are .*; expected an array of numbers"):
+        as_actions("executed_actions", wrong, rows=1)
+
+
 @pytest.fixture
 def coarse():
     """Torch's default dtype is bfloat16, as a script may set it that makes a model."""
@@ -274,8 +308,9 @@ def test_each_part_of_a_pose_has_its_size(rng, change, message):
     observation = make_observation(rng)
     with pytest.raises(ValueError, match=message):
         make_processor().initial_pose({"endpose": observation["endpose"] | change})
-    with pytest.raises(ValueError, match="has no left_endpose"):
-        make_processor().initial_pose({"endpose": None})
+    for wrong in (None, np.zeros(16), [0.0] * 16):
+        with pytest.raises(ValueError, match="has no left_endpose"):
+            make_processor().initial_pose({"endpose": wrong})
 
 
 ONE = {"head": {"size": [8, 8], "slot": [0, 0, 8, 8]}}

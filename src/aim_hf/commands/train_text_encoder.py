@@ -75,10 +75,7 @@ def main(argv: list[str]) -> None:
     check_canvas(canvas)
     slots = t_pose_canvas(canvas, canvas, canvas)  # `fit_processor` sets the cameras' sizes
     processor = fit_processor(AIMProcessor(tokenizer, canvas, slots, max_text_length=args.max_text_length), dataset)
-    try:
-        processor.tokenize(instructions)
-    except ValueError as error:  # else the first to tell would be encode-latents
-        raise ValueError(f"{error} Or give a larger --max_text_length than {args.max_text_length}.") from error
+    processor.tokenize(instructions)  # refuses one that is longer than --max_text_length, as encode-latents would
     fitted = ("canvas_size", "cameras", "action_space", "action_dim", "max_text_length", "fps")
     settings = {
         "instructions": hashlib.sha256(json.dumps(instructions).encode()).hexdigest(),

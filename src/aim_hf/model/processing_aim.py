@@ -367,7 +367,8 @@ class AIMProcessor(ProcessorMixin):
 
     def initial_pose(self, observation: Mapping[str, Any]) -> torch.Tensor:
         """Measured pose of both arms in the layout of an `ee` action, float64 (16,); actions are relative to it."""
-        endpose = observation.get("endpose") or {}
+        endpose = observation.get("endpose")
+        endpose = endpose if isinstance(endpose, Mapping) else {}
         keys = ("left_endpose", "left_gripper", "right_endpose", "right_gripper")
         missing = [key for key in keys if key not in endpose]
         if missing:
@@ -417,7 +418,7 @@ class AIMProcessor(ProcessorMixin):
     ) -> torch.Tensor:
         """The inverse of `relative_actions`. Predicted quaternions are normalized to unit length; the results lie in
         the hemisphere of the first pose's quaternion."""
-        actions = _floating(actions)
+        actions = floating(actions)
         self._check_numbers(actions, "relative actions")
         if self.action_space == "qpos":
             return actions
@@ -437,7 +438,7 @@ class AIMProcessor(ProcessorMixin):
         Args:
             actions: (N, action_dim), results of `relative_actions` over the whole training set.
         """
-        actions = _floating(actions).double().cpu().numpy()
+        actions = floating(actions).double().cpu().numpy()
         if actions.ndim != 2 or actions.shape[1] != self.action_dim or not len(actions):
             raise ValueError(f"actions have shape {actions.shape}; expected (N, {self.action_dim}) with N >= 1.")
         if not np.isfinite(actions).all():
@@ -477,7 +478,7 @@ class AIMProcessor(ProcessorMixin):
 
     def scale_actions(self, relative: torch.Tensor) -> torch.Tensor:
         """Scales the output of `relative_actions`, as `normalize_actions` does."""
-        relative = _floating(relative)
+        relative = floating(relative)
         center, half_range = self._scale(relative)
         return (relative - center) / half_range
 
@@ -507,7 +508,7 @@ class AIMProcessor(ProcessorMixin):
         Raises:
             ValueError: for a wrong width, NaN or missing statistics.
         """
-        actions = _floating(actions)
+        actions = floating(actions)
         self._check_numbers(actions, "normalized actions")
         center, half_range = self._scale(actions)
         return self.absolute_actions(actions * half_range + center, initial_pose)
@@ -545,7 +546,7 @@ class AIMProcessor(ProcessorMixin):
             raise ValueError(f"{name} have NaN or infinite numbers; find where they come from.")
 
     def _check_actions(self, actions: ArrayLike | torch.Tensor, name: str) -> torch.Tensor:
-        actions = _floating(actions)
+        actions = floating(actions, name)
         self._check_numbers(actions, name)
         if self.action_space == "ee":
             for arm, (_, quaternion, _) in zip(("left", "right"), _arms(actions), strict=True):
@@ -589,11 +590,19 @@ def _array(name: str, values: ArrayLike) -> np.ndarray:
         raise ValueError(f"{name} is no array ({error}); expected an array of numbers.") from error
 
 
-def _floating(numbers: ArrayLike | torch.Tensor) -> torch.Tensor:
+def floating(numbers: ArrayLike | torch.Tensor, name: str = "actions") -> torch.Tensor:
     """`numbers` as a floating-point tensor; integers and lists become float64, and arrays and lists are on the CPU,
-    whatever torch's defaults are."""
-    tensor = numbers if torch.is_tensor(numbers) else torch.as_tensor(np.asarray(numbers), device="cpu")
-    return tensor if tensor.is_floating_point() else tensor.double()
+    whatever torch's defaults are. Raises ValueError, with `name`, for anything but numbers."""
+    if not torch.is_tensor(numbers):
+        array = _array(name, numbers)
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"{name} are of dtype {array.dtype}; expected numbers.")
+        # A copy, since torch takes no other byte order, no negative strides, and no extended precision.
+        dtype = array.dtype if array.dtype in (np.float16, np.float32) else np.float64
+        numbers = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
+    if numbers.is_complex():
+        raise ValueError(f"{name} are of dtype {numbers.dtype}; expected numbers.")
+    return numbers if numbers.is_floating_point() else numbers.double()
 
 
 def check_magnitude(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from ..model.processing_aim import AIMProcessor
+from ..model.processing_aim import AIMProcessor, floating
 
 Observation = Mapping[str, Any]  # in RoboTwin's layout
 
@@ -16,9 +16,8 @@ def as_actions(name: str, actions: ArrayLike | torch.Tensor, rows: int) -> torch
     """Actions in float64; for a single row, they may lack the first axis. Raises ValueError, with `name`, for anything
     but numbers."""
     try:
-        actions = actions.detach().cpu().double() if torch.is_tensor(actions) else actions
-        actions = torch.tensor(np.asarray(actions), dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
+        actions = floating(actions, name).detach().cpu().double()
+    except ValueError:
         raise ValueError(f"{name} are {type(actions).__name__}; expected an array of numbers.") from None
     return actions[None] if rows == 1 and actions.ndim == 2 else actions
 
