@@ -111,7 +111,7 @@ class LeRobotSource:
         if episodes == self.episodes:
             wanted = ["data/*", *(f"videos/*{key}/*" for key in self._video_keys(cameras))]
         else:
-            wanted = [str(path.relative_to(self.folder)) for path in self.files(episodes, cameras)]
+            wanted = [path.relative_to(self.folder).as_posix() for path in self.files(episodes, cameras)]
         _snapshot(self.repo_id, self.revision, ["meta/*", *wanted])
 
     def choose(
@@ -164,7 +164,7 @@ class LeRobotSource:
         for path in (*metadata, *sorted(self.files(episodes, cameras))):
             if not path.is_file():
                 continue
-            digest.update(f"{path.relative_to(self.folder)} {path.stat().st_size} ".encode())
+            digest.update(f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size} ".encode())
             if path.suffix != ".mp4":
                 with open(path, "rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
