@@ -61,7 +61,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
         default=32,
         help="episodes that a process runs at a time; the more, the fuller the network's calls, and the more memory",
     )
-    parser.add_argument("--videos", type=int, default=1, help="episodes of each task to film")
+    parser.add_argument(
+        "--videos", type=int, default=1, help="first episodes of each task to film, if not evaluated before"
+    )
     remote = parser.add_argument_group("policies behind a server (ws://)")
     remote.add_argument(
         "--dialect", choices=("openpi", "lingbot-va"), help="message format of the server; not for AIM's own"

@@ -99,7 +99,7 @@ def evaluate(
         episodes: of each task.
         tasks: all of the suite's if not given.
         batch_size: episodes that run together in a process.
-        videos: episodes of each task that are filmed.
+        videos: how many of the first episodes of each task are filmed, unless they were evaluated before.
         num_workers: environment processes; one for each core that falls to this process if not given.
 
     Returns:
