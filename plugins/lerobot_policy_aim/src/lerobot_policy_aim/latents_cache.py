@@ -128,7 +128,7 @@ def dataset_fingerprint(root: Path) -> str:
     for folder in ("data", "videos"):
         for path in sorted(path for path in (root / folder).rglob("*") if path.is_file()):
             size = path.stat().st_size
-            digest.update(f"{path.relative_to(root)} {size}".encode())
+            digest.update(f"{path.relative_to(root).as_posix()} {size}".encode())
             with path.open("rb") as file:
                 digest.update(file.read(END))
                 file.seek(max(size - END, 0))
