@@ -62,11 +62,12 @@ def read_judged(folder: Path, arms: Iterable[str]) -> dict[str, list[dict[str, A
     from aim_hf.utils.files import read_json
 
     paths = {arm: sorted(folder.glob(f"{arm}-[0-9]*.json")) for arm in arms}
-    return {arm: [read_json(path, "judge it again") for path in of] for arm, of in paths.items() if of}
+    records = {arm: [read_json(path, "judge it again") for path in of] for arm, of in paths.items() if of}
+    return {arm: sorted(of_arm, key=itemgetter("seed")) for arm, of_arm in records.items()}
 
 
-def successes_of(judged: dict[str, list[dict]], condition: str, tasks: list[str]) -> dict[str, np.ndarray]:
-    """Arm -> success (training seeds, tasks, episodes) under a condition.
+def successes_of(judged: dict[str, list[dict]], condition: str, tasks: list[str]) -> dict[str, dict[int, np.ndarray]]:
+    """Arm -> training seed -> success (tasks, episodes) under a condition.
 
     Raises:
         ValueError: for records with another number of episodes than the first.
@@ -75,7 +76,10 @@ def successes_of(judged: dict[str, list[dict]], condition: str, tasks: list[str]
     if len(counts) > 1:
         raise ValueError(f"the arms were judged on {sorted(counts)} episodes of a task; expected the same number.")
     return {
-        arm: np.array([[list(record["outcomes"][condition][task]) for task in tasks] for record in records]) == "1"
+        arm: {
+            record["seed"]: np.array([list(record["outcomes"][condition][task]) for task in tasks]) == "1"
+            for record in records
+        }
         for arm, records in judged.items()
     }
 
@@ -92,7 +96,7 @@ def study(
     arms, tests = {}, []
     for condition in conditions:
         successes = successes_of(records, condition, tasks)
-        arms[condition] = {arm: summarize(of, tasks) for arm, of in successes.items()}
+        arms[condition] = {arm: summarize(np.stack([*of.values()]), tasks) for arm, of in successes.items()}
         tests += compared(successes, condition, pairs)
     return {"arms": arms, "tests": tests}
 
@@ -115,12 +119,13 @@ def sign_flip_p(differences: np.ndarray) -> float:
     return (extreme + 1) / (FLIPS + 1)
 
 
-def paired_gain(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    """`gain_points` of `after` and its `p`, by flipping signs: success on the same scenes, (training seeds, tasks,
-    episodes) each. A scene's gain is the mean over training seeds, whose number may differ; `gain_of_each_seed` are
-    those of the training seeds that both have."""
-    difference = (after.mean(0) - before.mean(0)).flatten()
-    of_each = [float(100 * (second.mean() - first.mean())) for first, second in zip(before, after)]
+def paired_gain(before: dict[int, np.ndarray], after: dict[int, np.ndarray]) -> dict[str, Any]:
+    """`gain_points` of `after` and its `p`, by flipping signs: training seed -> success (tasks, episodes) on the same
+    scenes. A scene's gain is the mean over training seeds, which may differ; `gain_of_each_seed` are those of the
+    training seeds that both have."""
+    means = [np.mean([*of.values()], axis=0) for of in (before, after)]
+    difference = (means[1] - means[0]).flatten()
+    of_each = [float(100 * (after[seed].mean() - before[seed].mean())) for seed in before if seed in after]
     return {
         "gain_points": float(100 * difference.mean()),
         "gain_of_each_seed": of_each,
@@ -128,7 +133,9 @@ def paired_gain(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     }
 
 
-def compared(successes: dict[str, np.ndarray], condition: str, pairs: Iterable[tuple[str, str]]) -> list[dict]:
+def compared(
+    successes: dict[str, dict[int, np.ndarray]], condition: str, pairs: Iterable[tuple[str, str]]
+) -> list[dict]:
     """The paired tests of those pairs of arms of which both were judged."""
     return [
         {"condition": condition, "arms": list(pair)} | paired_gain(*(successes[arm] for arm in pair))

@@ -202,7 +202,8 @@ def interventions(records: dict[str, list[dict]]) -> list[dict]:
         (own,) = (name for name, of in CONDITIONS.items() if of[:3] == (split, noise, None))
         before, after = (successes_of(records, name, TASKS) for name in (own, condition))
         for arm in records:
-            tests.append({"arm": arm, "condition": condition} | paired_gain(before[arm][..., :episodes], after[arm]))
+            own_scenes = {seed: of[:, :episodes] for seed, of in before[arm].items()}
+            tests.append({"arm": arm, "condition": condition} | paired_gain(own_scenes, after[arm]))
     return tests
 
 

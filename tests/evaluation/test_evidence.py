@@ -100,5 +100,5 @@ def test_an_intervention_is_tested_on_the_scenes_that_it_saw(monkeypatch):
     monkeypatch.setattr(evidence, "CONDITIONS", conditions)
     monkeypatch.setattr(evidence, "TASKS", ["click_bell"])
     outcomes = {"hard": {"click_bell": "110"}, "hard, other map": {"click_bell": "01"}}
-    (test,) = evidence.interventions({"aim": [{"outcomes": outcomes}]})
+    (test,) = evidence.interventions({"aim": [{"seed": 0, "outcomes": outcomes}]})
     assert (test["arm"], test["condition"], test["gain_points"]) == ("aim", "hard, other map", -50)

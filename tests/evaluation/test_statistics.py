@@ -1,9 +1,10 @@
+import json
 import platform
 import subprocess
 
 import numpy as np
 import pytest
-from arms import add_holm, paired_gain, sign_flip_p
+from arms import add_holm, compared, paired_gain, read_judged, sign_flip_p, successes_of
 
 from aim_hf.evaluation.statistics import format_peaks, summarize, wilson_interval
 from aim_hf.utils.provenance import cpu_name, provenance, source_commit
@@ -52,13 +53,28 @@ def test_flipped_signs():
 
 
 def test_a_gain_is_paired_by_scene_whatever_the_number_of_training_seeds():
-    before, after = np.zeros((1, 2, 5)), np.zeros((3, 2, 5))
-    after[:2, 0] = 1  # two of three training seeds solve each scene of one task
+    before, after = {0: np.zeros((2, 5))}, {seed: np.zeros((2, 5)) for seed in range(3)}
+    after[0][0] = after[1][0] = 1  # two of three training seeds solve each scene of one task
     assert paired_gain(before, after) == {
         "gain_points": pytest.approx(100 / 3),
         "gain_of_each_seed": [50],
         "p": pytest.approx(2 / 2**5, abs=5e-3),
     }
+
+
+def test_gains_of_each_seed_are_paired_by_the_training_seed(tmp_path):
+    def judged(arm, seed, outcomes):
+        record = {"seed": seed, "outcomes": {"hard": {"click_bell": outcomes}}}
+        (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(record))
+
+    for seed, outcomes in ((1, "0000"), (2, "1100"), (10, "1111")):
+        judged("aim", seed, outcomes)
+    judged("rgb", 10, "1110")
+    judged("rgb", 2, "0100")
+    records = read_judged(tmp_path, ["aim", "rgb"])
+    assert [record["seed"] for record in records["aim"]] == [1, 2, 10]
+    (test,) = compared(successes_of(records, "hard", ["click_bell"]), "hard", [("aim", "rgb")])
+    assert test["gain_of_each_seed"] == [-25, -25] and test["gain_points"] == pytest.approx(0)
 
 
 def record(seed, success, steps, peak, cm=None):
