@@ -125,6 +125,8 @@ def judge(args: argparse.Namespace) -> None:
             policy, batch_size = KeepsAllRows(policy), ROWS  # so that each call has rows of several scenes
         protocol = Protocol(split=split, start_seed=START_SEED)
         folder = run / "judged" / condition
+        if part is not None and state.is_main_process:
+            forget_parts(folder, episodes)
         evaluate(policy, protocol, folder, episodes, TASKS, batch_size, videos=0, state=state)
     if state.is_main_process:
         about = {"arm": args.arm, "seed": args.seed, "start_seed": START_SEED}
@@ -145,9 +147,17 @@ def exchange(pipe, part: str) -> None:
     pipe.denoise_world = denoise_world
 
 
+def forget_parts(folder: Path, episodes: int) -> None:
+    """Deletes the records of tasks that were stopped within. Which scene lends a row its future depends on the rows
+    that it is with, and the last row that is missing would be alone, with its own future."""
+    for path in folder.glob("episodes/*.jsonl"):
+        if path.read_bytes().count(b"\n") < episodes:
+            path.unlink()
+
+
 class KeepsAllRows:
     """A policy in which episodes that have ended go on, seeing their last observation: each row has another scene,
-    whose future it can be given."""
+    whose future it can be given. Raises RuntimeError for a row alone, as after the loss of a worker."""
 
     def __init__(self, policy):
         self.policy = policy
@@ -156,6 +166,8 @@ class KeepsAllRows:
         return getattr(self.policy, name)
 
     def start(self, instructions, seeds):
+        if len(seeds) < 2:
+            raise RuntimeError(f"seed {seeds[0]} is alone, and has no other scene's future; judge this arm again.")
         self.running = list(range(len(seeds)))
         self.policy.start(instructions, seeds)
 

@@ -65,6 +65,29 @@ def test_episodes_that_have_ended_stay_in_the_batch_to_lend_their_future():
     np.testing.assert_array_equal(second_chunk(True, later), second_chunk(False, repeats)[[0, 2]])
 
 
+def test_a_stopped_intervention_gives_each_row_another_scenes_future(tmp_path, monkeypatch):
+    """The batches of an intervention are those of a run that was never stopped."""
+    monkeypatch.setattr(evidence, "TASKS", ["click_bell"])
+    monkeypatch.setattr(evidence, "CONDITIONS", {"hard, other map": ("hard", 0.0, "value", 3)})
+    make_policy(action_lookahead_frames=1).pipe.save_pretrained(tmp_path / "aim-0" / "pipeline")
+    started, start = [], evidence.KeepsAllRows.start
+    monkeypatch.setattr(
+        evidence.KeepsAllRows, "start", lambda self, of, seeds: started.append(len(seeds)) or start(self, of, seeds)
+    )
+    judge = ["judge", "--arm", "aim", "--output_dir", str(tmp_path), "--results_dir", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *judge])
+    evidence.main()
+    (records,) = tmp_path.glob("aim-0/judged/*/episodes/click_bell.jsonl")
+    whole = sorted(json.loads(line)["seed"] for line in records.read_text().splitlines())
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:2]) + '{"seed": 100')  # torn by a kill
+    evidence.main()
+    evidence.main()
+    assert started == [3, 3]
+    assert sorted(json.loads(line)["seed"] for line in records.read_text().splitlines()) == whole
+    with pytest.raises(RuntimeError, match="seed 7 is alone, .*judge this arm again"):
+        evidence.KeepsAllRows(AIMPolicy(make_pipeline(), {"policy": "random"})).start(["ring bell"], [7])
+
+
 def test_runs_are_judged_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "TASKS", ["click_bell"])
     monkeypatch.setattr(evidence, "GROUPS", {"contact": ["click_bell"]})
