@@ -254,7 +254,7 @@ def main() -> None:
             of_step.add_argument(
                 "--policy", type=Path, default=Path("checkpoints/aim-tiny"), help="its VAE and encoder"
             )
-            of_step.add_argument("--processes", type=int, default=2)
+            of_step.add_argument("--processes", type=int, default=2, choices=(1, 2, 4, 8, 16), help="share 16 windows")
             of_step.add_argument("options", nargs="*", help="more of `aim-hf train`, behind --, such as -- --use_cpu")
     args = parser.parse_args()
     args.run(args)

@@ -241,9 +241,8 @@ def more_expert(args: argparse.Namespace) -> None:
         "save_total_limit": 1,
     }
     launch(["collect", *as_arguments(collect)], args.processes)
-    if not (latents / "index.json").is_file():
-        encode = {"dataset": episodes, "policy": args.policy, "output_dir": latents}
-        launch(["encode-latents", *as_arguments(encode)], args.processes)
+    encode = {"dataset": episodes, "policy": args.policy, "output_dir": latents}
+    launch(["encode-latents", *as_arguments(encode)], args.processes)  # what is new, after `--episodes` to try
     launch(["train", *as_arguments(train), *on_cpu(), *args.options], args.processes)
 
 
@@ -424,7 +423,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             of_step.add_argument(
                 "--max_steps", type=int, default=STEPS if step is practise else -1, help="fewer: to try"
             )
-            of_step.add_argument("--processes", type=int, default=2, help="a divisor of 4")
+            of_step.add_argument(
+                "--processes", type=int, default=2, choices=(1, 2, 4), help="share groups and windows"
+            )
             of_step.add_argument("options", nargs="*", help="more of `aim-hf`'s command, behind --")
         if step is offset:
             of_step.add_argument("--budget", type=int, default=PRACTISED, help="practice episodes")

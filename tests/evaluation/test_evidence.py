@@ -28,6 +28,21 @@ def test_a_summary_is_the_mean_over_training_seeds():
     assert summary["interval"][0] < summary["mean"] < summary["interval"][1]
 
 
+def test_processes_share_the_windows_of_a_step_without_a_rest(tmp_path, monkeypatch):
+    launched = []
+    monkeypatch.setattr(evidence, "launch", lambda arguments, _: launched.append(arguments))
+    train = ["evidence.py", "train", "--arm", "aim", "--latents", "latents", "--output_dir", str(tmp_path)]
+    for processes in ("2", "4"):
+        monkeypatch.setattr(sys, "argv", [*train, "--processes", processes])
+        evidence.main()
+        place = launched[-1].index("--per_device_train_batch_size")
+        assert int(launched[-1][place + 1]) * int(processes) == 16
+    monkeypatch.setattr(sys, "argv", [*train, "--processes", "3"])
+    with pytest.raises(SystemExit, match="2"):
+        evidence.main()
+    assert len(launched) == 2
+
+
 @pytest.mark.parametrize("part", ["rgb", "value"])
 def test_a_part_of_the_future_is_another_rows(part):
     pipe, rng = make_pipeline(), np.random.default_rng(0)

@@ -120,6 +120,20 @@ def test_a_stopped_fit_goes_on(tmp_path, monkeypatch):
     assert (outcomes.read_text(), result.read_text()) == (first, fitted)
 
 
+def test_more_of_the_expert_trains_on_all_of_its_episodes(tmp_path, monkeypatch):
+    """After a try with few episodes, too, whose latents are there."""
+    launched = []
+    monkeypatch.setattr(stage2, "launch", lambda arguments, processes: launched.append((arguments[0], processes)))
+    make_policy().pipe.save_pretrained(tmp_path / "stage1")
+    (tmp_path / "study" / "expert" / "latents").mkdir(parents=True)
+    (tmp_path / "study" / "expert" / "latents" / "index.json").write_text("{}")
+    study = "more_expert", "--policy", tmp_path / "stage1", "--output_dir", tmp_path / "study"
+    run(monkeypatch, *study, "--processes", 4)
+    assert launched == [("collect", 4), ("encode-latents", 4), ("train", 4)]
+    with pytest.raises(SystemExit, match="2"):  # 16 windows of a step can't be shared among three
+        run(monkeypatch, *study, "--processes", 3)
+
+
 def test_a_policy_after_stage_2_is_refused(tmp_path, monkeypatch):
     pipe = make_pipeline()
     pipe.model.separate_history_head()
