@@ -13,6 +13,7 @@ from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy
 from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig
+from lerobot_policy_aim.configuration_aim import VALUE_MAP
 from lerobot_policy_aim.dataset import encode_pictures
 from torch.utils.data import default_collate
 
@@ -123,6 +124,12 @@ def test_changed_pictures_and_damaged_files_are_named(base, dataset, tmp_path):
     brighter = batch | {"observation.images.head_camera": batch["observation.images.head_camera"] + 0.1}
     with pytest.raises(ValueError, match="first picture of frame 3 isn't .*--dataset.image_transforms.enable"):
         loss(policy, brighter)
+    left, right = "observation.images.left_camera", "observation.images.right_camera"
+    dark = batch | {right: batch[right] / 2}
+    for changed in (dark, {name: value for name, value in batch.items() if not name.startswith(VALUE_MAP)}):
+        with pytest.raises(ValueError, match="first picture of frame 3 isn't .*give the same --rename_map"):
+            loss(policy, changed)
+    assert torch.equal(loss(policy, batch), loss(policy, batch | {left: batch[left].clone()}))
     (file,) = (tmp_path / "latents").rglob("*.safetensors")
     file.write_bytes(b"damaged")
     with pytest.raises(OSError, match="00000003.safetensors can't be read .*delete the file"):

@@ -273,9 +273,12 @@ def test_a_relative_policy_becomes_no_pipeline(folder, tmp_path, monkeypatch, ca
 
 def test_names_in_groups_are_the_numbers_names(base, dataset):
     metadata = LeRobotDatasetMetadata(REPO_ID, root=dataset)
-    metadata.features["action"]["names"] = {"motors": metadata.features["action"]["names"]}
-    config = AIMPolicyConfig(base_model_id=str(base), device="cpu", use_relative_actions=True)
-    assert make_policy(config, ds_meta=metadata).config.relative_mask == MASK.tolist()
+    names = metadata.features["action"]["names"]
+    placed = {name: place for place, name in reversed([*enumerate(names)])}  # as LeRobot's gamepad has them
+    for spelled in ({"motors": names}, placed):
+        metadata.features["action"]["names"] = spelled
+        config = AIMPolicyConfig(base_model_id=str(base), device="cpu", use_relative_actions=True)
+        assert make_policy(config, ds_meta=metadata).config.relative_mask == MASK.tolist()
 
 
 def test_numbers_that_are_not_finite_are_named(dataset):

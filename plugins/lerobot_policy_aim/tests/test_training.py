@@ -20,6 +20,7 @@ from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot.processor import RelativeActionsProcessorStep
 from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig, make_aim_pre_post_processors
 from lerobot_policy_aim.dataset import Demonstrations, check_absolute, read_numbers
+from lerobot_policy_aim.latents_cache import LatentsCache
 from torch.utils.data import default_collate
 
 from aim_hf import AIMForWorldAction, AIMPipeline
@@ -158,6 +159,21 @@ def test_without_value_maps_their_loss_is_masked(base, space, tmp_path):
     policy, windows = open_policy(base, make_dataset(tmp_path / "dataset", space, value_maps=False))
     loss, terms = policy.forward(make_batch(policy, windows, [0, 1]))
     assert terms["value_loss"] == 0 and terms["rgb_loss"] > 0 and terms["action_loss"] > 0
+
+
+@pytest.mark.parametrize("latents", [False, True])
+def test_a_camera_may_be_named_outside_of_images(base, dataset, tmp_path, latents):
+    """`observation.image`, as LeRobot's own datasets of one camera have it, isn't taken for a value map."""
+    policy, windows = open_policy(base, dataset, cameras={"head_camera": "observation.images.head_camera"})
+    batch = make_batch(policy, windows, [0, LENGTHS[0] - 10])
+    names = {"observation.images.head_camera": "observation.image"}
+    batch = {name.replace(*pair): value for name, value in batch.items() for pair in names.items()}
+    batch = {name: value for name, value in batch.items() if not name.startswith("observation.images")}
+    policy.cameras = {"head_camera": "observation.image"}
+    if latents:
+        policy.latents = LatentsCache(tmp_path, {}, policy.cameras)
+    _, terms = policy.forward(batch)
+    assert terms["value_loss"] == 0 and terms["rgb_loss"] > 0
 
 
 def test_the_gradient_reaches_the_model_alone(base, dataset):

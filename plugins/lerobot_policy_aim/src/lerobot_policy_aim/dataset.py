@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_PREFIX, OBS_STATE
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor
 
@@ -322,8 +322,8 @@ def as_pictures(batch: dict[str, Any], feature: str, rows: int) -> np.ndarray:
 
 
 def map_features(cameras: dict[str, str]) -> dict[str, str]:
-    """AIM's camera -> the feature with its value maps."""
-    return {camera: feature.replace(f"{OBS_IMAGES}.", VALUE_MAP) for camera, feature in cameras.items()}
+    """AIM's camera -> the feature that holds its value maps, if the data have any."""
+    return {camera: VALUE_MAP + feature.removeprefix(f"{OBS_IMAGES}.") for camera, feature in cameras.items()}
 
 
 @torch.no_grad()
@@ -380,7 +380,7 @@ def training_window(
     frames, *size = encoded["value_latents"].shape[2:]
 
     # All observations have the same mask, whose name is the dataset's even where LeRobot renames the observation.
-    mask = next(name for name in batch if name.startswith(OBS_IMAGES) and name.endswith("_is_pad"))
+    mask = next(name for name in batch if name.startswith(OBS_PREFIX) and name.endswith("_is_pad"))
     padded = batch[mask][:, 1:].unflatten(1, (frames, pipeline.codec.temporal_factor))
     inside = (~padded.any(dim=2)).float()[..., None, None].expand(-1, -1, *size)
     value_mask, features = inside.clone(), map_features(cameras)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lerobot.utils.constants import OBS_IMAGES
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,15 +38,15 @@ class LatentsCache:
     Args:
         folder: is made if it isn't there.
         made_from: as `made_from` returns it.
-        feature: the pictures by which a window is recognized.
+        cameras: AIM's camera -> feature.
 
     Raises:
         FileExistsError: if the folder holds latents of another dataset, codec or geometry; names the difference.
     """
 
-    def __init__(self, folder: Path, made_from: dict[str, Any], feature: str) -> None:
+    def __init__(self, folder: Path, made_from: dict[str, Any], cameras: dict[str, str]) -> None:
         claim(folder, made_from, "*/*.safetensors")
-        self.folder, self.feature = folder, feature
+        self.folder, self.features = folder, [*cameras.values(), *map_features(cameras).values()]
 
     def encoded(
         self, batch: dict[str, Any], encode: Callable[[dict[str, Any]], dict[str, Tensor]]
@@ -56,19 +55,33 @@ class LatentsCache:
         there yet, and these are kept.
 
         Raises:
-            ValueError: for a window whose first picture has changed, and for latents that aren't finite.
+            ValueError: for a window whose first picture or value map has changed in some camera, and for latents that
+                aren't finite.
         """
-        pictures = (batch[self.feature][:, 0].float() * 255).round().byte().cpu()
-        digests = [hashlib.sha256(picture.numpy()).hexdigest() for picture in pictures.contiguous()]
+        features = [name for name in self.features if name in batch]
+        digests = self._digests({name: batch[name] for name in features})
         windows = [self._read(index, digest) for index, digest in zip(batch["index"].tolist(), digests)]
         missing = [row for row, window in enumerate(windows) if window is None]
         if missing:
-            clips = {name: batch[name][missing] for name in batch if name.startswith(OBS_IMAGES)}
+            clips = {name: batch[name][missing] for name in features}
             made = {name: tensor.to("cpu", STORED_DTYPE) for name, tensor in encode(clips).items()}
             for position, row in enumerate(missing):
                 windows[row] = {name: tensor[position] for name, tensor in made.items()}
                 self._write(int(batch["index"][row]), digests[row], windows[row])
         return {name: torch.stack([window[name] for window in windows]).float() for name in windows[0]}
+
+    @staticmethod
+    def _digests(clips: dict[str, Tensor]) -> list[str]:
+        """What each window is recognized by: the first pictures and value maps, and the features that they are of."""
+        first = {name: (clip[:, 0].float() * 255).round().byte().cpu().contiguous() for name, clip in clips.items()}
+        digests = []
+        for pictures in zip(*first.values()):
+            digest = hashlib.sha256()
+            for name, picture in zip(first, pictures):
+                digest.update(name.encode())
+                digest.update(picture.numpy())
+            digests.append(digest.hexdigest())
+        return digests
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index // WINDOWS_IN_FOLDER:05d}" / f"{index:08d}.safetensors"
@@ -78,11 +91,12 @@ class LatentsCache:
         if not path.is_file():
             return None
         with reading(path, MEND), safe_open(path, framework="pt") as file:
-            found, window = file.metadata()["picture"], {name: file.get_tensor(name) for name in file.keys()}
+            found, window = file.metadata()["pictures"], {name: file.get_tensor(name) for name in file.keys()}
         if found != digest:
             raise ValueError(
-                f"the first picture of frame {index} isn't the one that {path} was made from; pictures must not "
-                "change: leave out --dataset.image_transforms.enable, or --policy.latents_dir."
+                f"the first picture of frame {index} isn't the one that {path} was made from, of some camera or value "
+                "map; pictures must not change: leave out --dataset.image_transforms.enable, give the same "
+                "--rename_map, or leave out --policy.latents_dir."
             )
         return window
 
@@ -93,7 +107,7 @@ class LatentsCache:
                 "base's video codec."
             )
         with written_file(self._path(index)) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in window.items()}, temporary, {"picture": digest})
+            save_file({name: tensor.contiguous() for name, tensor in window.items()}, temporary, {"pictures": digest})
 
 
 def made_from(
@@ -108,7 +122,6 @@ def made_from(
     return {
         "dataset": dataset.repo_id,
         "files": dataset_fingerprint(dataset.root),
-        "value_maps": [name for name in map_features(cameras).values() if name in dataset.features],
         "video_encoder": encoder_fingerprint(pipeline.codec),
         "canvas_size": list(processor.canvas_size),
         "cameras": processor.cameras,

@@ -96,7 +96,7 @@ class AIMPolicy(PreTrainedPolicy):
             self.demonstrations = Demonstrations(dataset_meta, config, pipeline.processor.action_space)
             if config.latents_dir is not None:
                 inputs = made_from(dataset_meta, pipeline, self.cameras, config.window_chunks)
-                self.latents = LatentsCache(Path(config.latents_dir), inputs, next(iter(self.cameras.values())))
+                self.latents = LatentsCache(Path(config.latents_dir), inputs, self.cameras)
         for name, parameter in self.model.named_parameters():
             if name.startswith("history_head.") or ".history." in name:  # after stage 2: frozen copies, see AIMConfig
                 parameter.requires_grad_(False)
