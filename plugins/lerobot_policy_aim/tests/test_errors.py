@@ -90,6 +90,13 @@ def test_what_sharded_processes_cannot_train_is_refused(folder, config, monkeypa
         ({"n_action_steps": 10}, "n_action_steps is 10; expected a multiple of 2, .* of at most 8"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"window_chunks": 0}, "window_chunks is 0"),
+        ({"dtype": "float16"}, "dtype is 'float16'; expected one of float32, bfloat16"),
+        ({"committed_max": 0}, "committed_max is 0; expected a whole number, at least 1"),
+        ({"prompt_dropout": -0.1}, "prompt_dropout is -0.1; expected 0 to 1"),
+        ({"history_noise_max": float("nan")}, "history_noise_max is nan; expected 0 to 1"),
+        ({"imagined_value_probability": 1.5}, "imagined_value_probability is 1.5; expected 0 to 1"),
+        ({"value_foreground_weight": -3.0}, "value_foreground_weight is -3.0; expected a finite number, at least 0"),
+        ({"first_seed": -5}, "first_seed is -5"),
         ({"normalization_mapping": {"ACTION": "MEAN_STD"}}, "expected IDENTITY"),
     ],
 )

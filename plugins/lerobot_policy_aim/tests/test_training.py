@@ -19,7 +19,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot.processor import RelativeActionsProcessorStep
 from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig, make_aim_pre_post_processors
-from lerobot_policy_aim.dataset import Demonstrations, check_absolute, read_numbers
+from lerobot_policy_aim.dataset import Demonstrations, check_absolute, first_poses, read_numbers
 from lerobot_policy_aim.latents_cache import LatentsCache
 from torch.utils.data import default_collate
 
@@ -159,6 +159,16 @@ def test_without_value_maps_their_loss_is_masked(base, space, tmp_path):
     policy, windows = open_policy(base, make_dataset(tmp_path / "dataset", space, value_maps=False))
     loss, terms = policy.forward(make_batch(policy, windows, [0, 1]))
     assert terms["value_loss"] == 0 and terms["rgb_loss"] > 0 and terms["action_loss"] > 0
+
+
+@pytest.mark.parametrize("width, told", [(0, "no"), (14, "14")])
+def test_poses_that_are_no_state_are_missed(space, dataset, width, told):
+    numbers = read_numbers(LeRobotDatasetMetadata(REPO_ID, root=dataset))
+    states = numbers.pop("observation.state")
+    if width:
+        numbers["observation.state"] = states[:, :width]
+    with pytest.raises(ValueError, match=f"observation.state has {told} numbers; expected 16, the poses .*'qpos'"):
+        first_poses(numbers)
 
 
 @pytest.mark.parametrize("latents", [False, True])

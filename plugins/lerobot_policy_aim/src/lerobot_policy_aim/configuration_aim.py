@@ -11,13 +11,22 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from aim_hf import AIMConfig, AIMProcessor, SamplingConfig
 from aim_hf.model.checkpoint import local_folder
-from aim_hf.utils.checks import check_whole
+from aim_hf.utils.checks import check_choice, check_fields, check_whole, count, not_negative, share
 from aim_hf.utils.files import read_json
 
 # Value maps of a dataset, as `aim-hf export-lerobot` names them: observation.images.value_<camera>.
 VALUE_MAP = f"{OBS_IMAGES}.value_"
 IDENTITY = {
     kind.value: NormalizationMode.IDENTITY for kind in (FeatureType.VISUAL, FeatureType.STATE, FeatureType.ACTION)
+}
+RANGES = {
+    check_whole: ("window_chunks", "num_draws", "num_action_draws", "committed_max"),
+    count: ("first_seed",),
+    not_negative: ("value_foreground_weight",),
+    share: (
+        *("history_noise_probability", "history_noise_max", "committed_probability", "imagined_value_probability"),
+        "prompt_dropout",
+    ),
 }
 MEND = "save or download the checkpoint again"
 NO_BASE = (
@@ -114,8 +123,8 @@ class AIMPolicyConfig(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("window_chunks", "num_draws", "num_action_draws"):
-            check_whole(name, getattr(self, name))
+        check_fields(self, RANGES)
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         if self.normalization_mapping != IDENTITY:
             raise ValueError(
                 f"normalization_mapping is {self.normalization_mapping}; expected IDENTITY for all: AIM scales "

@@ -190,7 +190,14 @@ def read_numbers(dataset: LeRobotDatasetMetadata) -> dict[str, np.ndarray]:
 
 
 def first_poses(numbers: dict[str, np.ndarray]) -> dict[int, Tensor]:
-    """Episode -> the pose (16,) that its actions are relative to in space `ee`."""
+    """Episode -> the pose (16,) that its actions are relative to in space `ee`. Raises ValueError if states are no
+    poses."""
+    there = numbers[OBS_STATE].shape[1] if OBS_STATE in numbers else "no"
+    if there != EE_ACTION_DIM:
+        raise ValueError(
+            f"{OBS_STATE} has {there} numbers; expected {EE_ACTION_DIM}, the poses of both arms, which actions of "
+            "space 'ee' are taken relative to. Store these, or give a base that acts in 'qpos'."
+        )
     first = numbers["frame_index"][:, 0] == 0
     episodes = numbers["episode_index"][first, 0].tolist()
     return {episode: unit_pose(np.array(state)) for episode, state in zip(episodes, numbers[OBS_STATE][first])}
