@@ -1,5 +1,6 @@
 """The command that converts the project's checkpoint, both ways."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ from aim_hf import AIM_TINY, AIMPipeline
 TASK = "lift the pot"
 
 
-def convert(monkeypatch: pytest.MonkeyPatch, source: str | Path, output: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["lerobot_policy_aim", str(source), str(output)])
+def convert(monkeypatch: pytest.MonkeyPatch, source: str | Path, output: Path, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["lerobot_policy_aim", str(source), str(output), *options])
     runpy.run_module("lerobot_policy_aim", run_name="__main__")
 
 
@@ -41,6 +42,20 @@ def test_aim_tiny_becomes_a_policy_and_back(monkeypatch, tmp_path):
         torch.manual_seed(0)
         actions.append([postprocess(one.select_action(preprocess(make_batch(rng, one)))) for _ in range(10)])
     assert torch.equal(torch.stack(actions[0]), torch.stack(actions[1]))
+
+
+def test_bad_arguments_are_refused_in_one_line(folder, monkeypatch, tmp_path, capsys):
+    nose = ("--cameras", '{"nose": "observation.images.x"}')
+    for source, options, told in (
+        (tmp_path / "nowhere", (), "nowhere"),
+        (AIM_TINY, ("--cameras", "[1]"), r"--cameras: it is \[1\]; expected an object"),
+        (AIM_TINY, nose, "no observation.images.x as nose"),
+        (folder, nose, "is a policy, which has them; leave the option out"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            convert(monkeypatch, source, tmp_path / "output", *options)
+        assert re.search(f"error: .*{told}", capsys.readouterr().err)
+    assert not (tmp_path / "output").exists()
 
 
 def make_batch(rng: np.random.Generator, policy: AIMPolicy) -> dict:

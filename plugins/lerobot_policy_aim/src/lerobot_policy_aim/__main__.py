@@ -13,6 +13,37 @@ from aim_hf.model.checkpoint import local_folder
 from . import AIMPolicy, make_aim_pre_post_processors
 
 
+def camera_features(text: str) -> dict[str, str]:
+    """The value of `--cameras`."""
+    cameras = json.loads(text)
+    if not isinstance(cameras, dict) or not all(isinstance(feature, str) for feature in cameras.values()):
+        raise argparse.ArgumentTypeError(
+            f'it is {text}; expected an object, {{"head_camera": "observation.images.top"}}'
+        )
+    return cameras
+
+
+def convert(source: str, output: Path, cameras: dict[str, str]) -> None:
+    """Writes the policy of a pipeline, or the pipeline of a policy.
+
+    Raises:
+        OSError: if the source can't be read, or the output can't be written.
+        ValueError: for cameras that the source doesn't have, and a policy that becomes no pipeline.
+    """
+    folder = local_folder(source)
+    if not (folder / "model_index.json").is_file():
+        if cameras:
+            raise ValueError(
+                f"--cameras is {cameras}, and {source} is a policy, which has them; leave the option out."
+            )
+        AIMPolicy.from_pretrained(folder).to_pipeline().save_pretrained(output)
+        return
+    policy = AIMPolicy.from_pipeline(folder, cameras)
+    policy.save_pretrained(output)
+    for processor in make_aim_pre_post_processors(policy.config):
+        processor.save_pretrained(output)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         "lerobot_policy_aim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -21,23 +52,15 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument(
         "--cameras",
-        type=json.loads,
+        type=camera_features,
         default={},
         help="JSON, AIM's camera -> the policy's feature; observation.images.<camera> where not given",
     )
     arguments = parser.parse_args()
-    folder = local_folder(arguments.source)
-    if not (folder / "model_index.json").is_file():
-        try:
-            pipeline = AIMPolicy.from_pretrained(folder).to_pipeline()
-        except ValueError as error:
-            parser.error(f"{folder}: {error}")
-        pipeline.save_pretrained(arguments.output)
-        return
-    policy = AIMPolicy.from_pipeline(folder, arguments.cameras)
-    policy.save_pretrained(arguments.output)
-    for processor in make_aim_pre_post_processors(policy.config):
-        processor.save_pretrained(arguments.output)
+    try:
+        convert(arguments.source, arguments.output, arguments.cameras)
+    except (OSError, ValueError) as error:
+        parser.error(f"{arguments.source}: {error}")
 
 
 main()
