@@ -39,7 +39,7 @@ from aim_hf.evaluation.evaluate import Protocol, evaluate
 from aim_hf.evaluation.statistics import mcnemar_p, wilson_interval
 from aim_hf.rollout.policies import Prediction
 from aim_hf.rollout.rows import ROWS
-from aim_hf.utils.files import read_json, write_json
+from aim_hf.utils.files import claim, read_json, write_json
 from aim_hf.utils.provenance import provenance
 
 TASK, REPO_ID = "transfer_cube", "aim/aloha"
@@ -134,11 +134,11 @@ def judge(args: argparse.Namespace) -> None:
     if args.arm in AIM_ARMS:
         pipeline, policy = run / args.arm / "pipeline", run / args.arm / "policy"
         folder = judged(run, args, pipeline.name)
-        evaluate(AIMPolicy.from_pretrained(pipeline), protocol, folder / "ours", args.scenes, [TASK])
         shutil.rmtree(policy, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "lerobot_policy_aim", pipeline, policy], check=True)
         first_seed = seed_range("evaluation")[args.start_seed]
         judge_by_lerobot(policy, folder, args, f"--eval.batch_size={ROWS}", f"--policy.first_seed={first_seed}")
+        evaluate(AIMPolicy.from_pretrained(pipeline), protocol, folder / "ours", args.scenes, [TASK])
         return
     checkpoint = (run / args.arm / "checkpoints" / args.checkpoint).resolve()
     policy, folder = checkpoint / "pretrained_model", judged(run, args, checkpoint.name)
@@ -146,8 +146,8 @@ def judge(args: argparse.Namespace) -> None:
         judge_by_lerobot(policy, folder, args, f"--eval.batch_size={ROWS}", *DIFFUSION_SAMPLING)
         return
     # One scene at a time in both: another batch size could round differently.
-    evaluate(LeRobotPolicy(policy), protocol, folder / "ours", args.scenes, [TASK], batch_size=1, videos=0)
     judge_by_lerobot(policy, folder, args, "--eval.batch_size=1")
+    evaluate(LeRobotPolicy(policy), protocol, folder / "ours", args.scenes, [TASK], batch_size=1, videos=0)
 
 
 def judged(run: Path, args: argparse.Namespace, checkpoint: str) -> Path:
@@ -156,9 +156,13 @@ def judged(run: Path, args: argparse.Namespace, checkpoint: str) -> Path:
 
 
 def judge_by_lerobot(policy: Path, folder: Path, args: argparse.Namespace, *options: str) -> None:
-    if (done := outcomes(folder).get("lerobot")) is not None:
-        if len(done) != args.scenes:
-            raise SystemExit(f"{folder / 'lerobot'} holds {len(done)} scenes, not {args.scenes}; delete it first.")
+    """Runs `lerobot-eval`, once. Raises FileExistsError if the folder holds outcomes of another policy, number of
+    scenes or options."""
+    from aim_hf.model.checkpoint import fingerprint
+
+    made_from = {"policy_sha256": fingerprint(policy), "scenes": args.scenes, "options": [*options, *args.options]}
+    claim(folder, made_from, "lerobot/*", record="lerobot.json")
+    if "lerobot" in outcomes(folder):
         return
     command = [sys.executable, "-m", "lerobot.scripts.lerobot_eval", f"--policy.path={policy}", "--policy.device=cpu"]
     command += ["--env.type=aim_aloha", f"--env.task={TASK}", "--eval.use_async_envs=false"]

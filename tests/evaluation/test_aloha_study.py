@@ -12,6 +12,7 @@ import pytest
 import success_tables
 
 from aim_hf.envs.seeds import episode_seeds
+from aim_hf.utils.files import write_json
 
 OUTCOMES = {"maps": "1111111111", "act": "1111000000"}
 
@@ -73,6 +74,31 @@ def test_a_training_whose_hours_nobody_counted_is_refused(runs):
     aloha.check_counted(runs / "50" / "diffusion", runs / "50" / "hours" / "diffusion.json")
     with pytest.raises(SystemExit, match="act is there, but not its hours, .*other.json; give another --output_dir"):
         aloha.check_counted(runs / "50" / "act", runs / "50" / "hours" / "other.json")
+
+
+def test_outcomes_of_another_policy_or_other_options_are_not_reused(tmp_path, monkeypatch):
+    policy, folder, commands = tmp_path / "policy", tmp_path / "judged", []
+
+    def lerobot_eval(command, check):
+        commands.append(command)
+        info = {"per_task": [{"metrics": {"successes": [True, False]}}]}
+        write_json(folder / "lerobot" / "eval_info.json", info)
+
+    monkeypatch.setattr(aloha.subprocess, "run", lerobot_eval)
+    policy.mkdir()
+    (policy / "config.json").write_text("{}")
+    (policy / "model.safetensors").write_bytes(b"first")
+    args = SimpleNamespace(scenes=2, start_seed=0, options=[])
+    for _ in range(2):  # the second call has nothing to do
+        aloha.judge_by_lerobot(policy, folder, args, "--eval.batch_size=1")
+    assert len(commands) == 1 and aloha.outcomes(folder)["lerobot"].tolist() == [True, False]
+    for changed, told in ({"scenes": 3}, "scenes 2 there, 3 now"), ({"options": ["--policy.n=1"]}, "options"):
+        with pytest.raises(FileExistsError, match=told):
+            aloha.judge_by_lerobot(policy, folder, SimpleNamespace(**vars(args) | changed), "--eval.batch_size=1")
+    (policy / "model.safetensors").write_bytes(b"trained again")
+    with pytest.raises(FileExistsError, match="policy_sha256"):
+        aloha.judge_by_lerobot(policy, folder, args, "--eval.batch_size=1")
+    assert len(commands) == 1
 
 
 def test_the_report_has_rates_agreement_and_paired_tests(runs, monkeypatch):
