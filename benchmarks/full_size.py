@@ -4,7 +4,7 @@
 
 Needs 24 GB of memory and 27 GB of disk in FOLDER at the 5B preset. Each stage is a process of its own, so that its
 time, its peak of memory and the bytes that it reads are its own; it deletes what no later stage needs. A run that was
-stopped goes on with its next stage.
+stopped goes on with its next stage; FOLDER is of one preset and commit.
 
 1. `text encoder`: weights of UMT5-XXL and a tokenizer are written, shard by shard; the encoder is loaded, encodes a
    prompt and is let go. One of the same width and one layer takes its place, since both don't fit into memory.
@@ -37,7 +37,8 @@ from aim_hf.model.conversion import SHARED_FIELDS
 from aim_hf.model.presets import PRESETS
 from aim_hf.model.processing_aim import robotwin_processor
 from aim_hf.pipeline.loading import load_text_encoder
-from aim_hf.utils.files import read_json, write_json
+from aim_hf.utils.files import claim, read_json, write_json
+from aim_hf.utils.provenance import source_commit
 
 GB, SHARD = 1e9, 2e9
 DISK_GB = 27
@@ -56,7 +57,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.stage:
         return measure(args)
-    args.folder.mkdir(parents=True, exist_ok=True)
+    made_from = {"preset": args.preset, "rehearsal": args.rehearsal, "commit": source_commit()}
+    try:
+        claim(args.folder, made_from, "*.json")
+    except FileExistsError as error:
+        parser.error(str(error))
     taken = sum(file.stat().st_size for file in args.folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(args.folder).free + taken
     if free < DISK_GB * GB and not args.rehearsal:

@@ -184,7 +184,7 @@ def test_the_clusters_numbers_add_up(file):
         assert row["latents_read_mb_per_second"] == pytest.approx(read, rel=2e-3)
 
 
-def test_the_full_size_is_rehearsed(tmp_path, monkeypatch):
+def test_the_full_size_is_rehearsed(tmp_path, monkeypatch, capsys):
     """Every stage, in processes of their own; a second run has nothing left to do."""
     output = tmp_path / "numbers.json"
     command = [str(BENCHMARKS / "full_size.py"), "--rehearsal", "--folder", str(tmp_path / "weights")]
@@ -198,6 +198,10 @@ def test_the_full_size_is_rehearsed(tmp_path, monkeypatch):
     done = [file.stat().st_mtime_ns for file in sorted((tmp_path / "weights").glob("*.json"))]
     run_here(command, monkeypatch)
     assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "weights").glob("*.json"))] == done
+    command.remove("--rehearsal")  # whose numbers aren't those of the full size
+    with pytest.raises(SystemExit, match="2"):
+        run_here(command, monkeypatch)
+    assert "rehearsal True there, False now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", ["wan2.1-t2v-1.3b", "wan2.2-ti2v-5b"])
