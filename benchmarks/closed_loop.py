@@ -45,6 +45,7 @@ def main():
     import torch
     from accelerate import PartialState
 
+    from aim_hf.envs.names import TASKS
     from aim_hf.evaluation.evaluate import Protocol, evaluate
     from aim_hf.evaluation.statistics import wilson_interval
     from aim_hf.rollout.policies import AIMPolicy
@@ -77,8 +78,12 @@ def main():
         )
         if results is None:  # not the main process
             continue
-        successes = sum(task["successes"] for task in results["tasks"].values())
-        episodes = sum(task["episodes"] for task in results["tasks"].values())
+        # The folder may hold more tasks and episodes, of another run, and those of the other settings may not.
+        of_tasks = {
+            task: results["tasks"][task]["outcomes"][: args.episodes].count("1")
+            for task in args.tasks or TASKS["tabletop"]
+        }
+        successes, episodes = sum(of_tasks.values()), args.episodes * len(of_tasks)
         rows.append(
             {
                 "setting": setting,
@@ -86,7 +91,7 @@ def main():
                 "episodes": episodes,
                 "rate": successes / episodes,
                 "wilson": list(wilson_interval(successes, episodes)),
-                "tasks": {task: numbers["successes"] for task, numbers in results["tasks"].items()},
+                "tasks": of_tasks,
             }
         )
         print(f"{name}: {successes} of {episodes}")

@@ -28,3 +28,24 @@ def test_a_study_runs_each_setting_on_the_same_seeds(tmp_path, monkeypatch):
     runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("delays/*/results.json"))]
     assert len(runs) == 2 and runs[0]["tasks"]["click_bell"]["seeds"] == runs[1]["tasks"]["click_bell"]["seeds"]
     assert numbers["commit"] and len((tmp_path / "delays.md").read_text().splitlines()) == 4
+
+
+def test_settings_are_compared_on_the_same_episodes(tmp_path, monkeypatch):
+    """Whatever an earlier run, which was stopped, has left in the folder of one of them."""
+    import closed_loop
+
+    from aim_hf.evaluation import evaluate
+    from aim_hf.rollout.policies import AIMPolicy
+
+    bell = {"outcomes": "1100"}
+    left = {"defaults": {"click_bell": bell, "lift_pot": {"outcomes": "11"}}, "delay=2": {"click_bell": bell}}
+    monkeypatch.setitem(closed_loop.STUDIES, "delays", [{}, {"delay": 2}])
+    monkeypatch.setattr(AIMPolicy, "from_pretrained", lambda *given, **options: None)
+    monkeypatch.setattr(
+        evaluate, "evaluate", lambda policy, protocol, folder, *rest, **more: {"tasks": left[folder.name]}
+    )
+    given = ["--study=delays", "--policy=policy", "--tasks=click_bell", "--episodes=3", f"--output_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["closed_loop.py", *given])
+    closed_loop.main()
+    rows = json.loads((tmp_path / "delays.json").read_text())["rows"]
+    assert [(row["successes"], row["episodes"], row["tasks"]) for row in rows] == [(2, 3, {"click_bell": 2})] * 2
