@@ -13,6 +13,8 @@ from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig
 from aim_hf import AIMForWorldAction
 from tests.fixtures_pipeline import make_pipeline
 
+LONG = ["--chunk_size=100", "--n_action_steps=100"]  # as ACT has them
+
 
 @pytest.fixture
 def config(folder: Path) -> AIMPolicyConfig:
@@ -73,6 +75,18 @@ def test_a_new_policy_needs_a_base_and_a_dataset():
         AIMPolicy(config)
     with pytest.raises(ValueError, match="a new policy needs a base and a dataset; give --policy.base_model_id"):
         assert config.action_delta_indices  # LeRobot asks for it first
+
+
+def test_the_model_determines_the_length_of_a_chunk(folder, tmp_path):
+    with pytest.raises(ValueError, match="chunk_size is 100; expected 8, as the model has it. Leave the option out"):
+        AIMPolicy.from_pretrained(folder, config=PreTrainedConfig.from_pretrained(folder, cli_overrides=LONG))
+    make_pipeline("qpos").save_pretrained(tmp_path / "base")
+    new = {"base_model_id": str(tmp_path / "base"), "device": "cpu"}
+    assert AIMPolicyConfig(**new, chunk_size=8).actions_per_frame == 2
+    with pytest.raises(ValueError, match="chunk_size is 100; expected 8"):
+        AIMPolicyConfig(**new, chunk_size=100)
+    with pytest.raises(ValueError, match="a new policy needs a base"):
+        AIMPolicyConfig(device="cpu", chunk_size=100)
 
 
 def test_what_sharded_processes_cannot_train_is_refused(folder, config, monkeypatch):

@@ -82,7 +82,7 @@ class AIMPolicyConfig(PreTrainedConfig):
 
     chunk_size: int | None = None
     actions_per_frame: int | None = None
-    lookahead_steps: int = 0
+    lookahead_steps: int | None = None
     action_statistics: dict[str, list[float]] | None = None
 
     use_relative_actions: bool = False
@@ -130,7 +130,7 @@ class AIMPolicyConfig(PreTrainedConfig):
                 f"normalization_mapping is {self.normalization_mapping}; expected IDENTITY for all: AIM scales "
                 "actions itself, and pictures stay in [0, 1]."
             )
-        if self.base_model_id is not None and self.chunk_size is None:
+        if self.base_model_id is not None and None in (self.chunk_size, self.actions_per_frame, self.lookahead_steps):
             folder = local_folder(self.base_model_id)
             temporal = read_json(folder / "vae" / "config.json", MEND)["scale_factor_temporal"]
             self.set_geometry(AIMConfig.from_pretrained(folder / "model"), temporal)
@@ -169,13 +169,28 @@ class AIMPolicyConfig(PreTrainedConfig):
         return config
 
     def set_geometry(self, model: AIMConfig, temporal_factor: int) -> None:
-        """Sets the numbers of actions that the model determines. temporal_factor: RGB frames of a latent frame."""
-        self.chunk_size = model.actions_per_chunk
-        self.actions_per_frame = model.actions_per_latent_frame // temporal_factor
-        self.lookahead_steps = model.action_lookahead_frames * model.actions_per_latent_frame
+        """Sets the numbers of actions that the model determines.
+
+        Args:
+            temporal_factor: RGB frames of a latent frame.
+
+        Raises:
+            ValueError: if other numbers are given.
+        """
+        numbers = {
+            "chunk_size": model.actions_per_chunk,
+            "actions_per_frame": model.actions_per_latent_frame // temporal_factor,
+            "lookahead_steps": model.action_lookahead_frames * model.actions_per_latent_frame,
+        }
+        for name, number in numbers.items():
+            if (given := getattr(self, name)) not in (None, number):
+                raise ValueError(f"{name} is {given}; expected {number}, as the model has it. Leave the option out.")
+            setattr(self, name, number)
         self._check_action_steps()
 
     def _check_action_steps(self) -> None:
+        if self.actions_per_frame is None:
+            raise ValueError(NO_BASE)
         if self.n_action_steps is None:
             self.n_action_steps = self.chunk_size
         steps, frame = check_whole("n_action_steps", self.n_action_steps), self.actions_per_frame

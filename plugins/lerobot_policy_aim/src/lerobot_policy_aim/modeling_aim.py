@@ -85,6 +85,7 @@ class AIMPolicy(PreTrainedPolicy):
                 f"this policy looks at {', '.join(missing)}, too; name the features with these pictures in "
                 "--policy.cameras."
             )
+        config.set_geometry(pipeline.model.config, pipeline.codec.temporal_factor)
         config.action_statistics = pipeline.processor.action_statistics
         check_committed(config, pipeline.model.config.action_horizon)
         pipeline.sampling_config = config.sampling_config(pipeline.sampling_config)
