@@ -79,6 +79,7 @@ def train(args: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "lerobot.scripts.lerobot_train", f"--steps={args.steps}"]
     command += [f"--save_freq={args.save_freq}", "--log_freq=100"]
     if last.exists():
+        check_steps(last, args)
         command += [f"--config_path={last / 'pretrained_model' / 'train_config.json'}", "--resume=true"]
     else:
         shutil.rmtree(folder, ignore_errors=True)  # a training that was stopped before its first checkpoint
@@ -94,6 +95,17 @@ def record_of(run: Path, arm: str) -> Path:
 def check_counted(folder: Path, record: Path) -> None:
     if folder.exists() and not record.exists():
         raise SystemExit(f"{folder} is there, but not its hours, {record}; give another --output_dir.")
+
+
+def check_steps(checkpoint: Path, args: argparse.Namespace) -> None:
+    """Ends the command if the learning rate of a training that is resumed would jump, since it falls until the last
+    step."""
+    steps = read_json(checkpoint / "pretrained_model" / "train_config.json", "train into another folder")["steps"]
+    if args.arm == "diffusion" and steps != args.steps:
+        raise SystemExit(
+            f"--steps is {args.steps}, and {steps} in {checkpoint}; give the same, or another --output_dir: the "
+            "learning rate of diffusion falls until the last step."
+        )
 
 
 def timed(command: list[str], record: Path) -> None:

@@ -76,6 +76,14 @@ def test_a_training_whose_hours_nobody_counted_is_refused(runs):
         aloha.check_counted(runs / "50" / "act", runs / "50" / "hours" / "other.json")
 
 
+def test_the_last_step_of_a_falling_learning_rate_is_not_moved(tmp_path):
+    write_json(tmp_path / "pretrained_model" / "train_config.json", {"steps": 20_000})
+    aloha.check_steps(tmp_path, SimpleNamespace(arm="act", steps=30_000))  # whose rate is constant
+    aloha.check_steps(tmp_path, SimpleNamespace(arm="diffusion", steps=20_000))
+    with pytest.raises(SystemExit, match="--steps is 30000, and 20000 in .*; give the same"):
+        aloha.check_steps(tmp_path, SimpleNamespace(arm="diffusion", steps=30_000))
+
+
 def test_outcomes_of_another_policy_or_other_options_are_not_reused(tmp_path, monkeypatch):
     policy, folder, commands = tmp_path / "policy", tmp_path / "judged", []
 
