@@ -3,7 +3,7 @@
 #     bash benchmarks/gpu.sh [OUTPUT_DIR]
 # Weights are random, so nothing is downloaded. Each stage writes its JSON at once. A stage whose JSON is of this commit
 # is skipped, so a run that was stopped goes on. It stops itself after LIMIT seconds; `gpu_time.py` estimates how many it
-# needs. `DEVICE=cpu PRESET=tiny LAYERS=1 ROUNDS=1` rehearses it anywhere.
+# needs. `DEVICE=cpu PRESET=tiny LAYERS=1 ROUNDS=1` rehearses it anywhere, in an OUTPUT_DIR of its own.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUTPUT_DIR=${1:-benchmarks/results/gpu}
@@ -15,6 +15,12 @@ LIMIT=${LIMIT:-600}
 COMMIT=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$OUTPUT_DIR"
+SETTINGS="DEVICE=$DEVICE PRESET=$PRESET LAYERS=${LAYERS:-all} ROUNDS=${ROUNDS:-3} EPISODES=${EPISODES:-5}"
+if [ -f "$OUTPUT_DIR/settings.txt" ] && [ "$(cat "$OUTPUT_DIR/settings.txt")" != "$SETTINGS" ]; then
+    echo "$OUTPUT_DIR holds stages of $(cat "$OUTPUT_DIR/settings.txt"), not of $SETTINGS; give another OUTPUT_DIR" >&2
+    exit 2
+fi
+echo "$SETTINGS" >"$OUTPUT_DIR/settings.txt"
 failed=()
 
 # stage NAME SCRIPT [options]: at most three minutes

@@ -8,7 +8,8 @@ Processor seconds are those of this process and of the simulator, seeds without 
 the time in which other programs run, but these slow caches down. The start of a simulator is apart: a process starts
 one a task and split.
 
-A killed run continues: what the output file holds isn't measured again. The folder is one of `aim-hf collect`.
+A killed run continues: what the output file holds, of as many episodes, isn't measured again. The folder is one of
+`aim-hf collect`.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def main() -> None:
     report["tasks"] = json.loads(args.output_file.read_text())["tasks"] if args.output_file.exists() else {}
     for split in args.splits:
         for task in args.tasks:
-            if f"{task}/{split}" in report["tasks"]:
+            if report["tasks"].get(f"{task}/{split}", {}).get("episodes") == args.episodes:
                 continue
             try:
                 row = measure(task, split, args.episodes_dir, args.episodes)

@@ -56,7 +56,8 @@ def main():
             numbers = load(args, server.pid, port)
         finally:
             server.terminate()
-            numbers["server_exit"] = server.wait()
+            server_exit = server.wait()
+    numbers["server_exit"] = server_exit
     finish(numbers, args)
     if numbers["requests"]["lost"] or numbers["server_exit"]:
         raise SystemExit("good requests were lost")
@@ -95,6 +96,11 @@ def load(args: argparse.Namespace, pid: int, port: int) -> dict:
         thread.join()
     latencies = sorted(seconds for robot in robots for seconds in robot.latencies)
     counts = sum((robot.counts for robot in robots), Counter())
+    if not latencies:
+        errors = {error for robot in robots for error in robot.errors}
+        raise SystemExit(
+            f"no request was answered in {args.seconds:g} s: {', '.join(sorted(errors)) or 'take longer'}"
+        )
     quarter = len(memory) // 4
     early, late = statistics.median(memory[quarter : 2 * quarter]), statistics.median(memory[-quarter:])
     metrics = read_metrics(port)

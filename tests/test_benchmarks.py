@@ -241,11 +241,35 @@ def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path):
     assert re.search(r"^chunks: \d+ s$", first, re.MULTILINE) and first.count("done before") == len(stages) - 2
     assert re.search(r"^graphs: \d+ s\n    skipped: no CUDA graph was captured", first, re.MULTILINE)
     (tmp_path / "training.json").unlink()
+    refused = subprocess.run(run, env=os.environ | small | {"PRESET": "none"}, capture_output=True, text=True)
+    assert refused.returncode == 2 and "holds stages of DEVICE=cpu PRESET=tiny LAYERS=1" in refused.stderr
+    (tmp_path / "settings.txt").unlink()
     failed = subprocess.run(run, env=os.environ | small | {"PRESET": "none"}, capture_output=True, text=True)
+    (tmp_path / "settings.txt").unlink()
     assert failed.returncode == 1 and "training: failed" in failed.stdout and "failed: training" in failed.stdout
     assert "invalid choice: 'none'" in (tmp_path / "training.log").read_text()
     late = subprocess.run(run, env=os.environ | small | {"LIMIT": "0"}, capture_output=True, text=True)
     assert late.returncode == 1 and "training: not started, 0 s are over" in late.stdout
+
+
+def test_episodes_of_robotwin_are_measured_as_often_as_asked(tmp_path, monkeypatch):
+    """Rows of another number of episodes, or without a measurement, are made again."""
+    robotwin_cost = pytest.importorskip("robotwin_cost")
+    rows = {"click_bell/easy": {"episodes": 2}, "lift_pot/easy": {"episodes": 1}, "place_shoe/easy": {"problem": "?"}}
+    output = tmp_path / "cost.json"
+    output.write_text(json.dumps({"tasks": rows}))
+    measured = []
+    monkeypatch.setattr(
+        robotwin_cost,
+        "measure",
+        lambda task, split, folder, episodes: measured.append(task) or {"episodes": episodes},
+    )
+    tasks = [name.split("/")[0] for name in rows]
+    options = ["--splits", "easy", "--episodes", "2", "--episodes_dir", str(tmp_path), "--output_file", str(output)]
+    monkeypatch.setattr(sys, "argv", ["robotwin_cost.py", "--tasks", *tasks, *options])
+    robotwin_cost.main()
+    assert measured == ["lift_pot", "place_shoe"]
+    assert {row["episodes"] for row in json.loads(output.read_text())["tasks"].values()} == {2}
 
 
 def test_the_plain_learner_learns_the_same():
