@@ -497,6 +497,20 @@ def train(
     return trainer
 
 
+@pytest.mark.parametrize("options, same", [({}, True), ({"seed": 1}, False), ({"data_seed": 1}, False)])
+def test_processes_shuffle_alike(pipe, latents, tmp_path, options, same):
+    """Each draws noise by a seed of its own, and takes its share of one order: a window comes once in an epoch."""
+    orders = []
+    for given in ({}, options):
+        trainer = train(pipe, latents, tmp_path, 1, **given)
+        for process in range(2):
+            torch.manual_seed(trainer.args.seed + process)
+            batches = trainer.get_train_dataloader().batch_sampler
+            orders.append([index for batch in batches for index in batch])
+    assert orders[0] == orders[1] and orders[2] == orders[3] and (orders[0] == orders[2]) == same
+    assert orders[0] != sorted(orders[0]) == list(range(len(trainer.train_dataset)))
+
+
 AUGMENTED = {"prompt_dropout": 0.5, "history_noise_probability": 0.5}
 
 
