@@ -277,6 +277,19 @@ def test_training_changes_the_action_head_alone(tmp_path):
     assert not world["same_world"] and not world["same_weights"] and world["largest_difference"] > ROUNDING
 
 
+def test_small_updates_of_a_pipeline_in_bfloat16_are_kept(tmp_path):
+    pipe = make_pipeline().to(torch.bfloat16)
+    config = AIMGRPOConfig(str(tmp_path), use_cpu=True, report_to="none", learning_rate=1e-5, weight_decay=0.0)
+    trainer = AIMGRPOTrainer(pipe, config, Scenes(["click_bell"], 8))
+    before = {name: parameter.detach().double() for name, parameter in trainer.model.named_parameters()}
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    trainer.create_optimizer().step()
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter.detach().double(), before[name] - 1e-5, rtol=0, atol=5e-7, msg=name)
+    assert torch.equal(pipe.model.action_head.proj_out.weight, trainer.model.head.proj_out.weight)
+
+
 def test_it_resumes_in_the_middle_of_an_iteration(tmp_path):
     options = {"steps_per_generation": 2, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps"}
     once = train(make_trainer(tmp_path, save_steps=3, **options))

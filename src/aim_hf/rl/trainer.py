@@ -94,8 +94,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
                 f"action_noise_scale is {scale} and random_steps {args.random_steps}: all steps but the last renew "
                 f"noise in whole. Give random_steps=[{last}] with last_step_std, or action_noise_scale=1."
             )
-        pipe.to(args.device)
-        pipe.model.eval()
+        pipe.to(args.device).model.float().eval()  # in float32, since small updates vanish in lower precision
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
         scheduler = with_steps(pipe.action_scheduler, args.num_action_inference_steps, args.device)
