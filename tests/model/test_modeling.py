@@ -848,6 +848,22 @@ def test_unknown_and_ill_typed_config_fields_are_refused():
         AIMConfig(history_chunks=0)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("history_chunks", 0, "^history_chunks is 0; it must be at least 1, or None"),  # a cache would keep 4
+        ("visibility", "map", "^visibility is 'map'; expected one of aim, map_only"),
+        ("video_shift", -1.0, "^video_shift is -1.0; it must be a positive number"),
+    ],
+)
+def test_fields_that_a_checkpoint_is_loaded_with_are_checked(tmp_path, field, value, message):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        AIMForWorldAction.from_pretrained(tmp_path, **{field: value})
+    model = AIMForWorldAction.from_pretrained(tmp_path, history_chunks=1, visibility="rgb")
+    assert model.config.history_chunks == 1 and model.config.visibility == "rgb"
+
+
 @torch.no_grad()
 def test_misuse_of_a_rollout_is_named():
     model = make_model()

@@ -85,6 +85,7 @@ class AIMForWorldAction(PreTrainedModel):
 
     def __init__(self, config: AIMConfig):
         super().__init__(config)
+        config.validate_architecture()  # fields given to `from_pretrained` are set one by one, unchecked
         dim = config.hidden_size
         self.patch_embedding = nn.Conv3d(config.in_channels, dim, config.patch_size, stride=config.patch_size)
         # [z^m, n^m] of eq. (5): concatenating a learned vector to a value token's channels, before the linear patch
@@ -189,9 +190,8 @@ class AIMForWorldAction(PreTrainedModel):
         dtype = None if dtype in (None, "auto") else as_dtype(dtype)
         download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(name_or_path, subfolder=subfolder, **download) / subfolder
-        config = wan_config(folder, **kwargs)
         with torch.device("meta"):
-            model = cls(config)
+            model = cls(wan_config(folder, **kwargs))
         report = load_video_stream(model, folder, layout, dtype)
         model.eval()
         return (model, report) if output_loading_info else model
