@@ -133,6 +133,14 @@ def test_what_does_not_change_what_is_learned_may_change(tmp_path, options):
     assert json.loads((tmp_path / "made_from.json").read_text())["learning_rate"] == arguments().learning_rate
 
 
+@pytest.mark.parametrize("kind", [AIMTrainingArguments, AIMGRPOConfig])
+def test_the_precision_is_recorded_whoever_asked_for_it(monkeypatch, kind):
+    """`accelerate launch` hands that of its configuration over in the environment."""
+    assert arguments(kind, bf16=True).made_from()["bf16"] and not arguments(kind).made_from()["bf16"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert arguments(kind).made_from() == arguments(kind, bf16=True).made_from()
+
+
 def test_stage_2_may_change_its_machines_and_not_its_objective():
     def made_from(**options):
         return json.dumps(arguments(AIMGRPOConfig, **options).made_from())

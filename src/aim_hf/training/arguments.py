@@ -50,6 +50,8 @@ class ResumableArguments(TrainingArguments):
         check_fields(self, RANGES)
         check_fields(self, self.OWN)
         super().__post_init__()
+        # Accelerate's configuration may ask for mixed precision, too.
+        self.bf16, self.fp16 = (self.mixed_precision == name for name in ("bf16", "fp16"))
 
     @property
     def device(self) -> torch.device:
