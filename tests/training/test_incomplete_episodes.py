@@ -1,5 +1,6 @@
 """Episodes that lack views or value maps, and other robots' actions: from LeRobot's files to a training step."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from aim_hf.pipeline.codec import VideoCodec
 from aim_hf.tiny.vae import canvas_episodes
 from aim_hf.training.arguments import AIMTrainingArguments
 from aim_hf.training.flow_matching import FlowMatchingLoss
+from aim_hf.training.samples import SampleCallback, sample_first_chunk
 from aim_hf.training.trainer import AIMTrainer
 
 from ..fixtures_pipeline import HEAD, WRIST, make_pipeline
@@ -180,6 +182,21 @@ def test_the_loss_of_a_view_that_is_missing_is_not_counted(latents, pipe):
     seen = item["rgb_weights"][:, None].expand_as(error) > 0
     torch.testing.assert_close(out.rgb_loss, error[seen].mean())
     assert not torch.isclose(out.rgb_loss, error.mean())
+
+
+def test_samples_from_the_true_map_are_measured_where_there_is_one(latents, pipe, tmp_path):
+    args = AIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    trainer = AIMTrainer(model=copy.deepcopy(pipe.model), args=args, train_dataset=windows_of(latents, pipe))
+    trainer.begin()
+    held_out = LatentWindows(latents, pipe.model.config, window_chunks=1, first_only=True)
+    callback = SampleCallback(trainer, held_out, VideoCodec(pipe.vae), tmp_path)
+    metrics = callback.sample(1)
+    batch = callback.batch
+    sampled = sample_first_chunk(trainer.model, batch, args.sampling_config, torch.Generator().manual_seed(0))
+    horizon = pipe.model.config.action_horizon
+    for name, kind, rows in (("", "actions", 4), ("_true_map", "actions_from_true_map", 3)):
+        error = (sampled[kind] - batch["actions"][:, :horizon])[:rows].abs().mean().item()
+        assert metrics[f"sample_action_error{name}"] == pytest.approx(error, rel=1e-4), name
 
 
 def test_the_vae_sees_black_where_something_is_missing(pipe, episodes):

@@ -71,8 +71,8 @@ class SampleCallback(TrainerCallback):
 
     Adds metrics to the next log (prefix `sample_`): `peak_error`, median distance of the value map's peak in canvas
     pixels, and `peak_within`, share of peaks closer than 10 % of the canvas width, both over episodes with a value
-    map; `action_error` and `action_error_true_map`, mean absolute errors of normalized actions. Writes
-    `samples/step-N.png`. Does nothing if no episode is held out.
+    map; `action_error` and `action_error_true_map`, mean absolute errors of normalized actions, the latter over
+    episodes whose maps are known. Writes `samples/step-N.png`. Does nothing if no episode is held out.
 
     Args:
         held_out: the first chunk of each episode.
@@ -106,17 +106,19 @@ class SampleCallback(TrainerCallback):
         true_actions = batch["actions"][:, : config.action_horizon]
         true_peaks = head_peaks(self.codec, self.processor, true_value)
         peaks = head_peaks(self.codec, self.processor, sampled["value"])
-        has_map = true_peaks[:, 2] > 0.5
+        known = torch.ones(len(true_peaks), dtype=torch.bool)
         if "value_mask" in batch:
-            has_map &= (batch["value_mask"].flatten(1).amax(dim=1) > 0).to(has_map.device)
+            known = batch["value_mask"].flatten(1).amax(dim=1).cpu() > 0
+        has_map = known & (true_peaks[:, 2] > 0.5)
         distance = (peaks - true_peaks)[has_map, :2].norm(dim=1)
         metrics = {"sample_action_error": (sampled["actions"] - true_actions).abs().mean().item()}
         if has_map.any():
             metrics["sample_peak_error"] = distance.median().item()
             within = distance < 0.1 * self.processor.canvas_size[1]
             metrics["sample_peak_within"] = within.float().mean().item()
-        error = (sampled["actions_from_true_map"] - true_actions).abs().mean().item()
-        metrics["sample_action_error_true_map"] = error
+        if known.any():
+            error = (sampled["actions_from_true_map"] - true_actions)[known].abs().mean().item()
+            metrics["sample_action_error_true_map"] = error
         # Not trainer.log: called within a step, it would suppress that step's own log, in this process only.
         self.trainer.sample_metrics = metrics
         self.folder.mkdir(parents=True, exist_ok=True)
