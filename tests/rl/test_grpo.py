@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from aim_hf import AIMPipeline
+from aim_hf.commands import train_grpo
 from aim_hf.envs import make_environment
 from aim_hf.evaluation.comparison import ROUNDING, same_world
 from aim_hf.pipeline.sampling import denoise_actions, with_steps
@@ -32,10 +33,12 @@ from aim_hf.rl import (
     value_map_reward,
 )
 from aim_hf.rl.collector import Collector
+from aim_hf.rl.metrics import merged_metrics
 from aim_hf.rl.policy import POLICY_INPUTS, ActionPolicy, FlowSDE
 from aim_hf.rl.safety import Safety
 from aim_hf.rl.scenes import RepeatSampler
 from aim_hf.rollout.vector_env import VectorEnvironment
+from aim_hf.utils.files import MADE_FROM
 
 from ..rollout.fixtures_policy import make_policy
 
@@ -334,6 +337,23 @@ def test_damaged_rollouts_of_a_checkpoint_are_told_by_name(tmp_path):
             train(make_trainer(tmp_path), resume_from_checkpoint=str(path.parent))
 
 
+def test_landing_points_count_alike_whichever_process_saw_them(tmp_path, monkeypatch):
+    """Also where the process beside has lost all of its episodes."""
+    counts = {"many": (9, 10), "one": (0, 1), "black": (0, 0)}
+    monkeypatch.setattr("aim_hf.rl.trainer.value_hits", counts.get)
+    trainer, joined = make_trainer(tmp_path), {}
+    for outcomes in (["many"], ["one", "black"], []):
+        trainer._metrics.clear()
+        trainer._log_outcomes([_FakeOutcome(name) for name in outcomes])
+        for name, values in trainer._metrics.items():
+            joined.setdefault(name, []).extend(values)
+    assert merged_metrics(joined, workers=1)["rollout/value_hit"] == pytest.approx(9 / 11)
+
+
+class _FakeOutcome(str):
+    success, steps = False, 8
+
+
 def test_groups_without_spread_are_dropped_and_counted(tmp_path):
     trainer = make_trainer(tmp_path, reward_funcs=[success_reward], max_steps=1, weight_decay=0.0)
     before = {name: p.clone() for name, p in trainer.model.head.named_parameters()}
@@ -619,6 +639,14 @@ def test_arguments_of_another_kind_are_named(name, value, message):
 def test_more_modes_than_actions_are_refused_before_any_rollout(tmp_path):
     with pytest.raises(ValueError, match="noise_modes is 99; expected at most"):
         make_trainer(tmp_path, noise_modes=99)
+
+
+def test_settings_that_the_trainer_refuses_claim_no_folder(tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "pipeline")
+    given = ["--policy", str(tmp_path / "pipeline"), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    with pytest.raises(ValueError, match="1 reward_weights for 2 reward_funcs"):
+        train_grpo.main([*given, "--use_cpu", "--report_to", "none", "--reward_weights", "1"])
+    assert not (tmp_path / "run" / MADE_FROM).exists()
 
 
 def test_one_and_two_processes_learn_the_same(tmp_path):

@@ -81,10 +81,6 @@ def main(argv: list[str]) -> None:
     policy, output = local_folder(script.policy), Path(args.output_dir)
     pipe = AIMPipeline.from_pretrained(policy)
     check_fits(interface_of(pipe), args.suite, args.split)
-    settings = {"policy": fingerprint(policy), "tasks": script.tasks, "reward_funcs": script.reward_funcs}
-    with args.main_process_first():
-        claim(output, args.made_from() | settings, outputs="checkpoint-*")
-    resume = checkpoint_to_resume(output, args.resume_from_checkpoint)
     batches = -(-args.max_steps * args.gradient_accumulation_steps // args.num_iterations)
     generations = -(-batches // args.steps_per_generation)
     groups = args.per_device_train_batch_size // args.num_generations * args.world_size
@@ -95,6 +91,11 @@ def main(argv: list[str]) -> None:
         reward_funcs=[getattr(rl, REWARDS[name]) for name in script.reward_funcs],
         eval_dataset=rl.Scenes(script.tasks, script.eval_scenes, "validation"),
     )
+    settings = {"policy": fingerprint(policy), "tasks": script.tasks, "reward_funcs": script.reward_funcs}
+    # Not before the trainer has checked its settings: once corrected, they may have the same folder.
+    with args.main_process_first():
+        claim(output, args.made_from() | settings, outputs="checkpoint-*")
+    resume = checkpoint_to_resume(output, args.resume_from_checkpoint)
     try:
         trainer.train(resume_from_checkpoint=resume)
     finally:

@@ -226,9 +226,9 @@ class AIMGRPOTrainer(CheckpointedTrainer):
                 group.advantages = group_advantages(rewards, weights, group.num_chunks, scale, to_go)
 
     def _log_outcomes(self, outcomes: list[Outcome]) -> None:
-        hits, shown = zip(*(value_hits(outcome) for outcome in outcomes)) if outcomes else ((0,), (0,))
+        for hits, shown in map(value_hits, outcomes):
+            self._metrics["rollout/value_hit"] += [1.0] * hits + [0.0] * (shown - hits)
         self._metrics["rollout/success_rate"] += [float(outcome.success) for outcome in outcomes]
-        self._metrics["rollout/value_hit"].append(sum(hits) / max(sum(shown), 1))
         self._metrics["completions/mean_length"] += [float(outcome.steps) for outcome in outcomes]
 
     # ------------------------------------------------------------------------------------------------------ loss
