@@ -14,14 +14,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aim_hf import AIMForWorldAction, AIMPipeline
+from aim_hf.commands.train import Exporter
 from aim_hf.commands.train import main as run_train
 from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.training.initial_model import initial_model
 from aim_hf.training.trainer import EMA_FILE
-from aim_hf.utils.files import UnreadableFile
+from aim_hf.utils.files import MADE_FROM, UnreadableFile
 
 from ..fixtures_pipeline import make_pipeline
 from .test_stage1 import latents, make_episode, pipe, write_latents  # noqa: F401
+from .test_stage1 import train as train_stage_1
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +77,23 @@ def test_adapters_are_exported_apart_and_merged(pipe, latents, tmp_path):  # noq
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
     before = pipe.model.blocks[0].attn1.to_q.weight
     assert 0 < (merged.blocks[0].attn1.to_q.weight - before).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_an_export_leaves_the_training_as_it_is(pipe, latents, tmp_path, lora_rank):  # noqa: F811
+    """Whether and when a pipeline is exported changes nothing of what is learned."""
+    pipe.save_pretrained(tmp_path / "base")
+    trainer = train_stage_1(pipe, latents, tmp_path / "run", 2, lora_rank=lora_rank)
+    tensors = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    state = torch.get_rng_state()
+    model = trainer.model.get_base_model() if lora_rank else trainer.model
+    Exporter(trainer, model, tmp_path / "base", pipe.vae, pipe.processor, has_adapter=bool(lora_rank)).export()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in trainer.model.state_dict().items())
+    exported = AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline").model
+    name = "action_embedder.0.weight"
+    averaged = next(tensor for key, tensor in trainer.averaged_tensors().items() if key.endswith(name))
+    assert torch.equal(exported.action_head.state_dict()[name], averaged)
 
 
 def test_stage_1_goes_on_from_what_it_left_before_stage_2(pipe, tmp_path):  # noqa: F811
@@ -141,6 +160,15 @@ def test_two_processes_log_save_and_resume_together(pipe, latents, tmp_path):  #
     assert all(torch.equal(once[name], again[name]) for name in once)
     again = load_file(tmp_path / "run" / "checkpoint-4" / EMA_FILE)
     assert all(torch.equal(averaged[name], again[name]) for name in averaged)
+
+
+def test_settings_that_the_trainer_refuses_claim_no_folder(pipe, latents, tmp_path):  # noqa: F811
+    pipe.save_pretrained(tmp_path / "base")
+    options = {"latents": latents, "policy": tmp_path / "base", "output_dir": tmp_path / "run", "max_steps": 1}
+    options |= {"report_to": "none", "committed_probability": 0.5, "committed_max": 99}
+    with pytest.raises(ValueError, match="committed_max is 99; expected 1 to 7"):
+        run_train(["--use_cpu", *(part for name, value in options.items() for part in (f"--{name}", str(value)))])
+    assert not (tmp_path / "run" / MADE_FROM).exists()
 
 
 def test_one_episode_may_be_overfitted_and_a_run_goes_on_only_as_it_began(pipe, latents, tmp_path, capsys):  # noqa: F811

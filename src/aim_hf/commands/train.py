@@ -41,7 +41,7 @@ class TrainArguments:
     policy: str = field(
         metadata={
             "help": "checkpoint to start from: its codec, text encoder and, without --preset, its model; of a stage 2 "
-            "checkpoint, the model as stage 1 left it"
+            "checkpoint, the model as stage 1 left it, but with --lora_rank the one that stage 2 made"
         }
     )
     preset: str | None = field(
@@ -102,13 +102,14 @@ def main(argv: list[str]) -> None:
         "begins_with": None if arguments.preset else fingerprint(policy / "model"),
         **{name: getattr(arguments, name) for name in ("window_chunks", "held_out", "lora_rank")},
     }
-    with training_arguments.main_process_first():
-        claim(output, training_arguments.made_from() | settings, outputs="checkpoint-*")
-    resume = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
     if training_arguments.process_index == 0:
         print(train.summary())
 
     trainer = AIMTrainer(model=model, args=training_arguments, train_dataset=train)
+    # Not before the trainer has checked its settings: once corrected, they may have the same folder.
+    with training_arguments.main_process_first():
+        claim(output, training_arguments.made_from() | settings, outputs="checkpoint-*")
+    resume = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed, device_specific=True)  # each process draws its own noise
     trainer.add_callback(SampleCallback(trainer, held_out, codec, output / "samples"))
     exporter = Exporter(trainer, model, policy, vae, train.processor, has_adapter=bool(arguments.lora_rank))
@@ -210,6 +211,8 @@ class Exporter:
     has_adapter: bool
 
     def export(self) -> None:
+        import torch
+
         from .. import AIMForWorldAction, AIMPipeline
         from ..pipeline.loading import load_text_encoder
         from ..pipeline.sampling import new_schedulers
@@ -226,8 +229,9 @@ class Exporter:
                 averaged.save_pretrained(output / "adapter")
                 averaged = copy.deepcopy(averaged).float().merge_and_unload()
         else:
-            averaged = AIMForWorldAction(config)
-            averaged.load_state_dict(tensors)
+            with torch.device("meta"):  # new weights would be drawn from the random numbers of the training
+                averaged = AIMForWorldAction(config)
+            averaged.load_state_dict(tensors, assign=True)
         AIMPipeline(
             vae=self.vae,
             text_encoder=load_text_encoder(self.policy),
