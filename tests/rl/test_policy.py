@@ -130,6 +130,24 @@ def test_a_small_step_is_the_papers():
     assert std == pytest.approx((variance * dt) ** 0.5, rel=1e-4)
 
 
+def test_the_last_random_steps_make_most_of_the_gradient():
+    """As docs/stage2.md says: a step to s weighs about (1 - s) / s in the squared gradient of the likelihood."""
+    times = [1 - step / 10 for step in range(10)]
+    squares = []
+    for t, s in zip(times, times[1:]):
+        x, velocity = (
+            torch.zeros(1, 1, dtype=torch.float64),
+            torch.zeros(1, 1, dtype=torch.float64, requires_grad=True),
+        )
+        mean, std = FlowSDE(0.7).step(x, velocity, t, s)
+        log_density((mean + std).detach(), mean, std).backward()  # one deviation from the mean
+        squares.append(velocity.grad.item() ** 2)
+    weights = [(1 - s) / s for s in times[1:]]
+    for square, weight in zip(squares[1:], weights[1:]):
+        assert 0.6 < square / sum(squares) / (weight / sum(weights)) < 1.2
+    assert sum(squares[-2:]) / sum(squares) == pytest.approx(0.732, abs=1e-3)
+
+
 def test_the_last_step_has_no_noise_and_no_likelihood():
     x, v = torch.ones(2, 3), torch.full((2, 3), 0.5)
     mean, std = FlowSDE(0.7).step(x, v, 0.1, 0.0)

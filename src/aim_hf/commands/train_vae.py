@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--max_episodes", type=int, default=1000, help="episodes held in memory, evenly spread over the dataset"
     )
-    parser.add_argument("--held_out", type=int, help="episodes of these held out of training; default: one in 20")
+    parser.add_argument(
+        "--held_out", type=int, help="episodes of these held out of training; default: one in 20, at most 48"
+    )
     add_options(parser, "training", VAETrainingArguments)
     args = parser.parse_args(argv)
     check_options(args, "max_episodes")

@@ -102,7 +102,7 @@ class AIMGRPOConfig(ResumableArguments):
         default=None, metadata={"help": "environment processes; one per core of this process if not given"}
     )
     env_timeout: float = field(default=300, metadata={"help": "seconds after which an environment counts as hung"})
-    max_kl: float | None = field(default=None, metadata={"help": "stop if an iteration's mean KL exceeds this"})
+    max_kl: float | None = field(default=None, metadata={"help": "stop if a logged mean KL exceeds this"})
     hacking_patience: int | None = field(
         default=None,
         metadata={"help": "stop after this many evaluations in a row with more value reward and less success"},
