@@ -46,6 +46,10 @@ def test_guidance(rng):
         torch.testing.assert_close(guided, told, rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="nothing to lead away from"):
         pipe(first, session=pipe.start("ring bell"), guidance_scale=2.0)
+    session = pipe.start("ring bell")
+    pipe.append(session, first)
+    with pytest.raises(ValueError, match="guidance_scale is 2.0, but the session has nothing to lead away from"):
+        pipe.denoise_world(session, *pipe.prepare_latents(1)[:2], SamplingConfig(guidance_scale=2.0))
 
 
 def test_stopping_early(rng):

@@ -340,6 +340,13 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         if session.pipeline_id != self._id:
             raise ValueError("session belongs to another pipeline; start one with this one.")
 
+    def _check_guidance(self, session: AIMSession, sampling: SamplingConfig) -> None:
+        if sampling.guidance_scale != 1 and session.negative_cache is None:
+            raise ValueError(
+                f"guidance_scale is {sampling.guidance_scale}, but the session has nothing to lead away from; start "
+                'it with negative_prompt="".'
+            )
+
     def check_inputs(
         self,
         observation: Any,
@@ -362,11 +369,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             )
         if observation is not None and len(waiting) < session.batch_size:
             raise ValueError("this session has its first observation; give later ones to pipe.append.")
-        if sampling.guidance_scale != 1 and session.negative_cache is None:
-            raise ValueError(
-                f"guidance_scale is {sampling.guidance_scale}, but the session has nothing to lead away from; start "
-                'it with negative_prompt="".'
-            )
+        self._check_guidance(session, sampling)
         if committed_actions is not None and observation is not None:
             raise ValueError("committed_actions came with the first observation; nothing is executed before it.")
         inputs.check_generator(generator, session.batch_size, self.model.device)
@@ -489,13 +492,15 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """RGB and value latents (B, C, F, h, w) of the session's next chunk, from noise, eq. (6). `on_step_end` is
         called after each step with its index, timestep and latents by name, and returns the latents to use."""
+        config = sampling_config or self.sampling_config
+        self._check_guidance(session, config)
         return denoise_world(
             self.model,
             session.cache,
             latents,
             value_latents,
             self.scheduler,
-            sampling_config or self.sampling_config,
+            config,
             unguided_cache=session.negative_cache,
             on_step_end=on_step_end,
         )
