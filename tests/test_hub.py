@@ -347,6 +347,14 @@ def test_every_python_block_of_the_page_runs(hub, folder, small, token, cache, t
     assert len(blocks) == 8 and type(names["model"]) is AIMForWorldAction and len(names["episodes"]) == 1
 
 
+def test_linked_folders_are_published_too(folder, tmp_path):
+    """Parts that several checkpoints share are often links, and were left out."""
+    files = set(prepare(folder).files)
+    (folder / "vae").rename(tmp_path / "shared")
+    (folder / "vae").symlink_to(tmp_path / "shared")
+    assert set(prepare(folder).files) == files and "vae/config.json" in files
+
+
 # What is refused
 
 

@@ -32,7 +32,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .data.shards import UNFINISHED, check_folder, check_manifests
 from .model.checkpoint import PICKLES, stored_tensors, tensor_shapes
-from .utils.files import read_json
+from .utils.files import files_in, read_json
 
 PACKAGE = Path(__file__).parent
 # Configuration file of a component -> its `auto_map` for transformers: Auto class -> module and class.
@@ -75,8 +75,8 @@ def prepare(folder: Path) -> Publication:
     """
     files = {
         path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in files_in(folder)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
     if pickles := [name for name in files if name.endswith(PICKLES)]:
         raise ValueError(

@@ -120,6 +120,14 @@ def test_refuses_what_does_not_exist(policy, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_policys_fingerprint_has_its_linked_parts(policy, tmp_path):
+    policy.pipe.save_pretrained(tmp_path / "a")
+    content = fingerprint(tmp_path / "a")
+    (tmp_path / "a" / "vae").rename(tmp_path / "vae")
+    (tmp_path / "a" / "vae").symlink_to(tmp_path / "vae")
+    assert fingerprint(tmp_path / "a") == content
+
+
 def test_a_policys_fingerprint_is_that_of_its_content(policy, tmp_path):
     policy.pipe.save_pretrained(tmp_path / "a")
     policy.pipe.save_pretrained(tmp_path / "b")

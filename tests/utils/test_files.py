@@ -2,12 +2,13 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from aim_hf.utils.files import UnreadableFile, reading, written_file, written_folder
+from aim_hf.utils.files import UnreadableFile, append_json_line, files_in, reading, written_file, written_folder
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,43 @@ def test_a_folder_is_written_where_its_path_says(tmp_path, monkeypatch, folder):
     with written_folder(folder) as partial:
         (partial / "config.json").write_text("{}")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / folder / "config.json"]
+
+
+def test_a_link_in_a_folder_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path):
+    """A folder can't be renamed to a link, so the write ended halfway, without `model_index.json`."""
+    shared, folder = tmp_path / "shared", tmp_path / "folder"
+    for place, content in ((shared, "theirs"), (folder, "old")):
+        place.mkdir()
+        (place / "config.json").write_text(content)
+    (folder / "vae").symlink_to(shared)
+    (folder / "model_index.json").symlink_to(shared / "config.json")
+    with written_folder(folder) as partial:
+        (partial / "vae").mkdir()
+        for name in ("vae/config.json", "model_index.json"):
+            (partial / name).write_text("new")
+    assert [(folder / name).read_text() for name in ("vae/config.json", "model_index.json")] == ["new", "new"]
+    assert not (folder / "vae").is_symlink() and (shared / "config.json").read_text() == "theirs"
+
+
+def test_a_line_that_the_disk_took_in_part_is_an_error(tmp_path, monkeypatch):
+    """`os.write` tells how much it wrote, and raises only where it could write nothing."""
+    path = tmp_path / "log.jsonl"
+    append_json_line(path, {"seed": 1})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:5]))
+    with pytest.raises(OSError) as raised:
+        append_json_line(path, {"seed": 2})
+    assert str(raised.value).startswith(f"[Errno 28] {path} could not be written (No space left on device); ")
+    assert path.read_text() == '{"seed": 1}\n{"see'
+
+
+def test_files_of_linked_folders_are_listed_once(tmp_path):
+    shared, folder = tmp_path / "shared", tmp_path / "folder"
+    for place in (shared / "deep", folder):
+        place.mkdir(parents=True)
+        (place / "a.json").write_text("{}")
+    (folder / "vae").symlink_to(shared)
+    (shared / "back").symlink_to(folder)  # a way back to where it came from
+    (shared / "up").symlink_to(tmp_path)
+    (folder / "gone.json").symlink_to(tmp_path / "nowhere")
+    assert files_in(folder) == [folder / "a.json", folder / "vae" / "deep" / "a.json"]

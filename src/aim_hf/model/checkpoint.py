@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from ..utils.files import reading
+from ..utils.files import files_in, reading
 
 # Files of a checkpoint; pictures and videos of a repository are not downloaded.
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -104,7 +104,7 @@ def fingerprint(folder: Path) -> str:
         UnreadableFile: for a damaged configuration, which it names.
     """
     digest = hashlib.sha256()
-    for file in sorted(file for pattern in ("**/*.json", "**/*.safetensors") for file in folder.glob(pattern)):
+    for file in (file for file in files_in(folder) if file.suffix in (".json", ".safetensors")):
         digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
         if file.suffix == ".json":
             with reading(file, "save or download the checkpoint again"):

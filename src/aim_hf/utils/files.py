@@ -4,6 +4,7 @@
 - `claim` records the inputs of an output folder, and refuses a folder with other inputs.
 - `append_json_line`, `drop_torn_line` keep a list of what is done, of which a kill tears at most the last line.
 - `reading`, `read_json`, `read_json_lines` raise `UnreadableFile`, which names the file, for every error in it.
+- `files_in` lists the files of a folder, those of linked folders too.
 """
 
 import errno
@@ -88,15 +89,34 @@ def read_json_lines(path: str | os.PathLike, mend: str, needed: tuple[str, ...] 
     return records
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder and in its subfolders, sorted. Links to folders are followed, unless they lead back."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(path) for path in (Path(place), *Path(place).parents)}
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in above]
+        found += [path for name in names if (path := Path(place, name)).is_file()]
+    return sorted(found)
+
+
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends a record to a JSON lines file, at once and to the disk."""
-    # One write in append mode: lines of several processes never mix, and only the last can be torn by a kill.
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    """Appends a record to a JSON lines file, at once and to the disk.
+
+    Raises:
+        OSError: if the file can't be written, for example on a full disk; it names the file.
+    """
+    line = (json.dumps(record) + "\n").encode()
     try:
-        os.write(file, (json.dumps(record) + "\n").encode())
-        os.fsync(file)
-    finally:
-        os.close(file)
+        # One write in append mode: lines of several processes never mix, and only the last can be torn by a kill.
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            if os.write(file, line) < len(line):  # a disk that is nearly full takes a part, without an error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise OSError(error.errno, _not_written(path, error.strerror)) from error
 
 
 def drop_torn_line(path: Path) -> None:
@@ -157,15 +177,19 @@ def written_file(path: Path) -> Iterator[Path]:
     except UnreadableFile:  # an input couldn't be read
         raise
     except (OSError, SafetensorError) as error:
-        number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or error
-        told = (
-            f"{path} could not be written ({reason}); what was finished before is whole. Make room, or choose a "
-            "folder that can be written, then run the command again"
-        )
+        number = getattr(error, "errno", None)
+        told = _not_written(path, getattr(error, "strerror", None) or error)
         raise (OSError(told) if number is None else OSError(number, told)) from error  # safetensors tells no number
     finally:
         with suppress(OSError):  # the file doesn't exist after success, or if its folder couldn't be made
             temporary.unlink()
+
+
+def _not_written(path: Path, reason: Any) -> str:
+    return (
+        f"{path} could not be written ({reason}); what was finished before is whole. Make room, or choose a folder "
+        "that can be written, then run the command again"
+    )
 
 
 def write_json(path: Path, content: Any, indent: int = 1) -> None:
@@ -204,9 +228,12 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
             return
         (folder / "model_index.json").unlink(missing_ok=True)
         for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "model_index.json"):
-            if entry.is_dir():
-                shutil.rmtree(folder / entry.name, ignore_errors=True)
-            entry.replace(folder / entry.name)
+            old = folder / entry.name
+            if old.is_symlink():  # a folder can't replace it; what it leads to is left alone
+                old.unlink()
+            elif entry.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            entry.replace(old)
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is None:  # an error of the Hub, from a push inside the context
             raise

@@ -26,7 +26,7 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image
 from torchcodec.decoders import VideoDecoder
 
-from ...utils.files import UnreadableFile, read_json, read_json_lines, reading
+from ...utils.files import UnreadableFile, files_in, read_json, read_json_lines, reading
 from ..shards import KEY
 from ..video import decode_video, encode_video
 from . import format
@@ -160,7 +160,7 @@ class LeRobotSource:
     def fingerprint(self, episodes: list[int], cameras: list[str] | None = None) -> str:
         """SHA-256 of the data imported from these episodes: metadata, tables, and the names and sizes of videos."""
         digest = hashlib.sha256()
-        metadata = sorted(path for path in self.folder.glob("meta/**/*") if not path.name.startswith("."))
+        metadata = [path for path in files_in(self.folder / "meta") if not path.name.startswith(".")]
         for path in (*metadata, *sorted(self.files(episodes, cameras))):
             if not path.is_file():
                 continue
