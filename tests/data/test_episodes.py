@@ -57,6 +57,14 @@ def test_a_split_is_loaded_by_its_name_whatever_yaml_takes_it_for(tmp_path, spli
     assert load_dataset(str(tmp_path))[split]["split"] == [split]
 
 
+@pytest.mark.parametrize("name", ["runs[v2]", "runs*", "two words", "épisodes"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    """`datasets` takes the names of files for patterns: of `runs*` it read the neighbours, too."""
+    for seed, folder in enumerate((name, "runs2")):
+        write_shard(tmp_path / folder, [make_episode(seed)])
+    assert load_episodes(tmp_path / name)["seed"] == [0]
+
+
 def test_value_map_video_peaks_where_the_map_does(folder):
     row, original = load_episodes(folder)[0], make_episode(0)
     for camera in CAMERAS:

@@ -92,6 +92,13 @@ def windows_of(latents, pipe) -> LatentWindows:
     return LatentWindows(latents, pipe.model.config, window_chunks=2, first_only=True)
 
 
+def test_what_is_missing_is_told_of_the_rows_in_a_datasets_order(latents, pipe):
+    """A dataset that was shuffled or filtered lists rows of a table that stays as it was."""
+    dataset = load_episodes(latents / "episodes")
+    whole, blind, _, unlabeled = missing(dataset, pipe.processor)
+    assert missing(dataset.select([3, 1, 0]), pipe.processor) == [unlabeled, blind, whole]
+
+
 def test_what_is_missing_has_no_weight(latents, pipe):
     """The canvas has 3 x 2 cells: two rows of the head camera, and one cell for each wrist."""
     items = [windows_of(latents, pipe)[index] for index in range(4)]

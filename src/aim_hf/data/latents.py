@@ -204,7 +204,9 @@ def row_digests(dataset: HubDataset) -> Iterator[str]:
 
 def _present(dataset: HubDataset, column: str) -> np.ndarray:
     """The rows that aren't null in a column, (len(dataset),) bool. No video is read."""
-    return dataset.data.column(column).is_valid().to_numpy()
+    # In small batches, since rows of a shuffled or filtered dataset are copied with their videos.
+    batches = dataset.select_columns([column]).with_format("arrow").iter(batch_size=16)
+    return np.concatenate([batch[column].is_valid().to_numpy() for batch in batches])
 
 
 def made_from(

@@ -9,6 +9,7 @@ Every file is written under a hidden temporary name and renamed, so that a file 
 episode is one row group, so that reading an episode reads only its bytes.
 """
 
+import glob
 import json
 import shutil
 from collections import Counter
@@ -276,7 +277,7 @@ def load_episodes(source: str | Path) -> Dataset:
         _check_one(str(source), SPACES, dict.fromkeys(dataset.unique("action_space"), folder))
         return _with_videos_as_bytes(dataset)
     features = check_folder(folder)
-    files = [str(path) for path in shard_paths(folder)]
+    files = [glob.escape(str(path)) for path in shard_paths(folder)]  # `datasets` takes names for patterns
     return _with_videos_as_bytes(load_dataset("parquet", data_files=files, split="train", features=features))
 
 
