@@ -164,6 +164,22 @@ def test_an_episode_that_failed_stays_as_it_was(episodes, alone, monkeypatch):
     np.testing.assert_array_equal(episodes.answer([request])[0]["actions"], alone[0][2])
 
 
+def test_a_batch_that_fails_at_its_last_row_moves_no_episode(episodes, alone, monkeypatch):
+    """As where memory runs out: the first rows had moved on, and were then asked again for the same chunk."""
+    clients = [Client(episodes, seed).ask(1) for seed in range(2)]
+    requests = [client.request() for client in clients]
+    select = AIMSession.select
+    with monkeypatch.context() as patch:
+        patch.setattr(AIMSession, "select", lambda session, rows: 1 / 0 if rows == [1] else select(session, rows))
+        batcher = Batcher(episodes.reader.check_prompt, episodes.answer, rows=8, max_queue=8)
+        replies = batcher._answers(requests)
+        batcher.stop()
+    for reply, expected in zip(replies, alone):
+        np.testing.assert_array_equal(reply["actions"], expected[1])
+    for client, expected in zip(clients, alone):
+        np.testing.assert_array_equal(episodes.answer([client.request()])[0]["actions"], expected[2])
+
+
 def test_actions_that_are_not_finite_are_not_sent(episodes, alone, monkeypatch):
     clients = [Client(episodes, seed).ask(1) for seed in range(2)]
     unnormalize = episodes.pipe.processor.unnormalize_actions

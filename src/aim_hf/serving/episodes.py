@@ -66,7 +66,7 @@ class AIMEpisodes:
 
     def answer(self, requests: list[Request]) -> list[dict[str, Any] | RuntimeError]:
         """The replies to requests of one form, at most as many as the largest batch, or the error of some. An episode
-        moves on only with a reply, so a request that failed can be sent again."""
+        moves on only with a reply, and none if this raises, so a request that failed can be sent again."""
         rows = filled(requests, next(size for size in self.batch_sizes if size >= len(requests)))
         pipe = self.pipe
         observations = [request.observations for request in rows]
@@ -91,14 +91,14 @@ class AIMEpisodes:
         )
         actions = np.asarray(out.actions)
         replies: list[dict[str, Any] | RuntimeError] = []
+        answered: list[tuple[ServedEpisode, ServedEpisode]] = []  # an episode, and what it becomes
         for row, request in enumerate(requests):
             if not np.isfinite(actions[row]).all():  # a robot must not get them
                 replies.append(RuntimeError("the network gave actions that are not finite for what was sent."))
                 continue
-            episode = request.episode
-            episode.session, episode.generator = session.select([row]), generators[row]
-            episode.actions = actions[row].copy()
-            reply: dict[str, Any] = {"actions": episode.actions}
+            then = ServedEpisode(session.select([row]), generators[row], actions[row].copy())
+            answered.append((request.episode, then))
+            reply: dict[str, Any] = {"actions": then.actions}
             if request.lookahead:
                 reply["lookahead_actions"] = np.asarray(out.lookahead_actions[row])
             if pictures != "none":
@@ -106,6 +106,8 @@ class AIMEpisodes:
             if pictures == "all":
                 reply["frames"] = {self.reader.keys[name]: clips[row] for name, clips in out.frames.items()}
             replies.append(reply)
+        for episode, then in answered:  # only now: a batch that fails is asked again, row by row
+            vars(episode).update(vars(then))
         return replies
 
     def warm_up(self) -> None:
