@@ -22,6 +22,7 @@ from aim_hf.data.lerobot.export import export_lerobot, rows_of
 from aim_hf.data.lerobot.format import OURS
 from aim_hf.data.lerobot.importer import import_episodes, imported_row
 from aim_hf.data.lerobot.source import LeRobotSource
+from aim_hf.data.shards import write_rows
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
 
@@ -131,6 +132,14 @@ def test_an_episode_that_is_in_an_export_twice_is_named(tmp_path):
 
 def test_a_split_that_is_named_twice_is_exported_once(exported):
     assert [row["seed"] for row in rows_of(exported / "episodes", ["hard", "easy", "hard"])] == [2, 0, 4]
+
+
+def test_only_the_chosen_splits_of_a_file_are_exported(tmp_path):
+    """As after `concatenate_datasets(...).to_parquet(...)`: the whole file counted as of its first episode's split."""
+    rows = [make_episode(seed, split=split).to_row() for split, seed in (("easy", 0), ("hard", 1), ("hard", 2))]
+    write_rows(tmp_path / "data" / "all.parquet", rows, 16)
+    for splits, seeds in ((["easy"], [0]), (["hard"], [1, 2]), (["hard", "easy"], [1, 2, 0]), (None, [0, 1, 2])):
+        assert [row["seed"] for row in rows_of(tmp_path, splits)] == seeds
 
 
 def test_an_export_from_before_interventions_has_none(exported, tmp_path):

@@ -33,19 +33,18 @@ INDICES = ("frame_index", "episode_index", "index", "task_index")
 
 def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """The episodes of a folder with videos as bytes, split by split."""
-    paths = shard_paths(folder)
     of_path = {}
-    for path in paths:
+    for path in shard_paths(folder):
         with reading(path, MEND):
-            of_path[path] = pq.ParquetFile(path).read_row_group(0, columns=["split"])["split"][0].as_py()
-    found = sorted(set(of_path.values()))
+            of_path[path] = set(map(str, pq.read_table(path, columns=["split"])["split"].to_pylist()))
+    found = sorted(set().union(*of_path.values()))
     unknown = sorted(set(splits or ()) - set(found))
     if unknown:
         raise ValueError(f"{folder} has no split {', '.join(unknown)}; it has {', '.join(found)}")
     for split in dict.fromkeys(splits or found):
-        for path in paths:
-            if of_path[path] == split:
-                yield from read_rows(path)
+        for path, held in of_path.items():
+            if split in held:
+                yield from (row for row in read_rows(path) if row["split"] == split)
 
 
 def license_of(folder: Path) -> str:
