@@ -156,7 +156,9 @@ def test_episodes_of_one_seed_and_several_tasks_have_windows_of_their_own(folder
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_frames": 1}, "num_frames=1"),
+        ({"num_frames": 1}, "num_frames is 1; expected a whole number, at least 2"),
+        ({"num_frames": 4.0}, "num_frames is 4.0; expected a whole number"),
+        ({"num_frames": 3, "frame_stride": 0}, "frame_stride is 0; expected a whole number, at least 1"),
         ({"num_frames": 3, "cameras": ("front_camera",)}, "front_camera.*expected some of"),
         ({"num_frames": 3, "value_maps": "guessed"}, "value_maps is 'guessed'"),
     ],
@@ -164,6 +166,12 @@ def test_episodes_of_one_seed_and_several_tasks_have_windows_of_their_own(folder
 def test_bad_windows_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Window(**arguments)
+
+
+@pytest.mark.parametrize(("name", "value"), [("windows_per_episode", 0), ("windows_per_episode", 1.5), ("seed", -1)])
+def test_a_stream_of_no_windows_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}; expected a whole number, at least"):
+        StreamedWindows([], Window(3), **{name: value})
 
 
 def test_an_episode_shorter_than_a_window_stands_still_at_its_end(folder, episodes):

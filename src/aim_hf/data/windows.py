@@ -18,7 +18,7 @@ from datasets import IterableDataset as StreamedDataset
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..envs.base import CAMERAS
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, check_whole
 from ..utils.extras import extra
 from ..value_maps.render import render_value_maps
 from .episodes import VECTORS, decode_column, event_from_row
@@ -50,10 +50,8 @@ class Window:
     value_maps: str | None = "rendered"
 
     def __post_init__(self) -> None:
-        if self.num_frames < 2 or self.frame_stride < 1:
-            raise ValueError(
-                f"num_frames={self.num_frames}, frame_stride={self.frame_stride}; expected >= 2 and >= 1."
-            )
+        check_whole("num_frames", self.num_frames, least=2)
+        check_whole("frame_stride", self.frame_stride)
         if not self.cameras or not set(self.cameras) <= set(CAMERAS):
             raise ValueError(f"cameras={self.cameras}; expected some of {CAMERAS}.")
         check_choice("value_maps", self.value_maps, VALUE_MAPS)
@@ -168,6 +166,9 @@ class StreamedWindows(IterableDataset):
     buffer to mix episodes in a batch. An episode shorter than a window gives windows whose end repeats the last state
     and action. Workers divide the rows among them. Windows differ from pass to pass; they depend on `seed`, the pass
     and the episode, but not on the workers. Passes are numbered; `set_epoch` sets the next number, to resume a run.
+
+    Raises:
+        ValueError: if a number isn't whole, or is below 1 (`seed`: below 0).
     """
 
     def __init__(
@@ -175,12 +176,13 @@ class StreamedWindows(IterableDataset):
     ) -> None:
         if isinstance(rows, StreamedDataset) and rows.features:
             rows = rows.decode(False)  # `cut` decodes only the frames of a window, and names a damaged video
-        self.rows, self.window, self.windows_per_episode, self.seed = rows, window, windows_per_episode, seed
+        self.rows, self.window, self.seed = rows, window, check_whole("seed", seed, least=0)
+        self.windows_per_episode = check_whole("windows_per_episode", windows_per_episode)
         # The next pass of each worker, in shared memory, because workers end with the pass.
         self._next_pass = torch.zeros(MOST_WORKERS, dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        self._next_pass.fill_(epoch)
+        self._next_pass.fill_(check_whole("epoch", epoch, least=0))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
