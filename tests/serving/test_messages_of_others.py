@@ -1,6 +1,7 @@
 """Pictures as other clients send them: other keys, sizes, layouts, files. Real-time chunking over the network."""
 
 import io
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -67,6 +68,29 @@ def test_files_are_bounded_before_they_are_decoded():
     PIL.Image.fromarray(gradient(64, 96)).save(tiff, "TIFF")
     with pytest.raises(ValueError, match="no JPEG or PNG"):
         head(tiff.getvalue())
+
+
+def test_depths_are_refused_and_gray_is_rgb():
+    """PIL's conversion cuts numbers of 16 bits at 255: a picture of depths in mm was white."""
+    depths = np.full((64, 96), 1200, np.uint16)
+    with pytest.raises(
+        ValueError, match=r"images\['cam_high'\] holds .*pixels have mode I;16, as depths do; expected"
+    ):
+        head(encoded(depths, "PNG"))
+    gray = gradient(64, 96)[..., 0]
+    np.testing.assert_array_equal(head(encoded(gray, "PNG")), gray[None, :, :, None].repeat(3, -1))
+
+
+@pytest.mark.parametrize("chunk", [b"gAMA", b"tRNS", b"iCCP"])
+def test_a_file_with_a_damaged_end_is_refused(chunk):
+    """PIL raises struct.error and IndexError for them, which closed the connection."""
+    png = encoded(gradient(64, 96), "PNG")
+    end = png.index(b"IEND") - 4
+    part = b"\0\0\0\0" + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    with pytest.raises(
+        ValueError, match=r"images\['cam_high'\] holds a file .* broken one \(its picture is damaged: "
+    ):
+        head(png[:end] + part + png[end:])
 
 
 def test_keys_of_another_robot(policy):

@@ -17,6 +17,7 @@ import PIL.ImageOps
 
 from ..envs.base import Observation
 from ..envs.poses import unpack_endpose
+from ..utils.pictures import rgb_pixels
 
 BILINEAR = PIL.Image.Resampling.BILINEAR
 MAX_PIXELS = 2**21  # of a JPEG or PNG file; Full HD has fewer
@@ -118,8 +119,8 @@ def _decoded(key: str, file: bytes) -> np.ndarray:
         picture = PIL.Image.open(io.BytesIO(file), formats=("JPEG", "PNG"))
         if picture.width * picture.height > MAX_PIXELS:  # checked before memory is taken for them
             raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MAX_PIXELS}")
-        return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        return rgb_pixels(picture)
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(
             f"images[{key!r}] holds a file that is no JPEG or PNG picture, or a broken one ({error})."
         ) from error

@@ -1,17 +1,21 @@
 """Datasets that the real lerobot wrote are read as they were meant."""
 
+import io
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import huggingface_hub.constants
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from aim_hf.commands import run
 from aim_hf.data.episodes import Episode
-from aim_hf.data.lerobot.importer import every_frame, import_episodes, imported_row, plan
+from aim_hf.data.lerobot.importer import check_episodes, every_frame, import_episodes, imported_row, plan
 from aim_hf.data.lerobot.source import LeRobotSource
 from aim_hf.data.shards import load_episodes, read_rows, shard_paths
 from aim_hf.data.video import decode_video, encode_video
@@ -158,6 +162,40 @@ def test_an_episode_that_begins_with_no_key_frame_is_encoded_again(tmp_path):
         row = imported_row(source, robot(JOINTS, tmp_path), number, "train")
         frames = decode_video(row["rgb_head_camera"]["bytes"])
         assert psnr(frames, np.stack(pictures[first : first + made.LENGTHS[number]])) > 35
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_frames_behind_a_missing_picture_are_those_of_their_times(tmp_path, every):
+    """Where the pictures have to be decoded, too: their places in the file are one less than their numbers."""
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v3", tmp_path / "lerobot_v3"))
+    (video,) = folder.glob("videos/**/*.mp4")
+    with av.open(video, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=made.FPS, options={"g": "250", "crf": "10"})
+        stream.height, stream.width = made.TOP
+        pictures = [made.picture(made.TOP, number, f) for number, n in enumerate(made.LENGTHS) for f in range(n)]
+        for number, picture in enumerate(pictures):
+            if number != 5:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, made.FPS)
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    source = LeRobotSource(folder)
+    assert list(check_episodes(source, robot(JOINTS, tmp_path), source.episodes)) == [0]
+    row = imported_row(source, robot(JOINTS, tmp_path), 1, "train", every)
+    frames = decode_video(row["rgb_head_camera"]["bytes"])
+    expected = np.stack(pictures[12:21:every])
+    assert len(frames) == len(expected) and min(map(psnr, frames, expected)) > 28
+
+
+def test_a_camera_of_depths_is_named_before_anything_is_written(tmp_path):
+    """Numbers of 16 bits in a picture that is said to have three channels would be cut at 255."""
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v3", tmp_path / "lerobot_v3"))
+    file = io.BytesIO()
+    Image.fromarray(np.full(made.WRIST, 1200, np.uint16)).save(file, "PNG")
+    change_column(folder, "observation.images.wrist", lambda old: {"bytes": file.getvalue(), "path": "4.png"})
+    source = LeRobotSource(folder)
+    broken = check_episodes(source, robot(TOOL, tmp_path), source.episodes)
+    assert list(broken) == [0] and "wrist of frame 4 can't be read (its pixels have mode I;16, as d" in broken[0]
 
 
 @pytest.mark.parametrize("size", ["0", "-1"])

@@ -113,6 +113,19 @@ def check_clip(path: Path, first: int, count: int, rate: Fraction) -> tuple[int,
         return context.height, context.width
 
 
+def clip_times(path: Path, first: int, count: int, rate: Fraction) -> list[float]:
+    """Moments (s) at which a decoder shows frames `first` to `first + count` of a file of constant `rate`. A frame's
+    place among the file's pictures may be another one: of what lies before it, a picture may be missing.
+
+    Raises:
+        UnreadableFile: as `check_clip`.
+    """
+    with _opened(path) as container:
+        packets, _ = _packets(container, first, count, rate)
+        # A little later than it begins, so that rounding doesn't make it the picture before.
+        return [float((pts + Fraction(1, 4)) * packets[0].time_base) for pts in sorted(of.pts for of in packets)]
+
+
 def cut_clip(path: Path, first: int, count: int, rate: Fraction) -> bytes | None:
     """Frames `first` to `first + count` of a file of constant `rate` as the bytes of a file; None if they depend on
     other frames.

@@ -27,10 +27,11 @@ from PIL import Image
 from torchcodec.decoders import VideoDecoder
 
 from ...utils.files import UnreadableFile, files_in, read_json, read_json_lines, reading
+from ...utils.pictures import check_bits, rgb_pixels
 from ..shards import KEY
-from ..video import decode_video, encode_video
+from ..video import encode_video
 from . import format
-from .clips import check_clip, cut_clip, frame_rate
+from .clips import check_clip, clip_times, cut_clip, frame_rate
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 MEND = "download or record it again"
@@ -355,14 +356,15 @@ class LeRobotSource:
         rate, count = float(self.rate / every), self.length(episode)
         if self.features[key]["dtype"] == "image":
             with reading(f"{key} in its table", MEND):
-                pictures = [np.asarray(image.convert("RGB")) for image in self._images(episode, key)[::every]]
+                pictures = [rgb_pixels(image) for image in self._images(episode, key)[::every]]
             return encode_video(np.stack(pictures), rate, gray)
         path, first = self._video(episode, key)
         clip = cut_clip(path, first, count, self.rate) if every == 1 else None
         if clip is None:
             with reading(path, MEND):
-                frames = decode_video(VideoDecoder(str(path)), list(range(first, first + count, every)))
-            clip = encode_video(frames, rate, gray)
+                times = clip_times(path, first, count, self.rate)[::every]
+                pixels = VideoDecoder(str(path)).get_frames_played_at(times).data
+            clip = encode_video(pixels.permute(0, 2, 3, 1).numpy(), rate, gray)
         return clip
 
     def check_pictures(self, episode: int, key: str) -> None:
@@ -393,6 +395,7 @@ class LeRobotSource:
                 raise ValueError(f"{where} is {str(stored)[:80]}, expected a picture's bytes inside the table")
             with reading(where, MEND):
                 pictures.append(Image.open(io.BytesIO(stored["bytes"])))
+                check_bits(pictures[-1])
             self._check_size(pictures[-1].size[::-1], key, where)
         return pictures
 
