@@ -67,6 +67,20 @@ def test_each_window_is_what_the_whole_episode_holds_there(folder, episodes):
         windows[len(windows)]
 
 
+def test_a_folder_of_more_shards_than_a_process_may_open_is_read(folder, episodes, monkeypatch):
+    windows = EpisodeWindows(folder, WINDOW)
+    first, last = windows[0], windows[len(windows) - 1]
+    close = pq.ParquetFile.close
+    closed = []
+    monkeypatch.setattr("aim_hf.data.windows.OPEN_FILES", 1)
+    monkeypatch.setattr(pq.ParquetFile, "close", lambda file, *force: closed.append(file) or close(file, *force))
+    windows = EpisodeWindows(folder, WINDOW)
+    for _ in range(2):
+        assert torch.equal(windows[0]["action"], first["action"])
+        assert torch.equal(windows[len(windows) - 1]["action"], last["action"])
+    assert len(windows._files) == 1 and len(closed) == 3
+
+
 def test_row_groups_of_several_episodes_give_the_same_windows(folder, episodes, tmp_path):
     """As after `Dataset.push_to_hub`, which writes row groups of its own."""
     other = shutil.copytree(folder, tmp_path / "folder")

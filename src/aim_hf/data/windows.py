@@ -31,6 +31,7 @@ with extra("data"):
 VALUE_MAPS = ("rendered", "decoded", None)
 SENTENCES = ("task", "seed", "instruction")
 MOST_WORKERS = 1024
+OPEN_FILES = 256  # that a process keeps open, of the 1024 that Linux lets it have
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class EpisodeWindows(Dataset):
         episode = int(np.searchsorted(self._ends, item, side="right"))
         shard, group, row = self._places[episode]
         if shard not in self._files:
+            if len(self._files) == OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
             self._files[shard] = pq.ParquetFile(self.paths[shard])
         table = self._files[shard].read_row_group(group, columns=self.window.columns).slice(row, 1)
         start = item - (int(self._ends[episode - 1]) if episode else 0)
