@@ -138,6 +138,13 @@ def test_shards_never_share_a_seed():
     assert longer[:2] == shards[:2] and longer[2].seeds == shards[2].seeds
 
 
+def test_a_task_that_is_named_twice_is_recorded_once():
+    """By two processes, the same files would be written at once."""
+    assert plan(5, tasks=["lift_pot", "click_bell", "lift_pot"], splits=["hard", "hard"]) == plan(
+        5, tasks=["lift_pot", "click_bell"], splits=["hard"]
+    )
+
+
 class Lazy:
     """A tabletop environment whose expert does nothing on odd seeds."""
 

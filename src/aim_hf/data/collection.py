@@ -41,10 +41,10 @@ def made_from(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan(args: argparse.Namespace) -> list[Shard]:
-    """The shards of `args.episodes` episodes of each task and split."""
+    """The shards of `args.episodes` episodes of each task and split, each once, however often it is named."""
     shards = []
-    for split in args.splits:
-        for task in args.tasks or TASKS[args.suite]:
+    for split in dict.fromkeys(args.splits):
+        for task in dict.fromkeys(args.tasks or TASKS[args.suite]):
             for index, first in enumerate(range(0, args.episodes, args.shard_size)):
                 start = args.start_seed + first * args.seeds_per_episode
                 seeds = episode_seeds("train", start, args.shard_size * args.seeds_per_episode)
