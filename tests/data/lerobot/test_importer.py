@@ -198,6 +198,17 @@ def test_a_camera_of_depths_is_named_before_anything_is_written(tmp_path):
     assert list(broken) == [0] and "wrist of frame 4 can't be read (its pixels have mode I;16, as d" in broken[0]
 
 
+def test_a_dataset_is_not_imported_into_its_own_folder(tmp_path):
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v3", tmp_path / "lerobot_v3"))
+    (folder / "README.md").write_text("LeRobot's card")
+    (tmp_path / "link").symlink_to(folder)
+    files = sorted(folder.rglob("*"))
+    for output in (folder, tmp_path / "link"):
+        with pytest.raises(ValueError, match=f"{output} is the dataset's own folder, .*; choose another one"):
+            import_episodes(LeRobotSource(folder), config(JOINTS, tmp_path), output)
+    assert sorted(folder.rglob("*")) == files and (folder / "README.md").read_text() == "LeRobot's card"
+
+
 @pytest.mark.parametrize("size", ["0", "-1"])
 def test_shards_of_no_episode_are_refused_before_the_folder_is_claimed(tmp_path, capsys, size):
     output = tmp_path / "episodes"

@@ -71,8 +71,8 @@ def import_episodes(
         The number of imported episodes, and of each broken episode the reason.
 
     Raises:
-        ValueError, OSError: for a bad `shard_size`, a dataset that doesn't fit the config, and broken episodes; lists
-            all of them.
+        ValueError, OSError: for a bad `shard_size`, a dataset that doesn't fit the config or lies in `output`, and
+            broken episodes; lists all of them.
         FileExistsError: if `output` was made from other settings; names them.
     """
     check_whole("shard_size", shard_size)
@@ -82,6 +82,10 @@ def import_episodes(
         raise ValueError(
             f"{source.name} is no export of ours: give a config that says which columns and cameras are what "
             f"(docs/own_robot.md). It has {', '.join(source.features)}"
+        )
+    if output.resolve() == source.folder.resolve():
+        raise ValueError(
+            f"{output} is the dataset's own folder, whose README.md would be replaced; choose another one"
         )
     every = every_frame(source, fps)
     if robot is not None:
