@@ -32,6 +32,7 @@ from aim_hf.training.flow_matching import FlowMatchingLoss
 from aim_hf.training.samples import SampleCallback, sample_first_chunk
 from aim_hf.training.trainer import AIMTrainer
 
+from ..data.test_episodes import full_disk
 from ..fixtures_pipeline import HEAD, WRIST, make_pipeline
 from .test_stage1 import make_episode
 
@@ -86,6 +87,18 @@ def latents(pipe, episodes, tmp_path_factory):
     )
     write_index(folder, [shard], processor, torch.ones(1, 16).half())
     return folder
+
+
+def test_a_disk_that_is_full_at_the_processor_is_told(latents, pipe, tmp_path):
+    """Its tokenizer raises an `Exception` of no kind for it, which was a traceback after hours of encoding."""
+    dataset = load_episodes(latents / "episodes")
+    settings = json.loads((latents / "index.json").read_text())["made_from"]
+    (tmp_path / "shard-00000.safetensors").symlink_to(latents / "shard-00000.safetensors")
+    shards = plan_shards(tmp_path, described(dataset, pipe.processor), settings)
+    processor = fit_processor(pipe.processor, dataset)
+    with full_disk(), pytest.raises(OSError, match=f"{tmp_path}/processor could not be written .File too large"):
+        write_index(tmp_path, shards, processor, torch.ones(1, 16).half())
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.safetensors"]
 
 
 def windows_of(latents, pipe) -> LatentWindows:

@@ -78,6 +78,20 @@ def test_a_folder_is_written_where_its_path_says(tmp_path, monkeypatch, folder):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / folder / "config.json"]
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EFBIG, "File too large"), SafetensorError("File too large"), Exception("File too large")]
+)
+def test_why_a_folder_could_not_be_written_is_told(tmp_path, error):
+    """A tokenizer that can't write raises an `Exception` of no kind."""
+    with pytest.raises(OSError, match=f"{tmp_path}/a could not be written .File too large.. Make room or choose"):
+        with written_folder(tmp_path / "a"):
+            raise error
+    for other in (ValueError("of another kind"), OSError("of the Hub")):
+        with pytest.raises(type(other), match=f"^{other}$"), written_folder(tmp_path / "a"):
+            raise other
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_link_in_a_folder_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path):
     """A folder can't be renamed to a link, so the write ended halfway, without `model_index.json`."""
     shared, folder = tmp_path / "shared", tmp_path / "folder"

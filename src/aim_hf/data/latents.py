@@ -30,7 +30,7 @@ from ..model.configuration_aim import AIMConfig
 from ..model.processing_aim import AIMProcessor
 from ..pipeline.codec import VideoCodec
 from ..utils.checks import check_whole
-from ..utils.files import UnreadableFile, claim, reading, write_text, written_file
+from ..utils.files import UnreadableFile, claim, reading, write_text, written_file, written_folder
 
 if TYPE_CHECKING:  # not needed to train on latents
     from datasets import Dataset as HubDataset
@@ -342,7 +342,8 @@ def write_index(
         path.unlink()  # of another set of episodes, or a temporary file of a killed writer
     listed = [item for shard in shards for item in shard.entries()]
     processor.action_statistics = processor.compute_action_statistics(torch.cat([actions for _, actions in listed]))
-    processor.save_pretrained(folder / "processor")
+    with written_folder(folder / "processor") as place:
+        processor.save_pretrained(place)
     with written_file(folder / NO_PROMPT) as temporary:
         save_file({"prompt_embeds": no_prompt_embeds.contiguous()}, temporary)
     index = {"made_from": shards[0].made_from, "episodes": [entry for entry, _ in listed]}

@@ -234,8 +234,9 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
             elif entry.is_dir():
                 shutil.rmtree(old, ignore_errors=True)
             entry.replace(old)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is None:  # an error of the Hub, from a push inside the context
+    except Exception as error:
+        # An OSError without a number is one of the Hub, from a push inside the context. Tokenizers raise an Exception.
+        if not (isinstance(error, SafetensorError) or type(error) is Exception or getattr(error, "errno", None)):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
