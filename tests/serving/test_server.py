@@ -195,6 +195,10 @@ def test_bad_messages_get_an_error_and_nobody_else_notices(server, alone):
             (Robot(0).next(images=Robot(0).images(4) | {"cam_high": Robot(0).images(3)["cam_high"]}), "and another"),
             (Robot(0).next(committed_actions=np.tile(POSE, (8, 1))), "8 actions are committed; expected 1 to 7"),
             (Robot(0).next(committed_actions=absurd[:3]), r"committed_actions.*: number \[2, 0\] is 3e\+38"),
+            (
+                Robot(0).next(committed_actions=np.tile(POSE, (1, 3, 1))),
+                r"^committed_actions have shape \(1, 3, 16\); expected \(d, 16\), the d that are executed meanwhile",
+            ),
             (Robot(0).next(executed_actions=np.zeros((7, 16))), "expected \\(8, 16\\)"),
             (Robot(0).next(executed_actions=np.zeros((8, 16))), "quaternion"),
             (Robot(0).next(executed_actions=np.full((8, 16), np.nan)), "executed_actions has NaN"),

@@ -174,6 +174,11 @@ class RequestReader:
         if actions is None:
             return None
         actions = read_numbers("committed_actions", actions)
+        if actions.ndim != 2:
+            raise ValueError(
+                f"committed_actions have shape {actions.shape}; expected (d, {self.pipe.processor.action_dim}), the d "
+                "that are executed meanwhile."
+            )
         committed_actions(self.pipe.processor, actions, rows=1, horizon=self.pipe.model.config.action_horizon)
         self._check_plausible("committed_actions", actions, episode)
         return actions
