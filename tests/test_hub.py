@@ -19,12 +19,14 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 
 from aim_hf import AIMConfig, AIMForWorldAction, AIMPipeline, AIMProcessor
+from aim_hf.commands import run
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import decode_column
 from aim_hf.data.shards import load_episodes
 from aim_hf.data.video import decode_video
 from aim_hf.hub import prepare, publish
 from aim_hf.training.lora import with_lora
+from aim_hf.utils.files import UnreadableFile
 
 from .data.fixtures_episodes import make_episode, write_shard
 from .fixtures_pipeline import make_pipeline, randomize
@@ -324,6 +326,22 @@ def test_a_dataset_comes_back_row_by_row(hub, token, cache, tmp_path, monkeypatc
     publish(prepare(tmp_path / "again"), "org/episodes")
     with pytest.raises(ValueError, match="org/episodes holds 1 episodes more than once, such as .*'easy', 2.; delete"):
         load_episodes("org/episodes")
+
+
+@pytest.mark.parametrize("command", ["encode", "export"])
+def test_a_mistyped_folder_of_episodes_is_named(hub, cache, tmp_path, monkeypatch, capsys, command):
+    """Two names with a slash between them are taken for a repository."""
+    monkeypatch.chdir(tmp_path)
+    if command == "encode":
+        with pytest.raises(UnreadableFile) as refused:
+            load_episodes("runs/episods")
+        told = str(refused.value)
+    else:
+        with pytest.raises(SystemExit):
+            run(["export-lerobot", "runs/episods", "--output_dir", "out"])
+        told = capsys.readouterr().err.removeprefix("aim-hf export-lerobot: ")
+    assert told.startswith("runs/episods is no folder, and as a dataset of the Hub it can't be read (")
+    assert told.strip().endswith("check the name, the revision and the network") and not list(tmp_path.iterdir())
 
 
 # The page about it

@@ -27,10 +27,12 @@ def main(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from ..data.lerobot.export import export_lerobot, license_of, rows_of
+    from ..data.shards import reading_repo
 
     source = Path(args.source)
     if not source.exists() and args.source.count("/") == 1:
-        source = Path(snapshot_download(args.source, repo_type="dataset"))
+        with reading_repo(args.source):
+            source = Path(snapshot_download(args.source, repo_type="dataset"))
     with tqdm(rows_of(source, args.splits), unit="episode", desc="export") as rows:
         repo_id, license = args.repo_id or args.output_dir.name, license_of(source)
         info = export_lerobot(rows, args.output_dir, repo_id, not args.no_value_maps, args.expert_actions, license)

@@ -14,10 +14,12 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.errors import HTTPError
 
 from ..model.processing_aim import EE_ACTION_DIM
 from ..utils.extras import extra
@@ -251,6 +253,18 @@ def check_manifests(folder: Path) -> None:
         )
 
 
+@contextmanager
+def reading_repo(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Context manager for code that reads a dataset of the Hub. Raises UnreadableFile for its errors."""
+    try:
+        yield
+    except (HTTPError, OSError, ValueError) as error:
+        raise UnreadableFile(
+            f"{repo_id} is no folder, and as a dataset of the Hub{f' at {revision}' if revision else ''} it can't be "
+            f"read ({' '.join(str(error).split())}); check the name, the revision and the network"
+        ) from error
+
+
 def load_episodes(source: str | Path) -> Dataset:
     """All episodes of a folder, or of a repo on the Hub, as one Dataset of all splits (`split` is a column).
     Videos stay bytes, which `decode_column` decodes.
@@ -258,12 +272,13 @@ def load_episodes(source: str | Path) -> Dataset:
     `check_folder` checks a folder; rows are not checked, `aim-hf validate` does that.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_folder`; ValueError also for a repo of other data.
+        FileNotFoundError, ValueError: as `check_folder`; for a repo, as `reading_repo`; ValueError for other data.
     """
     folder = Path(source)
     if not folder.exists() and str(source).count("/") == 1:
-        splits = load_dataset(str(source))
-        dataset = load_dataset(str(source), split="+".join(splits))
+        with reading_repo(str(source)):
+            splits = load_dataset(str(source))
+            dataset = load_dataset(str(source), split="+".join(splits))
         check_schema(dataset.features.arrow_schema, str(source))
         if "intervention" not in dataset.features:
             dataset = dataset.add_column("intervention", [None] * len(dataset), feature=Value("int32"))

@@ -22,13 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
 from PIL import Image
 from torchcodec.decoders import VideoDecoder
 
-from ...utils.files import UnreadableFile, files_in, read_json, read_json_lines, reading
+from ...utils.files import files_in, read_json, read_json_lines, reading
 from ...utils.pictures import check_bits, rgb_pixels
-from ..shards import KEY
+from ..shards import KEY, reading_repo
 from ..video import encode_video
 from . import format
 from .clips import check_clip, clip_times, cut_clip, frame_rate
@@ -533,10 +532,5 @@ def _numbers(table: pa.Table, column: str, width: int) -> np.ndarray:
 
 
 def _snapshot(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
-    try:
+    with reading_repo(repo_id, revision):
         return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except (HTTPError, OSError, ValueError) as error:
-        raise UnreadableFile(
-            f"{repo_id} is no folder, and as a dataset of the Hub{f' at {revision}' if revision else ''} it can't be "
-            f"read ({' '.join(str(error).split())}); check the name, the revision and the network"
-        ) from error
