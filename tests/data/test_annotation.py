@@ -21,6 +21,7 @@ def test_shards_of_no_episode_are_refused_before_the_folder_is_claimed(tmp_path,
 
 
 def test_a_shard_without_an_episode_leaves_a_folder_that_is_finished(tmp_path, monkeypatch):
+    monkeypatch.delenv("ROBOTWIN_SHADER", raising=False)
     names = {"suite": "robotwin", "task": "click_bell", "split": "easy"}
     env = SimpleNamespace(**names, simulator={"sapien": "3"}, close=lambda: None)
     recordings = SimpleNamespace(
@@ -38,3 +39,6 @@ def test_a_shard_without_an_episode_leaves_a_folder_that_is_finished(tmp_path, m
         told = annotate([Path("demo")], tmp_path / "out", 1)
         assert told == (1, ["click_bell easy seed 7: it slipped", "click_bell easy seed 9: it slipped"])
         assert validate(tmp_path / "out", 0, 0).problems == []
+    monkeypatch.setenv("ROBOTWIN_SHADER", "trivial")
+    with pytest.raises(FileExistsError, match="made from something else: shader None there, 'trivial' now"):
+        annotate([Path("demo")], tmp_path / "out", 1)

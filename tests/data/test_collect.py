@@ -24,6 +24,7 @@ from aim_hf.envs import make_environment
 from aim_hf.envs.base import CAMERAS
 from aim_hf.envs.demonstration import play_path
 from aim_hf.envs.seeds import SEED_RANGES
+from aim_hf.utils import files
 
 COLLECT = ("-m", "aim_hf", "collect")
 ARGUMENTS = ["--tasks", "click_bell", "--episodes", "6", "--shard_size", "2"]
@@ -143,6 +144,30 @@ def test_a_task_that_is_named_twice_is_recorded_once():
     assert plan(5, tasks=["lift_pot", "click_bell", "lift_pot"], splits=["hard", "hard"]) == plan(
         5, tasks=["lift_pot", "click_bell"], splits=["hard"]
     )
+
+
+def test_a_collection_of_robotwin_goes_on_with_its_robot_alone(tmp_path, monkeypatch):
+    """Which variables choose, and a new shell may lack them: episodes of two robots came into one folder."""
+
+    def claim(suite="robotwin", **variables):
+        for name in ("EMBODIMENT", "SHADER", "PLANNER"):
+            monkeypatch.setenv(f"ROBOTWIN_{name}", variables.get(name, ""))
+        options = ["--suite", suite, "--episodes", "1", "--output_dir", str(tmp_path)]
+        files.claim(tmp_path / suite, collection.made_from(collect.parse(options)), "data/*.parquet")
+
+    robots = "franka-panda franka-panda 0.6"
+    claim(EMBODIMENT=robots, PLANNER="curobo")
+    claim(EMBODIMENT=robots.replace(" ", "  "), SHADER="rt")
+    for variables, told in (
+        ({}, f"embodiment '{robots}' there, None now. Give the same"),
+        ({"EMBODIMENT": "piper piper 0.6"}, f"embodiment '{robots}' there, 'piper piper 0.6' now"),
+        ({"EMBODIMENT": robots, "SHADER": "trivial"}, "shader None there, 'trivial' now"),
+        ({"EMBODIMENT": robots, "PLANNER": "cpu"}, "planner None there, 'cpu' now"),
+    ):
+        with pytest.raises(FileExistsError, match=f"made from something else: {told}"):
+            claim(**variables)
+    claim("tabletop")
+    claim("tabletop", EMBODIMENT=robots)  # it has no say there
 
 
 class Lazy:

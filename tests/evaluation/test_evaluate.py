@@ -1,6 +1,7 @@
 """A whole evaluation: what it writes, and that a killed one goes on as if nothing had happened."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -10,7 +11,7 @@ from aim_hf.evaluation import evaluate as evaluation
 from aim_hf.evaluation.evaluate import Protocol, evaluate, format_results
 from aim_hf.model.checkpoint import fingerprint
 from aim_hf.rollout.policies import AIMPolicy
-from aim_hf.utils.files import UnreadableFile
+from aim_hf.utils.files import UnreadableFile, claim
 
 TASKS = ["click_bell"]
 
@@ -94,6 +95,16 @@ def test_refuses_to_mix_results(whole, policy, settings, protocol, message):
     with pytest.raises(FileExistsError, match=message):
         evaluate(other, protocol, whole, episodes=1)
     assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before
+
+
+def test_results_of_another_robot_are_not_mixed_in(policy, tmp_path, monkeypatch):
+    """A variable chooses RoboTwin's robot, and a new shell may lack it."""
+    monkeypatch.setattr(evaluation, "check_fits", lambda *of: None)
+    monkeypatch.setenv("ROBOTWIN_EMBODIMENT", "piper piper 0.6")
+    protocol = Protocol(suite="robotwin")
+    claim(tmp_path, policy.settings | asdict(protocol), "episodes/*.jsonl", record="settings.json")
+    with pytest.raises(FileExistsError, match="something else: embodiment None there, 'piper piper 0.6' now. Give"):
+        evaluate(policy, protocol, tmp_path, episodes=1)
 
 
 def test_a_task_given_twice_runs_once(policy, tmp_path):

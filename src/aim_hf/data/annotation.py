@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..envs import next_environment
 from ..envs.base import SimulatorLost
-from ..envs.robotwin import RoboTwinEnvironment
+from ..envs.robotwin import RoboTwinEnvironment, chosen_settings
 from ..utils.checks import check_whole
 from ..utils.files import claim
 from .card import write_card
@@ -96,7 +96,8 @@ def _made_from(opened: list[Recordings], shard_size: int) -> dict[str, Any]:
         if (other := sources.get(recordings.names)) is not None:
             raise ValueError(f"{recordings.folder} and {other['folder']} are of the same task and configuration.")
         sources[recordings.names] = {"folder": recordings.name, "seeds": recordings.seeds}
-    return {"suite": "robotwin", "shard_size": shard_size, "sources": list(sources.values())}
+    made_from = {"suite": "robotwin", "shard_size": shard_size, "sources": list(sources.values())}
+    return made_from | chosen_settings("robotwin")
 
 
 def plan(opened: list[Recordings], shard_size: int) -> list[Shard]:

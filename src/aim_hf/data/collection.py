@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ..envs.base import Environment, SimulatorLost
 from ..envs.names import TASKS
+from ..envs.robotwin import chosen_settings
 from ..envs.seeds import episode_seeds
 from .recorder import Failure, record_episode
 from .shards import ShardWriter
@@ -37,7 +38,7 @@ def made_from(args: argparse.Namespace) -> dict[str, Any]:
     episodes are not among them, because later calls may add some."""
     names = ("suite", "noise", "start_seed", "seeds_per_episode", "shard_size")
     settings = {name: getattr(args, name) for name in names}
-    return settings | ({"mistakes": args.mistakes} if args.mistakes else {})
+    return settings | ({"mistakes": args.mistakes} if args.mistakes else {}) | chosen_settings(args.suite)
 
 
 def plan(args: argparse.Namespace) -> list[Shard]:

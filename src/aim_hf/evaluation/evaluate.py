@@ -30,6 +30,7 @@ from tqdm import tqdm
 from ..envs import TASKS
 from ..envs.base import SeedRejected
 from ..envs.names import check_split, check_tasks
+from ..envs.robotwin import chosen_settings
 from ..envs.seeds import episode_seeds
 from ..rollout.policies import Policy, check_fits
 from ..rollout.run import EpisodeResult, ValueMaps, run_episodes
@@ -120,7 +121,7 @@ def evaluate(
     check_fits(policy.interface, protocol.suite, protocol.split)
     settings = policy.settings | asdict(protocol)
     with state.main_process_first():
-        claim(output, settings, "episodes/*.jsonl", record="settings.json")
+        claim(output, settings | chosen_settings(protocol.suite), "episodes/*.jsonl", record="settings.json")
     if state.is_main_process:
         (output / "episodes").mkdir(exist_ok=True)
         for path in output.glob("episodes/*.jsonl"):

@@ -1,7 +1,7 @@
 """The robotwin suite: an adapter to RoboTwin 2.0, which the user has installed."""
 
 from .client import RoboTwinError, RoboTwinMissing, SimulatorLost
-from .environment import JointPaths, RoboTwinEnvironment, add_robotwin_arguments
+from .environment import JointPaths, RoboTwinEnvironment, add_robotwin_arguments, chosen_settings
 from .tasks import DEVIATIONS, TASKS, deviations
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "RoboTwinMissing",
     "SimulatorLost",
     "add_robotwin_arguments",
+    "chosen_settings",
     "deviations",
 ]

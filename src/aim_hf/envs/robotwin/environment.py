@@ -37,7 +37,7 @@ from ..poses import along_tools, unpack_endpose
 from ..seeds import SEED_RANGES, scene_generator
 from .client import START_TIMEOUT, Answer, Client, OperationFailed, RoboTwinError, RoboTwinMissing
 from .installation import ASSETS, PACKAGE, PYTHON, ROOT, find_configs, find_installation
-from .tasks import CONFIGS, TARGETS, TASKS, simulator_seed
+from .tasks import CONFIGS, OFFICIAL, TARGETS, TASKS, simulator_seed
 
 JointPaths = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> positions and velocities (steps, J) of each move
 
@@ -58,6 +58,16 @@ class _SetVariable(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         os.environ[self.const] = values if isinstance(values, str) else " ".join(values)
+
+
+def chosen_settings(suite: str) -> dict[str, str]:
+    """The settings by the variables that aren't those of official runs, for records of what outputs depend on; none of
+    another suite than robotwin."""
+    if suite != "robotwin":
+        return {}
+    variables = {"shader": _SHADER, "embodiment": _EMBODIMENT, "planner": _PLANNER}
+    chosen = {name: " ".join(os.environ.get(variable, "").split()) for name, variable in variables.items()}
+    return {name: value for name, value in chosen.items() if value not in ("", OFFICIAL[name])}
 
 
 def add_robotwin_arguments(parser: argparse.ArgumentParser) -> None:

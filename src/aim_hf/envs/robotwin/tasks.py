@@ -32,14 +32,18 @@ DEVIATIONS = (
 )
 
 
+# Settings of a simulator, by their names in its results: those of official runs.
+OFFICIAL = {"shader": "rt", "embodiment": "aloha-agilex", "planner": "curobo"}
+
+
 def deviations(simulator: dict[str, str]) -> list[str]:
     """In what a simulator differs from that of official runs, a sentence each, as far as its results tell."""
-    found = []
-    if (shader := simulator.get("shader", "rt")) != "rt":
+    found, told = [], OFFICIAL | simulator
+    if (shader := told["shader"]) != OFFICIAL["shader"]:
         found.append(f"Pictures are rendered with the shader pack {shader}; official ones are ray-traced.")
-    if (embodiment := simulator.get("embodiment", "aloha-agilex")) != "aloha-agilex":
+    if (embodiment := told["embodiment"]) != OFFICIAL["embodiment"]:
         found.append(f"The embodiment is {embodiment}; that of the published results is aloha-agilex.")
-    if (planner := simulator.get("planner", "curobo")) != "curobo":
+    if (planner := told["planner"]) != OFFICIAL["planner"]:
         found.append(f"The planner {planner} finds the paths, of the expert and to targets of mode ee, not CuRobo.")
     if (assets := simulator.get("assets", "")).startswith("stand-in"):
         found.append(f"The assets are this project's primitives ({assets}), so no rate compares with published ones.")
