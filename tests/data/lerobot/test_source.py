@@ -113,6 +113,10 @@ BROKEN = {
         lambda f: change_column(f, "observation.tool", lambda old: [*old[:3], 0, 0, 0, 2, old[7]]),
         r"observation.tool\[3:7\]: the quaternion of frame 4 is .* of length 2; expected length 1",
     ),
+    "unit of the gripper": (  # commanded as -1 to 1, and measured in meters
+        lambda f: change_column(f, "action.tool", lambda old: [*old[:7], -1.0]),
+        r"action.tool\[7:8\]: the gripper of frame 4 is -1; expected about 0, closed, to 0.08, open, in states and a",
+    ),
     "no picture": (
         lambda f: change_column(f, "observation.images.wrist", lambda old: {"bytes": None, "path": "4.png"}),
         "wrist of frame 4 is .*4.png.*, expected a picture's bytes inside the table",

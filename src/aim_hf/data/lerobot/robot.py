@@ -31,6 +31,7 @@ from ...utils.files import read_json
 from ...value_maps.render import Event
 from .source import LeRobotSource
 
+FAR = 1.0  # of a gripper's range: numbers that lie further outside are of another unit
 RESTING_ARM = np.array([0, 0, 0, 1, 0, 0, 0, 1], dtype=np.float32)  # xyz, quaternion wxyz, gripper
 
 
@@ -93,7 +94,7 @@ class Arm:
     state, action: measured and commanded pose (absolute, in the same frame).
     convention: of rotations: `wxyz` or `xyzw` (unit quaternions), `rpy` (roll, pitch, yaw about the fixed x, y and z
         axes, rad) or `rotation_vector` (axis times angle, rad).
-    gripper_closed, gripper_open: values of a closed and of an open gripper.
+    gripper_closed, gripper_open: values of a closed and of an open gripper, in states and actions alike.
     """
 
     state: Pose
@@ -272,7 +273,7 @@ class Robot:
         """State and action, (num_frames, D) float32 each, in AIM's layout.
 
         Raises:
-            ValueError: if a quaternion is not of unit length.
+            ValueError: if a quaternion is not of unit length, or a gripper is far outside its range.
         """
         if self.action_space == "qpos":
             parts = (self.state, self.action)
@@ -340,9 +341,16 @@ class Robot:
 
 
 def _gripper(arm: Arm, pose: Pose, frames: dict[str, np.ndarray]) -> np.ndarray:
-    """The opening of a gripper, (num_frames,), 0 closed .. 1 open."""
+    """The opening of a gripper, (num_frames,), 0 closed .. 1 open. Raises ValueError for numbers of another unit."""
     raw = pose.gripper.of(frames)[:, 0].astype(np.float64)
-    return np.clip((raw - arm.gripper_closed) / (arm.gripper_open - arm.gripper_closed), 0, 1)
+    opening = (raw - arm.gripper_closed) / (arm.gripper_open - arm.gripper_closed)
+    frame = int(np.abs(opening - 0.5).argmax())
+    if not -FAR <= opening[frame] <= 1 + FAR:
+        raise ValueError(
+            f"{pose.gripper}: the gripper of frame {frame} is {raw[frame]:g}; expected about {arm.gripper_closed:g}, "
+            f"closed, to {arm.gripper_open:g}, open, in states and actions. Check the column and its unit"
+        )
+    return np.clip(opening, 0, 1)
 
 
 def closings_and_openings(gripper: np.ndarray, contacts: Contacts) -> list[tuple[int, str]]:
