@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from aim_hf.data.collection import made_from
 from aim_hf.data.episodes import Episode
 from aim_hf.data.shards import ShardWriter, read_rows, shard_paths
 from aim_hf.data.validation import validate
+from aim_hf.envs.base import SimulatorLost
 from aim_hf.utils.files import claim
 
 from .fixtures_episodes import make_episode
@@ -50,6 +52,27 @@ def test_another_state_is_found_by_simulating(collected, tmp_path):
     assert report.problems == [
         f"click_bell easy seed {episodes[1].seed}: simulated again, state differs; other versions of simulator or "
         "project made it"
+    ]
+
+
+def test_a_simulator_that_is_lost_is_a_problem_of_its_episode(tmp_path, monkeypatch):
+    """It ended the validation, and what that had found was lost."""
+    writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
+    for seed in (100, 101):
+        writer.add(make_episode(seed).to_row())
+    writer.finish({"suite": "tabletop", "simulator": {}, "noise": 0.01})
+    write_card(tmp_path)
+
+    def reset(seed):
+        raise SimulatorLost(f"the simulator's process hung at {seed}")
+
+    env = SimpleNamespace(task="click_bell", split="easy", simulator={}, reset=reset, close=lambda: None)
+    monkeypatch.setattr("aim_hf.data.validation.next_environment", lambda *arguments, **options: env)
+    report = validate(tmp_path, render=0, simulate=2)
+    assert (report.episodes, report.simulated) == (2, 2)
+    assert report.problems == [
+        f"click_bell easy seed {seed}: simulated again, it fails: the simulator's process hung at {seed}"
+        for seed in (100, 101)
     ]
 
 

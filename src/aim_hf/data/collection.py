@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..envs.base import Environment, SimulatorLost
+from ..envs.base import Environment
 from ..envs.names import TASKS
 from ..envs.robotwin import chosen_settings
 from ..envs.seeds import episode_seeds
@@ -66,10 +66,7 @@ def collect_shard(
             break
         if seed in writer.tried:
             continue
-        try:
-            episode = record_episode(env, seed, noise, mistakes)
-        except SimulatorLost as lost:
-            episode = Failure(seed, str(lost))
+        episode = record_episode(env, seed, noise, mistakes)
         if isinstance(episode, Failure):
             writer.reject(seed, episode.reason)
             progress.write(f"{shard.task} seed {seed} failed: {episode.reason}")

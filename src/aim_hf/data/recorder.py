@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..envs.base import CAMERAS, Environment, Observation, SeedRejected
+from ..envs.base import CAMERAS, Environment, Observation, SeedRejected, SimulatorLost
 from ..envs.poses import pack_endpose
 from ..envs.seeds import scene_generator
 from ..value_maps.contacts import EventDetector
@@ -24,24 +24,30 @@ def record_episode(env: Environment, seed: int, noise: float, mistakes: float = 
     """Records the expert on the scene of `seed`, with positions perturbed by `noise` (m).
 
     `action` has the perturbation, `expert_action` does not. In a share `mistakes` of the seeds the expert misses an
-    object and recovers.
+    object and recovers. A Failure, too, if the simulator is lost.
     """
+    try:
+        return _recorded(env, seed, noise, mistakes)
+    except SeedRejected as error:
+        return Failure(seed, error.reason)
+    except SimulatorLost as lost:
+        return Failure(seed, str(lost))
+
+
+def _recorded(env: Environment, seed: int, noise: float, mistakes: float) -> Episode | Failure:
     rng, mistake_rng = (scene_generator(env.task, env.split, seed, stream) for stream in ("noise", "mistake"))
     if mistake_rng.random() >= mistakes:
         mistake_rng = None
+    env.reset(seed)
+    detector = EventDetector(env)
+    frames = []
+    env.on_physics_step.append(detector)
     try:
-        env.reset(seed)
-        detector = EventDetector(env)
-        frames = []
-        env.on_physics_step.append(detector)
-        try:
-            for frame in env.demonstrate(noise, rng, mistake_rng=mistake_rng):
-                detector.add_frame(env, frame.action)
-                frames.append(frame)
-        finally:
-            env.on_physics_step.remove(detector)
-    except SeedRejected as error:
-        return Failure(seed, error.reason)
+        for frame in env.demonstrate(noise, rng, mistake_rng=mistake_rng):
+            detector.add_frame(env, frame.action)
+            frames.append(frame)
+    finally:
+        env.on_physics_step.remove(detector)
     observations, success = [frame.observation for frame in frames], frames[-1].success
 
     if not success:
