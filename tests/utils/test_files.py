@@ -120,6 +120,22 @@ def test_a_line_that_the_disk_took_in_part_is_an_error(tmp_path, monkeypatch):
     assert path.read_text() == '{"seed": 1}\n{"see'
 
 
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    """Its files would be missing in what is published."""
+    (tmp_path / "vae").mkdir()
+    scandir = os.scandir
+
+    def refuse(place):
+        if Path(place).name == "vae":
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match=f"Permission denied: '{tmp_path}/vae'"):
+        files_in(tmp_path)
+    assert files_in(tmp_path / "nowhere") == []
+
+
 def test_files_of_linked_folders_are_listed_once(tmp_path):
     shared, folder = tmp_path / "shared", tmp_path / "folder"
     for place in (shared / "deep", folder):

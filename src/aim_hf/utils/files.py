@@ -90,9 +90,18 @@ def read_json_lines(path: str | os.PathLike, mend: str, needed: tuple[str, ...] 
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files in a folder and in its subfolders, sorted. Links to folders are followed, unless they lead back."""
+    """The files in a folder and in its subfolders, sorted. Links to folders are followed, unless they lead back.
+
+    Raises:
+        PermissionError: for a subfolder that can't be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise error
+
     found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         above = {os.path.realpath(path) for path in (Path(place), *Path(place).parents)}
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in above]
         found += [path for name in names if (path := Path(place, name)).is_file()]
