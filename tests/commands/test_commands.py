@@ -297,7 +297,7 @@ def test_the_help_of_an_option_ends_with_its_default(capsys, monkeypatch):
         ("serve", "rounds as `evaluate` does; default: 1 2 4 8 --image_keys"),
         ("serve", "crop and resize pictures of other sizes loading:"),  # a switch
         ("demo", "default: aim-tiny --tasks"),  # told in other words
-        ("train-vae", "default: one in 20 training:"),
+        ("train-vae", "default: one in 20, at most 48 training:"),
         ("compare", "episodes with different outcomes to film; default: 0 --robotwin_root"),
     ):
         with pytest.raises(SystemExit):
