@@ -41,7 +41,7 @@ def test_rows_do_not_influence_each_other(pipe, rng):
 
 
 def test_a_default_device_of_torch_changes_nothing(rng):
-    """What the pipeline makes has a device of its own: "meta" would leave nothing of it."""
+    """Tensors that the pipeline makes name their device: on the default device "meta" they would hold no numbers."""
     pipe = make_pipeline()
     episodes = [make_episode(pipe, rng, chunks=2) for _ in range(2)]
     expected = roll_out(pipe, INSTRUCTIONS[:2], episodes, [seeded(0), seeded(1)])

@@ -21,9 +21,11 @@ from safetensors import SafetensorError
 from .checks import check_path
 
 MADE_FROM = "made_from.json"
-# What code raises that reads a damaged file, or one of another format.
-_ERRORS_OF_CONTENT = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError)
-_ERRORS_OF_CONTENT += (RuntimeError, SafetensorError)
+# Errors of reading a file that is damaged or has another format.
+_ERRORS_OF_CONTENT = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RuntimeError),
+    SafetensorError,
+)
 
 
 class UnreadableFile(OSError, ValueError):

@@ -72,7 +72,7 @@ class LatentsCache:
 
     @staticmethod
     def _digests(clips: dict[str, Tensor]) -> list[str]:
-        """What each window is recognized by: the first pictures and value maps, and the features that they are of."""
+        """SHA-256 of each window's first pictures and value maps, and of the names of their features."""
         first = {name: (clip[:, 0].float() * 255).round().byte().cpu().contiguous() for name, clip in clips.items()}
         digests = []
         for pictures in zip(*first.values()):
