@@ -80,8 +80,8 @@ class UncachedRollout:
 class BackboneRollout(Rollout):
     """Denoising loops that run the video backbone for both, on the keys and values of a history."""
 
-    def __init__(self, model: AIMForWorldAction, args):
-        super().__init__(model, args)
+    def __init__(self, model: AIMForWorldAction, args, history: int = 0):
+        super().__init__(model, args, history)
         config = model.config
         with torch.device(model.device):
             self.embed_actions = nn.Linear(config.action_dim, config.hidden_size).to(model.dtype)

@@ -75,10 +75,7 @@ def chunks(args: argparse.Namespace) -> dict:
 
 def grown(kind: type[Rollout], args: argparse.Namespace, history: int, visibility: str) -> Rollout:
     """A rollout whose history is full."""
-    rollout = kind(make_model(args, history_chunks=max(history, 1), visibility=visibility), args)
-    for _ in range(history):
-        rollout.append()
-    return rollout
+    return kind(make_model(args, history_chunks=max(history, 1), visibility=visibility), args, history)
 
 
 if __name__ == "__main__":

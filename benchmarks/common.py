@@ -65,18 +65,36 @@ def make_model(args: argparse.Namespace, **changes) -> AIMForWorldAction:
     return model.eval()
 
 
-class Rollout:
-    """A batch of rollouts on random observations."""
+def fill_zeros(model: AIMForWorldAction) -> None:
+    """Draws the weights that are zero in a new model, whose velocities would be zero, too."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
 
-    def __init__(self, model: AIMForWorldAction, args: argparse.Namespace):
+
+class Rollout:
+    """A batch of rollouts on random observations: a first one, and `history` chunks."""
+
+    def __init__(self, model: AIMForWorldAction, args: argparse.Namespace, history: int = 0):
         self.model, self.rows, self.size = model, args.batch_size, LATENT_SIZE[args.preset]
         config = model.config
         self.schedulers = list(new_schedulers(config).values())
         self.prompt_embeds = self.randn(TEXT_TOKENS[args.preset], config.text_dim)
-        self.cache = model.new_cache(self.rows, *self.size)
-        with torch.no_grad():
-            model.set_text(self.cache, self.prompt_embeds)
-            model.append(self.cache, self.latents(1))
+        latents = self.latents(1 + history * config.chunk_latent_frames)
+        self.observe(latents, self.randn(history * config.actions_per_chunk, config.action_dim))
+
+    @torch.no_grad()
+    def observe(self, latents: torch.Tensor, actions: torch.Tensor) -> None:
+        """Begins anew with a first observation and whole chunks, (B, C, 1 + K*F, h, w), and the actions between them,
+        (B, K*F*n, action_dim)."""
+        frames, steps = self.model.config.chunk_latent_frames, self.model.config.actions_per_chunk
+        self.cache = self.model.new_cache(self.rows, *self.size)
+        self.model.set_text(self.cache, self.prompt_embeds)
+        self.model.append(self.cache, latents[:, :, :1])
+        for chunk in range((latents.shape[2] - 1) // frames):
+            seen = latents[:, :, 1 + chunk * frames : 1 + (chunk + 1) * frames]
+            self.model.append(self.cache, seen, actions[:, chunk * steps : (chunk + 1) * steps])
 
     def randn(self, *shape: int) -> torch.Tensor:
         return torch.randn(self.rows, *shape, device=self.model.device, dtype=self.model.dtype)

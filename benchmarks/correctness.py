@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from alternatives import UncachedRollout
-from common import DTYPES, LATENT_SIZE, Rollout, finish, make_config, parser, sample_chunk
+from common import DTYPES, LATENT_SIZE, Rollout, fill_zeros, finish, make_config, parser, sample_chunk
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention.flex_attention import flex_attention
@@ -57,13 +57,10 @@ def main() -> None:
 
 
 def random_model(args: argparse.Namespace) -> AIMForWorldAction:
-    """On the CPU, in float32. New models give velocities of zero; this one doesn't."""
+    """On the CPU, in float32."""
     torch.manual_seed(0)
     model = AIMForWorldAction(make_config(args, history_chunks=HISTORY))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.02)
+    fill_zeros(model)
     return model.eval()
 
 
@@ -90,17 +87,8 @@ def observed(
     shapes = (shape, shape, (args.batch_size, config.action_horizon, config.action_dim))
     noise = tuple(torch.randn(shape).to(model.device) for shape in shapes)
     rollout = Rollout(model, args)
-    rollout.cache = model.new_cache(args.batch_size, *size)
-    frames, steps = model.config.chunk_latent_frames, model.config.actions_per_chunk
-    with torch.no_grad():
-        model.set_text(rollout.cache, batch["prompt_embeds"])
-        model.append(rollout.cache, batch["latents"][:, :, :1])
-        for chunk in range(HISTORY):
-            model.append(
-                rollout.cache,
-                batch["latents"][:, :, 1 + chunk * frames : 1 + (chunk + 1) * frames],
-                batch["actions"][:, chunk * steps : (chunk + 1) * steps],
-            )
+    rollout.prompt_embeds = batch["prompt_embeds"]
+    rollout.observe(batch["latents"], batch["actions"])
     return rollout, noise
 
 

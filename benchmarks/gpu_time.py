@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from chunk_cost import chunks
 from common import Rollout, counted, finish, make_model, parser
-from latency import codec_stages, observed, world_stages
+from latency import codec_stages, world_stages
 from rollout import uncached_and_cached
 from training import make_batch, make_single, single_step, step
 
@@ -57,7 +57,7 @@ def stages() -> dict[str, str]:
 def operations(args: argparse.Namespace) -> dict[str, float]:
     """Name of a stage -> TFLOP of one round of it."""
     model = make_model(args, history_chunks=args.history)
-    rollout = observed(Rollout, model, args)
+    rollout = Rollout(model, args, args.history)
     with torch.device(args.device):
         codec = total(codec_stages(rollout, args).values())
     of_chunks = {name: counted(run) for name, run in chunks(args).items()}

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from common import ACTION_STEPS, WORLD_STEPS, Rollout, finish, in_turn, make_model, parser
+from common import ACTION_STEPS, WORLD_STEPS, Rollout, fill_zeros, finish, in_turn, make_model, parser
 
 from aim_hf.pipeline.sampling import with_steps
 
@@ -39,13 +39,8 @@ class Loop:
 
     def __init__(self, name: str, args):
         self.name, self.model = name, make_model(args, history_chunks=HISTORY)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                if not parameter.any():
-                    parameter.normal_(std=0.02)  # new models give velocities of zero
-        self.rollout = Rollout(self.model, args)
-        for _ in range(HISTORY):
-            self.rollout.append()
+        fill_zeros(self.model)
+        self.rollout = Rollout(self.model, args, HISTORY)
         world = name == "world"
         steps, head = (WORLD_STEPS, self.model) if world else (ACTION_STEPS, self.model.action_head)
         scheduler = with_steps(self.rollout.schedulers[0 if world else 1], steps, self.model.device)

@@ -56,9 +56,9 @@ def main():
     model = make_model(args, history_chunks=args.history)
     if args.compile:
         model.compile_blocks(mode=args.compile)
-    rollout, backbone = observed(Rollout, model, args), observed(BackboneRollout, model, args)
+    rollout, backbone = Rollout(model, args, args.history), BackboneRollout(model, args, args.history)
     doubled = argparse.Namespace(**vars(args) | {"batch_size": 2 * args.batch_size})
-    lingbot = observed(BackboneRollout, model, doubled)
+    lingbot = BackboneRollout(model, doubled, args.history)
 
     stages = world_stages(rollout) | (codec_stages(rollout, args) if args.codec else {})
     rate = matmul_rate(model)
@@ -103,13 +103,6 @@ def main():
     if args.device != "cpu":
         numbers["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     finish(numbers, args)
-
-
-def observed(kind, model, args):
-    rollout = kind(model, args)
-    for _ in range(args.history):
-        rollout.append()
-    return rollout
 
 
 @torch.no_grad()
@@ -215,8 +208,8 @@ def counted_ratios(args) -> dict[str, float]:
     """On the meta device, for all of the preset's layers."""
     meta = argparse.Namespace(**vars(args) | {"device": "meta", "dtype": "bfloat16", "layers": None, "batch_size": 1})
     model = make_model(meta, history_chunks=args.history)
-    rollout, backbone = observed(Rollout, model, meta), observed(BackboneRollout, model, meta)
-    lingbot = observed(BackboneRollout, model, argparse.Namespace(**vars(meta) | {"batch_size": 2}))
+    rollout, backbone = Rollout(model, meta, args.history), BackboneRollout(model, meta, args.history)
+    lingbot = BackboneRollout(model, argparse.Namespace(**vars(meta) | {"batch_size": 2}), args.history)
     stages = world_stages(rollout)
     world, clean, action = (counted(stages[name]) for name in ("world step", "clean pass", "action step"))
     ours = WORLD_STEPS * world + clean + ACTION_STEPS * action

@@ -35,10 +35,8 @@ def main():
 
 def peak_memory(args) -> float:
     before = most_memory(args.device)
-    rollout = Rollout(make_model(args, history_chunks=HISTORY_OF_COMPARISON), args)
-    for _ in range(HISTORY_OF_COMPARISON):
-        rollout.append()
-    rollout.sample()
+    model = make_model(args, history_chunks=HISTORY_OF_COMPARISON)
+    Rollout(model, args, HISTORY_OF_COMPARISON).sample()
     return (most_memory(args.device) - before) / 2**20
 
 
@@ -72,16 +70,10 @@ def uncached_and_cached(args) -> dict[str, Callable[[], object]]:
     """Functions that sample one chunk after 16 chunks of history."""
     model = make_model(args, history_chunks=HISTORY_OF_COMPARISON)
     config, rollout = model.config, Rollout(model, args)
-    latents, actions = [rollout.latents(1)], []
-    rollout.cache = model.new_cache(args.batch_size, *rollout.size)
-    with torch.no_grad():
-        model.set_text(rollout.cache, rollout.prompt_embeds)
-        model.append(rollout.cache, latents[0])
-        for _ in range(HISTORY_OF_COMPARISON):
-            latents.append(rollout.latents(config.chunk_latent_frames))
-            actions.append(rollout.randn(config.actions_per_chunk, config.action_dim))
-            model.append(rollout.cache, latents[-1], actions[-1])
-    uncached = UncachedRollout(model, rollout.prompt_embeds, torch.cat(latents, dim=2), torch.cat(actions, dim=1))
+    latents = rollout.latents(1 + HISTORY_OF_COMPARISON * config.chunk_latent_frames)
+    actions = rollout.randn(HISTORY_OF_COMPARISON * config.actions_per_chunk, config.action_dim)
+    rollout.observe(latents, actions)
+    uncached = UncachedRollout(model, rollout.prompt_embeds, latents, actions)
     return {
         "cached": rollout.sample,
         "uncached": lambda: uncached.sample(rollout.noise(), rollout.schedulers, WORLD_STEPS, ACTION_STEPS),

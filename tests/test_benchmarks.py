@@ -80,17 +80,16 @@ def test_attention_is_counted_on_a_cpu(mask):
 def test_operations_of_a_world_step_by_hand():
     """The same on a CPU, where attention is one kernel, and on the meta device, where it is two products."""
     from common import Rollout, counted, make_model
-    from latency import observed, world_stages
+    from latency import world_stages
 
     counts = {}
     for device in ("cpu", "meta"):
         args = argparse.Namespace(preset="tiny", width=1, layers=2, device=device, dtype="float32", batch_size=1)
-        args.history = 2
-        rollout = observed(Rollout, make_model(args, history_chunks=2), args)
+        rollout = Rollout(make_model(args, history_chunks=2), args, history := 2)
         counts[device] = counted(world_stages(rollout)["world step"]) * 1e12
     config, tokens = rollout.model.config, 36  # of a latent frame; RGB and value maps have one each
-    d, inner, seen = config.hidden_size, config.hidden_size, args.history * tokens
-    executed = args.history * config.actions_per_chunk
+    d, inner, seen = config.hidden_size, config.hidden_size, history * tokens
+    executed = history * config.actions_per_chunk
     layer = 4 * 2 * tokens * d * inner + 2 * 2 * tokens * d * config.ffn_dim  # q, k, v, out; FFN
     layer += 2 * tokens * inner * (seen + executed + tokens) + 2 * tokens * inner * (seen + 2 * tokens)  # x, then m
     layer += 2 * tokens * d * inner + 2 * tokens * inner * 32  # RGB tokens read the instruction
