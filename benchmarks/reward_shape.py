@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from aim_hf.envs import make_environment
-from aim_hf.envs.base import CAMERAS, SPLITS
+from aim_hf.envs.base import SPLITS
 from aim_hf.envs.seeds import episode_seeds
 from aim_hf.rl import Outcome, contact_reward, value_map_reward
 from aim_hf.rollout.vector_env import Chunks, HostedEnvironment
@@ -68,24 +68,13 @@ class ExpertScene:
             if progress[-1].done:
                 break
             value_maps.append(progress[-1].value_maps)
-
-        def calibration(camera: str, name: str) -> np.ndarray:
-            return np.array([[seen["observation"][camera][name] for seen in made.observations] for made in progress])
-
-        return Outcome(
+        return Outcome.of_chunks(
+            progress,
+            [{camera: pixels / 255 for camera, pixels in maps.items()} for maps in value_maps[: len(progress)]],
             task=self.task,
             seed=self.seed,
             instruction=hosted.env.instruction(),
-            success=progress[-1].success,
-            steps=progress[-1].steps,
-            targets=np.stack([made.targets for made in progress]),
-            contacts=[contact for made in progress for contact in made.contacts],
             actions_per_frame=CHUNKS.actions_per_frame,
-            value_maps={
-                camera: np.stack([maps[camera] / 255 for maps in value_maps[: len(progress)]]) for camera in CAMERAS
-            },
-            intrinsics={camera: calibration(camera, "intrinsic_cv") for camera in CAMERAS},
-            extrinsics={camera: calibration(camera, "extrinsic_cv") for camera in CAMERAS},
         )
 
     def shifted(self, contact: MadeContact, shift: np.ndarray) -> np.ndarray:

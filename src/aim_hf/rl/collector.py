@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..envs.base import CAMERAS
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling_config import SamplingConfig
 from ..rollout.vector_env import Chunks, Progress, Start, VectorEnvironment
@@ -224,29 +223,13 @@ class _Rollout:
             success=torch.tensor([self.progress[row][-1].success for row in rows]),
             **stacked,
         )
-        return group, [self._outcome(row) for row in rows]
-
-    def _outcome(self, row: int) -> Outcome:
-        chunks, value_maps = self.progress[row], self.value_maps[row]
-
-        def calibration(camera: str, name: str) -> np.ndarray:
-            return np.stack(
-                [[observation["observation"][camera][name] for observation in chunk.observations] for chunk in chunks]
-            )
-
-        return Outcome(
-            task=self.scene.task,
-            seed=self.scene.seed,
-            instruction=self.instruction,
-            success=chunks[-1].success,
-            steps=chunks[-1].steps,
-            targets=np.stack([chunk.targets for chunk in chunks]),
-            contacts=[contact for chunk in chunks for contact in chunk.contacts],
-            actions_per_frame=self.pipe.actions_per_frame,
-            value_maps={camera: np.stack([of_chunk[camera] for of_chunk in value_maps]) for camera in CAMERAS},
-            intrinsics={camera: calibration(camera, "intrinsic_cv") for camera in CAMERAS},
-            extrinsics={camera: calibration(camera, "extrinsic_cv") for camera in CAMERAS},
-        )
+        fields = {
+            "task": self.scene.task,
+            "seed": self.scene.seed,
+            "instruction": self.instruction,
+            "actions_per_frame": self.pipe.actions_per_frame,
+        }
+        return group, [Outcome.of_chunks(self.progress[row], self.value_maps[row], **fields) for row in rows]
 
     def _keep(self, **parts: torch.Tensor) -> None:
         """Stores tensors of the running episodes, (B, ...), as tensors of all episodes, (G, ...)."""

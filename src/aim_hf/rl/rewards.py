@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..envs.base import CAMERAS
+from ..rollout.vector_env import Progress
 from ..value_maps.contacts import MadeContact
 from ..value_maps.render import project
 from .advantages import Rewards
@@ -41,6 +42,27 @@ class Outcome:
     value_maps: dict[str, np.ndarray]
     intrinsics: dict[str, np.ndarray]
     extrinsics: dict[str, np.ndarray]
+
+    @classmethod
+    def of_chunks(
+        cls, chunks: Sequence[Progress], value_maps: Sequence[dict[str, np.ndarray]], **fields: int | str
+    ) -> "Outcome":
+        """From the progress and the value maps, camera -> (F, H, W), of each chunk; fields: what the chunks don't
+        say."""
+
+        def calibration(camera: str, name: str) -> np.ndarray:
+            return np.array([[seen["observation"][camera][name] for seen in chunk.observations] for chunk in chunks])
+
+        return cls(
+            success=chunks[-1].success,
+            steps=chunks[-1].steps,
+            targets=np.stack([chunk.targets for chunk in chunks]),
+            contacts=[contact for chunk in chunks for contact in chunk.contacts],
+            value_maps={camera: np.stack([maps[camera] for maps in value_maps]) for camera in CAMERAS},
+            intrinsics={camera: calibration(camera, "intrinsic_cv") for camera in CAMERAS},
+            extrinsics={camera: calibration(camera, "extrinsic_cv") for camera in CAMERAS},
+            **fields,
+        )
 
     def landings(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
         """Value map at the landing point of each chunk and end effector, and that map's peak, (C, 2) each.
