@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from aim_hf.envs.base import Observation
 from aim_hf.envs.poses import pack_endpose, unit_quaternions
 from aim_hf.envs.seeds import seed_range
 from aim_hf.evaluation.evaluate import Protocol, evaluate
-from aim_hf.evaluation.statistics import mcnemar_p, wilson_interval
+from aim_hf.evaluation.statistics import mcnemar_p, rate_of
 from aim_hf.rollout.policies import Prediction
 from aim_hf.rollout.rows import ROWS
 from aim_hf.utils.files import claim, read_json, write_json
@@ -117,10 +118,8 @@ def timed(command: list[str], record: Path) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(command) as process:
         while True:
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            except subprocess.TimeoutExpired:
-                pass
             session["end"] = time.time()
             write_json(record, {"sessions": [*sessions, session]})
             if process.returncode is not None:
@@ -249,10 +248,8 @@ def entry(run: Path, arm: str, folder: Path) -> dict:
         "hours": took,
         "success": {
             name: {
-                "successes": int(success.sum()),
                 "episodes": len(success),
-                "rate": float(success.mean()),
-                "wilson": list(wilson_interval(int(success.sum()), len(success))),
+                **rate_of(int(success.sum()), len(success)),
                 "outcomes": "".join(str(int(each)) for each in success),
             }
             for name, success in of_evaluator.items()

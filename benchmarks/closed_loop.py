@@ -47,7 +47,7 @@ def main():
 
     from aim_hf.envs.names import TASKS
     from aim_hf.evaluation.evaluate import Protocol, evaluate
-    from aim_hf.evaluation.statistics import wilson_interval
+    from aim_hf.evaluation.statistics import rate_of
     from aim_hf.rollout.policies import AIMPolicy
     from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
@@ -84,16 +84,7 @@ def main():
             for task in args.tasks or TASKS["tabletop"]
         }
         successes, episodes = sum(of_tasks.values()), args.episodes * len(of_tasks)
-        rows.append(
-            {
-                "setting": setting,
-                "successes": successes,
-                "episodes": episodes,
-                "rate": successes / episodes,
-                "wilson": list(wilson_interval(successes, episodes)),
-                "tasks": of_tasks,
-            }
-        )
+        rows.append({"setting": setting, "episodes": episodes, **rate_of(successes, episodes), "tasks": of_tasks})
         print(f"{name}: {successes} of {episodes}")
     if state.is_main_process:
         settings = {"study": args.study, "policy": args.policy, "split": args.split, "rows": rows}

@@ -21,7 +21,7 @@ from aim_hf.commands.policy_options import add_sampling_arguments, given_options
 from aim_hf.envs.base import SPLITS
 from aim_hf.envs.names import AIM_TINY_TASKS, AXES, STRENGTHS, TABLETOP
 from aim_hf.envs.seeds import episode_seeds
-from aim_hf.evaluation.statistics import mcnemar_p, wilson_interval
+from aim_hf.evaluation.statistics import mcnemar_p, rate_of
 from aim_hf.pipeline.sampling_config import SamplingConfig
 
 START_SEED = 30_000  # the scenes from here on have judged nothing else
@@ -66,13 +66,10 @@ def outcomes(args: argparse.Namespace, place: int, split: str) -> Outcomes:
 
 
 def summary(found: Outcomes) -> dict:
-    successes = sum(found.values())
     of_task = {task: [success for (name, _), success in found.items() if name == task] for task, _ in found}
     return {
         "episodes": len(found),
-        "successes": successes,
-        "rate": successes / len(found),
-        "wilson": wilson_interval(successes, len(found)),
+        **rate_of(sum(found.values()), len(found)),
         "tasks": {task: sum(of) / len(of) for task, of in of_task.items()},
     }
 

@@ -10,7 +10,7 @@ from ..model.checkpoint import fingerprint, local_folder
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..rollout.policies import OPTIONS
 from .evaluate import read_records, read_results
-from .statistics import mcnemar_p, wilson_interval
+from .statistics import mcnemar_p, rate_of
 
 # Standard deviations by which what two models imagine may differ for the rounding of float32 alone, which is another
 # for weights that lie elsewhere in memory: up to 5.5e-6 on checkpoints/aim-tiny.
@@ -51,8 +51,8 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
         won = sorted(seed for seed in first if second[seed] and not first[seed])
         tasks[task] = {
             "episodes": len(first),
-            "before": _rate(first),
-            "after": _rate(second),
+            "before": rate_of(sum(first.values()), len(first)),
+            "after": rate_of(sum(second.values()), len(second)),
             "gain_points": 100 * (sum(second.values()) - sum(first.values())) / len(first),
             "mcnemar_p": mcnemar_p(len(lost), len(won)),
             "lost": lost,
@@ -196,15 +196,6 @@ def training_summary(record: dict[str, Any]) -> dict[str, Any]:
 
 def _first_fifth(entries: list[dict]) -> list[dict]:
     return entries[: -(-len(entries) // 5)]
-
-
-def _rate(successes: dict[int, bool]) -> dict[str, Any]:
-    count = sum(successes.values())
-    return {
-        "successes": count,
-        "rate": count / len(successes),
-        "wilson": list(wilson_interval(count, len(successes))),
-    }
 
 
 def _origin(results: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,12 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
+def rate_of(successes: int, episodes: int) -> dict[str, Any]:
+    """The entries `successes`, `rate` and `wilson`, its 95 % interval, of a file of results."""
+    interval = wilson_interval(successes, episodes)
+    return {"successes": successes, "rate": successes / episodes, "wilson": list(interval)}
+
+
 def format_rate(task: dict[str, Any]) -> str:
     """A task of `results.json` in a table: rate, counts, and the interval in percent."""
     low, high = (round(100 * bound) for bound in task["wilson"])
@@ -70,12 +76,9 @@ def summarize(records: dict[str, list[dict[str, Any]]], rejected: dict[str, dict
     tasks = {}
     for task, episodes in records.items():
         episodes = sorted(episodes, key=lambda record: record["seed"])
-        successes = sum(record["success"] for record in episodes)
         tasks[task] = {
             "episodes": len(episodes),
-            "successes": successes,
-            "rate": successes / len(episodes),
-            "wilson": list(wilson_interval(successes, len(episodes))),
+            **rate_of(sum(record["success"] for record in episodes), len(episodes)),
             "mean_steps": sum(record["steps"] for record in episodes) / len(episodes),
             "expert_successes": sum(record["expert_success"] for record in episodes),
             **_peaks(episodes),
