@@ -21,8 +21,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("LP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -63,17 +64,11 @@ SHARES = {
 @contextmanager
 def stopwatch(seconds: Counter):
     """Adds up the processor time of each of `SHARES` while it lasts."""
-    originals = []
-    for share, functions in SHARES.items():
-        for owner, name in functions:
-            original = getattr(owner, name)
-            originals.append((owner, name, original))
-            setattr(owner, name, _timed(original, share, seconds))
-    try:
+    with ExitStack() as patches:
+        for share, functions in SHARES.items():
+            for owner, name in functions:
+                patches.enter_context(patch.object(owner, name, _timed(getattr(owner, name), share, seconds)))
         yield
-    finally:
-        for owner, name, original in originals:
-            setattr(owner, name, original)
 
 
 def _timed(function: Callable, share: str, seconds: Counter) -> Callable:

@@ -21,12 +21,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from common import finish
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from huggingface_hub import split_torch_state_dict_into_shards
 from latency import make_text_encoder, make_vae
 from memory import observations, tokenizer
 from safetensors.torch import load_file, save_file
@@ -40,7 +40,7 @@ from aim_hf.pipeline.loading import load_text_encoder
 from aim_hf.utils.files import claim, read_json, write_json
 from aim_hf.utils.provenance import source_commit
 
-GB, SHARD = 1e9, 2e9
+GB, SHARD = 1e9, 2_000_000_000
 DISK_GB = 27
 SMALL = dict(num_attention_heads=2, attention_head_dim=24, ffn_dim=64, num_layers=2, text_dim=64, freq_dim=32)
 PROMPT = "put the red block on the blue one"
@@ -182,30 +182,17 @@ STAGES = {"text encoder": text_encoder, "weights": weights, "from_wan": from_wan
 
 def write_weights(model: torch.nn.Module, folder: Path, stem: str, skip: tuple[str, ...] = ()) -> float:
     """Writes random bfloat16 weights of a model on the meta device, one shard in memory at a time. Returns GB."""
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in skip}
-    shards = list(in_shards(shapes))
-    generator, places = torch.Generator().manual_seed(0), {}
-    for index, names in enumerate(shards):
-        file = f"{stem}-{index + 1:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: random_weight(name, shapes[name], generator) for name in names}
+    state = {name: tensor for name, tensor in model.to(torch.bfloat16).state_dict().items() if name not in skip}
+    split = split_torch_state_dict_into_shards(
+        state, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=SHARD
+    )
+    generator = torch.Generator().manual_seed(0)
+    for file, names in split.filename_to_tensors.items():
+        tensors = {name: random_weight(name, state[name].shape, generator) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(names, file)
-    size = 2 * sum(shape.numel() for shape in shapes.values())
-    index = {"metadata": {"total_size": size}, "weight_map": places}
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     write_json(folder / f"{stem}.safetensors.index.json", index, indent=2)
-    return size / GB
-
-
-def in_shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
-    """Names in order, in groups of at most `SHARD` bytes, or of one tensor."""
-    names, size = [], 0
-    for name, shape in shapes.items():
-        if names and size + 2 * shape.numel() > SHARD:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += 2 * shape.numel()
-    yield names
+    return split.metadata["total_size"] / GB
 
 
 def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

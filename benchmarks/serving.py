@@ -29,6 +29,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from common import finish
 from openpi_client import msgpack_numpy
@@ -90,7 +91,7 @@ def load(args: argparse.Namespace, pid: int, port: int) -> dict:
         thread.start()
     memory = []
     while time.monotonic() < until:
-        memory.append(resident_megabytes(pid))
+        memory.append(psutil.Process(pid).memory_info().rss / 2**20)
         time.sleep(min(0.5, args.seconds / 40))
     for thread in (*robots, *vandals):
         thread.join()
@@ -203,11 +204,6 @@ def read_metrics(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         lines = response.read().decode().splitlines()
     return {name: float(number) for name, number in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
-
-
-def resident_megabytes(pid: int) -> float:
-    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":
