@@ -11,6 +11,7 @@ import numpy as np
 from ..utils.checks import check_choice, check_whole
 from .actions import checked_action
 from .base import ARMS, Body, Camera, Contact, ExpertPath, Interface, Observation, StepResult
+from .poses import unpack_endpose
 from .seeds import scene_generator
 
 
@@ -127,15 +128,15 @@ class InProcessEnvironment(ABC):
     def observe(self) -> Observation:
         scene = self._active_scene()
         qpos = scene.qpos()
-        observation: Observation = {"observation": {}, "joint_action": {"vector": qpos}, "endpose": {}}
         pictures = self._pictures() if self._render else {}
-        for name, camera in self.cameras().items():
-            view = {"intrinsic_cv": camera.intrinsics, "extrinsic_cv": camera.extrinsics}
-            observation["observation"][name] = view | pictures.get(name, {})
-        for arm, part in zip(ARMS, np.split(qpos, 2), strict=True):
-            observation["endpose"][f"{arm}_endpose"] = scene.tcp(arm)
-            observation["endpose"][f"{arm}_gripper"] = float(np.clip(part[6], 0.0, 1.0))
-        return observation
+        views = {
+            name: {"intrinsic_cv": camera.intrinsics, "extrinsic_cv": camera.extrinsics} | pictures.get(name, {})
+            for name, camera in self.cameras().items()
+        }
+        grippers = np.clip(qpos[[6, 13]], 0.0, 1.0)
+        tools = [[*scene.tcp(arm), gripper] for arm, gripper in zip(ARMS, grippers, strict=True)]
+        endpose = unpack_endpose(np.concatenate(tools))
+        return {"observation": views, "joint_action": {"vector": qpos}, "endpose": endpose}
 
     def cameras(self) -> dict[str, Camera]:
         self._active_scene()

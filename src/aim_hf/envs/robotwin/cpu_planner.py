@@ -13,6 +13,7 @@ import multiprocessing.dummy
 import sys
 import types
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 
@@ -28,30 +29,10 @@ _MODULES = ("curobo", "curobo.types", "curobo.types.math", "curobo.types.robot",
 _MODULES += ("curobo.wrap.reacher.motion_gen", "curobo.util")
 
 
-class _Nothing:
-    """Any name in a module of CuRobo: it can be called, to no effect."""
-
-    def __getattr__(self, name: str) -> _Nothing:
-        return self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> _Nothing:
-        return self
-
-
-class _Absent(types.ModuleType):
-    """A module of CuRobo, from which any name can be imported."""
-
-    __path__: list[str] = []
-
-    def __getattr__(self, name: str) -> _Nothing:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Nothing()
-
-
 def stand_in_for_curobo() -> None:
-    """Lets RoboTwin's modules import CuRobo where it isn't installed. `replace_curobo` then replaces the only user."""
-    sys.modules.update({name: _Absent(name) for name in _MODULES})
+    """Lets RoboTwin's modules import CuRobo where it isn't installed: any name in it can be imported and called, to no
+    effect. `replace_curobo` then replaces the only user."""
+    sys.modules.update({name: MagicMock() for name in _MODULES})
 
 
 def replace_curobo(planner: types.ModuleType, robot: types.ModuleType) -> None:

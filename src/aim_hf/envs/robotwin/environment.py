@@ -574,16 +574,15 @@ class RoboTwinEnvironment:
 
     def _unpack_observation(self, arrays: dict[str, np.ndarray]) -> Observation:
         """The observation in `arrays`, with `endpose` at the TCP. State that `arrays` lacks is the current one."""
-        observation: Observation = {"observation": {}, "joint_action": {}, "endpose": {}}
         moment = self._unpack_moment(arrays) if "state/tools" in arrays else self._active_moment()
+        views = {}
         for name, camera in moment.cameras.items():
             view = {"intrinsic_cv": camera.intrinsics.copy(), "extrinsic_cv": camera.extrinsics.copy()}
             prefix = f"observation/{name}/"
             pictures = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-            observation["observation"][name] = view | pictures
-        observation["endpose"] = unpack_endpose(moment.tools.reshape(16))
-        observation["joint_action"]["vector"] = arrays["observation/vector"]
-        return observation
+            views[name] = view | pictures
+        vector, endpose = arrays["observation/vector"], unpack_endpose(moment.tools.reshape(16))
+        return {"observation": views, "joint_action": {"vector": vector}, "endpose": endpose}
 
 
 def _read_yaml(path: Path) -> Any:

@@ -10,6 +10,7 @@ RoboTwin as RoboTwin's own scripts do, and changes no file of it.
 
 import contextlib
 import copy
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -227,7 +228,7 @@ class Simulator:
                 self.on_step()
 
         env.scene.step = watched_step
-        return self.scene.description(), {**self.scene.state(), **self._observation(request["observe"])}
+        return self.scene.description(), self._measurements(request["observe"])
 
     def _set_expected_attributes(self) -> None:
         """Sets attributes that the success checks of three tasks read and only their experts set. They depend only on
@@ -242,11 +243,9 @@ class Simulator:
             env.arm_tag = self.module.ArmTag("left" if facing > 0 else "right")
 
     def observe(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        return {}, self._observation(True)
+        return {}, self._observation()
 
-    def _observation(self, wanted: bool) -> Arrays:
-        if not wanted:
-            return {}
+    def _observation(self) -> Arrays:
         observation = self.env.get_obs()
         arrays = {"observation/vector": np.array(observation["joint_action"]["vector"], np.float64)}
         for name in CAMERAS:
@@ -256,11 +255,12 @@ class Simulator:
                 arrays[f"observation/{name}/depth"] = np.asarray(view["depth"], np.float32) / 1000
         return arrays
 
-    def _state_and_samples(self) -> Arrays:
+    def _measurements(self, observe: bool) -> Arrays:
+        """The current state, the samples since the last message, and the observation if wanted."""
         arrays = self.scene.state()
         if self.samples:
             arrays.update({f"steps/{name}": array for name, array in pack(self.samples).items()})
-        return arrays
+        return {**arrays, **(self._observation() if observe else {})}
 
     def step(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Executes one action in RoboTwin's own convention."""
@@ -269,14 +269,14 @@ class Simulator:
         with self._planning_noted() as planned:
             env.take_action(arrays["action"], action_type=request["mode"])
         header = {"success": bool(env.eval_success), "reached": planned, "physics_steps": self.steps - before}
-        answer = header, {**self._state_and_samples(), **self._observation(request["observe"])}
+        answer = header, self._measurements(request["observe"])
         self.samples = None
         return answer
 
     @contextlib.contextmanager
     def _planning_noted(self) -> Iterator[dict[str, bool]]:
         """Records for each arm whether a path to the target was found, because RoboTwin continues without one."""
-        robot, planned, restore = self.env.robot, dict.fromkeys(ARMS, True), []
+        robot, planned, restore = self.env.robot, dict.fromkeys(ARMS, True), contextlib.ExitStack()
 
         def note(
             arm: str, owner: Any, name: str, is_there: Callable[[Any], bool], found: Callable[[Any], bool]
@@ -291,17 +291,17 @@ class Simulator:
                 return result
 
             setattr(owner, name, noted)
-            restore.append((lambda: setattr(owner, name, plan)) if own else (lambda: delattr(owner, name)))
+            if own:
+                restore.callback(setattr, owner, name, plan)
+            else:
+                restore.callback(delattr, owner, name)
 
-        for arm in ARMS:
-            note(arm, robot, arm + "_plan_path", lambda pose: False, lambda result: result["status"] == "Success")
-            planner = getattr(robot, arm + "_mplib_planner")
-            note(arm, planner, "TOPP", _goes_nowhere, lambda result: len(result[1]) > 0)
-        try:
+        with restore:
+            for arm in ARMS:
+                note(arm, robot, arm + "_plan_path", lambda pose: False, lambda result: result["status"] == "Success")
+                planner = getattr(robot, arm + "_mplib_planner")
+                note(arm, planner, "TOPP", _goes_nowhere, lambda result: len(result[1]) > 0)
             yield planned
-        finally:
-            for undo in restore:
-                undo()
 
     def expert(self, request: dict[str, Any], arrays: Arrays) -> dict[str, Any] | tuple[dict[str, Any], Arrays]:
         """Runs the expert from the initial scene, and sends a frame every `save_freq` physics steps.
@@ -316,7 +316,7 @@ class Simulator:
 
         def send(success: bool) -> None:
             header = {"success": success, "physics_steps": self.steps}
-            self.send(header, {**self._state_and_samples(), **self._observation(request["observe"])})
+            self.send(header, self._measurements(request["observe"]))
             if self.samples is not None:
                 self.samples.clear()
 
@@ -340,8 +340,7 @@ class Simulator:
             header = {"last": True, "success": success, "planned": planned, "info": info, "physics_steps": self.steps}
             if request["paths"] is not None:
                 header["followed"] = {arm: getattr(env, arm + "_cnt") for arm in ARMS}
-            states = {**self._state_and_samples(), "own": np.array(own, np.float64)}
-            return header, {**states, **self._observation(request["observe"])}
+            return header, {**self._measurements(request["observe"]), "own": np.array(own, np.float64)}
         except Abandoned:
             return {"stopped": True}
         except (Exception, SystemExit) as error:
@@ -410,7 +409,7 @@ class Simulator:
             link = [link.get_name() for link in entity.get_links()].index(ee.child_link.get_name())
             joint_pose = entity.get_root_pose() * model.get_link_pose(link) * ee.get_pose_in_child()
             # RoboTwin computes the tool pose from the joint's pose, which is replaced by the one at `qpos`.
-            setattr(robot, arm + "_ee", _Posed(joint_pose))
+            setattr(robot, arm + "_ee", types.SimpleNamespace(global_pose=joint_pose))
             try:
                 poses.append(getattr(robot, f"get_{arm}_tcp_pose")())
             finally:
@@ -467,18 +466,8 @@ def _goes_nowhere(path: np.ndarray) -> bool:
     return bool(np.abs(path[-1] - path[0]).max() < THERE)
 
 
-class _Posed:
-    """Stands in for a joint at another pose."""
-
-    def __init__(self, pose: Any) -> None:
-        self.global_pose = pose
-
-
 def serve(layout: str, source: BinaryIO, sink: BinaryIO) -> NoReturn:
     """Answers requests until the other side closes the pipe."""
-
-    def send(header: dict[str, Any], arrays: Arrays | None = None) -> None:
-        write_message(sink, header, arrays)
 
     def read(size: int) -> bytes:
         data = source.read(size)
@@ -486,9 +475,7 @@ def serve(layout: str, source: BinaryIO, sink: BinaryIO) -> NoReturn:
             os._exit(0)  # the other side has closed the pipe
         return data
 
-    def receive() -> tuple[dict[str, Any], Arrays]:
-        return read_message(read)
-
+    send, receive = functools.partial(write_message, sink), functools.partial(read_message, read)
     simulator = Simulator(layout, send, receive)
     while True:
         request, arrays = receive()
