@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 FARTHEST = 100.0  # cm: larger distances are clipped
-SMOOTHING = (
-    0.02  # standard deviation, as a fraction of the map's width, of the Gaussian that turns a plateau into a peak
-)
+# Standard deviation of the Gaussian that turns a plateau into a peak, as a fraction of the map's width.
+SMOOTHING = 0.02
 
 
 def peak(value_map: np.ndarray) -> tuple[float, float]:

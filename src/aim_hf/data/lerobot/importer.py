@@ -105,9 +105,7 @@ def import_episodes(
         claim(output, origin, "data/*.parquet")
         remove_leftovers(output)
         shared = [(broken, origin, planned)]
-    if state.num_processes > 1:
-        broadcast_object_list(shared)
-    broken, origin, planned = shared[0]
+    broken, origin, planned = broadcast_object_list(shared)[0]
 
     provenance = {name: origin[name] for name in ("source", "revision", "codebase_version", "robot")}
     provenance |= {"simulator": {}, "skipped": broken}
@@ -192,9 +190,8 @@ def check_episodes(source: LeRobotSource, robot: Robot | None, episodes: list[in
             for key in keys:
                 source.check_pictures(episode, key)
         except (OSError, ValueError) as error:
-            broken[episode] = str(error).replace(
-                f"{source.folder}{os.sep}", ""
-            )  # manifests are published, local paths aren't
+            # Manifests are published, local paths aren't.
+            broken[episode] = str(error).replace(f"{source.folder}{os.sep}", "")
     return broken
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .bodies import X, Y, Z, frame
-from .objects import BEIGE, PALETTE, STEEL
+from .objects import BEIGE, STEEL, color
 from .shapes import Color, Part, bounds, box, cylinder, standing, tube, write_obj
 
 # SAPIEN takes a robot of one link for no articulation.
@@ -67,7 +67,7 @@ class Articulation:
 def kitchenpot(index: int) -> Articulation:
     """A pot whose ears stand on its rim, along x, at its left (y > 0) and its right."""
     radius, height, wall = 0.085, 0.08, 0.006
-    tint = PALETTE[index % len(PALETTE)]
+    tint = color(index)
     parts = tube((radius - 0.005, radius), wall, height, 0.0, tint)
     parts.append(cylinder(radius - 0.008, 0.006, (0, 0, 0), tint))
     parts = standing(parts)
@@ -80,7 +80,7 @@ def kitchenpot(index: int) -> Articulation:
 def switch(index: int) -> Articulation:
     """A rocker that leans out of its box towards the robot. The contact point lies 1 cm behind it, so that a closed
     gripper which comes level, as far as the arms reach, pushes the rocker in."""
-    tint = PALETTE[index % len(PALETTE)]
+    tint = color(index)
     links = {
         "box": [box((0.03, 0.09, 0.13), (0.015, 0, 0), (0.9, 0.9, 0.88))],
         "rocker": [box((0.008, 0.05, 0.07), (0, 0, 0.035), tint)],

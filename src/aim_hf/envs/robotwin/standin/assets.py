@@ -33,12 +33,9 @@ def write_assets(folder: Path) -> None:
     with written_folder(folder) as temporary:
         assets = temporary / "assets"
         write_robots(assets / "embodiments", folder.resolve())
-        for name, (variants, make) in (OBJECTS | VESSELS | DEVICES).items():
+        for name, (variants, make) in (OBJECTS | VESSELS | DEVICES | ARTICULATED).items():
             for index in variants:
                 make(index).write(assets / "objects" / name, index)
-        for name, (variants, make_articulated) in ARTICULATED.items():
-            for index in variants:
-                make_articulated(index).write(assets / "objects" / name, index)
         write_clutter(assets / "objects")
         write_textures(assets / "background_texture")
         (temporary / _NOTE).write_text(json.dumps(_note(folder)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .objects import PALETTE
+from .objects import color
 from .shapes import Part, bounds, box, cone, cylinder, standing, write_obj
 
 _VARIANTS = 4
@@ -15,7 +15,7 @@ _VARIANTS = 4
 
 def _shapes(index: int) -> dict[str, list[Part]]:
     """The things of variant `index`, by name."""
-    tint, other = PALETTE[index % len(PALETTE)], PALETTE[(index + 3) % len(PALETTE)]
+    tint, other = color(index), color(index + 3)
     size = 0.9 + 0.1 * index
     return {
         "beaker": [cone((0.022 * size, 0.03 * size), 0.07 * size, (0, 0, 0), tint)],

@@ -15,13 +15,8 @@ from .shapes import Color, Part, box, cone, cylinder
 
 AROUND = (X, -X, Z, -Z)
 RED, ORANGE, YELLOW, GREEN = (0.8, 0.15, 0.12), (0.9, 0.5, 0.1), (0.9, 0.8, 0.2), (0.15, 0.6, 0.25)
-BLUE, PURPLE, WHITE, GRAY, BLACK = (
-    (0.15, 0.3, 0.8),
-    (0.5, 0.2, 0.6),
-    (0.9, 0.9, 0.88),
-    (0.5, 0.5, 0.52),
-    (0.1, 0.1, 0.11),
-)
+BLUE, PURPLE = (0.15, 0.3, 0.8), (0.5, 0.2, 0.6)
+WHITE, GRAY, BLACK = (0.9, 0.9, 0.88), (0.5, 0.5, 0.52), (0.1, 0.1, 0.11)
 BROWN, BEIGE, STEEL, GOLD = (0.45, 0.28, 0.15), (0.85, 0.7, 0.45), (0.65, 0.67, 0.7), (0.8, 0.62, 0.2)
 PALETTE = (BLUE, RED, GREEN, ORANGE, PURPLE, YELLOW, GRAY)
 

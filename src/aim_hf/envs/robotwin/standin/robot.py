@@ -117,11 +117,8 @@ def _config(prefixes: list[str]) -> dict[str, Any]:
         "gripper_scale": [0.0, FINGER_STROKE],
         "homestate": [HOME, HOME],
         "delta_matrix": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-        "global_trans_matrix": [
-            [1, 0, 0],
-            [0, -1, 0],
-            [0, 0, -1],
-        ],  # from the frame of q6, as SAPIEN lays it, to the link
+        # From the frame of q6, as SAPIEN lays it, to the link.
+        "global_trans_matrix": [[1, 0, 0], [0, -1, 0], [0, 0, -1]],
         "robot_pose": [ROBOT_POSE],
         "planner": "mplib_RRT",
         "dual_arm": prefixes[0] != prefixes[1],

@@ -14,7 +14,7 @@ from .shapes import Color, Part, box, cylinder, tube
 def _at_rim(radius: float, height: float) -> list:
     """Grasps of the wall at the right, the far side, the left and the near side, as a bowl stands in RoboTwin."""
     around = ((0, radius), (radius, 0), (0, -radius), (-radius, 0))
-    return [frame((x, height, z), Y, Z if z else frame((0, 0, 0), Y, Z)[:3, 0]) for x, z in around]
+    return [frame((x, height, z), Y, Z if z else X) for x, z in around]
 
 
 def _round(profile: list[tuple[float, float]], wall: float, tint: Color) -> Body:
