@@ -3,12 +3,11 @@
 from collections import Counter
 from typing import Any
 
-from markdown_tables import measured, read, table
+from markdown_tables import read, table
 
 from aim_hf.utils.provenance import machine
 
 NAME = "evidence/evidence"
-NOT_JUDGED = "Nothing was judged yet.\n"
 HARD = "hard"
 # Columns of a paired test.
 DIFFERENCE = {
@@ -20,8 +19,6 @@ DIFFERENCE = {
 
 def rates() -> str:
     """Success of each arm under each condition, with intervals over scenes."""
-    if not measured(NAME):
-        return NOT_JUDGED
     found = read(NAME)
     columns = {"arm": lambda arm: f"`{arm}`", "training seeds": lambda arm: len(found["judged"][arm])}
     for condition, of_arms in found["arms"].items():
@@ -58,8 +55,6 @@ def gain(test: dict[str, Any]) -> str:
 
 def tasks() -> str:
     """Success of each arm on Hard without action noise: by task, and by the groups of tasks."""
-    if not measured(NAME):
-        return NOT_JUDGED
     found = read(NAME)
     of_arms = found["arms"][HARD]
     columns = {"arm": lambda arm: f"`{arm}`"}
@@ -72,8 +67,6 @@ def tasks() -> str:
 
 def tests() -> str:
     """The paired tests between arms."""
-    if not measured(NAME):
-        return NOT_JUDGED
     pairs = read(NAME)["tests"]
     if not pairs:
         return "No two arms that are compared were judged yet.\n"
@@ -87,8 +80,6 @@ def tests() -> str:
 
 def interventions() -> str:
     """The paired tests of arms that act on another scene's future, against themselves."""
-    if not measured(NAME):
-        return NOT_JUDGED
     columns = {
         "arm": lambda test: f"`{test['arm']}`",
         "acts on": lambda test: test["condition"].removeprefix(f"{HARD}, "),
@@ -99,8 +90,6 @@ def interventions() -> str:
 
 def peaks() -> str:
     """How far the first maps' peaks lie from the contact, on Hard."""
-    if not measured(NAME):
-        return NOT_JUDGED
     found = read(NAME)
     of_arms = {arm: [of_seed[HARD] for of_seed in of_arm] for arm, of_arm in found["peaks"].items()}
     columns = {
