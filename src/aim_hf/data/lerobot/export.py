@@ -107,13 +107,9 @@ class _Writer:
 
     def __init__(self, folder: Path, first: dict[str, Any], value_maps: bool) -> None:
         self.folder = folder
-        self.columns = [
-            column
-            for column in format.VIDEO_KEYS
-            if first[column] is not None and (value_maps or column.startswith("rgb_"))
-        ]
         self.left_out = [column for column in format.VIDEO_KEYS if not value_maps and column.startswith("value_")]
         self.common = self._common(first)
+        self.columns = self.common["videos"]
         self.rate = frame_rate(first["fps"])
         self.action_dim = len(first["action"][0])
         self.robot_type = first["suite"]
@@ -131,9 +127,8 @@ class _Writer:
 
     def _common(self, row: dict[str, Any]) -> dict[str, Any]:
         """Properties that LeRobot requires to be equal in all episodes."""
-        present = [column for column in format.VIDEO_KEYS if row[column] is not None and column not in self.left_out]
         return {
-            "videos": present,
+            "videos": [name for name in format.VIDEO_KEYS if row[name] is not None and name not in self.left_out],
             "fps": row["fps"],
             "action_space": row["action_space"],
             "numbers of an action": len(row["action"][0]),
@@ -184,19 +179,15 @@ class _Writer:
             statistics[key] = _picture_statistics(sample)
         for feature, values in statistics.items():
             record |= {f"stats/{feature}/{name}": value.tolist() for name, value in values.items()}
-        self._add_record(record)
+        self.records.append(record)
+        if len(self.records) == RECORDS_IN_GROUP:  # each group of hundreds of columns has a large overhead
+            self._write_records()
         own = {name: row[name] for name in format.own_features()}
         self.own.write_table(pa.Table.from_pylist([own], schema=format.own_features().arrow_schema))
         for name, values in statistics.items():
             self.statistics[name] = _merged(self.statistics[name], values) if name in self.statistics else values
         self.splits.setdefault(row["split"], [index, index])[1] = index + 1
         self.num_episodes, self.num_frames = index + 1, self.num_frames + frames
-
-    def _add_record(self, record: dict[str, Any]) -> None:
-        """Collects records for a row group, because each group of hundreds of columns has a large overhead."""
-        self.records.append(record)
-        if len(self.records) == RECORDS_IN_GROUP:
-            self._write_records()
 
     def _write_records(self) -> None:
         if self.episodes is None:
