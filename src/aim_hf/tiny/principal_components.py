@@ -16,7 +16,7 @@ that one channel carries the offset and the others only their signal. Except for
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.configuration_utils import FrozenDict
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResidualBlock, patchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
 OFFSET_STDS = 20.0  # offset of the last features, in units of their largest standard deviation
 SILU_CENTER = 8.0  # SiLU's input at the offset, where its slope is 1.002
@@ -36,18 +36,14 @@ def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor)
     """
     config, encoder = vae.config, vae.encoder
     _check_shape(config)
-    for module in encoder.modules():
-        if isinstance(module, WanResidualBlock | WanAttentionBlock):  # only their shortcuts remain
-            for parameter in module.parameters():
-                parameter.zero_()
+    for parameter in (*encoder.parameters(), *vae.quant_conv.parameters()):
+        parameter.zero_()  # what isn't set below stays zero: of the residual blocks, only their shortcuts remain
     spatial, temporal = zip(*((layer.resample[1], layer.time_conv) for layer in encoder.down_blocks))
     dim = spatial[0].out_channels
     means = dim * 3 // 4  # number of channels for the mean of two frames; the others hold half differences
     frames = patchify(pixels, patch_size=config.patch_size)
 
     # Pixels to channels.
-    encoder.conv_in.weight.zero_()
-    encoder.conv_in.bias.zero_()
     for channel in range(frames.shape[1]):
         encoder.conv_in.weight[channel, channel, -1, 1, 1] = 1
     still, moving = encoder.conv_in(frames).split([1, frames.shape[2] - 1], dim=2)
@@ -56,13 +52,9 @@ def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor)
         # Four neighboring cells to `means` components.
         cells = torch.cat([_cells(still), _cells(moving)])
         mean, components, deviation = _principal_components(cells, means)
-        space.weight.zero_()
-        space.bias.zero_()
         space.weight[: components.shape[1], :, :2, :2] = components.T.unflatten(1, (-1, 2, 2))
         space.bias[: components.shape[1]] = -mean @ components
         # Two frames to mean and half difference; the kernel's third, oldest tap is zero.
-        time.weight.zero_()
-        time.bias.zero_()
         for channel in range(means):
             time.weight[channel, channel, 1:, 0, 0] = 0.5
         for channel in range(dim - means):
@@ -79,13 +71,9 @@ def set_principal_component_encoder(vae: AutoencoderKLWan, pixels: torch.Tensor)
     hidden = torch.cat([encoder.nonlinearity(encoder.norm_out(part)) for part in (still, moving)], dim=2)
     mean, components, _ = _principal_components(hidden.movedim(1, -1).flatten(0, -2), config.z_dim)
     components = components * (offset / SILU_CENTER)
-    encoder.conv_out.weight.zero_()
-    encoder.conv_out.bias.zero_()
     encoder.conv_out.weight[: config.z_dim, :, -1, 1, 1] = components.T
     encoder.conv_out.bias[: config.z_dim] = -mean @ components
-    vae.quant_conv.weight.zero_()
     vae.quant_conv.weight[: config.z_dim, : config.z_dim, 0, 0, 0] = torch.eye(config.z_dim)
-    vae.quant_conv.bias.zero_()
     vae.quant_conv.bias[config.z_dim :] = LOG_VARIANCE
 
 
