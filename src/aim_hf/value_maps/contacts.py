@@ -88,9 +88,8 @@ class EventDetector:
         # Body in `carrier` -> the pose where its rest began, and the number of checks since.
         self.rest: dict[int, tuple[np.ndarray, int]] = {}
         self.reached: set[int] = set()  # targets pressed or pushed
-        self.found: list[
-            tuple[str, str, int, int, np.ndarray]
-        ] = []  # kind, arm, frame, body, points in body coordinates
+        # Kind, arm, frame, body, and the points in body coordinates.
+        self.found: list[tuple[str, str, int, int, np.ndarray]] = []
         self.made: list[MadeContact] = []  # of `found`
 
     def add_frame(self, env: Environment, action: np.ndarray | None) -> None:
@@ -121,7 +120,7 @@ class EventDetector:
         settled = self.gripping == holding and carrying <= holding and not self.to_fill
         if settled and self.steps % self.check_steps_holding:
             return
-        touches = self._touches(env.contacts(self.arm_of), env.physics_dt)
+        touches = self._touches(env)
         self._find_picks(env, touches)
         self._find_presses_and_pushes(env, touches)
         self._find_insertions(env)
@@ -130,7 +129,7 @@ class EventDetector:
     def conclude(self, env: Environment) -> None:
         """Checks once more at the end of the episode, which may end with its last contact: a press, push or insertion
         between two checks, or a place before the body rests, as a mug that still swings on its peg."""
-        touches = self._touches(env.contacts(self.arm_of), env.physics_dt)
+        touches = self._touches(env)
         self._find_presses_and_pushes(env, touches)
         self._find_insertions(env)
         for _ in range(1 + HOLD_CHECKS):  # the first may begin a rest
@@ -150,16 +149,16 @@ class EventDetector:
             for kind, arm, frame, body, points in self.found
         ]
 
-    def _touches(self, contacts: list[Contact], physics_dt: float) -> dict[tuple[str, int], dict[int, _Touch]]:
+    def _touches(self, env: Environment) -> dict[tuple[str, int], dict[int, _Touch]]:
         """The fingers' contacts: (arm, body) -> finger -> touch. Sorted: the simulator's order is arbitrary."""
         touches: dict[tuple[str, int], dict[int, _Touch]] = {}
-        for contact in contacts:
+        for contact in env.contacts(self.arm_of):
             for finger, body, sign in ((contact.body_a, contact.body_b, -1), (contact.body_b, contact.body_a, 1)):
                 if finger in self.arm_of and body not in self.robot:
                     along = np.einsum("pi,pi->p", contact.impulses, contact.normals) @ contact.normals
                     fingers = touches.setdefault((self.arm_of[finger], body), {})
                     touch = fingers.setdefault(finger, _Touch(np.zeros(3), []))
-                    touch.push += sign / physics_dt * along
+                    touch.push += sign / env.physics_dt * along
                     touch.points.extend(contact.points)
         return dict(sorted(touches.items()))
 
