@@ -11,6 +11,18 @@ from typing import Any
 import numpy as np
 
 FLIPS, RESAMPLES = 100_000, 2000  # random draws of a test, and of an interval
+# Options of `aim-hf train` that all arms share with checkpoints/aim-tiny.
+STAGE1 = {
+    "num_action_draws": 4,
+    "lr_scheduler_type": "cosine",
+    "adam_beta2": 0.99,
+    "weight_decay": 0.01,
+    "committed_probability": 0.3,
+    "prompt_dropout": 0.1,
+    "logging_steps": 25,
+    "save_steps": 100,
+    "save_total_limit": 1,
+}
 
 
 def as_arguments(options: dict) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from arms import (
+    STAGE1,
     add_holm,
     as_arguments,
     launch,
@@ -79,7 +80,7 @@ CONDITIONS = {
 
 def train(args: argparse.Namespace) -> None:
     config = json.dumps(ARMS[args.arm] | {"action_lookahead_frames": 1})
-    options = {
+    options = STAGE1 | {
         "latents": args.latents,
         "policy": args.policy,
         "output_dir": args.output_dir / f"{args.arm}-{args.seed}",
@@ -88,21 +89,12 @@ def train(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "max_steps": STEPS,
         "per_device_train_batch_size": 16 // args.processes,
-        "num_action_draws": 4,
         "muon_learning_rate": 0.03,
         "learning_rate": 1.5e-3,
-        "lr_scheduler_type": "cosine",
         "warmup_steps": 60,
-        "adam_beta2": 0.99,
-        "weight_decay": 0.01,
-        "committed_probability": 0.3,
-        "prompt_dropout": 0.1,
-        "logging_steps": 25,
         "sample_steps": 250,
-        "save_steps": 100,
-        "save_total_limit": 1,
-    } | TRAINING.get(args.arm, {})
-    launch(["train", *as_arguments(options), *args.options], args.processes)
+    }
+    launch(["train", *as_arguments(options | TRAINING.get(args.arm, {})), *args.options], args.processes)
 
 
 def judge(args: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 from arms import (
+    STAGE1,
     add_holm,
     as_arguments,
     heading,
@@ -217,7 +218,7 @@ def more_expert(args: argparse.Namespace) -> None:
         "start_seed": EXPERT_START_SEED,
         "output_dir": episodes,
     }
-    train = {
+    train = STAGE1 | {
         "latents": latents,
         "policy": args.policy,
         "output_dir": run_folder(args),
@@ -225,20 +226,11 @@ def more_expert(args: argparse.Namespace) -> None:
         "num_train_epochs": 1,
         "max_steps": args.max_steps,
         "per_device_train_batch_size": 16 // args.processes,
-        "num_action_draws": 4,
         "muon_learning_rate": 0.01,
         "learning_rate": 5e-4,
-        "lr_scheduler_type": "cosine",
         "warmup_steps": 20,
-        "adam_beta2": 0.99,
-        "weight_decay": 0.01,
-        "committed_probability": 0.3,
-        "prompt_dropout": 0.1,
         "held_out": 0,
-        "logging_steps": 25,
         "sample_steps": 0,
-        "save_steps": 100,
-        "save_total_limit": 1,
     }
     launch(["collect", *as_arguments(collect)], args.processes)
     encode = {"dataset": episodes, "policy": args.policy, "output_dir": latents}
