@@ -19,7 +19,7 @@ Several machines need one folder that all of them see.
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,22 +179,14 @@ def _next_round(
         for task in tasks:
             done, rejected = {record["seed"] for record in read_records(output, task)}, read_rejected(output, task)
             _check_rejected(task, done, rejected)
-            wanted = []
-            for number in count(protocol.start_seed):
-                (seed,) = episode_seeds("evaluation", number, 1)
-                if seed not in rejected:
-                    wanted.append(seed)
-                if len(wanted) == episodes:
-                    break
+            seeds = (seed for number in count(protocol.start_seed) for seed in episode_seeds("evaluation", number, 1))
+            wanted = list(islice((seed for seed in seeds if seed not in rejected), episodes))
             missing = [seed for seed in wanted if seed not in done]
             parts = -(-len(missing) // batch_size)  # equally large, so that processes have equally much to do
             edges = [-(-i * len(missing) // parts) for i in range(parts + 1)] if parts else []
             filmed = set(wanted[:videos])
             batches += [_Batch(task, part, filmed & set(part)) for i, j in pairwise(edges) if (part := missing[i:j])]
-    shared = [batches]
-    if state.num_processes > 1:
-        broadcast_object_list(shared)
-    return shared[0]
+    return broadcast_object_list([batches])[0]
 
 
 def _check_rejected(task: str, done: set[int], rejected: dict[int, str]) -> None:

@@ -8,6 +8,7 @@ that see the same keys. Inference writes the new keys behind the cached ones, an
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -69,9 +70,7 @@ def visible_sets(mask: torch.Tensor, lengths: Sequence[int]) -> list[VisibleSet]
 
 def _slices(units: Iterable[int], lengths: Sequence[int]) -> tuple[slice, ...]:
     """Token slices of units in ascending order; adjacent units are merged into one slice."""
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
+    starts = [0, *accumulate(lengths)]
     slices: list[slice] = []
     for unit in units:
         if slices and slices[-1].stop == starts[unit]:
