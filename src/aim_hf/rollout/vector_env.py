@@ -112,12 +112,9 @@ class HostedEnvironment:
         true_value_maps: bool,
         contacts: bool,
     ) -> Start:
-        if self.oracle is not None:
-            self.oracle.close()
-            self.oracle = None
-        if self.detector is not None:
-            self.env.on_physics_step.remove(self.detector)
-            self.detector = None
+        if self.env is not None:
+            self.env.on_physics_step.clear()  # of the oracle and the detector of the episode before
+        self.oracle = self.detector = None
         env = self.env = next_environment(self.env, self.suite, task, self.split, **self.options)
         self.chunks = chunks
         run = record_expert(env, seed) if expert else None
@@ -206,11 +203,12 @@ class VectorEnvironment:
         purpose: Purpose = "evaluation",
         discard_lost: bool = False,
     ) -> None:
-        self.suite, self.split, self.timeout = suite, split, timeout
-        self.purpose, self.discard_lost = purpose, discard_lost
+        self.suite, self.split, self.purpose, self.discard_lost = suite, split, purpose, discard_lost
+        watches_itself = suite == "robotwin"
+        self.timeout, self.options = (None, {"timeout": timeout}) if watches_itself else (timeout, {})
         self.seeds: list[int] = []
         self.lost: dict[int, WorkerLost | SeedRejected] = {}  # lost rows of this batch -> the reason
-        self.workers = [self._new_worker() for _ in range(num_workers)]
+        self.workers = [_Worker(suite, split, self.options) for _ in range(num_workers)]
 
     def __enter__(self) -> VectorEnvironment:
         return self
@@ -279,7 +277,7 @@ class VectorEnvironment:
             for index in range(len(self.workers)):
                 send_next(index)
             while busy:
-                ready = wait(list(busy), None if self.suite == "robotwin" else self.timeout)
+                ready = wait(list(busy), self.timeout)
                 for connection in ready or list(busy):
                     index, row = busy[connection]
                     try:
@@ -324,11 +322,7 @@ class VectorEnvironment:
 
     def _replace(self, index: int) -> None:
         self.workers[index].kill()
-        self.workers[index] = self._new_worker()
-
-    def _new_worker(self) -> _Worker:
-        options = {"timeout": self.timeout} if self.suite == "robotwin" else {}
-        return _Worker(self.suite, self.split, options)
+        self.workers[index] = _Worker(self.suite, self.split, self.options)
 
     def _worker_lost(self) -> WorkerLost | None:
         """The error that ends this batch, if any."""
