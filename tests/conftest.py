@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from .forked_python import forked_python
 from .hub_server import Hub
 
 # Tests that run beside others share the cores with them; torch would take all for each.
@@ -39,3 +40,13 @@ def hub() -> Hub:
     _hub.repos, _hub.log, _hub.fail, _hub.reachable = {}, [], (), True
     _hub.large_files = {}
     return _hub
+
+
+@pytest.fixture(scope="session")
+def python():
+    """The path of an interpreter for subprocesses that are to run a command, not to show that it starts."""
+    if sys.platform != "linux":  # elsewhere, libraries aren't made to be forked
+        yield sys.executable
+        return
+    with tempfile.TemporaryDirectory() as folder, forked_python(Path(folder)) as path:
+        yield path
