@@ -1,5 +1,5 @@
-"""An interpreter for subprocesses of tests that costs no imports: each is forked from a server that has imported torch,
-transformers, diffusers and this project already, and ends like any other. It is another process with the arguments,
+"""An interpreter for subprocesses of tests that costs no imports: each is forked from a server that has imported
+torch, transformers, diffusers and this project, and ends like any other. It is another process with the arguments,
 environment, folder and standard streams that it was given, but sees what is read at import, such as HF_HOME, as the
 server did. Its `sys.executable` leads here again, so that the processes of `accelerate launch` are forked, too.
 
@@ -26,8 +26,8 @@ def forked_python(folder: Path):
     import subprocess
 
     address, front = str(folder / "socket"), folder / "python"
-    scripts = {front: f'"{sys.executable}" -IS "{__file__}" run "{address}"', folder / "aim-hf": f'"{front}" -m aim_hf'}
-    for path, command in scripts.items():
+    run = f'"{sys.executable}" -IS "{__file__}" run "{address}"'
+    for path, command in ((front, run), (folder / "aim-hf", f'"{front}" -m aim_hf')):
         path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         path.chmod(0o755)
     command = [sys.executable, __file__, "serve", address, front]

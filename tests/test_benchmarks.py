@@ -183,8 +183,9 @@ def test_the_clusters_numbers_add_up(file):
         assert row["latents_read_mb_per_second"] == pytest.approx(read, rel=2e-3)
 
 
-def test_the_full_size_is_rehearsed(tmp_path, monkeypatch, capsys):
+def test_the_full_size_is_rehearsed(tmp_path, monkeypatch, capsys, python):
     """Every stage, in processes of their own; a second run has nothing left to do."""
+    monkeypatch.setattr(sys, "executable", python)
     output = tmp_path / "numbers.json"
     command = [str(BENCHMARKS / "full_size.py"), "--rehearsal", "--folder", str(tmp_path / "weights")]
     run_here([*command, "--output_file", str(output)], monkeypatch)
@@ -218,7 +219,7 @@ def test_weights_of_the_full_size_are_in_wans_layout(preset, tmp_path, monkeypat
         assert all(parameter.isfinite().all() and parameter.std() > 0 for parameter in model.parameters())
 
 
-def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path):
+def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path, python):
     """The stages themselves are run above, by their commands."""
     import gpu_time
 
@@ -234,7 +235,7 @@ def test_a_run_on_a_gpu_goes_on_where_it_was_stopped(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps({"commit": "another"}))
     (tmp_path / "aim-tiny").mkdir()
     (tmp_path / "aim-tiny" / "results.json").touch()
-    small = {"DEVICE": "cpu", "PRESET": "tiny", "LAYERS": "1", "ROUNDS": "1", "PYTHON": sys.executable}
+    small = {"DEVICE": "cpu", "PRESET": "tiny", "LAYERS": "1", "ROUNDS": "1", "PYTHON": python}
     run = ["bash", str(BENCHMARKS / "gpu.sh"), str(tmp_path)]
     first = subprocess.run(run, env=os.environ | small, capture_output=True, text=True, check=True).stdout
     assert re.search(r"^chunks: \d+ s$", first, re.MULTILINE) and first.count("done before") == len(stages) - 2

@@ -74,9 +74,9 @@ def assert_equal(a: torch.nn.Module, b: torch.nn.Module) -> None:
 # A pipeline
 
 
-def test_aim_tiny_goes_up_and_comes_back(hub, tmp_path, monkeypatch):
+def test_aim_tiny_goes_up_and_comes_back(hub, tmp_path, monkeypatch, python):
     checkpoint, cache = ROOT / "checkpoints" / "aim-tiny", tmp_path / "cache"
-    command = [sys.executable, "-m", "aim_hf", "publish", checkpoint, "org/tiny", "--push", "--private"]
+    command = [python, "-m", "aim_hf", "publish", checkpoint, "org/tiny", "--push", "--private"]
     answer = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_TOKEN": TOKEN})
     assert answer.returncode == 0, answer.stderr
     commit = answer.stdout.split()[-1].split("/")[-1]

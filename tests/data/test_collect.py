@@ -91,27 +91,27 @@ def test_stored_events_render_the_recorded_maps_again(folder):
     env.close()
 
 
-def test_two_processes_make_the_same_folder(folder, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+def test_two_processes_make_the_same_folder(folder, tmp_path, python):
+    launch = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0"]  # other tests launch at the same time
     subprocess.run([*launch, *COLLECT, *ARGUMENTS, "--output", tmp_path], check=True)
     assert contents(tmp_path) == contents(folder)
 
 
-def test_folders_of_two_jobs_are_put_together(folder, tmp_path):
+def test_folders_of_two_jobs_are_put_together(folder, tmp_path, python):
     """The same command then records nothing, and writes the card and the picture of the whole."""
     for others in ("*-00002.*", "*-0000[01].*"):
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(others))
     for name in ("README.md", "preview.png"):
         (tmp_path / name).write_bytes(b"of a part")
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/*")}
-    subprocess.run([sys.executable, *COLLECT, *ARGUMENTS, "--output", tmp_path], check=True)
+    subprocess.run([python, *COLLECT, *ARGUMENTS, "--output", tmp_path], check=True)
     assert contents(tmp_path) == contents(folder)
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/*")}
 
 
-def test_a_run_killed_at_random_moments_loses_nothing_but_the_episode_in_flight(folder, tmp_path):
-    command = [sys.executable, Path(__file__).with_name("kill_collect.py"), folder, tmp_path, *ARGUMENTS]
+def test_a_run_killed_at_random_moments_loses_nothing_but_the_episode_in_flight(folder, tmp_path, python):
+    command = [python, Path(__file__).with_name("kill_collect.py"), folder, tmp_path, *ARGUMENTS]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     assert int(answer.split()[0]) >= 8
 

@@ -39,9 +39,9 @@ def material(tmp_path_factory):
     return folder, pipe
 
 
-def encode(material, output: Path, processes: int = 1):
+def encode(material, output: Path, python: str, processes: int = 1):
     folder, _ = material
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    launch = [python, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     launch += ["--main_process_port", "0"]  # other tests launch at the same time
     launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]
     options = ["--dataset", folder / "episodes", "--policy", folder / "policy", "--output_dir", output]
@@ -55,9 +55,9 @@ def encode(material, output: Path, processes: int = 1):
     return {path.relative_to(output): path.read_bytes() for path in sorted(output.rglob("*.*")) if path.is_file()}
 
 
-def test_latents_are_the_same_however_they_are_made(material, tmp_path):
-    once = encode(material, tmp_path / "one")
-    assert encode(material, tmp_path / "two", processes=2) == once
+def test_latents_are_the_same_however_they_are_made(material, tmp_path, python):
+    once = encode(material, tmp_path / "one", sys.executable)
+    assert encode(material, tmp_path / "two", python, processes=2) == once
 
     # Killed while it wrote its second shard, over the leftovers of a longer run.
     killed = tmp_path / "one"
@@ -65,7 +65,7 @@ def test_latents_are_the_same_however_they_are_made(material, tmp_path):
     (killed / "shard-00001.safetensors").rename(killed / ".shard-00001.safetensors.123")
     (killed / "shard-00009.safetensors").write_bytes(b"old")
     kept = (killed / "shard-00000.safetensors").stat().st_mtime_ns
-    assert encode(material, killed) == once
+    assert encode(material, killed, python) == once
     assert (killed / "shard-00000.safetensors").stat().st_mtime_ns == kept
 
     _, pipe = material

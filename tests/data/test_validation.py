@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,10 +23,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def collected(tmp_path_factory):
+def collected(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("collected")
     options = ["--tasks", "click_bell", "--episodes", "2", "--output", folder]
-    subprocess.run([sys.executable, "-m", "aim_hf", "collect", *options], check=True)
+    subprocess.run([python, "-m", "aim_hf", "collect", *options], check=True)
     return folder
 
 

@@ -28,10 +28,11 @@ FOLDERS = ("pipelines", "dataset_scripts", "checkpoints", "benchmarks", "model_c
 @dataclass
 class Run:
     """A block that is run. smaller: what is replaced in it first, each of which must occur. before: Python that makes
-    what the text around it takes for granted."""
+    what the text around it takes for granted. started: its commands start as a reader's do; others are forked."""
 
     smaller: dict[str, str] = field(default_factory=dict)
     before: str = ""
+    started: bool = False
 
 
 @dataclass
@@ -144,7 +145,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Left("needs that training"),
     ],
     "docs/perturbations.md": [
-        Run({"--episodes 50": "--episodes 1"}),
+        Run({"--episodes 50": "--episodes 1"}, started=True),
         Left("hours; tests/evaluation/test_perturbations.py runs it, smaller"),
     ],
     "docs/rollout.md": [Run(before=ROBOT), Run(), Run(), Run(before=ALONE), Run()],
@@ -277,16 +278,15 @@ def place(tmp_path, monkeypatch):
     root, python = write_checkout(tmp_path / "robotwin")
     monkeypatch.setenv("ROBOTWIN_ROOT", str(root))
     monkeypatch.setenv("ROBOTWIN_PYTHON", str(python))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(scope="module")
-def episodes(tmp_path_factory):
+def episodes(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("sample") / "episodes"
-    shell(f"aim-hf collect --tasks click_bell --splits easy --episodes 2 --output_dir {folder}")
+    shell(f"aim-hf collect --tasks click_bell --splits easy --episodes 2 --output_dir {folder}", python)
     return folder
 
 
@@ -295,7 +295,7 @@ def episodes(tmp_path_factory):
     [name for name, scenario in SCENARIOS.items() if scenario]
     + [pytest.param(name, marks=pytest.mark.skip(reason=reason)) for name, reason in ELSEWHERE.items()],
 )
-def test_every_block_runs(document, place, request):
+def test_every_block_runs(document, place, python, request):
     scenario, found = SCENARIOS[document], blocks(document)
     assert len(found) == len(scenario), "each block needs a Run, or a Left with its reason"
     if document == "docs/data.md":
@@ -307,14 +307,14 @@ def test_every_block_runs(document, place, request):
     names: dict = {"__name__": "__main__"}
     port = str(free_port())
     try:
-        run(document, found, scenario, names, port)
+        run(document, found, scenario, names, port, python)
     finally:
         if "server" in names:
             names["server"].terminate()
             names["server"].wait(60)
 
 
-def run(document, found, scenario, names, port) -> None:
+def run(document, found, scenario, names, port, python) -> None:
     for (language, code), how in zip(found, scenario):
         if isinstance(how, Left):
             continue
@@ -323,7 +323,7 @@ def run(document, found, scenario, names, port) -> None:
             code = code.replace(text, other.replace("PORT", port))
         exec(how.before.replace("PORT", port), names)
         if language == "bash":
-            shell(code)
+            shell(code, sys.executable if how.started else python)
         else:
             exec(compile(code, document, "exec"), names)
 
@@ -334,8 +334,16 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def shell(code: str) -> None:
+def shell(code: str, python: str) -> None:
+    """Runs a script of Bash with the commands beside `python`, then those of this environment."""
     # Launching costs seconds a command; tests/training and tests/evaluation launch for real.
     code = LAUNCH.sub("python ", code)
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, timeout=900)
+    folders = [str(Path(python).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code],
+        env=os.environ | {"PATH": os.pathsep.join(folders)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -2,7 +2,6 @@
 
 import hashlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -47,14 +46,14 @@ def seen():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("aloha") / "episodes"
-    aim_hf("collect", "--suite", "aloha", "--episodes", "1", "--output_dir", folder)
+    aim_hf(python, "collect", "--suite", "aloha", "--episodes", "1", "--output_dir", folder)
     return folder
 
 
-def aim_hf(*arguments) -> str:
-    command = [sys.executable, "-m", "aim_hf", *map(str, arguments)]
+def aim_hf(python, *arguments) -> str:
+    command = [python, "-m", "aim_hf", *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -355,8 +354,8 @@ def test_depth_is_that_of_the_table_under_each_pixel(seen):
 # The path of tabletop and robotwin: collection, validation, value maps, rollouts
 
 
-def test_what_is_collected_is_valid_and_simulated_again_bit_for_bit(folder):
-    report = aim_hf("validate", folder, "--render", 2, "--simulate", 2)
+def test_what_is_collected_is_valid_and_simulated_again_bit_for_bit(folder, python):
+    report = aim_hf(python, "validate", folder, "--render", 2, "--simulate", 2)
     assert "2 episodes" in report and "2 simulated again; 0 problems" in report
 
 

@@ -69,7 +69,7 @@ def test_the_first_scenes_that_the_expert_fulfils_count(robotwin, tmp_path):
     assert policy.batches[-1] == [100_000_020]
 
 
-def test_two_processes_find_the_same_scenes(checkout, tmp_path):
+def test_two_processes_find_the_same_scenes(checkout, tmp_path, python):
     script = tmp_path / "run.py"
     script.write_text(
         "from tests.evaluation.test_protocol import Still, PROTOCOL, TASKS\n"
@@ -80,7 +80,7 @@ def test_two_processes_find_the_same_scenes(checkout, tmp_path):
         "    state = PartialState(cpu=True)\n"
         f"    evaluate(Still(), PROTOCOL, Path({str(tmp_path / 'two')!r}), 4, TASKS, 1, 0, 1, state)\n"
     )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0"]  # other tests launch at the same time
     path = os.pathsep.join(sys.path)
     subprocess.run([*launch, str(script)], check=True, env=os.environ | checkout | {"PYTHONPATH": path}, timeout=300)

@@ -649,10 +649,10 @@ def test_settings_that_the_trainer_refuses_claim_no_folder(tmp_path):
     assert not (tmp_path / "run" / MADE_FROM).exists()
 
 
-def test_one_and_two_processes_learn_the_same(tmp_path):
+def test_one_and_two_processes_learn_the_same(tmp_path, python):
     make_pipeline().save_pretrained(tmp_path / "pipeline")
 
-    def run(name, launch, **options):
+    def run(python, name, launch, **options):
         options = {
             "policy": tmp_path / "pipeline",
             "output_dir": tmp_path / name,
@@ -672,15 +672,15 @@ def test_one_and_two_processes_learn_the_same(tmp_path):
         } | options
         given = (part for key, value in options.items() for part in (f"--{key}", str(value)))
         launch = ["--main_process_port", "0", *launch]  # other tests launch at the same time
-        command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "aim_hf", "train-grpo"]
+        command = [python, "-m", "accelerate.commands.launch", *launch, "-m", "aim_hf", "train-grpo"]
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([*command, "--use_cpu", *given], check=True, timeout=300, env=environ)
         folder = tmp_path / name / "checkpoint-1"
         return load_file(folder / "model.safetensors"), folder
 
     cpu = ["--config_file", str(ROOT / "pipelines" / "accelerate" / "cpu.yaml")]
-    alone, one = run("one", cpu, gradient_accumulation_steps=2)
-    together, two = run("two", ["--multi_gpu", "--num_processes", "2"])
+    alone, one = run(sys.executable, "one", cpu, gradient_accumulation_steps=2)
+    together, two = run(python, "two", ["--multi_gpu", "--num_processes", "2"])
     rollouts = load_file(one / "rollouts-0.safetensors")
     for step in (0, 1):
         of_process = load_file(two / f"rollouts-{step}.safetensors")

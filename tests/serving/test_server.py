@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -368,10 +367,10 @@ def test_stopping_answers_what_is_in_flight(policy, alone):
             clients[0].infer(Robot(0).next())
 
 
-def test_the_command_serves_and_ends_when_told(policy, alone, tmp_path):
+def test_the_command_serves_and_ends_when_told(policy, alone, tmp_path, python):
     policy.pipe.save_pretrained(tmp_path / "policy")
     (tmp_path / "token").write_text("secret\n")
-    command = [sys.executable, "-m", "aim_hf", "serve", "--policy", tmp_path / "policy", "--port=0", "--device=cpu"]
+    command = [python, "-m", "aim_hf", "serve", "--policy", tmp_path / "policy", "--port=0", "--device=cpu"]
     command += ["--num_inference_steps=1", "--num_action_inference_steps=1", f"--token_file={tmp_path / 'token'}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     log = ""

@@ -28,7 +28,7 @@ from .test_stage1 import train as train_stage_1
 ROOT = Path(__file__).parents[2]
 
 
-def train(pipe, latents, folder: Path, launch: list[str], **options):  # noqa: F811
+def train(python: str, pipe, latents, folder: Path, launch: list[str], **options):  # noqa: F811
     """`aim-hf train` into `folder`/run, on `pipe` in `folder`/base."""
     pipe.save_pretrained(folder / "base")
     config = {
@@ -52,7 +52,7 @@ def train(pipe, latents, folder: Path, launch: list[str], **options):  # noqa: F
     } | options
     given = (part for name, value in options.items() if value is not None for part in (f"--{name}", str(value)))
     command = [
-        sys.executable,
+        python,
         "-m",
         "accelerate.commands.launch",
         *("--main_process_port", "0"),  # other tests launch at the same time
@@ -66,7 +66,7 @@ def train(pipe, latents, folder: Path, launch: list[str], **options):  # noqa: F
 def test_adapters_are_exported_apart_and_merged(pipe, latents, tmp_path):  # noqa: F811
     launch = ["--config_file", str(ROOT / "pipelines" / "accelerate" / "cpu.yaml")]
     steps = {"num_inference_steps": 1, "num_action_inference_steps": 4, "action_noise_scale": 0.0}
-    train(pipe, latents, tmp_path, launch, preset=None, config="{}", lora_rank=2, max_steps=2, **steps)
+    train(sys.executable, pipe, latents, tmp_path, launch, preset=None, config="{}", lora_rank=2, max_steps=2, **steps)
     trained = AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert trained.sampling_config == SamplingConfig(**steps)
     merged = trained.model
@@ -137,10 +137,10 @@ def test_a_model_that_would_begin_with_random_layers_is_refused(tmp_path, fields
             initial_model(tmp_path / "model", fields, adapters)
 
 
-def test_two_processes_log_save_and_resume_together(pipe, latents, tmp_path):  # noqa: F811
+def test_two_processes_log_save_and_resume_together(python, pipe, latents, tmp_path):  # noqa: F811
     """Process 0 alone samples; it must neither hold up nor lose the others when they log and save together."""
     launch = ["--multi_gpu", "--num_processes", "2"]
-    train(pipe, latents, tmp_path, launch)
+    train(python, pipe, latents, tmp_path, launch)
     state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
     logged = [entry for entry in state["log_history"] if "loss" in entry]
     assert [entry["step"] for entry in logged] == [2, 4]
@@ -155,7 +155,7 @@ def test_two_processes_log_save_and_resume_together(pipe, latents, tmp_path):  #
     once = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
     averaged = load_file(tmp_path / "run" / "checkpoint-4" / EMA_FILE)
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    train(pipe, latents, tmp_path, launch)
+    train(python, pipe, latents, tmp_path, launch)
     again = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
     assert all(torch.equal(once[name], again[name]) for name in once)
     again = load_file(tmp_path / "run" / "checkpoint-4" / EMA_FILE)

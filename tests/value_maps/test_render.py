@@ -155,6 +155,28 @@ def test_fill_hull_is_dense_inside_the_hull_and_nowhere_else(size):
     assert np.linalg.norm(inside[:, None] - filled[None], axis=-1).min(axis=1).max() < 0.01 * np.sqrt(3)
 
 
+def test_fill_hull_adds_the_midpoints_of_all_pairs():
+    """In their order, and one point in each cell: whether of few points or many, some of them in the same cell."""
+
+    def all_pairs(points, spacing):
+        corner, count = points.min(axis=0), 0
+        while len(points) > count:
+            count = len(points)
+            points = np.concatenate([points, ((points[:, None] + points[None]) / 2).reshape(-1, 3)])
+            last = np.ceil((points.max(axis=0) - corner) / spacing)
+            cells = np.minimum(np.floor((points - corner) / spacing), last)
+            points = points[np.sort(np.unique(cells, axis=0, return_index=True)[1])]
+        return points
+
+    rng = np.random.default_rng(0)
+    for count in range(1, 13):
+        points = rng.normal(size=(count, 3)) * rng.choice([0.0005, 0.004, 0.015], size=3)
+        points[-1] = points[0] + 0.0001
+        expected = all_pairs(points, 0.005)
+        np.testing.assert_array_equal(fill_hull(points, 0.005), expected)
+    assert len(expected) > 3 * count
+
+
 def test_splat_equals_the_gaussian_of_every_point_on_every_pixel():
     rng = np.random.default_rng(0)
     pixels = rng.uniform(-20, 110, size=(6, 9, 2))

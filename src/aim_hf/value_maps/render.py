@@ -70,13 +70,16 @@ def fill_hull(points: np.ndarray, spacing: float = RADIUS / 2) -> np.ndarray:
     points = np.asarray(points, dtype=np.float64)
     corner = points.min(axis=0)
     shape = np.ceil((points.max(axis=0) - corner) / spacing).astype(int) + 1
-    count = 0
+    count = paired = 0  # number of points, and of those among them whose own midpoints have been added
     while len(points) > count:
         count = len(points)
-        points = np.concatenate([points, ((points[:, None] + points[None]) / 2).reshape(-1, 3)])
+        points = np.concatenate([points, ((points[:, None] + points[None, paired:]) / 2).reshape(-1, 3)])
         cells = np.minimum(np.floor((points - corner) / spacing).astype(int), shape - 1)
-        _, first = np.unique(np.ravel_multi_index(tuple(cells.T), shape), return_index=True)
-        points = points[np.sort(first)]
+        first = np.full(shape.prod(), len(points))
+        first[np.ravel_multi_index(tuple(cells.T), shape)[::-1]] = np.arange(len(points))[::-1]
+        kept = np.sort(first[first < len(points)])
+        paired = np.searchsorted(kept, count)
+        points = points[kept]
     return points
 
 
