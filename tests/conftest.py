@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .forked_python import forked_python
+from .forked_python import forked_python, write_script
 from .hub_server import Hub
 
 # Tests that run beside others share the cores with them; torch would take all for each.
@@ -42,11 +42,17 @@ def hub() -> Hub:
     return _hub
 
 
+# Together, what the commands import.
+MODULES = ("accelerate.commands.launch", "torch.distributed.run", "aim_hf.training.trainer", "aim_hf.rl.trainer")
+MODULES += ("aim_hf.training.samples", "aim_hf.tiny.vae", "aim_hf.tiny.text_encoder", "aim_hf.evaluation.evaluate")
+MODULES += ("aim_hf.data.collection", "aim_hf.data.preview", "aim_hf.envs.tabletop")
+
+
 @pytest.fixture(scope="session")
 def python():
-    """The path of an interpreter for subprocesses that are to run a command, not to show that it starts."""
-    if sys.platform != "linux":  # elsewhere, libraries aren't made to be forked
-        yield sys.executable
-        return
-    with tempfile.TemporaryDirectory() as folder, forked_python(Path(folder)) as path:
+    """The path of an interpreter for subprocesses that are to run a command, not to show that it starts. Beside it
+    lies the command aim-hf."""
+    with forked_python(sys.executable, MODULES) as path:
+        if path != sys.executable:
+            write_script(str(Path(path).with_name("aim-hf")), f'"{path}" -m aim_hf')
         yield path

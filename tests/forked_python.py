@@ -1,43 +1,48 @@
 """An interpreter for subprocesses of tests that costs no imports: each is forked from a server that has imported
-torch, transformers, diffusers and this project, and ends like any other. It is another process with the arguments,
+torch and the like, and ends like any other. It is another process, in a session of its own, with the arguments,
 environment, folder and standard streams that it was given, but sees what is read at import, such as HF_HOME, as the
 server did. Its `sys.executable` leads here again, so that the processes of `accelerate launch` are forked, too.
 
-    python forked_python.py serve ADDRESS FRONT           # until its standard input ends
-    python -IS forked_python.py run ADDRESS ARGUMENTS...  # what FRONT executes, in place of an interpreter
+    python forked_python.py serve ADDRESS FRONT MODULES...  # until its standard input ends
+    python -IS forked_python.py run ADDRESS ARGUMENTS...    # what FRONT executes, in place of an interpreter
 """
 
 import json
 import os
 import signal
 import socket
+import struct
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PRELOADED = ("accelerate.commands.launch", "torch.distributed.run", "aim_hf.training.trainer", "aim_hf.rl.trainer")
-PRELOADED += ("aim_hf.training.samples", "aim_hf.tiny.vae", "aim_hf.tiny.text_encoder", "aim_hf.evaluation.evaluate")
-PRELOADED += ("aim_hf.data.collection", "aim_hf.data.preview", "aim_hf.envs.tabletop")
-
 
 @contextmanager
-def forked_python(folder: Path):
-    """The path of the interpreter, `folder`/python. Beside it lies the command aim-hf."""
+def forked_python(interpreter: str, modules: tuple[str, ...]):
+    """The path of an interpreter that has imported `modules`. On other systems than Linux it is `interpreter` itself,
+    for libraries aren't made to be forked there."""
     import subprocess
+    import tempfile
 
-    address, front = str(folder / "socket"), folder / "python"
-    run = f'"{sys.executable}" -IS "{__file__}" run "{address}"'
-    for path, command in ((front, run), (folder / "aim-hf", f'"{front}" -m aim_hf')):
-        path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        path.chmod(0o755)
-    command = [sys.executable, __file__, "serve", address, front]
+    if sys.platform != "linux":
+        yield interpreter
+        return
     # Asking the driver for GPUs would leave it unusable in what is forked.
     environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as server:
-        assert server.stdout.readline() == b"ready\n"
-        yield str(front)
-        server.stdin.close()
+    with tempfile.TemporaryDirectory() as folder:
+        address, front = f"{folder}/socket", f"{folder}/python"
+        write_script(front, f'"{interpreter}" -IS "{__file__}" run "{address}"')
+        command = [interpreter, "-u", __file__, "serve", address, front, *modules]
+        with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as server:
+            assert server.stdout.readline() == b"ready\n"
+            yield front
+            server.stdin.close()
+
+
+def write_script(path: str, command: str) -> None:
+    Path(path).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    Path(path).chmod(0o755)
 
 
 def run(address: str, arguments: list[str]) -> None:
@@ -45,12 +50,12 @@ def run(address: str, arguments: list[str]) -> None:
     request = json.dumps({"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
-        socket.send_fds(server, [len(request).to_bytes(4)], [0, 1, 2])
+        socket.send_fds(server, [struct.pack("!i", len(request))], [0, 1, 2])
         server.sendall(request)
-        process = int.from_bytes(server.recv(4))
+        (process,) = struct.unpack("!i", server.recv(4))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: os.kill(process, number))
-        code = int.from_bytes(server.recv(4), signed=True)
+        (code,) = struct.unpack("!i", server.recv(4))
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
@@ -81,11 +86,11 @@ def serve(address: str) -> tuple[dict, list[int]]:
             woken.recv(4096)
         while callers and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             with suppress(OSError), callers.pop(ended[0]) as caller:
-                caller.sendall(os.waitstatus_to_exitcode(ended[1]).to_bytes(4, signed=True))
+                caller.sendall(struct.pack("!i", os.waitstatus_to_exitcode(ended[1])))
         if listening in readable:
             caller, _ = listening.accept()
             size, streams, *_ = socket.recv_fds(caller, 4, 3)
-            request = json.loads(caller.recv(int.from_bytes(size), socket.MSG_WAITALL))
+            request = json.loads(caller.recv(*struct.unpack("!i", size), socket.MSG_WAITALL))
             if (process := os.fork()) == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -93,7 +98,7 @@ def serve(address: str) -> tuple[dict, list[int]]:
                     other.close()
                 return request, streams
             callers[process] = caller
-            caller.sendall(process.to_bytes(4))
+            caller.sendall(struct.pack("!i", process))
             for stream in streams:
                 os.close(stream)
 
@@ -102,16 +107,15 @@ def become(request: dict, streams: list[int], front: str) -> None:
     """Runs the module or script of the request as an interpreter would. Other requests get a new interpreter."""
     import runpy
 
-    import torch
-
+    os.setsid()
     for stream, number in zip(streams, range(3)):
         os.dup2(stream, number)
         os.close(stream)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    if "OMP_NUM_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     arguments = [argument for argument in request["arguments"][:1] if argument != "-u"] + request["arguments"][1:]
     if not arguments or (arguments[0].startswith("-") and arguments[0] != "-m"):
         os.execv(sys.executable, [sys.executable, *request["arguments"]])
@@ -127,14 +131,14 @@ def become(request: dict, streams: list[int], front: str) -> None:
 
 
 if __name__ == "__main__":
-    step, address, *rest = sys.argv[1:]
-    if step == "run":
-        run(address, rest)
+    if sys.argv[1] == "run":
+        run(sys.argv[2], sys.argv[3:])
     else:
         import gc
         from importlib import import_module
 
-        for name in PRELOADED:
+        address, front, *modules = sys.argv[2:]
+        for name in modules:
             import_module(name)
         gc.freeze()  # what is shared by all stays shared
-        become(*serve(address), *rest)
+        become(*serve(address), front)

@@ -2,9 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 
 import pytest
+
+from . import forked_python
 
 TELL = """
 import os, sys
@@ -82,3 +86,14 @@ def test_it_is_killed_with_its_caller(start):
     process.kill()
     assert process.communicate(timeout=30)[0] == ""  # once nothing holds its output any more
     assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked")
+def test_it_fails_with_its_server(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        process = subprocess.Popen([sys.executable, forked_python.__file__, "run", tmp_path / "socket", "script.py"])
+        server, _ = listening.accept()
+        server.close()
+        assert process.wait(30) == 1

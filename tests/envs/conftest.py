@@ -2,6 +2,7 @@ import pytest
 
 from aim_hf.envs.robotwin.standin import write_assets
 
+from ..forked_python import forked_python
 from .fixtures_robotwin_runtime import PYTHON
 
 
@@ -13,10 +14,17 @@ def assets(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def robotwin_python():
+    """RoboTwin's interpreter, which has imported what RoboTwin does."""
+    with forked_python(str(PYTHON), ("torch", "toppra", "gymnasium", "trimesh", "sapien.core")) as path:
+        yield path
+
+
 @pytest.fixture
-def robotwin(monkeypatch, assets):
+def robotwin(monkeypatch, assets, robotwin_python):
     """RoboTwin's package with stand-ins, on a CPU."""
-    values = {"PYTHON": PYTHON, "ASSETS_ROOT": assets, "SHADER": "trivial", "PLANNER": "cpu"}
+    values = {"PYTHON": robotwin_python, "ASSETS_ROOT": assets, "SHADER": "trivial", "PLANNER": "cpu"}
     for name, value in values.items():
         monkeypatch.setenv(f"ROBOTWIN_{name}", str(value))
     monkeypatch.delenv("ROBOTWIN_ROOT", raising=False)

@@ -72,11 +72,11 @@ def test_the_first_scenes_that_the_expert_fulfils_count(robotwin, tmp_path):
 def test_two_processes_find_the_same_scenes(checkout, tmp_path, python):
     script = tmp_path / "run.py"
     script.write_text(
-        "from tests.evaluation.test_protocol import Still, PROTOCOL, TASKS\n"
-        "from pathlib import Path\n"
-        "from accelerate import PartialState\n"
-        "from aim_hf.evaluation.evaluate import evaluate\n"
-        "if __name__ == '__main__':\n"
+        "if __name__ == '__main__':  # workers of simulators import this file again\n"
+        "    from tests.evaluation.test_protocol import Still, PROTOCOL, TASKS\n"
+        "    from pathlib import Path\n"
+        "    from accelerate import PartialState\n"
+        "    from aim_hf.evaluation.evaluate import evaluate\n"
         "    state = PartialState(cpu=True)\n"
         f"    evaluate(Still(), PROTOCOL, Path({str(tmp_path / 'two')!r}), 4, TASKS, 1, 0, 1, state)\n"
     )
