@@ -169,6 +169,11 @@ def test_only_the_user_casts_the_vae(args):
             pipe.to(*wrong)
     with pytest.raises(ValueError, match="dtype is given twice"):
         pipe.to(torch.float64, dtype=torch.float32)
+    with pytest.raises(ValueError, match="expected a device, a dtype, or a device and a dtype"):
+        pipe.to("cpu", torch.bfloat16, torch.bfloat16)
+    with pytest.raises(TypeError, match="torch_dtype"):
+        pipe.to(torch_dtype=torch.bfloat16)
+    assert (pipe.vae.dtype, pipe.dtype) == (torch.float64, torch.float32)
 
 
 @torch.no_grad()
@@ -197,6 +202,7 @@ def test_a_call_is_its_public_steps(pipe, rng):
         ({"num_action_inference_steps": -1}, "num_action_inference_steps is -1"),
         ({"output_type": "jpg"}, "output_type is 'jpg'"),
         ({"sampling_config": {"stop_after": 1}}, "sampling_config is of type dict; expected SamplingConfig"),
+        ({"sampling_config": {}}, "sampling_config is of type dict; expected SamplingConfig"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 rows"),
         ({"session": "ring bell"}, "session is 'ring bell'; start one"),
         *(({"num_inference_steps": n}, f"num_inference_steps is {n!r}; expected a whole number") for n in ODD),

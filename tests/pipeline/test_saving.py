@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from aim_hf import AIM_TINY
 from aim_hf.model.modeling_aim import AIMForWorldAction
 from aim_hf.pipeline.pipeline_aim import AIMPipeline
 from aim_hf.utils.files import written_folder
+from aim_hf.utils.versions import PIPELINE_DTYPE
 
 from ..fixtures_pipeline import make_observation, make_pipeline, randomize
 from .fixtures_rollouts import assert_same, make_episode, roll_out, seeded
@@ -48,6 +50,17 @@ def test_plain_diffusion_pipeline_finds_the_class(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
     assert type(loaded) is AIMPipeline
+
+
+def test_plain_diffusers_tells_of_a_vae_in_half_precision(tmp_path, caplog):
+    """It loads all components in one dtype, the VAE too, which is far off in bfloat16."""
+    make_pipeline().save_pretrained(tmp_path)
+    load = partial(DiffusionPipeline.from_pretrained, tmp_path, custom_pipeline="pipeline", trust_remote_code=True)
+    assert load(**{PIPELINE_DTYPE: torch.bfloat16}).vae.dtype == torch.bfloat16
+    assert "the VAE is in torch.bfloat16, in which" in caplog.text
+    caplog.clear()
+    kept = load(**{PIPELINE_DTYPE: {"vae": torch.float32, "default": torch.bfloat16}})
+    assert (kept.vae.dtype, kept.dtype) == (torch.float32, torch.bfloat16) and not caplog.records
 
 
 def test_loading_in_another_dtype_and_with_given_components(pipe, tmp_path):

@@ -304,19 +304,27 @@ class AIMLoaderMixin:
             (folder / "pipeline.py").write_text("from aim_hf import AIMPipeline  # noqa: F401\n")
             super().save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
 
-    def to(self, *args: Any, dtype: torch.dtype | str | None = None, **kwargs: Any) -> Self:
+    def to(
+        self,
+        *args: Any,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        silence_dtype_warnings: bool = False,
+    ) -> Self:
         """As `DiffusionPipeline.to`, but the VAE keeps its dtype; only `pipe.vae.to(dtype)` changes it.
 
         Raises:
-            ValueError: for an unknown dtype.
+            ValueError: for an unknown dtype, and for more than a device and a dtype.
         """
-        *device, last = args or (None,)
-        if device or isinstance(last, torch.dtype):
+        if len(args) > 2:
+            raise ValueError(f"to got {args}; expected a device, a dtype, or a device and a dtype.")
+        *first, last = args or (None,)
+        if first or isinstance(last, torch.dtype):
             if dtype is not None:
                 raise ValueError(f"dtype is given twice, as {last} and {dtype}; give it once.")
-            args, dtype = device, last
+            args, dtype = first, last
         if dtype is not None:
             dtype = as_dtype(dtype)
             for component in (self.text_encoder, self.model):
                 component.to(dtype)
-        return super().to(*args, **kwargs)
+        return super().to(*args, device=device, silence_dtype_warnings=silence_dtype_warnings)

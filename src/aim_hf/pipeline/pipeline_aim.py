@@ -13,6 +13,7 @@ these public steps: `check_inputs`, `prepare_latents`, `denoise_world`, `denoise
 records gradients.
 """
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,8 @@ from .recent import RecentFrames
 from .sampling import OnStepEnd, denoise_actions, denoise_world, prepare_latents
 from .sampling_config import SamplingConfig
 from .session import AIMSession
+
+logger = logging.getLogger(__name__)
 
 # Concurrent calls would move an offloaded text encoder to the GPU and back at the same time.
 _encoding_lock = threading.Lock()
@@ -90,6 +93,12 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             "action_scheduler": action_scheduler,
         }
         check_components(components)
+        # Plain `DiffusionPipeline.from_pretrained` loads it in the dtype of the others.
+        if vae.dtype in (torch.bfloat16, torch.float16):
+            logger.warning(
+                f"the VAE is in {vae.dtype}, in which a trained one may be far off, and actions with it; load the "
+                'pipeline with dtype={"vae": torch.float32, "default": ...}, as AIMPipeline.from_pretrained does.'
+            )
         sampling_config = _sampling_config(sampling_config)
         if action_noise_scale is not None:
             sampling_config = replace(sampling_config, action_noise_scale=action_noise_scale)
@@ -427,7 +436,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             RuntimeError: if actions are not finite, naming their rows.
         """
         # 1. Check inputs.
-        config = _changed(sampling_config or self.sampling_config, sampling)
+        config = _changed(self.sampling_config if sampling_config is None else sampling_config, sampling)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         callback = callback_on_step_end, callback_on_step_end_tensor_inputs
