@@ -302,7 +302,7 @@ def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):
         ((observations,), "executed_actions are missing"),
         ((observations, actions[:7]), r"shape \(1, 7, 16\); expected \(1, 8, 16\)"),
         ((observations, actions[:, :14]), r"expected \(1, 8, 16\)"),
-        ((observations, nan), "NaN"),
+        ((observations, nan), "executed_actions have NaN"),
         ((observations, far), r"executed_actions.*: number \[0, 3, 2\] is 3e\+38; expected -[\d.]+ to [\d.]+"),
         ((observations, "left"), "executed_actions are str; expected an array of numbers"),
         ((observations, [[1], [2, 3]]), "executed_actions are list; expected an array of numbers"),

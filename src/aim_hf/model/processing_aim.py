@@ -494,7 +494,7 @@ class AIMProcessor(ProcessorMixin):
             ValueError: as `normalize_actions`, and for numbers more than `LARGEST` half-ranges from the middle of the
                 training set's range.
         """
-        relative = self.relative_actions(actions, initial_pose)
+        relative = self.relative_actions(self._check_actions(actions, name), initial_pose)
         center, half_range = self._scale(relative)
         name += ", relative to the first pose" if self.action_space == "ee" else ""
         check_magnitude(name, relative, center, half_range)
