@@ -144,6 +144,10 @@ BROKEN = {
         lambda f: change_info(f, data_path="{chunk}.parquet"),
         "info.json: data_path is '{chunk}.parquet', expected a path whose placeholders are among",
     ),
+    "attributes": (
+        lambda f: change_info(f, data_path="{chunk_index.value}.parquet"),
+        "info.json: data_path is '{chunk_index.value}.parquet', expected a path whose placeholders are among",
+    ),
     "no path": (lambda f: change_info(f, video_path=None), "info.json: video_path is None, expected a path"),
 }
 
@@ -261,6 +265,15 @@ def test_tasks_of_both_layouts_are_read(tmp_path):
     pq.write_table(table.rename_columns(["task_index", "words"]), path)
     with pytest.raises(UnreadableFile, match="it has no __index_level_0__, but task_index, words"):
         LeRobotSource(folder)
+
+
+def test_a_task_index_may_be_in_a_list(tmp_path):
+    """As `meta/info.json` describes it, with shape [1]."""
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v3", tmp_path / "lerobot_v3"))
+    expected = [LeRobotSource(folder).instruction(episode) for episode in range(3)]
+    lists = pa.list_(pa.int64())
+    change_table(folder, lambda t: with_column(t, "task_index", [[n] for n in t["task_index"].to_pylist()], lists))
+    assert [LeRobotSource(folder).instruction(episode) for episode in range(3)] == expected
 
 
 def test_a_task_index_has_one_meaning(tmp_path):

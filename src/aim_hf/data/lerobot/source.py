@@ -273,7 +273,8 @@ class LeRobotSource:
             ValueError: if the task changes within the episode, isn't among the dataset's tasks, or isn't what the
                 episode's metadata say.
         """
-        indices = set(self._table(episode, ["task_index"])["task_index"].to_pylist())
+        table = self._table(episode, ["task_index"])
+        indices = set(_numbers(table, "task_index", 1)[:, 0].astype(int).tolist())
         instructions = [self.tasks.get(index) for index in indices]
         if not all(isinstance(instruction, str) for instruction in instructions):
             raise ValueError(
@@ -410,7 +411,7 @@ class LeRobotSource:
         pattern = self._entry(entry, str, "a path with placeholders")
         try:
             return self.folder / pattern.format(**where)
-        except (LookupError, ValueError) as error:
+        except (LookupError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{self.folder / format.INFO}: {entry} is {pattern!r}, expected a path whose placeholders are among "
                 f"{', '.join(where)}; mend it there"
