@@ -90,6 +90,12 @@ def test_a_policy_behind_a_server_is_compared_without_its_weights(tmp_path, caps
         (folder / "settings.json").write_text("{}")
     run(options)
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["only_before"] == 1
+    run(options)  # as of more episodes
+    (here / "settings.json").write_text('{"policy": "another"}')  # whose videos would stay beside it
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(options)
+    assert "out was made from something else: after {} there, {'policy': 'another'} now." in capsys.readouterr().err
 
 
 def test_a_policy_that_has_changed_since_its_evaluation_is_not_taken_for_it(tmp_path):

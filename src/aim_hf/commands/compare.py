@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     from ..envs import make_environment
     from ..evaluation.comparison import check_weights, compare, format_comparison, same_world, training_summary
     from ..training.curve import plot_comparison
-    from ..utils.files import read_json, reading, write_json, write_text
+    from ..utils.files import claim, read_json, reading, write_json, write_text
     from ..utils.provenance import command
 
     comparison = compare(args.before, args.after)
@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
     mend = "evaluate into another folder"
     settings_of = {side: read_json(folder / "settings.json", mend) for side, folder in folders.items()}
     settings = settings_of["before"]  # both have the same settings of the scenes
+    claim(args.output_dir, settings_of, "comparison.json")  # videos of other policies may be there
     if args.training is not None:
         expected = "give the training.json that `aim-hf train-grpo` wrote"
         record = read_json(args.training, expected)
