@@ -79,6 +79,14 @@ def test_latents_are_the_same_however_they_are_made(material, tmp_path, python):
     assert len(LatentWindows(killed, pipe.model.config, window_chunks=2)) == 5 * (index[0]["chunks"] - 1)
 
 
+def test_actions_that_are_none_are_told_with_their_episode(material):
+    _, pipe = material
+    episode = make_episode(3)
+    episode.action[:] = 0
+    with pytest.raises(ValueError, match="^click_bell seed 3: actions have a left quaternion of length 0"):
+        encode_episode(episode, VideoCodec(pipe.vae), pipe.processor, 8, 1)
+
+
 @pytest.mark.parametrize("seed", [0, 1])  # the first episode is read to fit the processor, too
 def test_a_damaged_video_is_told_in_one_line(material, tmp_path, capsys, seed):
     folder, _ = material

@@ -22,6 +22,7 @@ from aim_hf.data.shards import ShardWriter, load_episodes, read_rows, shard_path
 from aim_hf.data.validation import validate
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
+from aim_hf.utils.files import UnreadableFile
 
 from .fixtures_episodes import NUM_FRAMES, PROVENANCE, make_episode, write_shard
 from .test_video import psnr
@@ -184,6 +185,9 @@ def test_a_preview_of_tasks_that_are_not_there_is_refused(folder, tmp_path):
     assert not sheet.exists()
     preview([str(folder), "--output_file", str(sheet), "--tasks", "click_bell"])
     assert sheet.is_file()
+    row = make_episode().to_row() | {f"rgb_{camera}": None for camera in CAMERAS}
+    with pytest.raises(ValueError, match="click_bell seed 0 has no pictures; record this episode again"):
+        contact_sheet(row, 4)
 
 
 @contextmanager
@@ -254,6 +258,42 @@ def test_a_truncated_shard_is_named(folder):
     ):
         with pytest.raises(ValueError, match=message):
             read()
+
+
+def test_a_shard_that_is_damaged_inside_or_empty_is_named(folder):
+    """`datasets` copies a folder into its cache, with errors that name no file."""
+    path = folder / "data" / "easy-click_bell-00000.parquet"
+    content, metadata = path.read_bytes(), pq.read_metadata(path).row_group(1)
+    names = [metadata.column(number).path_in_schema for number in range(metadata.num_columns)]
+    begin = metadata.column(names.index("rgb_head_camera.bytes")).data_page_offset
+    path.write_bytes(content[:begin] + bytes(400) + content[begin + 400 :])
+    with pytest.raises(UnreadableFile, match="easy-click_bell-00000.parquet can't be read .*; delete it and run"):
+        load_episodes(folder)
+    path.write_bytes(content)
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(ValueError, match="easy-click_bell-00000.parquet holds no episode; delete it and run"):
+        load_episodes(folder)
+
+
+@pytest.mark.parametrize("name", ["suite", "task", "split", "seed", "instruction", "fps", "action_space"])
+def test_an_episode_without_a_description_is_named(folder, name):
+    path = folder / "data" / "easy-click_bell-00000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[1][name] = None
+    Dataset.from_list(rows, features=episode_features()).to_parquet(path)
+    message = f"easy-click_bell-00000.parquet: {name} is missing in an episode; delete it and run"
+    with pytest.raises(ValueError, match=message):
+        load_episodes(folder)
+    assert re.search(message, validate(folder, 0, 0).problems[0])
+
+
+def test_a_full_cache_is_told(folder):
+    with (
+        full_disk(),
+        pytest.raises(OSError, match="could not be copied into the cache of datasets, .*Make room there"),
+    ):
+        load_episodes(folder)
+    assert len(load_episodes(folder)) == 3
 
 
 def test_a_shard_from_before_interventions_is_read_beside_new_ones(folder):

@@ -264,6 +264,7 @@ def test_unfinished_old_or_damaged_latents_are_named(pipe, latents, tmp_path):
         (index["episodes"], "holds a JSON list, expected a dict.*older version"),  # as it was before
         ({"made_from": {}, "episodes": index["episodes"]}, "has no 'chunk_latent_frames'"),
         ({"made_from": index["made_from"], "episodes": []}, "index.json can't be read"),
+        ({"made_from": index["made_from"], "episodes": [{"shard": 0, "key": "0", "chunks": 3}]}, "index.json can't"),
         ({"made_from": index["made_from"], "episodes": [{"chunks": 3}]}, r"index.json can't be read \(has no 'shard'"),
     ):
         (tmp_path / "index.json").write_text(json.dumps(content))

@@ -83,7 +83,7 @@ class LatentWindows(Dataset):
             self.video_encoder: str = index["made_from"]["video_encoder"]
             self.text_encoder: str = index["made_from"]["text_encoder"]
             episodes = index["episodes"]
-            places = [(entry["shard"], entry["key"], entry["chunks"]) for entry in episodes]
+            places = [(self.folder / entry["shard"], entry["key"], entry["chunks"]) for entry in episodes]
             longest = max(chunks for _, _, chunks in places)
         self._check_geometry(geometry)
         self.processor = stored_processor(self.folder)

@@ -87,7 +87,10 @@ def encode_episode(
     initial_pose = unit_pose(episode.state[0]) if episode.action_space == "ee" else None
 
     def padded(actions: np.ndarray) -> torch.Tensor:
-        relative = processor.relative_actions(torch.from_numpy(actions).double(), initial_pose)
+        try:
+            relative = processor.relative_actions(torch.from_numpy(actions).double(), initial_pose)
+        except ValueError as error:
+            raise ValueError(f"{episode.task} seed {episode.seed}: {error}") from error
         last = relative[-1:].expand(latent_frames * n - steps, -1)
         return torch.cat([relative, last]).float()
 

@@ -30,7 +30,8 @@ from .episodes import VIDEO_COLUMNS, check_row, check_videos, episode_features
 with extra("data"):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Dataset, Features, Value, Video, load_dataset
+    from datasets import Dataset, Features, Value, Video, config, load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
 KEY = ("suite", "task", "split", "seed")  # identifies an episode
 UNFINISHED = ".unfinished"
@@ -181,9 +182,13 @@ def check_folder(folder: Path) -> Features:
             schema = pq.read_schema(path)
         dims.setdefault(check_schema(schema, str(path)), path)
         with reading(path, MEND):
-            table = pq.read_table(path, columns=[*KEY, "fps", "action_space"])
+            table = pq.read_table(path, columns=[*KEY, "instruction", "fps", "action_space"])
+        if not len(table):
+            raise ValueError(f"{path} holds no episode; {MEND}")
+        if missing := [name for name in table.column_names if table[name].null_count]:
+            raise ValueError(f"{path}: {', '.join(missing)} is missing in an episode; {MEND}")
         for found, name in ((rates, "fps"), (spaces, "action_space")):
-            for value in table[name].unique().drop_null().to_pylist():
+            for value in table[name].unique().to_pylist():
                 found.setdefault(value, path)
         keys = list(zip(*(table[name].to_pylist() for name in KEY)))
         for key, following in zip(keys, [*keys[1:], None]):
@@ -273,6 +278,7 @@ def load_episodes(source: str | Path) -> Dataset:
 
     Raises:
         FileNotFoundError, ValueError: as `check_folder`; for a repo, as `reading_repo`; ValueError for other data.
+        OSError: for a damaged shard, which it names, or a cache of `datasets` that can't be written.
     """
     folder = Path(source)
     if not folder.exists() and str(source).count("/") == 1:
@@ -293,7 +299,17 @@ def load_episodes(source: str | Path) -> Dataset:
         return _with_videos_as_bytes(dataset)
     features = check_folder(folder)
     files = [glob.escape(str(path)) for path in shard_paths(folder)]  # `datasets` takes names for patterns
-    return _with_videos_as_bytes(load_dataset("parquet", data_files=files, split="train", features=features))
+    try:
+        return _with_videos_as_bytes(load_dataset("parquet", data_files=files, split="train", features=features))
+    except DatasetGenerationError as error:
+        for path in shard_paths(folder):
+            with reading(path, MEND):
+                for _ in pq.ParquetFile(path).iter_batches(batch_size=1):
+                    pass
+        raise OSError(
+            f"{folder} could not be copied into the cache of datasets, {config.HF_DATASETS_CACHE} "
+            f"({error.__cause__}). Make room there, or choose another folder by HF_DATASETS_CACHE"
+        ) from error
 
 
 def _with_videos_as_bytes(dataset: Dataset) -> Dataset:

@@ -51,6 +51,7 @@ def reading(path: str | os.PathLike, mend: str) -> Iterator[None]:
     except _ERRORS_OF_CONTENT as error:
         # A LookupError prints only its key.
         reason = f"has no {error}" if isinstance(error, LookupError) else str(error) or type(error).__name__
+        reason = " ".join(reason.split())  # those of Parquet have several lines
         raise UnreadableFile(f"{path} can't be read ({reason}); {mend}.") from error
 
 
