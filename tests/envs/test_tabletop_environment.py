@@ -191,6 +191,14 @@ def test_noise_that_can_not_be_drawn_is_refused(env, noise):
     env.reset(0)
     with pytest.raises(ValueError, match="noise is 0.01 without rng" if noise == 0.01 else "noise is .*at least 0"):
         next(env.demonstrate(noise, observe=False))
+    with pytest.raises(ValueError, match="rng is of type int; expected Generator"):
+        next(env.demonstrate(0.01, rng=5, observe=False))
+
+
+def test_an_arm_that_is_not_there_is_named(env):
+    env.reset(0)
+    with pytest.raises(ValueError, match="arm is 'middle'; expected one of left, right"):
+        env.tcp("middle")
 
 
 # Physical state

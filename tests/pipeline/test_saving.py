@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from aim_hf import AIM_TINY
 from aim_hf.model.modeling_aim import AIMForWorldAction
@@ -233,6 +234,7 @@ EMPTIED = [
         ("model/config.json", "missing"),
         ("model/config.json", "cut"),
         ("processor/processor_config.json", "missing"),
+        ("processor/processor_config.json", "listed"),
         ("processor/tokenizer.json", "cut"),
         ("scheduler/scheduler_config.json", "missing"),
         *((name, "emptied") for name in EMPTIED),
@@ -241,9 +243,19 @@ EMPTIED = [
 def test_damaged_folders_are_refused_by_name(pipe, tmp_path, name, damage):
     pipe.save_pretrained(tmp_path)
     file = tmp_path / name
-    {"cut": cut_short, "missing": Path.unlink, "emptied": lambda file: file.write_text("{}")}[damage](file)
+    rewritten = {"emptied": "{}", "listed": "[]"}
+    damages = {kind: partial(Path.write_text, data=text) for kind, text in rewritten.items()}
+    ({"cut": cut_short, "missing": Path.unlink} | damages)[damage](file)
     with pytest.raises((OSError, ValueError), match=name.split("/")[0 if damage == "missing" else -1]):
         AIMPipeline.from_pretrained(tmp_path)
+
+
+def test_a_damaged_model_alone_is_refused_by_name(pipe, tmp_path):
+    pipe.model.save_pretrained(tmp_path)
+    cut_short(tmp_path / "model.safetensors")
+    for load in (AIMForWorldAction, AutoModel):
+        with pytest.raises(OSError, match="model.safetensors is missing or damaged .*; save or download"):
+            load.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("component", ["vae", "text_encoder", "model"])

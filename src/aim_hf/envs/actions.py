@@ -9,10 +9,16 @@ from .base import ARMS
 
 
 def checked_action(action: np.ndarray, mode: str, action_dims: dict[str, int]) -> np.ndarray:
-    """A float64 copy of `action`, whose owner may fill it anew. Raises ValueError for an unknown mode, a wrong shape,
-    NaN, or a bad quaternion."""
+    """A float64 copy of `action`, whose owner may fill it anew. Raises ValueError for an unknown mode, anything but
+    numbers, a wrong shape, NaN, or a bad quaternion."""
     check_choice("mode", mode, action_dims)
-    action = np.array(action, dtype=np.float64)
+    try:
+        action = np.array(action)
+    except ValueError as error:  # a list of lists of several lengths
+        raise ValueError(f"action is no array ({error}); expected an array of numbers.") from error
+    if action.dtype.kind not in "fiub":
+        raise ValueError(f"action is of dtype {action.dtype}; expected an array of numbers.")
+    action = action.astype(np.float64)
     if action.shape != (action_dims[mode],):
         raise ValueError(
             f"action has shape {action.shape}, mode {mode!r} expects ({action_dims[mode]},): pass one action for both "

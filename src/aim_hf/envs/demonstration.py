@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..utils.checks import check_number
+from ..utils.checks import check_kind, check_number
 from .base import Environment, ExpertFrame, ExpertPath
 
 CORRELATION = 0.32  # s, correlation length of the perturbation
@@ -22,10 +22,12 @@ def play_path(
     The executed actions are the path plus a smooth random offset of each end effector's position, with a standard
     deviation of `noise` (m), and the offset of the path's mistake. The expert's actions are the path itself.
 
-    Raises ValueError for a negative noise, or one without `rng`.
+    Raises ValueError for a negative noise, one without `rng`, or an `rng` that is none.
     """
     if check_number("noise", noise, 0) and rng is None:
         raise ValueError(f"noise is {noise} without rng; give a numpy.random.Generator, by which it is drawn.")
+    if rng is not None:
+        check_kind("rng", rng, np.random.Generator)
     expert_actions = np.asarray(path.actions, dtype=np.float32)
     actions = expert_actions.copy()
     if noise > 0:

@@ -143,7 +143,7 @@ class InProcessEnvironment(ABC):
         return self._rig.cameras()
 
     def tcp(self, arm: str) -> np.ndarray:
-        return self._active_scene().tcp(arm)
+        return self._active_scene().tcp(check_choice("arm", arm, ARMS))
 
     def fk(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
         qpos = checked_action(qpos, "qpos", self.action_dims)

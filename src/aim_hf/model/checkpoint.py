@@ -133,6 +133,8 @@ def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, Shape
     for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
+            if file.name == "processor_config.json" and not isinstance(content, dict):
+                raise ValueError(f"it holds a JSON {type(content).__name__}, expected a dict")
             # Without these, a class would take its defaults for all that is missing.
             if file.name in _NAME_THEIR_CLASS and not {"_class_name", "model_type"} & set(content):
                 raise ValueError("it doesn't name its class")
@@ -151,6 +153,14 @@ def refuse_pickles(folder: Path) -> None:
                 "the library that made it, and save it again with save_pretrained; or delete it if "
                 "*.safetensors beside it hold the same."
             )
+
+
+def check_weights(folder: Path) -> None:
+    """Raises OSError, naming the file, as `refuse_pickles`, and for a damaged safetensors file. A repo id is no
+    folder."""
+    refuse_pickles(folder)
+    for file in sorted(folder.glob("*.safetensors")):
+        tensor_shapes(file)
 
 
 def check_one_device(model: torch.nn.Module) -> None:

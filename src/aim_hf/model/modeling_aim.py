@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 
 from .attention import VisibleSet, joined, packed_visible
 from .cache import ActionContext, AIMCache, WorldContext
-from .checkpoint import DOWNLOAD_KWARGS, EARLIER_NAMES, as_dtype, check_one_device, local_folder, refuse_pickles
+from .checkpoint import DOWNLOAD_KWARGS, EARLIER_NAMES, as_dtype, check_one_device, check_weights, local_folder
 from .configuration_aim import AIMConfig
 from .conversion import LINGBOT_VA, WAN, Layout, LoadingReport, load_video_stream, wan_config
 from .layers import (
@@ -129,11 +129,11 @@ class AIMForWorldAction(PreTrainedModel):
         """As `PreTrainedModel.from_pretrained`, but reads weights from safetensors only.
 
         Raises:
-            OSError: for a folder with pickled weights, which it names; and as `PreTrainedModel.from_pretrained`.
+            OSError: for pickled or damaged weights, whose file it names; and as `PreTrainedModel.from_pretrained`.
             ValueError: for a `device_map` that puts layers on several devices, such as "auto" with two GPUs.
         """
         if pretrained_model_name_or_path is not None:
-            refuse_pickles(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+            check_weights(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         kwargs = {"key_mapping": EARLIER_NAMES} | kwargs | {"use_safetensors": True}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         check_one_device(loaded[0] if kwargs.get("output_loading_info") else loaded)
