@@ -62,6 +62,12 @@ def test_missing_pictures_and_other_rows_are_named(policy):
         policy.select_action({name: value for name, value in batch.items() if "left" not in name})
     policy.select_action(batch)
     policy.select_action(batch)
+    for wrong in (lambda x: (255 * x).byte(), lambda x: 255 * x, lambda x: 4 * x - 2, lambda x: x * float("nan")):
+        others = batch | {"observation.images.head_camera": wrong(batch["observation.images.head_camera"])}
+        with pytest.raises(
+            ValueError, match="images.head_camera is torch.* expected floating-point numbers from 0 to"
+        ):
+            policy.select_action(others)
     with pytest.raises(ValueError, match="has 3 rows; expected 2. Call reset"):
         for _ in range(2):
             policy.select_action(make_batch(make_steps(1, rows=3)[0]))

@@ -107,6 +107,8 @@ def test_a_chunk_continues_the_last_one(policy: AIMPolicy):
     assert torch.equal(following[0, :4], chunk[0, 3:7])
     assert not torch.equal(following[0, 4:], chunk[0, 4:])
     assert policy.supports_rtc()
+    with pytest.raises(ValueError, match="inference_delay is -1; expected a whole number, at least 0"):
+        policy.predict_action_chunk(batch, inference_delay=-1, prev_chunk_left_over=left)
 
 
 def test_sampling_fields_reach_the_pipeline(folder: Path):

@@ -314,7 +314,7 @@ def as_pictures(batch: dict[str, Any], feature: str, rows: int) -> np.ndarray:
     """Pictures (B, ..., H, W, 3) uint8 of a feature (B, ..., 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: if the batch lacks the feature, or has another number of rows.
+        ValueError: if the batch lacks the feature, has another number of rows, or numbers of another range.
     """
     if feature not in batch:
         there = ", ".join(name for name in batch if name.startswith("observation.image"))
@@ -325,6 +325,12 @@ def as_pictures(batch: dict[str, Any], feature: str, rows: int) -> np.ndarray:
     pictures = batch[feature]
     if len(pictures) != rows:
         raise ValueError(f"{feature} has {len(pictures)} rows; expected {rows}. Call reset() before other episodes.")
+    # Augmentations may leave [0, 1] a little; 0 to 255 and normalized pictures would be white or black in silence.
+    if not pictures.is_floating_point() or not ((pictures > -0.5) & (pictures < 1.5)).all():
+        raise ValueError(
+            f"{feature} is {pictures.dtype}, {pictures.min():g} to {pictures.max():g}; expected floating-point "
+            "numbers from 0 to 1, as LeRobot's datasets have them."
+        )
     return (pictures.float() * 255).round().clamp(0, 255).byte().movedim(-3, -1).cpu().numpy()
 
 

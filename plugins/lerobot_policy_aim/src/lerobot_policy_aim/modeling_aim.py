@@ -26,6 +26,7 @@ from aim_hf.model.checkpoint import DOWNLOAD_KWARGS, check_all_loaded, local_fol
 from aim_hf.training.augmentations import augmentations, check_committed, imagined
 from aim_hf.training.flow_matching import LOSS_TERMS, FlowMatchingLoss, weigh_values
 from aim_hf.training.initial_model import initial_model
+from aim_hf.utils.checks import check_whole
 from aim_hf.utils.files import written_folder
 
 from .configuration_aim import NO_BASE, AIMPolicyConfig
@@ -303,8 +304,9 @@ class AIMPolicy(PreTrainedPolicy):
             execution_horizon: limit of the actions that are taken over from the last chunk.
 
         Raises:
-            ValueError: as `select_action`, and for a delay that is as long as a prediction.
+            ValueError: as `select_action`, and for a delay that is negative or as long as a prediction.
         """
+        check_whole("inference_delay", inference_delay, least=0)
         self.eval()
         session, generators = self._start(batch)
         committed = None
