@@ -218,6 +218,7 @@ def test_a_call_is_its_public_steps(pipe, rng):
             for n in (True, "1", np.nan, 2)
         ),
         ({"output_type": ["np"]}, "output_type is"),
+        ({"output_type": np.zeros(2)}, "output_type is array"),
         ({"generator": 5}, "generator is 5; expected a torch.Generator"),
         ({"generator": (torch.Generator(),)}, "generator is .*expected a torch.Generator"),
         ({"generator": [5]}, "generator is 5"),

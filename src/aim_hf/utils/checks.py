@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import fields
 from functools import partial
 from numbers import Integral, Real
@@ -81,7 +81,7 @@ def check_fields(arguments: Any, ranges: Mapping[Callable[[str, Any], Any], Coll
 
 def check_choice(name: str, value: Any, choices: Collection) -> Any:
     """`value`. Raises ValueError unless it is one of `choices`."""
-    if value not in list(choices):
+    if not isinstance(value, Hashable) or value not in list(choices):  # arrays are compared number by number
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}.")
     return value
 
