@@ -188,6 +188,11 @@ def test_a_stream_of_no_windows_is_refused(name, value):
         StreamedWindows([], Window(3), **{name: value})
 
 
+def test_rows_that_are_empty_after_a_pass_are_refused():
+    with pytest.raises(ValueError, match="rows are list_iterator, which is empty after one pass"):
+        StreamedWindows(iter([]), Window(3))
+
+
 def test_an_episode_shorter_than_a_window_stands_still_at_its_end(folder, episodes):
     window = Window(NUM_FRAMES + 2, cameras=("head_camera",))
     windows = EpisodeWindows(folder, window)

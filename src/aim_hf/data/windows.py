@@ -171,12 +171,16 @@ class StreamedWindows(IterableDataset):
     and the episode, but not on the workers. Passes are numbered; `set_epoch` sets the next number, to resume a run.
 
     Raises:
-        ValueError: if a number isn't whole, or is below 1 (`seed`: below 0).
+        ValueError: if a number isn't whole, or is below 1 (`seed`: below 0), and for rows that can be read only once.
     """
 
     def __init__(
         self, rows: Iterable[dict[str, Any]], window: Window, windows_per_episode: int = 1, seed: int = 0
     ) -> None:
+        if isinstance(rows, Iterator):
+            raise ValueError(
+                f"rows are {type(rows).__name__}, which is empty after one pass; give a dataset or a list."
+            )
         if isinstance(rows, StreamedDataset) and rows.features:
             rows = rows.decode(False)  # `cut` decodes only the frames of a window, and names a damaged video
         self.rows, self.window, self.seed = rows, window, check_whole("seed", seed, least=0)
