@@ -144,6 +144,7 @@ def test_a_policys_fingerprint_is_that_of_its_content(policy, tmp_path):
     policy.pipe.save_pretrained(tmp_path / "b")
     first, second = (AIMPolicy.from_pretrained(tmp_path / name).settings for name in "ab")
     assert first["policy_sha256"] == second["policy_sha256"] and first["policy"] != second["policy"]
+    assert AIMPolicy.from_pretrained(f"{tmp_path}/./a/").settings == first  # another spelling is no other policy
     for source, name in ("ac", "bd"):  # these say where they came from
         AIMPolicy.from_pretrained(tmp_path / source).pipe.save_pretrained(tmp_path / name)
     configs = [json.loads((tmp_path / name / "vae" / "config.json").read_text()) for name in "cd"]

@@ -190,7 +190,9 @@ class AIMPolicy:
 
         loading, execution = LoadingConfig(**taken(LoadingConfig)), ExecutionConfig(**taken(ExecutionConfig))
         pipe = AIMPipeline.load(folder, device, loading)
-        settings = {"policy": str(name_or_path), "policy_sha256": fingerprint(folder)} | loading.settings()
+        # Without a slash at its end, with which it would be another policy to whoever compares settings.
+        settings = {"policy": os.path.normpath(name_or_path), "policy_sha256": fingerprint(folder)}
+        settings |= loading.settings()
         return cls(pipe, settings, replace(pipe.sampling_config, **options), execution)
 
     @property
