@@ -154,3 +154,5 @@ def test_the_curves_of_stage_2_are_drawn(tmp_path):
     ]
     plot_grpo(history, tmp_path / "training.png")
     assert (tmp_path / "training.png").stat().st_size > 1000
+    with pytest.raises(OSError, match="training.png/training.png could not be written .*Make room"):
+        plot_grpo(history, tmp_path / "training.png" / "training.png")

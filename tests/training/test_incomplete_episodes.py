@@ -217,6 +217,9 @@ def test_samples_from_the_true_map_are_measured_where_there_is_one(latents, pipe
     for name, kind, rows in (("", "actions", 4), ("_true_map", "actions_from_true_map", 3)):
         error = (sampled[kind] - batch["actions"][:, :horizon])[:rows].abs().mean().item()
         assert metrics[f"sample_action_error{name}"] == pytest.approx(error, rel=1e-4), name
+    callback.folder = tmp_path / "step-0000001.png"  # the picture, which is no folder
+    with pytest.raises(OSError, match="step-0000002.png could not be written .*Make room"):
+        callback.sample(2)
 
 
 def test_the_vae_sees_black_where_something_is_missing(pipe, episodes):

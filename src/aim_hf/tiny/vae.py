@@ -47,6 +47,7 @@ from ..utils.files import (
     read_json_lines,
     reading,
     write_text,
+    written_file,
     written_folder,
 )
 from .principal_components import condition_encoder, set_principal_component_encoder
@@ -364,8 +365,8 @@ class VAETrainer:
         metrics, reconstructions = evaluate_vae(self.accelerator.unwrap_model(self.loss), self.held_out)
         entry = {"step": self.step, **{f"{name}_loss": term.item() for name, term in terms.items()}, **metrics}
         picture = self.folder / "samples" / f"step-{self.step:06d}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_reconstructions(self.held_out, reconstructions).save(picture)
+        with written_file(picture) as temporary:
+            draw_reconstructions(self.held_out, reconstructions).save(temporary, "PNG")
         append_json_line(self.folder / LOG, {name: round(value, 5) for name, value in entry.items()})
         return metrics
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils.extras import extra
+from ..utils.files import written_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,4 +97,5 @@ def _figure(panels: int, width: float) -> tuple[Figure, np.ndarray | Axes]:
 
 def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    with written_file(path) as temporary:
+        figure.savefig(temporary, dpi=90, format=path.suffix[1:])

@@ -23,6 +23,7 @@ from ..pipeline.codec import VideoCodec
 from ..pipeline.sampling import denoise_actions, denoise_world, new_schedulers, prepare_latents
 from ..pipeline.sampling_config import SamplingConfig
 from ..utils.extras import extra
+from ..utils.files import written_file
 from ..value_maps.peak import peak
 from .arguments import AIMTrainingArguments
 from .trainer import AIMTrainer
@@ -121,7 +122,6 @@ class SampleCallback(TrainerCallback):
             metrics["sample_action_error_true_map"] = error
         # Not trainer.log: called within a step, it would suppress that step's own log, in this process only.
         self.trainer.sample_metrics = metrics
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._draw(batch, sampled, true_value, true_actions, metrics, self.folder / f"step-{step:07d}.png")
         return metrics
 
@@ -168,4 +168,5 @@ class SampleCallback(TrainerCallback):
             axis.set_title(f"{names}\ntrue: line, predicted: dashes", fontsize=7)
         figure.suptitle("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), fontsize=8)
         figure.tight_layout()
-        figure.savefig(path, dpi=80)
+        with written_file(path) as temporary:
+            figure.savefig(temporary, dpi=80, format="png")
