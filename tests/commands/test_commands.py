@@ -209,6 +209,15 @@ def test_an_empty_path_is_not_the_current_folder(argv, tmp_path, monkeypatch, ca
     assert told.endswith("is ''; expected a path. Give '.' for the current folder.")
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    """A shell leaves it in `--output_dir=~/runs`, which made a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run(["report", "--results=~/easy", "--output_dir=~/report"])
+    assert f"{tmp_path}/home/easy holds no results.json" in capsys.readouterr().err
+
+
 def test_every_command_with_an_output_folder_refuses_an_empty_one():
     commands = ROOT / "src" / "aim_hf" / "commands"
     named = {path.stem.replace("_", "-") for path in commands.glob("*.py") if '"--output_dir"' in path.read_text()}

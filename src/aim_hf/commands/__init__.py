@@ -60,9 +60,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def path_argument(text: str) -> Path:
-    """The path in an argument. An empty one, as of a variable that isn't set, is refused."""
+    """The path in an argument, with `~` for the home folder, which shells leave in `--output_dir=~/runs`. An empty
+    one, as of a variable that isn't set, is refused."""
     try:
-        return check_path("it", text)
+        return check_path("it", text).expanduser()
     except ValueError as error:
         raise argparse.ArgumentTypeError(error) from error
 
