@@ -6,9 +6,11 @@ import pytest
 
 from aim_hf.commands import run
 from aim_hf.evaluation.comparison import check_weights, compare, format_comparison, training_summary
+from aim_hf.evaluation.evaluate import read_results
 from aim_hf.evaluation.statistics import mcnemar_p, summarize
 from aim_hf.model.checkpoint import fingerprint
 from aim_hf.training.curve import plot_comparison, plot_grpo
+from aim_hf.utils.files import UnreadableFile
 
 
 def write(folder, successes: dict[str, list[bool]], **settings):
@@ -95,7 +97,7 @@ def test_a_policy_behind_a_server_is_compared_without_its_weights(tmp_path, caps
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run(options)
-    assert "out was made from something else: after {} there, {'policy': 'another'} now." in capsys.readouterr().err
+    assert "out was made from something else: after policy None there, 'another' now." in capsys.readouterr().err
 
 
 def test_a_policy_that_has_changed_since_its_evaluation_is_not_taken_for_it(tmp_path):
@@ -108,6 +110,32 @@ def test_a_policy_that_has_changed_since_its_evaluation_is_not_taken_for_it(tmp_
     (policy / "config.json").write_text('{"trained": 2}')
     with pytest.raises(ValueError, match=f"{policy} has changed since it was evaluated: .* Evaluate it again"):
         check_weights(comparison)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda results: results.update(suite="table"), "suite is 'table'; expected one of tabletop"),
+        (lambda results: results.update(mean_rate="1"), "mean_rate is '1'; expected 0 to 1"),
+        (lambda results: results["tasks"]["push"].update(rate=5), "rate of push is 5, of 1 successes in 2"),
+        (lambda results: results["tasks"]["push"].update(wilson=[0.1]), r"wilson of push is \[0.1\]; expected two"),
+    ],
+)
+def test_results_that_cannot_be_are_named(tmp_path, change, told):
+    folder = write(tmp_path / "before", {"push": [True, False]})
+    results = json.loads((folder / "results.json").read_text())
+    change(results)
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UnreadableFile, match=f"results.json can't be read .{told}"):
+        read_results(folder)
+
+
+def test_a_seed_that_is_no_number_is_named(tmp_path):
+    folder = write(tmp_path / "before", {"push": [True, False]})
+    path = folder / "episodes" / "push.jsonl"
+    path.write_text(path.read_text().replace('"seed": 101', '"seed": "101"'))
+    with pytest.raises(UnreadableFile, match="push.jsonl: seed is '101', expected a whole number; delete its line"):
+        read_results(folder)
 
 
 def test_what_is_not_of_the_same_scenes_is_refused(tmp_path):

@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
     mend = "evaluate into another folder"
     settings_of = {side: read_json(folder / "settings.json", mend) for side, folder in folders.items()}
     settings = settings_of["before"]  # both have the same settings of the scenes
-    claim(args.output_dir, settings_of, "comparison.json")  # videos of other policies may be there
+    made_from = {f"{side} {name}": value for side, of in settings_of.items() for name, value in of.items()}
+    claim(args.output_dir, made_from, "comparison.json")  # videos of other policies may be there
     if args.training is not None:
         expected = "give the training.json that `aim-hf train-grpo` wrote"
         record = read_json(args.training, expected)

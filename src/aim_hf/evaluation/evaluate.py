@@ -36,7 +36,7 @@ from ..rollout.policies import Policy, check_fits
 from ..rollout.run import EpisodeResult, ValueMaps, run_episodes
 from ..rollout.storyboard import write_contact_sheet, write_strip, write_video
 from ..rollout.vector_env import VectorEnvironment, cores_of_this_process
-from ..utils.checks import check_choice, check_whole
+from ..utils.checks import are_finite, check_choice, check_number, check_whole
 from ..utils.files import (
     UnreadableFile,
     append_json_line,
@@ -251,10 +251,14 @@ def read_results(output: Path) -> dict[str, Any]:
             raise ValueError(f"it has no {', '.join(missing)}")
         if not tasks:
             raise ValueError("it has no tasks")
+        check_choice("suite", results["suite"], TASKS)
+        check_number("mean_rate", results["mean_rate"], 0, 1)
         for task, of_task in tasks.items():
             for name in ("episodes", "successes", "rate"):
                 if isinstance(of_task[name], bool) or not isinstance(of_task[name], int | float):
                     raise ValueError(f"{name} of {task} is {of_task[name]!r}; expected a number")
+            if not are_finite(of_task["wilson"]) or len(of_task["wilson"]) != 2:
+                raise ValueError(f"wilson of {task} is {of_task['wilson']!r}; expected two numbers")
             recorded = [record["success"] for record in read_records(output, task)]
             counts = sum(success is True for success in recorded), len(recorded)
             if counts != (of_task["successes"], of_task["episodes"]):
@@ -262,6 +266,8 @@ def read_results(output: Path) -> dict[str, Any]:
                     f"it says {of_task['successes']} of {of_task['episodes']} for {task}, and its records "
                     f"{counts[0]} of {counts[1]}, in episodes/{task}.jsonl"
                 )
+            if abs(of_task["rate"] - counts[0] / counts[1]) > 1e-3:
+                raise ValueError(f"rate of {task} is {of_task['rate']}, of {counts[0]} successes in {counts[1]}")
     return results
 
 
@@ -285,6 +291,11 @@ def _read_lines(output: Path, task: str) -> list[dict[str, Any]]:
         return []
     records = read_json_lines(path, "delete that line and evaluate again, which runs what is missing", ("seed",))
     for record in records:
+        if type(record["seed"]) is not int:
+            raise UnreadableFile(
+                f"{path}: seed is {record['seed']!r}, expected a whole number; delete its line and evaluate again, "
+                "which runs what is missing"
+            )
         if missing := [name for name in RECORD if name not in record and "rejected" not in record]:
             raise UnreadableFile(
                 f"{path}: the record of seed {record['seed']} has no {', '.join(missing)}; delete its line and "
