@@ -95,6 +95,8 @@ def test_value_maps_to_rgb_and_back(rng):
     assert np.array_equal(processor.rgb_to_value(processor.value_to_rgb(levels[None])) * 255, np.arange(256)[None])
     # A colored picture's scalar is its channel mean, clamped.
     assert processor.rgb_to_value(np.array([[0.3, 0.6, 0.9], [1.5, 1.2, 1.2]])) == pytest.approx([0.6, 1.0])
+    with pytest.raises(ValueError, match="picture of a value map has dtype int64; expected uint8, or floats"):
+        processor.rgb_to_value(rgb.astype(np.int64))
 
 
 @pytest.mark.parametrize(
@@ -320,6 +322,8 @@ ONE = {"head": {"size": [8, 8], "slot": [0, 0, 8, 8]}}
     ("changes", "message"),
     [
         ({"cameras": {}}, "cameras are none"),
+        ({"cameras": [1]}, "cameras is of type list; expected Mapping"),
+        ({"cameras": {"head": None}}, "camera head is of type NoneType; expected Mapping"),
         ({"cameras": {"head": {"size": [8, 8]}}}, "camera head has no slot"),
         ({"cameras": {"head": {"size": [0, 8], "slot": [0, 0, 8, 8]}}}, r"size of head is \[0, 8\]; expected 2 whole"),
         ({"cameras": {"head": {"size": [8, 8], "slot": [0, 0, 8]}}}, r"slot of head is \[0, 0, 8\]; expected 4 whole"),
@@ -334,6 +338,8 @@ ONE = {"head": {"size": [8, 8], "slot": [0, 0, 8, 8]}}
 def test_fields_of_a_processor_are_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         AIMProcessor(make_tokenizer(), **{"canvas_size": [16, 16], "cameras": ONE} | changes)
+    with pytest.raises(ValueError, match="tokenizer is of type str; expected PreTrainedTokenizerBase"):
+        AIMProcessor("t5", [16, 16], ONE)
 
 
 def test_a_rotation_of_no_length_is_refused(rng):

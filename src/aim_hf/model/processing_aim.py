@@ -110,9 +110,11 @@ class AIMProcessor(ProcessorMixin):
         self.canvas_size = _whole_numbers("canvas_size", canvas_size, 2)
         if not cameras:
             raise ValueError("cameras are none; expected at least one, name -> its size and slot.")
+        check_kind("cameras", cameras, Mapping)
         # Sorted as in the saved JSON, so that a loaded processor has the same order.
         self.cameras = {}
         for name in sorted(cameras):
+            check_kind(f"camera {name}", cameras[name], Mapping)
             if missing := [key for key in ("size", "slot") if key not in cameras[name]]:
                 raise ValueError(f"camera {name} has no {', '.join(missing)}; expected size and slot.")
             size = _whole_numbers(f"size of {name}", cameras[name]["size"], 2)
@@ -130,6 +132,7 @@ class AIMProcessor(ProcessorMixin):
         self.action_statistics = action_statistics
         self.max_text_length = check_whole("max_text_length", max_text_length)
         self.fps = fps
+        check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
         if tokenizer.pad_token is None:
             raise ValueError("the tokenizer has no pad token; set one, or restore its tokenizer_config.json.")
         super().__init__(tokenizer)
@@ -344,6 +347,8 @@ class AIMProcessor(ProcessorMixin):
         """RGB picture of a value map -> the map, which is the clamped channel mean. (..., H, W, 3), uint8 or floating
         point in [0, 1] -> float32 (..., H, W) in [0, 1]."""
         rgb = np.asarray(rgb)
+        if rgb.dtype != np.uint8 and rgb.dtype.kind != "f":  # other integers would be white
+            raise ValueError(f"picture of a value map has dtype {rgb.dtype}; expected uint8, or floats in [0, 1].")
         scale = 255 if rgb.dtype == np.uint8 else 1
         return np.clip(rgb.mean(axis=-1, dtype=np.float32) / scale, 0, 1)
 
