@@ -62,7 +62,8 @@ def test_a_split_is_loaded_by_its_name_whatever_yaml_takes_it_for(tmp_path, spli
 def test_a_folder_may_have_any_name(tmp_path, name):
     """`datasets` takes the names of files for patterns: of `runs*` it read the neighbours, too."""
     for seed, folder in enumerate((name, "runs2")):
-        write_shard(tmp_path / folder, [make_episode(seed)])
+        path = write_shard(tmp_path / folder, [make_episode(seed)])
+        path.with_name(f"._{path.name}").write_bytes(b"of macOS")
     assert load_episodes(tmp_path / name)["seed"] == [0]
 
 

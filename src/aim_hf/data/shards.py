@@ -156,7 +156,7 @@ def shard_paths(folder: Path) -> list[Path]:
     Raises:
         FileNotFoundError: if there is no shard.
     """
-    paths = sorted(folder.glob("data/*.parquet"))
+    paths = sorted(folder.glob("data/[!.]*.parquet"))  # macOS leaves hidden files in copies
     if not paths:
         raise FileNotFoundError(
             f"{folder} holds no data/*.parquet; expected a folder made by `aim-hf collect`, or a repo id"

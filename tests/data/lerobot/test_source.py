@@ -267,6 +267,15 @@ def test_tasks_of_both_layouts_are_read(tmp_path):
         LeRobotSource(folder)
 
 
+def test_hidden_files_and_columns_that_are_asked_for_twice_do_no_harm(tmp_path):
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v3", tmp_path / "lerobot_v3"))
+    (path,) = folder.glob("meta/episodes/*/*.parquet")
+    (path.parent / f"._{path.name}").write_bytes(b"of macOS")
+    frames = LeRobotSource(folder).frames(1, ["timestamp", "frame_index", "frame_index"])
+    assert frames["frame_index"][:, 0].tolist() == list(range(len(frames["frame_index"])))
+    np.testing.assert_allclose(frames["timestamp"][:, 0], np.arange(len(frames["timestamp"])) / 10, atol=1e-5)
+
+
 def test_a_task_index_may_be_in_a_list(tmp_path):
     """As `meta/info.json` describes it, with shape [1]."""
     folder = Path(shutil.copytree(FIXTURES / "lerobot_v3", tmp_path / "lerobot_v3"))

@@ -331,7 +331,8 @@ class LeRobotSource:
             if missing:
                 raise ValueError(f"it has no column {', '.join(sorted(missing))}")
             filters = [("episode_index", "=", episode)]  # reads only the row groups of this episode
-            table = pq.read_table(path, columns=[*columns, "frame_index"], filters=filters, partitioning=None)
+            wanted = list(dict.fromkeys([*columns, "frame_index"]))  # of which some may be asked for twice
+            table = pq.read_table(path, columns=wanted, filters=filters, partitioning=None)
             table = table.take(pc.sort_indices(table["frame_index"]))
         if len(table) != length or table["frame_index"].to_pylist() != list(range(len(table))):
             raise ValueError(
@@ -438,7 +439,7 @@ class LeRobotSource:
     # Metadata of the episodes
 
     def _read_v3(self) -> list[dict[str, Any]]:
-        paths = sorted(self.folder.glob("meta/episodes/*/*.parquet"))
+        paths = sorted(self.folder.glob("meta/episodes/*/[!.]*.parquet"))  # macOS leaves hidden files in copies
         if not paths:
             raise FileNotFoundError(f"{self.folder} has no meta/episodes/*/*.parquet; {MEND}")
         records: list[dict[str, Any]] = []
