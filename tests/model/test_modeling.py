@@ -839,6 +839,15 @@ def test_noisy_history():
     assert noisy.rgb_loss.item() == pytest.approx((noisy.rgb_velocity[:, 0] - target).square().mean().item(), abs=1e-9)
 
 
+def test_a_folder_without_a_configuration_is_no_model(tmp_path):
+    """transformers would take the configuration's defaults, the full size."""
+    AIMForWorldAction(make_config()).save_pretrained(tmp_path / "model")
+    assert AIMConfig.from_pretrained(tmp_path, subfolder="model").num_layers == make_config().num_layers
+    for loaded in (AIMConfig, AIMForWorldAction):
+        with pytest.raises(OSError, match=r'has no config.json; expected the model .* or subfolder="model"'):
+            loaded.from_pretrained(tmp_path)
+
+
 def test_unknown_and_ill_typed_config_fields_are_refused():
     with pytest.raises(ValueError, match="num_layer'"):
         AIMConfig(num_layer=3)

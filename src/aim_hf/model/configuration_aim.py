@@ -5,6 +5,7 @@ of the video stream have the names of diffusers' `WanTransformer3DModel`.
 """
 
 import math
+import os
 from functools import wraps
 from typing import Any
 
@@ -160,6 +161,20 @@ class AIMConfig(PreTrainedConfig):
         for name in ("value_loss_weight", "action_loss_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number >= 0.")
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As `PreTrainedConfig.get_config_dict`, but raises OSError where there is no config.json, for which the base
+        class takes all defaults."""
+        config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config:
+            raise OSError(
+                f"{pretrained_model_name_or_path} has no config.json; expected the model of a pipeline: give its "
+                'folder, or subfolder="model".'
+            )
+        return config, unused
 
     @property
     def hidden_size(self) -> int:
