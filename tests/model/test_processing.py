@@ -519,6 +519,10 @@ def test_tokens_are_padded_at_the_end():
         (["bell", "  "], "instruction 1"),
         ([None], "expected words"),
         (
+            {"observation": {"head_camera": {"rgb": np.zeros((64, 96, 3), np.uint8)}}},
+            "instruction is {'observation': .*words",
+        ),
+        (
             "put the red block on the blue one",
             "^instructions have at most 8 tokens .about 29 characters.; this one has 9: ",
         ),
@@ -580,14 +584,22 @@ def test_the_control_rate_is_kept_and_old_processors_do_not_know_theirs(tmp_path
             processor.fps = wrong
 
 
-@pytest.mark.parametrize("damage", ["missing", "lacks a field", "unknown field"])
+def test_a_folder_without_a_configuration_is_no_processor(tmp_path):
+    make_processor().save_pretrained(tmp_path / "processor")
+    assert AIMProcessor.from_pretrained(tmp_path, subfolder="processor").cameras
+    with pytest.raises(OSError, match=r'has no processor_config.json; .* or subfolder="processor"'):
+        AIMProcessor.from_pretrained(tmp_path)
+    (tmp_path / "processor" / "processor_config.json").unlink()
+    with pytest.raises(OSError, match="processor has no processor_config.json; expected the processor of a pipeline"):
+        AIMProcessor.from_pretrained(tmp_path / "processor")
+
+
+@pytest.mark.parametrize("damage", ["lacks a field", "unknown field"])
 def test_damaged_configurations_are_refused(tmp_path, damage):
     make_processor().save_pretrained(tmp_path)
     file = tmp_path / "processor_config.json"
     fields = json.loads(file.read_text())
-    if damage == "missing":
-        file.unlink()
-    elif damage == "lacks a field":
+    if damage == "lacks a field":
         del fields["action_statistics"]
         file.write_text(json.dumps(fields))
     else:

@@ -14,6 +14,7 @@ Notable choices:
 import inspect
 import math
 import os
+import reprlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
@@ -146,6 +147,19 @@ class AIMProcessor(ProcessorMixin):
         return super().from_pretrained(folder, **kwargs)
 
     @classmethod
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As `ProcessorMixin.get_processor_dict`, but raises OSError where there is no processor_config.json."""
+        fields, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if not fields:
+            raise OSError(
+                f"{pretrained_model_name_or_path} has no processor_config.json; expected the processor of a pipeline: "
+                'give its folder, or subfolder="processor".'
+            )
+        return fields, unused
+
+    @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         # The base class would fill in missing fields of a damaged processor_config.json, and drop unknown ones.
         fields = set(inspect.signature(cls.__init__).parameters) - {"self", "tokenizer"}
@@ -154,7 +168,7 @@ class AIMProcessor(ProcessorMixin):
         if found != fields:
             raise ValueError(
                 f"processor_config.json lacks {sorted(fields - found)} and has unknown {sorted(found - fields)}; it "
-                "is missing, damaged or of another version. Save the processor again."
+                "is damaged or of another version. Save the processor again."
             )
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
@@ -242,11 +256,13 @@ class AIMProcessor(ProcessorMixin):
         """
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, Sequence) or not len(texts):
-            raise ValueError(f"instruction is {text!r}; expected words, or a list with those of each row.")
+            raise ValueError(f"instruction is {reprlib.repr(text)}; expected words, or a list with those of each row.")
         texts = list(texts)
         for i, t in enumerate(texts):
             if not isinstance(t, str) or not (t.strip() or allow_empty):
-                raise ValueError(f"instruction {i} is {t!r}; expected words. Say what the robot should do.")
+                raise ValueError(
+                    f"instruction {i} is {reprlib.repr(t)}; expected words. Say what the robot should do."
+                )
             if any("\ud800" <= character <= "\udfff" for character in t):
                 raise ValueError(f"instruction {i} is {t!r}; expected Unicode text, and half a character is none.")
         most = self.max_text_length
@@ -285,7 +301,9 @@ class AIMProcessor(ProcessorMixin):
         for name, camera in self.cameras.items():
             view, expected = views[name], (*leading, *camera["size"], 3)
             if view.dtype != np.uint8:
-                raise ValueError(f"picture of {name} has dtype {view.dtype}; expected uint8 RGB. Convert it.")
+                raise ValueError(
+                    f"picture of {name} has dtype {view.dtype}; expected uint8 RGB, 0 to 255. Convert it."
+                )
             if view.shape != expected:
                 raise ValueError(
                     f"picture of {name} has shape {view.shape}; expected {expected} (height, width and RGB last). "
