@@ -112,6 +112,10 @@ def test_a_pipeline_keeps_how_it_samples(pipe, rng, tmp_path):
     assert AIMPipeline.from_pretrained(tmp_path).sampling_config == SamplingConfig(action_noise_scale=0.25)
     with pytest.raises(TypeError, match=r"unexpected arguments \['num_steps'\]; SamplingConfig has num_inference"):
         loaded(observation, session=loaded.start("bell"), num_steps=3)
+    with pytest.raises(
+        TypeError, match=r"\['prompt', 'seed'\].* instruction goes to pipe.start, a seed to generator="
+    ):
+        loaded(observation, prompt="bell", seed=0)
 
     def sample(pipe, **arguments):
         return pipe(observation, session=pipe.start("bell"), output_type="latent", generator=seeded(0), **arguments)

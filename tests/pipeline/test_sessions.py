@@ -276,6 +276,22 @@ def test_wrong_sessions_are_refused(pipe, rng):
         pipe.start("")
 
 
+def test_a_session_shows_its_rows_and_not_their_numbers(pipe, rng):
+    session = pipe.start(INSTRUCTIONS[:2])
+    pipe.append(session, [make_observation(rng)], rows=[1])
+    assert repr(session) == "AIMSession(batch_size=2, chunks=[0, 0], waiting=[0])"
+
+
+def test_a_session_from_before_the_model_was_cast_is_refused(rng):
+    pipe = make_pipeline()
+    session = pipe.start("ring bell")
+    pipe.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="of torch.float32 on cpu, and the model of torch.bfloat16 on cpu; start"):
+        pipe(make_observation(rng), session=session)
+    assert session.waiting == [0]
+    pipe(make_observation(rng), session=pipe.start("ring bell"), output_type="latent")
+
+
 def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):
     first, happened = make_episode(pipe, rng, chunks=1)
     observations, actions = happened[0]

@@ -49,7 +49,14 @@ _encoding_lock = threading.Lock()
 
 class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
     r"""
-    Imagines RGB, predicts value maps, and decodes actions from them.
+    Imagines RGB, predicts value maps, and decodes actions from them: `start` a session, call the pipeline with it,
+    execute the actions, `append` what really happened, and call again.
+
+        session = pipe.start("put the red block on the blue one")
+        out = pipe(observation, session=session)
+        observations = execute(out.actions[0])  # one after every `pipe.actions_per_frame` actions
+        pipe.append(session, observations, out.actions)
+        out = pipe(session=session)
 
     Args:
         vae: the frozen VAE of RGB and value maps.
@@ -348,6 +355,9 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             raise ValueError(f"session is {session!r}; start one with pipe.start(instruction) and pass it.")
         if session.pipeline_id != self._id:
             raise ValueError("session belongs to another pipeline; start one with this one.")
+        of_session, of_model = (f"{of.dtype} on {of.device}" for of in (session.cache, self.model))
+        if of_session != of_model:
+            raise ValueError(f"session is of {of_session}, and the model of {of_model}; start another one.")
 
     def _check_guidance(self, session: AIMSession, sampling: SamplingConfig) -> None:
         if sampling.guidance_scale != 1 and session.negative_cache is None:
@@ -610,5 +620,8 @@ def _changed(config: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConf
     check_kind("sampling_config", config, SamplingConfig)
     known = [field.name for field in fields(SamplingConfig)]
     if unknown := sorted(changes.keys() - set(known)):
-        raise TypeError(f"AIMPipeline got unexpected arguments {unknown}; SamplingConfig has {', '.join(known)}.")
+        raise TypeError(
+            f"AIMPipeline got unexpected arguments {unknown}; SamplingConfig has {', '.join(known)}. An instruction "
+            "goes to pipe.start, a seed to generator=torch.Generator().manual_seed(seed)."
+        )
     return replace(config, **changes)

@@ -39,6 +39,9 @@ class AIMSession:
     decoders: list[StreamDecoder]
     recent: list[RecentFrames | None]
 
+    def __repr__(self) -> str:
+        return f"AIMSession(batch_size={self.batch_size}, chunks={self.chunks}, waiting={self.waiting})"
+
     @property
     def batch_size(self) -> int:
         return self.cache.batch_size
