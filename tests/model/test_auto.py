@@ -38,6 +38,12 @@ def test_each_auto_class_knows_aim(first):
     assert done.returncode == 0, done.stderr
 
 
+def test_names_are_completed_before_they_are_imported():
+    code = LIGHT + "assert set(aim_hf.__all__) <= set(dir(aim_hf)) and 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_list_of_commands_needs_nothing():
     code = LIGHT + "from aim_hf.commands import run; run([]); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

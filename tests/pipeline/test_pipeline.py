@@ -113,6 +113,13 @@ def test_output_types(pipe, rng):
     frames, value_maps, actions, lookahead = pipe(session=session, generator=seeded(0), return_dict=False)
     assert lookahead is None
     assert_same(AIMPipelineOutput(frames=frames, value_maps=value_maps, actions=actions), array)
+    wrist = "'{}_camera': (1, 4, 16, 16"
+    assert repr(array) == (
+        f"AIMPipelineOutput(frames={{'head_camera': (1, 4, 32, 32, 3), {wrist.format('left')}, 3), "
+        f"{wrist.format('right')}, 3)}}, value_maps={{'head_camera': (1, 4, 32, 32), {wrist.format('left')}), "
+        f"{wrist.format('right')})}}, actions=(1, 8, 16), lookahead_actions=None)"
+    )
+    assert "'left_camera': 1 x 4 pictures" in repr(picture) and "frames=(1, 4, 1, 3, 2), value" in repr(latent)
 
 
 def test_frames_are_decoded_only_when_asked_for(rng):

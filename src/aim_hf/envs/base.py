@@ -95,7 +95,7 @@ class StepResult:
     (success, or no steps left); a suite may add more.
     """
 
-    observation: Observation | None
+    observation: Observation | None = field(repr=False)
     success: bool
     info: dict[str, Any]
 

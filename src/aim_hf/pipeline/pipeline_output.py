@@ -1,6 +1,6 @@
 """The output of a call of the pipeline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,18 @@ class AIMPipelineOutput(BaseOutput):
     value_maps: dict[str, Any] | torch.Tensor
     actions: np.ndarray | torch.Tensor
     lookahead_actions: np.ndarray | torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        shapes = (f"{field.name}={_shape(getattr(self, field.name))}" for field in fields(self))
+        return f"{type(self).__name__}({', '.join(shapes)})"
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name!r}: {_shape(clips)}" for name, clips in value.items()) + "}"
+    if isinstance(value, list):
+        return f"{len(value)} x {len(value[0])} pictures"
+    return "None" if value is None else str(tuple(value.shape))
 
 
 def as_output_type(cameras: dict[str, np.ndarray], output_type: str) -> dict[str, Any]:
