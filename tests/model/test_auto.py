@@ -39,7 +39,8 @@ def test_each_auto_class_knows_aim(first):
 
 
 def test_names_are_completed_before_they_are_imported():
-    code = LIGHT + "assert set(aim_hf.__all__) <= set(dir(aim_hf)) and 'torch' not in sys.modules"
+    code = LIGHT + "assert set(aim_hf.__all__) <= set(dir(aim_hf)) and 'torch' not in sys.modules\n"
+    code += "from importlib.metadata import version; assert aim_hf.__version__ == version('aim-hf')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

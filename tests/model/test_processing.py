@@ -543,10 +543,12 @@ def test_call_gives_what_the_network_eats(rng):
     processor, views = make_processor(), make_views(rng)
     actions = np.stack([[make_pose(rng) for _ in range(4)] for _ in range(2)])
     initial = np.stack([make_pose(rng) for _ in range(2)])
-    batch = processor(text=["bell", "pot"], views=views, actions=actions, initial_pose=initial)
+    batch = processor(text=["bell", "pot"], images=views, actions=actions, initial_pose=initial)
     assert set(batch) == {"input_ids", "attention_mask", "pixel_values", "actions"}
     assert batch.pixel_values.shape == (2, 3, 3, *CANVAS)
     assert torch.equal(batch.actions, processor.normalize_actions(actions, initial))
+    with pytest.raises(ValueError, match="^pictures are ndarray; expected a dict, camera -> uint8"):
+        processor(text="bell", images=views["head_camera"])
 
 
 def test_numbers_of_numpy_are_saved(tmp_path):

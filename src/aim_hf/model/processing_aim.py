@@ -223,7 +223,7 @@ class AIMProcessor(ProcessorMixin):
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
-        views: Mapping[str, np.ndarray] | None = None,
+        images: Mapping[str, np.ndarray] | None = None,
         actions: ArrayLike | torch.Tensor | None = None,
         initial_pose: ArrayLike | torch.Tensor | None = None,
     ) -> BatchFeature:
@@ -231,14 +231,14 @@ class AIMProcessor(ProcessorMixin):
 
         Args:
             text: instruction(s); gives `input_ids` and `attention_mask` (B, max_text_length).
-            views: camera -> uint8 (B, T, H, W, 3); gives `pixel_values` (B, 3, T, canvas height, canvas width).
+            images: camera -> uint8 (B, T, H, W, 3); gives `pixel_values` (B, 3, T, canvas height, canvas width).
             actions, initial_pose: as in `normalize_actions`; gives `actions` (..., T, action_dim).
         """
         data = {}
         if text is not None:
             data.update(self.tokenize(text))
-        if views is not None:
-            data["pixel_values"] = self.canvas_to_pixels(self.pack_canvas(views))
+        if images is not None:
+            data["pixel_values"] = self.canvas_to_pixels(self.pack_canvas(images))
         if actions is not None:
             data["actions"] = self.normalize_actions(actions, initial_pose)
         return BatchFeature(data)
@@ -293,6 +293,8 @@ class AIMProcessor(ProcessorMixin):
         Raises:
             ValueError: for wrong camera names, sizes or dtypes.
         """
+        if not isinstance(views, Mapping):
+            raise ValueError(f"pictures are {type(views).__name__}; expected a dict, camera -> uint8 (..., H, W, 3).")
         if set(views) != set(self.cameras):
             raise ValueError(f"cameras are {sorted(views)}; expected {sorted(self.cameras)}. Rename or complete them.")
         views = {name: _array(f"picture of {name}", views[name]) for name in self.cameras}
