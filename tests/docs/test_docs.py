@@ -78,6 +78,11 @@ def execute(chunk):
     return write_images(drive(chunk))
 """
 )
+LATENTS = """
+from aim_hf.commands import run as command
+command("collect --tasks click_bell --splits easy --episodes 1 --output_dir runs/episodes".split())
+command("encode-latents --dataset runs/episodes --policy checkpoints/aim-tiny --output_dir runs/latents".split())
+"""
 FULL_SIZE = "the full size; tests/model/test_conversion.py, tests/data and tests/training run it at small width"
 
 SCENARIOS: dict[str, list[Run | Left]] = {
@@ -148,7 +153,10 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Run({"--episodes 50": "--episodes 1"}, started=True),
         Left("hours; tests/evaluation/test_perturbations.py runs it, smaller"),
     ],
-    "docs/rollout.md": [Run(before=ROBOT), Run(), Run(), Run(before=ALONE), Run()],
+    "docs/rollout.md": [
+        *[Run(before=ROBOT), Run(), Run(), Run(before=ALONE), Run()],
+        Run({"episodes=20": "episodes=1"}),
+    ],
     "docs/stage2.md": [
         Left("the last block runs the command"),
         Left("the last block runs the commands"),
@@ -189,6 +197,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
     "docs/training.md": [
         Left("hours of training; tests/training runs each of its commands, smaller"),
         *[Left(FULL_SIZE)] * 5,
+        Run(before=LATENTS),
     ],
 }
 ELSEWHERE = {

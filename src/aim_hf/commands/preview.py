@@ -42,4 +42,4 @@ def main(argv: list[str]) -> None:
     sheets = [np.asarray(contact_sheet(dataset[index], args.frames)) for index in indices]
     with written_file(args.output_file) as temporary:
         Image.fromarray(np.concatenate(sheets)).save(temporary, "PNG")
-    print(f"{len(sheets)} episodes in {args.output_file}")
+    print(f"{len(sheets)} of {len(dataset)} episodes in {args.output_file}")

@@ -53,11 +53,12 @@ class LatentWindows(Dataset):
         only_held_out: use only the held-out episodes instead of all others.
         first_only: use only the first window of each episode.
 
-    An item holds the arguments of [`AIMForWorldAction.forward`]; `value_weights` are the value map's cells. If some
-    episode lacks a view or a value map, items also have `rgb_weights` and `value_mask` (K*F, h, w): 0 in the cells of
-    a missing camera, 1 elsewhere. An episode shorter than a window gives one window, padded with its last frame and
-    action. Then items have both masks and `action_mask` (K*P,), all 0 in the padding. `action_mask` is 0, too, in what
-    a prediction from before an intervention couldn't foresee: the actions of the recovery.
+    An item holds the arguments of a [`FlowMatchingLoss`] call, but its `value_weights` are the value map's cells, of
+    which `weigh_values` makes weights. If some episode lacks a view or a value map, items also have `rgb_weights` and
+    `value_mask` (K*F, h, w): 0 in the cells of a missing camera, 1 elsewhere. An episode shorter than a window gives
+    one window, padded with its last frame and action. Then items have both masks and `action_mask` (K*P,), all 0 in
+    the padding. `action_mask` is 0, too, in what a prediction from before an intervention couldn't foresee: the
+    actions of the recovery.
 
     Raises:
         UnreadableFile: if the index is missing or of an older version, or a file is damaged; from `__getitem__`, if
