@@ -53,8 +53,9 @@ def test_a_prompt_is_encoded_layer_by_layer(folder):
 def test_a_device_map_names_one_device(folder):
     pipe = AIMPipeline.from_pretrained(folder, device_map="cpu")
     assert np.isfinite(first_chunk(pipe)).all()
-    with pytest.raises(ValueError, match="device_map is 'balanced'; expected one device"):
-        AIMPipeline.from_pretrained(folder, device_map="balanced")
+    for spread in ("balanced", "auto"):
+        with pytest.raises(ValueError, match=f"device_map is '{spread}'; expected one device, such as 'cuda'"):
+            AIMPipeline.from_pretrained(folder, device_map=spread)
 
 
 @pytest.mark.parametrize("output_loading_info", [False, True])

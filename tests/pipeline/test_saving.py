@@ -14,6 +14,7 @@ from transformers import AutoModel
 from aim_hf import AIM_TINY
 from aim_hf.model.modeling_aim import AIMForWorldAction
 from aim_hf.pipeline.pipeline_aim import AIMPipeline
+from aim_hf.training.lora import with_lora
 from aim_hf.utils.files import written_folder
 from aim_hf.utils.versions import PIPELINE_DTYPE
 
@@ -155,6 +156,21 @@ def test_pickles_are_not_saved(pipe, tmp_path):
         with pytest.raises(ValueError, match="safe_serialization is False"):
             pipe.save_pretrained(tmp_path / "aim", *positional, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_adapters_that_are_not_merged_are_refused_and_a_compiled_model_is_saved(tmp_path):
+    """diffusers would write a folder without the model, and leave it out of every later one."""
+    pipe = make_pipeline()
+    model = pipe.model
+    pipe.model = with_lora(model, rank=2)
+    with pytest.raises(ValueError, match=r"model is a PeftModel, .*pipe.model = pipe.model.merge_and_unload\(\)"):
+        pipe.save_pretrained(tmp_path / "aim")
+    assert not (tmp_path / "aim").exists()
+    pipe.model = torch.compile(pipe.model.merge_and_unload())
+    pipe.save_pretrained(tmp_path / "aim")
+    saved = AIMPipeline.from_pretrained(tmp_path / "aim").model.state_dict()
+    assert saved.keys() == model.state_dict().keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_saving_over_a_folder_keeps_its_other_files(pipe, tmp_path):

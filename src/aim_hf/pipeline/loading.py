@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.quantizers import PipelineQuantizationConfig
 from transformers import (
     AutoConfig,
@@ -174,10 +174,11 @@ class AIMLoaderMixin:
             ValueError: for tensors that are missing, unknown or of another shape, which it names, components that
                 don't fit, an unknown dtype, or a device map that spreads components.
         """
-        if kwargs.get("device_map") == "balanced":
+        if kwargs.get("device_map") in ("balanced", "auto"):
             raise ValueError(
-                "device_map is 'balanced'; expected one device, such as 'cuda': accelerate's hooks move a component "
-                "that doesn't fit in its `forward` alone. Move the text encoder by `pipe.text_encoder.to(...)`."
+                f"device_map is {kwargs['device_map']!r}; expected one device, such as 'cuda': accelerate's hooks "
+                "move a component that doesn't fit in its `forward` alone. Move the text encoder by "
+                "`pipe.text_encoder.to(...)`."
             )
         check_components({name: kwargs[name] for name in COMPONENTS if name in kwargs})
         dtypes = component_dtypes(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
@@ -292,11 +293,20 @@ class AIMLoaderMixin:
         class.
 
         Raises:
-            ValueError: for `safe_serialization=False`, since AIM never reads pickles, and for an empty path.
+            ValueError: for `safe_serialization=False`, since AIM never reads pickles, an empty path, and a component
+                that PEFT wraps, which diffusers would leave out.
             OSError: if the folder can't be written.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization is False; expected True: AIM is saved as safetensors alone.")
+        for name in OF_CONFIG:
+            component = getattr(self, name)
+            component = getattr(component, "_orig_mod", component)  # of torch.compile
+            if not isinstance(component, PreTrainedModel | ModelMixin):
+                raise ValueError(
+                    f"{name} is a {type(component).__name__}, which is no part of a saved pipeline; merge adapters "
+                    f"first: pipe.{name} = pipe.{name}.merge_and_unload()."
+                )
         kwargs.setdefault("max_shard_size", "5GB")
         if push_to_hub:
             kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
