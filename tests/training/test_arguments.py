@@ -77,3 +77,10 @@ def test_the_ends_of_the_ranges_are_in_them():
     args = AIMTrainingArguments(report_to="none", use_cpu=True, **dict.fromkeys(numbers, 0))
     assert all(getattr(args, name) == 0 for name in numbers)
     AIMTrainingArguments(report_to="none", use_cpu=True, num_inference_steps=None, max_steps=-1)
+
+
+def test_a_reporter_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("aim_hf.training.arguments.get_available_reporting_integrations", lambda: ["trackio"])
+    assert AIMTrainingArguments(report_to="trackio", use_cpu=True).report_to == ["trackio"]
+    with pytest.raises(ValueError, match="^report_to is trackio wandb; pip install wandb first, or take none.$"):
+        AIMTrainingArguments(report_to=["trackio", "wandb"], use_cpu=True)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from ..pipeline.sampling_config import SamplingConfig
 from ..utils.checks import check_fields, check_number, check_path, check_whole, count, not_negative, share
@@ -33,12 +34,15 @@ RANGES = {
 }
 
 
+REPORTERS = ("mlflow", "tensorboard", "trackio", "wandb")  # of `report_to`; each needs the package of its name
+
+
 class ResumableArguments(TrainingArguments):
     """`TrainingArguments` of a run that can be resumed. MAY_CHANGE: fields of subclasses that may then change. OWN:
     valid ranges of fields of subclasses, as in `RANGES`.
 
     Raises:
-        ValueError: for a number out of range, and an empty `output_dir`.
+        ValueError: for a number out of range, an empty `output_dir`, and a reporter that isn't installed.
     """
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
@@ -50,6 +54,11 @@ class ResumableArguments(TrainingArguments):
         check_fields(self, RANGES)
         check_fields(self, self.OWN)
         super().__post_init__()
+        available = get_available_reporting_integrations()
+        if missing := [name for name in REPORTERS if name in self.report_to and name not in available]:
+            raise ValueError(
+                f"report_to is {' '.join(self.report_to)}; pip install {' '.join(missing)} first, or take none."
+            )
         # Accelerate's configuration may ask for mixed precision, too.
         self.bf16, self.fp16 = (self.mixed_precision == name for name in ("bf16", "fp16"))
 
