@@ -28,7 +28,7 @@ from aim_hf.data.shards import ShardWriter, load_episodes
 from aim_hf.pipeline.codec import VideoCodec
 from aim_hf.tiny.vae import canvas_episodes
 from aim_hf.training.arguments import AIMTrainingArguments
-from aim_hf.training.flow_matching import FlowMatchingLoss
+from aim_hf.training.flow_matching import FlowMatchingLoss, weigh_values
 from aim_hf.training.samples import SampleCallback, sample_first_chunk
 from aim_hf.training.trainer import AIMTrainer
 
@@ -122,7 +122,7 @@ def test_what_is_missing_has_no_weight(latents, pipe):
     ):
         assert torch.equal(item["rgb_weights"], torch.ones(2, 3, 2) * rgb)
         assert torch.equal(item["value_mask"], value)
-        assert (item["value_weights"][value == 0] == 0).all(), "a black map"
+        assert (item["value_cells"][value == 0] == 0).all(), "a black map"
 
 
 def test_complete_episodes_carry_no_masks(latents, pipe, tmp_path):
@@ -195,6 +195,7 @@ def test_the_loss_of_a_view_that_is_missing_is_not_counted(latents, pipe):
     windows = windows_of(latents, pipe)
     item = {name: tensor[None] for name, tensor in windows[1].items()}
     item.pop("value_mask")
+    item = weigh_values(item, foreground_weight=10.0)
     noise = [torch.randn(1, 1, 4, 2, 3, 2) for _ in range(2)] + [torch.randn(1, 1, 16, 16)]
     with torch.no_grad():
         out = FlowMatchingLoss(pipe.model.config)(pipe.model, **item, noise=tuple(noise))

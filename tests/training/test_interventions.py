@@ -7,7 +7,7 @@ from aim_hf.data.latent_windows import LatentWindows
 from aim_hf.data.latents import described, encode_episode, made_from, plan_shards, write_index
 from aim_hf.data.shards import ShardWriter, load_episodes
 from aim_hf.pipeline.codec import VideoCodec
-from aim_hf.training.flow_matching import FlowMatchingLoss
+from aim_hf.training.flow_matching import FlowMatchingLoss, weigh_values
 
 from ..fixtures_pipeline import make_pipeline
 from .test_stage1 import make_episode
@@ -59,7 +59,7 @@ def test_what_a_prediction_cannot_foresee_has_no_weight(pipe, latents):
 def test_the_recovery_is_learned_by_the_predictions_that_see_the_mistake(pipe, latents):
     """Another recovery changes the loss of the third chunk's prediction alone."""
     config, windows = pipe.model.config, LatentWindows(latents, pipe.model.config, window_chunks=3)
-    batch = {name: tensor[None] for name, tensor in windows[0].items()}
+    batch = weigh_values({name: tensor[None] for name, tensor in windows[0].items()}, foreground_weight=10.0)
     actions = batch["actions"].clone()
     actions[:, INTERVENTION:] += 1
     generator = torch.Generator().manual_seed(0)

@@ -32,7 +32,7 @@ from aim_hf.pipeline.sampling import denoise_world, new_schedulers
 from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.training.arguments import AIMTrainingArguments
 from aim_hf.training.checkpoints import last_checkpoint
-from aim_hf.training.flow_matching import FlowMatchingLoss
+from aim_hf.training.flow_matching import FlowMatchingLoss, weigh_values
 from aim_hf.training.lora import with_lora
 from aim_hf.training.trainer import EMA_FILE, AIMTrainer
 from aim_hf.utils.files import UnreadableFile, written_folder
@@ -571,6 +571,7 @@ def test_lora_trains_adapters_and_the_action_head(pipe, latents, tmp_path):
         assert torch.equal(model.get_base_model().state_dict()[name], before[original]), name
 
     batch = torch.utils.data.default_collate([trainer.train_dataset[i] for i in range(2)])
+    batch = weigh_values(batch, foreground_weight=10.0)
 
     def velocities(model):
         out = trainer.objective(model, **batch, generator=torch.Generator().manual_seed(1))
@@ -589,6 +590,7 @@ def test_lora_trains_adapters_and_the_action_head(pipe, latents, tmp_path):
 def test_lora_stores_frozen_weights_in_bfloat16(pipe, latents, tmp_path):
     """Trained weights stay in float32, and the gradients are those of float32 weights under autocast."""
     batch = torch.utils.data.default_collate([LatentWindows(latents, pipe.model.config, 2)[i] for i in range(2)])
+    batch = weigh_values(batch, foreground_weight=10.0)
     losses, gradients = [], []
     for frozen_dtype in (None, torch.bfloat16):
         torch.manual_seed(1)
@@ -650,7 +652,7 @@ def test_imagined_value_maps_are_those_of_a_rollout_and_reach_actions_alone(pipe
     trainer = train(pipe, latents, tmp_path, 1, imagined_value_probability=1.0)
     model, objective = trainer.model.eval(), trainer.objective
     batch = torch.utils.data.default_collate([trainer.train_dataset[i] for i in range(2)])
-    batch.pop("value_weights")
+    batch.pop("value_cells")
     torch.manual_seed(5)
     imagined = objective.imagined_values(model, **batch)
     torch.manual_seed(5)

@@ -53,11 +53,11 @@ class LatentWindows(Dataset):
         only_held_out: use only the held-out episodes instead of all others.
         first_only: use only the first window of each episode.
 
-    An item holds the arguments of a [`FlowMatchingLoss`] call, but its `value_weights` are the value map's cells, of
-    which `weigh_values` makes weights. If some episode lacks a view or a value map, items also have `rgb_weights` and
-    `value_mask` (K*F, h, w): 0 in the cells of a missing camera, 1 elsewhere. An episode shorter than a window gives
-    one window, padded with its last frame and action. Then items have both masks and `action_mask` (K*P,), all 0 in
-    the padding. `action_mask` is 0, too, in what a prediction from before an intervention couldn't foresee: the
+    An item holds the arguments of a [`FlowMatchingLoss`] call, but for `value_cells`, the value map's, of which
+    `weigh_values` makes the loss weights. If some episode lacks a view or a value map, items also have `rgb_weights`
+    and `value_mask` (K*F, h, w): 0 in the cells of a missing camera, 1 elsewhere. An episode shorter than a window
+    gives one window, padded with its last frame and action. Then items have both masks and `action_mask` (K*P,), all
+    0 in the padding. `action_mask` is 0, too, in what a prediction from before an intervention couldn't foresee: the
     actions of the recovery.
 
     Raises:
@@ -238,7 +238,7 @@ class LatentWindows(Dataset):
         window = {
             "latents": latents,
             "value_latents": read("value_latents", 1, first, frames),
-            "value_weights": read("value_cells", 0, first, frames),
+            "value_cells": read("value_cells", 0, first, frames),
             "actions": scaled("actions", lookahead),
             "executed_actions": scaled("executed_actions"),
             "prompt_embeds": self._padded(finite("prompt_embeds", shard.get_tensor(f"{key}.prompt_embeds"))),

@@ -231,7 +231,7 @@ class FlowMatchingLoss:
 
 
 def weigh_values(inputs: dict[str, torch.Tensor], foreground_weight: float) -> dict[str, torch.Tensor]:
-    """Arguments of the loss, from those of a window: the value map's cells in `value_weights` become weights.
+    """Arguments of the loss, from those of a window: `value_cells`, the value map's, become `value_weights`.
 
     Args:
         inputs: may have a `value_mask` (B, K*F, h, w), 0 in cells without a known value map, which isn't returned.
@@ -239,7 +239,7 @@ def weigh_values(inputs: dict[str, torch.Tensor], foreground_weight: float) -> d
             learned last.
     """
     inputs = dict(inputs)
-    inputs["value_weights"] = 1 + foreground_weight * inputs["value_weights"]
+    inputs["value_weights"] = 1 + foreground_weight * inputs.pop("value_cells")
     if "value_mask" in inputs:
         # Cells without a known value map have no loss, and noise as input, so that other tokens and the action head
         # learn to ignore the values predicted there.

@@ -409,7 +409,7 @@ def training_window(
     window = {
         "latents": encoded["latents"],
         "value_latents": encoded["value_latents"],
-        "value_weights": encoded["value_cells"],
+        "value_cells": encoded["value_cells"],
         "value_mask": value_mask,
         "rgb_weights": inside,
         "actions": scaled(targets),
