@@ -332,6 +332,8 @@ def test_pictures_that_are_not_finite_are_refused(rng):
 def test_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(OSError, match="neither a folder nor a repo id"):
         AIMPipeline.from_pretrained(tmp_path / "nothing" / "here")
+    with pytest.raises(OSError, match="no model_index.json: .* A training's pipeline is in its folder `pipeline`.$"):
+        AIMPipeline.from_pretrained(tmp_path)
 
 
 def test_a_folder_of_the_first_release_is_loaded():

@@ -129,7 +129,10 @@ def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, Shape
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        raise OSError(f"{folder} has no model_index.json: it is no pipeline folder, or was not saved to its end.")
+        raise OSError(
+            f"{folder} has no model_index.json: it is no pipeline folder, or was not saved to its end. A training's "
+            "pipeline is in its folder `pipeline`."
+        )
     for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
