@@ -120,7 +120,10 @@ def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoC
     """
     path = folder / "README.md"
     if not path.is_file():
-        raise ValueError(f"{folder} has no README.md; the Hub needs a card. Write it with model_cards/render.py.")
+        raise ValueError(
+            f"{folder} has no README.md; the Hub needs a card. `aim-hf train` and `aim-hf collect` write one, and "
+            "model_cards/render.py of a checkout one with results."
+        )
     try:
         card = CARDS[kind].load(path)
     except Exception as error:  # errors of YAML, and several classes of huggingface_hub

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from aim_hf import AIMForWorldAction, AIMPipeline
 from aim_hf.commands.train import Exporter
 from aim_hf.commands.train import main as run_train
+from aim_hf.hub import prepare
 from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.training.initial_model import initial_model
 from aim_hf.training.trainer import EMA_FILE
@@ -189,8 +190,21 @@ def test_one_episode_may_be_overfitted_and_a_run_goes_on_only_as_it_began(pipe, 
         )
 
     train()
-    assert "training on 1 of 1 episodes (0 held out)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "training on 1 of 1 episodes (0 held out)" in told
+    assert told.endswith(f"The pipeline with the averaged weights is {tmp_path / 'run' / 'pipeline'}\n")
     AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+
+    # Its card lacks nothing but a license, and a run that goes on keeps what was added.
+    card = tmp_path / "run" / "pipeline" / "README.md"
+    assert "# run\n" in card.read_text() and "| an action | 16 numbers, `ee` |" in card.read_text()
+    with pytest.raises(ValueError, match="its metadata lack license; add them"):
+        prepare(card.parent)
+    card.write_text(card.read_text().replace("---\n", "---\nlicense: mit\n", 1))
+    assert prepare(card.parent).kind == "pipeline"
+    train()
+    assert f"Going on from {tmp_path / 'run' / 'checkpoint-1'}\n" in capsys.readouterr().out
+    assert "license: mit" in card.read_text()
     for message, change in (
         ("made from something else: learning_rate 5e-05 there, 0.001 now", {"learning_rate": 1e-3}),
         ("made from something else: latents", {"latents": latents}),

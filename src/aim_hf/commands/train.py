@@ -8,9 +8,9 @@ trains a new model of that size from random weights instead.
 
 Every option of transformers' `TrainingArguments` works. A run that finds checkpoints in its output folder resumes
 from the last one. At the end, and every N steps with `--export_steps N`, `output_dir/pipeline` is a complete
-AIMPipeline with the averaged weights and the training curve; `output_dir/training.json` holds the metrics, the
-command, the commit and the hardware. With `--lora_rank`, `output_dir/adapter` holds the adapter in PEFT's format, and
-the pipeline has it merged.
+AIMPipeline with the averaged weights, the training curve and a first card; `output_dir/training.json` holds the
+metrics, the command, the commit and the hardware. With `--lora_rank`, `output_dir/adapter` holds the adapter in PEFT's
+format, and the pipeline has it merged.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def main(argv: list[str]) -> None:
         "begins_with": None if arguments.preset else fingerprint(policy / "model"),
         **{name: getattr(arguments, name) for name in ("window_chunks", "held_out", "lora_rank")},
     }
-    if training_arguments.process_index == 0:
+    is_first = training_arguments.process_index == 0
+    if is_first:
         print(train.summary())
 
     trainer = AIMTrainer(model=model, args=training_arguments, train_dataset=train)
@@ -110,6 +111,8 @@ def main(argv: list[str]) -> None:
     with training_arguments.main_process_first():
         claim(output, training_arguments.made_from() | settings, outputs="checkpoint-*")
     resume = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
+    if resume and is_first:
+        print(f"Going on from {resume}")
     set_seed(training_arguments.seed, device_specific=True)  # each process draws its own noise
     trainer.add_callback(SampleCallback(trainer, held_out, codec, output / "samples"))
     exporter = Exporter(trainer, model, policy, vae, train.processor, has_adapter=bool(arguments.lora_rank))
@@ -117,6 +120,8 @@ def main(argv: list[str]) -> None:
         trainer.add_callback(exporter.callback(arguments.export_steps))
     trainer.train(resume_from_checkpoint=resume)
     exporter.export()
+    if is_first:
+        print(f"The pipeline with the averaged weights is {output / 'pipeline'}")
 
 
 def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[str, Any]]:
@@ -214,6 +219,7 @@ class Exporter:
         import torch
 
         from .. import AIMForWorldAction, AIMPipeline
+        from ..pipeline.card import write_card
         from ..pipeline.loading import load_text_encoder
         from ..pipeline.sampling import new_schedulers
         from ..training.curve import plot_training
@@ -244,6 +250,7 @@ class Exporter:
         write_json(output / "training.json", record | provenance(trainer.args.device))
         if find_spec("matplotlib") is not None:  # an extra; without it no curve is drawn
             plot_training(trainer.state.log_history, output / "pipeline" / "training_curve.png")
+        write_card(output / "pipeline", output.resolve().name, self.processor)
 
     def callback(self, every: int) -> TrainerCallback:
         """A callback that exports after every `every` optimizer steps."""

@@ -106,11 +106,13 @@ def main(argv: list[str]) -> None:
 
 def export(trainer: AIMGRPOTrainer, tasks: list[str]) -> None:
     """Writes the pipeline, the record of the training and its plot to the output folder."""
+    from ..pipeline.card import write_card
     from ..training.curve import plot_grpo
     from ..utils.provenance import provenance
 
     args, output = trainer.args, Path(trainer.args.output_dir)
     trainer.pipe.save_pretrained(output / "pipeline")
+    write_card(output / "pipeline", output.resolve().name, trainer.pipe.processor)
     seeds = {name: [scenes[0].seed, scenes[len(scenes) - 1].seed] for name, scenes in trainer.scenes.items()}
     record = {"steps": trainer.state.global_step, "processes": args.world_size, "tasks": tasks, "seeds": seeds}
     record |= {"log_history": trainer.state.log_history} | provenance(args.device)
