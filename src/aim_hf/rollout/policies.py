@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -190,8 +191,8 @@ class AIMPolicy:
 
         loading, execution = LoadingConfig(**taken(LoadingConfig)), ExecutionConfig(**taken(ExecutionConfig))
         pipe = AIMPipeline.load(folder, device, loading)
-        # Without a slash at its end, with which it would be another policy to whoever compares settings.
-        settings = {"policy": os.path.normpath(name_or_path), "policy_sha256": fingerprint(folder)}
+        # One spelling on every system: settings are compared, and a slash at the end makes no other policy.
+        settings = {"policy": Path(name_or_path).as_posix(), "policy_sha256": fingerprint(folder)}
         settings |= loading.settings()
         return cls(pipe, settings, replace(pipe.sampling_config, **options), execution)
 
