@@ -1,4 +1,4 @@
-"""What is forked is a process of its own: it gets what it was given, and ends as it was told."""
+"""A forked process is one of its own: it has its own arguments, environment, folder, streams and exit code."""
 
 import os
 import signal

@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from ..utils.checks import check_choice, check_whole
+from ..utils.checks import check_choice, check_stored, check_whole
 from .visibility import Visibility
 
 # Keys that `PreTrainedConfig` accepts in addition to the declared fields.
@@ -169,11 +169,7 @@ class AIMConfig(PreTrainedConfig):
         """As `PreTrainedConfig.get_config_dict`, but raises OSError where there is no config.json, for which the base
         class takes all defaults."""
         config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not config:
-            raise OSError(
-                f"{pretrained_model_name_or_path} has no config.json; expected the model of a pipeline: give its "
-                'folder, or subfolder="model".'
-            )
+        check_stored(config, pretrained_model_name_or_path, "config.json", part="model")
         return config, unused
 
     @property

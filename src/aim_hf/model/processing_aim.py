@@ -26,7 +26,16 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..utils.checks import are_finite, check_choice, check_kind, check_number, check_positive, check_whole, quoted
+from ..utils.checks import (
+    are_finite,
+    check_choice,
+    check_kind,
+    check_number,
+    check_positive,
+    check_stored,
+    check_whole,
+    quoted,
+)
 
 ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); then the same of the right arm.
@@ -152,11 +161,7 @@ class AIMProcessor(ProcessorMixin):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As `ProcessorMixin.get_processor_dict`, but raises OSError where there is no processor_config.json."""
         fields, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if not fields:
-            raise OSError(
-                f"{pretrained_model_name_or_path} has no processor_config.json; expected the processor of a pipeline: "
-                'give its folder, or subfolder="processor".'
-            )
+        check_stored(fields, pretrained_model_name_or_path, "processor_config.json", part="processor")
         return fields, unused
 
     @classmethod

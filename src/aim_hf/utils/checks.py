@@ -86,6 +86,15 @@ def check_choice(name: str, value: Any, choices: Collection) -> Any:
     return value
 
 
+def check_stored(fields: Mapping[str, Any], name_or_path: str | os.PathLike, file: str, part: str) -> None:
+    """Raises OSError without any `fields`: transformers found no `file` of this part of a pipeline, and would take the
+    default for each."""
+    if not fields:
+        raise OSError(
+            f'{name_or_path} has no {file}; expected the {part} of a pipeline: give its folder, or subfolder="{part}".'
+        )
+
+
 def quoted(text: str, length: int = 40) -> str:
     """`repr` of `text`, truncated to `length` characters."""
     return repr(text if len(text) <= length else text[:length] + "…")
