@@ -4,7 +4,7 @@
     python benchmarks/paired_latency.py --before /tmp/before --output_file paired.json
 
 Each checkout runs its own `benchmarks/common.py` in a process of its own, with the same random weights' shapes, at the
-preset "tiny" and at 8 heads of 32 (width 256). A ratio is after / before; the interval is that of the median, by
+preset "tiny" and at 8 heads of 32 (width 256), and a whole call of its own aim-tiny, with and without pictures. A ratio is after / before; the interval is that of the median, by
 resampling. `events` counts the profiler's operator events of a call, which no other load on the machine changes.
 """
 
@@ -18,12 +18,19 @@ SIZES = {
     "tiny": {},
     "width 256": {"num_attention_heads": 8, "ffn_dim": 768, "action_hidden_size": 160, "action_ffn_dim": 640},
 }
-CALLS = {"sample": "a chunk", "append": "an observation appended"}
+CALLS = {
+    **{(size, "sample"): f"{size}, a chunk" for size in SIZES},
+    **{(size, "append"): f"{size}, an observation appended" for size in SIZES},
+    ("aim-tiny", "pictures"): "aim-tiny, a call",
+    ("aim-tiny", "latents"): "aim-tiny, a call without pictures",
+}
 HISTORY = 4  # chunks
 WORKER = """
 import sys, time, argparse, json
 sys.path.insert(0, sys.argv[1] + "/benchmarks")
 import torch
+from aim_hf import AIMPipeline
+from aim_hf.envs import make_environment
 from common import Rollout, make_model
 from torch.profiler import ProfilerActivity, profile
 args = argparse.Namespace(preset="tiny", width=1, layers=None, device="cpu", dtype=None, batch_size=1)
@@ -32,6 +39,20 @@ for name, changes in json.loads(sys.argv[2]).items():
     rollouts[name] = Rollout(make_model(args, history_chunks=int(sys.argv[3]), **changes), args)
     for _ in range(int(sys.argv[3])):
         rollouts[name].append()
+class Calls:
+    def __init__(self):
+        self.pipe = AIMPipeline.from_pretrained(sys.argv[1] + "/checkpoints/aim-tiny")
+        self.pipe.set_progress_bar_config(disable=True)
+        environment = make_environment("tabletop", "click_bell", "easy")
+        observation = environment.reset(seed=100_000_000)
+        self.session = self.pipe.start(environment.instruction())
+        out = self.pipe(observation, session=self.session)
+        self.pipe.append(self.session, [observation] * self.pipe.frames_per_chunk, out.actions)
+    def pictures(self):
+        self.pipe(session=self.session)
+    def latents(self):
+        self.pipe(session=self.session, output_type="latent")
+rollouts["aim-tiny"] = Calls()
 print("ready", flush=True)
 for line in sys.stdin:
     name, call, counts = json.loads(line)
@@ -86,23 +107,22 @@ def main() -> None:
     args = parser.parse_args()
     checkouts = {name: Checkout(getattr(args, name).resolve()) for name in ("before", "after")}
     rng, numbers = np.random.default_rng(0), {}
-    for size in SIZES:
-        for call, title in CALLS.items():
-            pairs = []
-            for number in range(args.rounds + 3):
-                order = list(checkouts) if number % 2 else list(checkouts)[::-1]  # neither is always the first
-                pairs.append({name: checkouts[name].seconds(size, call) for name in order})
-            pairs = pairs[3:]
-            ratios = np.array([pair["after"] / pair["before"] for pair in pairs])
-            medians = np.median(rng.choice(ratios, size=(2000, len(ratios))), axis=1)
-            low, high = np.quantile(medians, [0.025, 0.975])
-            numbers[f"{size}, {title}"] = {
-                "after_over_before": float(np.median(ratios)),
-                "interval": [float(low), float(high)],
-                **{name: float(np.median([pair[name] for pair in pairs])) for name in checkouts},
-                "events": {name: checkouts[name].events(size, call) for name in checkouts},
-            }
-            print(f"{size}, {title}: {np.median(ratios):.3f} ({low:.3f} to {high:.3f})")
+    for call, title in CALLS.items():
+        pairs = []
+        for number in range(args.rounds + 3):
+            order = list(checkouts) if number % 2 else list(checkouts)[::-1]  # neither is always the first
+            pairs.append({name: checkouts[name].seconds(*call) for name in order})
+        pairs = pairs[3:]
+        ratios = np.array([pair["after"] / pair["before"] for pair in pairs])
+        medians = np.median(rng.choice(ratios, size=(2000, len(ratios))), axis=1)
+        low, high = np.quantile(medians, [0.025, 0.975])
+        numbers[title] = {
+            "after_over_before": float(np.median(ratios)),
+            "interval": [float(low), float(high)],
+            **{name: float(np.median([pair[name] for pair in pairs])) for name in checkouts},
+            "events": {name: checkouts[name].events(*call) for name in checkouts},
+        }
+        print(f"{title}: {np.median(ratios):.3f} ({low:.3f} to {high:.3f})")
     commits = {name: source_commit(getattr(args, name).resolve()) for name in checkouts}
     if args.output_file:
         content = {"ratios": numbers, "commits": commits, "rounds": args.rounds} | provenance(torch.device("cpu"))

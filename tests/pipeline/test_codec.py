@@ -102,6 +102,8 @@ def test_streams_of_different_age_share_their_calls(codec):
     encoders, decoders = ([new() for _ in range(3)] for new in (codec.encoder_state, codec.decoder_state))
     encoded, decoded = ([[] for _ in range(3)] for _ in range(2))
     seen = [0, 0, 0]
+    rows_of_calls = []
+    hook = codec.vae.decoder.register_forward_pre_hook(lambda _, inputs: rows_of_calls.append(len(inputs[0])))
     # Frames that each stream gets at each moment; with 1 it begins.
     for rows in ([0], [0, 1], [0, 1, 2], [0, 1, 2], [1, 2]):
         for count in (1, 4):
@@ -116,6 +118,8 @@ def test_streams_of_different_age_share_their_calls(codec):
             decoded[row].append(result)
         for row in rows:
             seen[row] += 4 if seen[row] else 1
+    hook.remove()
+    assert rows_of_calls == [1, 1, 1, 2, 1, 3, 2]  # streams that have begun share a call, whenever they began
     for row in range(3):
         assert_close(torch.cat(encoded[row], dim=1)[None], encode_by_vae(codec, pixels[row : row + 1, :, : seen[row]]))
         known = latents[row : row + 1, :, : (seen[row] + 3) // 4]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import wraps
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 from torch.amp import is_autocast_available
@@ -42,22 +43,20 @@ class CodecState:
 
     @staticmethod
     def stack(states: "Sequence[CodecState]") -> "CodecState":
-        """One state of several rows, from states of one row each that have the same `form`."""
+        """One state of several rows, from states of one row each, of which all have started or none has.
+
+        A stream that has just started caches one frame or "Rep" where an older one caches two. Zeros take the place of
+        the missing frames, as they do in the convolution's own padding.
+        """
         if len(states) == 1:
             return states[0].fork()
         columns = zip(*(state.features for state in states), strict=True)
-        features = [torch.cat(column) if torch.is_tensor(column[0]) else column[0] for column in columns]
-        return CodecState(features, states[0].started)
+        return CodecState([_stack_features(column) for column in columns], states[0].started)
 
     def unstack(self, rows: int) -> "list[CodecState]":
         """States of one row each; the inverse of `stack`."""
         columns = [f.split(1) if torch.is_tensor(f) else [f] * rows for f in self.features]
         return [CodecState([column[row] for column in columns], self.started) for row in range(rows)]
-
-    @property
-    def form(self) -> tuple[bool | int | str | None, ...]:
-        """Key that must be equal for states to be stacked: a stream that has just started caches fewer frames."""
-        return self.started, *(f.shape[2] if torch.is_tensor(f) else f for f in self.features)
 
 
 @dataclass(frozen=True)
@@ -168,12 +167,12 @@ class VideoCodec:
     def encode_streams(self, pixels: torch.Tensor, states: list[CodecState]) -> list[torch.Tensor]:
         """`encode` of a batch whose rows are separate streams, with a state of one row each; advances the states.
         Returns (C, f, h, w) of each row."""
-        return self._by_form(self.encode, pixels, states)
+        return self._by_start(self.encode, pixels, states)
 
     def decode_streams(self, latents: torch.Tensor, states: list[CodecState]) -> list[torch.Tensor]:
         """`decode` of a batch whose rows are separate streams, with a state of one row each; advances the states.
         Returns (3, T, H, W) of each row; T is smaller for a row at its stream's start."""
-        return self._by_form(self.decode, latents, states)
+        return self._by_start(self.decode, latents, states)
 
     def caught_up(self, decoders: list[StreamDecoder]) -> list[StreamDecoder]:
         """Copies of the decoders that have decoded their `unseen` latent frames."""
@@ -185,15 +184,15 @@ class VideoCodec:
         return [StreamDecoder(state) for state in states]
 
     @staticmethod
-    def _by_form(
+    def _by_start(
         run: Callable[[torch.Tensor, CodecState], torch.Tensor], inputs: torch.Tensor, states: list[CodecState]
     ) -> list[torch.Tensor]:
-        """Calls `run` once for all rows whose states can be stacked; usually these are all rows."""
-        groups: dict[tuple, list[int]] = {}
-        for row, state in enumerate(states):
-            groups.setdefault(state.form, []).append(row)
+        """Calls `run` once for all rows that have started, and once for the others."""
         results: list[torch.Tensor] = [None] * len(states)
-        for rows in groups.values():
+        for started in (True, False):
+            rows = [row for row, state in enumerate(states) if state.started is started]
+            if not rows:
+                continue
             stacked = CodecState.stack([states[row] for row in rows])
             outputs = run(inputs[rows], stacked)
             for row, output, state in zip(rows, outputs, stacked.unstack(len(rows)), strict=True):
@@ -218,9 +217,12 @@ class VideoCodec:
 
     def decode_value_maps(self, latents: torch.Tensor) -> torch.Tensor:
         """The inverse of `encode_value_maps`: (B, C, F, h, w) -> (B, 3, F * temporal_factor, H, W) in [-1, 1]."""
+        return self.decode(latents, self.value_map_decoder(latents).expand(len(latents)))
+
+    def value_map_decoder(self, latents: torch.Tensor) -> CodecState:
+        """The state of one row from which value latents (B, C, F, h, w) are decoded: after a black frame."""
         height, width = (n * self.spatial_factor for n in latents.shape[-2:])
-        _, decoder = self._after_black_frame(height, width)
-        return self.decode(latents, decoder.expand(len(latents)))
+        return self._after_black_frame(height, width)[1].fork()
 
     def _after_black_frame(self, height: int, width: int) -> tuple[CodecState, CodecState]:
         """Encoder and decoder state of one row after a black frame, computed once per size, device and dtype."""
@@ -254,6 +256,15 @@ class VideoCodec:
                 + (f"a multiple of {self.temporal_factor}" if started else f"1 + a multiple of {self.temporal_factor}")
                 + (" after the clip's start." if started else " at a clip's start.")
             )
+
+
+def _stack_features(column: Sequence[torch.Tensor | str | None]) -> torch.Tensor | str | None:
+    tensors = [feature for feature in column if torch.is_tensor(feature)]
+    if not tensors:
+        return column[0]
+    longest = max(tensors, key=lambda feature: feature.shape[2])
+    column = [feature if torch.is_tensor(feature) else longest[:, :, :0] for feature in column]
+    return torch.cat([F.pad(feature, (0, 0, 0, 0, longest.shape[2] - feature.shape[2], 0)) for feature in column])
 
 
 def _count_causal_convolutions(module: torch.nn.Module) -> int:

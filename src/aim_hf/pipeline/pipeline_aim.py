@@ -8,9 +8,9 @@
         out = pipe(session=session)
 
 A call doesn't change its session: only `append` extends it, so calling again samples the same chunk again. A call runs
-these public steps: `check_inputs`, `prepare_latents`, `denoise_world`, `denoise_actions`, `decode_frames`,
-`decode_value_maps`, `decode_actions`. Latents and noise stay in float32 for every dtype of the model, and nothing here
-records gradients.
+these public steps: `check_inputs`, `prepare_latents`, `denoise_world`, `denoise_actions`, `decode_actions`,
+`decode_world` (`decode_frames` and `decode_value_maps` at once). Latents and noise stay in float32 for every dtype of
+the model, and nothing here records gradients.
 """
 
 import logging
@@ -32,7 +32,7 @@ from ..model.processing_aim import AIMProcessor
 from ..utils.checks import check_choice, check_kind, check_whole
 from . import inputs
 from .callbacks import StepCallback
-from .codec import StreamDecoder, VideoCodec
+from .codec import CodecState, StreamDecoder, VideoCodec
 from .history import encode_again, extend
 from .loading import AIMLoaderMixin, check_components
 from .pipeline_output import OUTPUT_TYPES, AIMPipelineOutput, as_output_type
@@ -480,8 +480,12 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             actions[:, : committed.shape[1]] = committed_actions  # as they were given, to the last bit
         frames, value_maps = (tensors["latents"] if decode_frames else None), tensors["value_latents"]
         if output_type != "latent":
-            frames = as_output_type(self.decode_frames(session, frames), output_type) if decode_frames else None
-            value_maps = as_output_type(self.decode_value_maps(value_maps), output_type)
+            if decode_frames:
+                frames, value_maps = self.decode_world(session, frames, value_maps)
+                frames = as_output_type(frames, output_type)
+            else:
+                value_maps = self.decode_value_maps(value_maps)
+            value_maps = as_output_type(value_maps, output_type)
         actions = actions.numpy() if output_type in ("np", "pil") else actions
         ahead = self.model.config.action_lookahead_frames
         lookahead_actions = actions[:, self.actions_per_chunk :] if ahead else None
@@ -548,13 +552,20 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             on_step_end=on_step_end,
         )
 
+    def decode_world(
+        self, session: AIMSession, latents: torch.Tensor, value_latents: torch.Tensor
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """RGB and value maps of a chunk, as `decode_frames` and `decode_value_maps` give them, in one batch of the
+        VAE."""
+        decoders = self._frame_decoders(session) + [self.codec.value_map_decoder(latents) for _ in value_latents]
+        pixels = torch.stack(self.codec.decode_streams(torch.cat([latents, value_latents]), decoders))
+        frames, value_maps = (self._cameras(rows) for rows in pixels.chunk(2))
+        return frames, {name: self.processor.rgb_to_value(rgb) for name, rgb in value_maps.items()}
+
     def decode_frames(self, session: AIMSession, latents: torch.Tensor) -> dict[str, np.ndarray]:
         """Camera -> RGB (B, T, H, W, 3) in [0, 1] of imagined latents, decoded as continuation of the session's
         frames."""
-        # The session keeps decoders that have decoded its real frames; this only makes the next call cheaper.
-        session.decoders = self.codec.caught_up(session.decoders)
-        states = [decoder.state.fork() for decoder in session.decoders]
-        return self._cameras(torch.stack(self.codec.decode_streams(latents, states)))
+        return self._cameras(torch.stack(self.codec.decode_streams(latents, self._frame_decoders(session))))
 
     def decode_value_maps(self, value_latents: torch.Tensor) -> dict[str, np.ndarray]:
         """Camera -> value maps (B, T, H, W) in [0, 1]."""
@@ -573,6 +584,11 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
                 f"weights are damaged, or {self.dtype} is too coarse for them."
             )
         return self.processor.unnormalize_actions(action_latents.double().cpu(), session.initial_pose).float()
+
+    def _frame_decoders(self, session: AIMSession) -> list[CodecState]:
+        # The session keeps decoders that have decoded its real frames; this only makes the next call cheaper.
+        session.decoders = self.codec.caught_up(session.decoders)
+        return [decoder.state.fork() for decoder in session.decoders]
 
     def _value_pixels(self, session: AIMSession, value_maps: Mapping[str, np.ndarray] | None) -> torch.Tensor | None:
         if value_maps is None:

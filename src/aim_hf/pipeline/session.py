@@ -57,10 +57,10 @@ class AIMSession:
         return (self.cache.chunks - 1).clamp(min=0).tolist()
 
     @property
-    def forms(self) -> list[tuple[bool | int | str | None, ...]]:
+    def forms(self) -> list[tuple[int, bool]]:
         """Memory layout of each row's history. Rows of the same form run as one batch without masks; a call on rows of
-        different forms masks missing keys, and encodes each form separately."""
-        return [(held, *encoder.form) for held, encoder in zip(self.cache.held.tolist(), self.encoders, strict=True)]
+        different forms masks missing keys, and encodes rows without observation separately."""
+        return [(held, encoder.started) for held, encoder in zip(self.cache.held.tolist(), self.encoders, strict=True)]
 
     @property
     def waiting(self) -> list[int]:
