@@ -4,8 +4,9 @@
     python benchmarks/paired_latency.py --before /tmp/before --output_file paired.json
 
 Each checkout runs its own `benchmarks/common.py` in a process of its own, with the same random weights' shapes, at the
-preset "tiny" and at 8 heads of 32 (width 256), and a whole call of its own aim-tiny, with and without pictures. A ratio is after / before; the interval is that of the median, by
-resampling. `events` counts the profiler's operator events of a call, which no other load on the machine changes.
+preset "tiny" and at 8 heads of 32 (width 256), and whole calls of its own aim-tiny, with and without pictures. A ratio
+is after / before; the interval is that of the median, by resampling. `events` counts the profiler's operator events of
+a call, which no other load on the machine changes.
 """
 
 import argparse
