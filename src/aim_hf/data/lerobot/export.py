@@ -5,6 +5,7 @@ time. The dataset is written to a hidden folder, which is renamed when it is com
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,12 @@ def export_lerobot(
     """
     if output.exists():
         raise FileExistsError(f"{output} is there already; delete it, or write to another folder")
-    with written_folder(output) as folder:
+    with written_folder(output) as folder, ExitStack() as tables:
         writer = None
         for row in rows:
             if expert_actions:
                 row = row | {"action": row["expert_action"]}
-            writer = writer or _Writer(folder, row, value_maps)
+            writer = writer or _Writer(folder, tables, row, value_maps)
             writer.add(row)
         if writer is None:
             raise ValueError("there is no episode to export")
@@ -103,10 +104,11 @@ def export_lerobot(
 
 
 class _Writer:
-    """Writes a dataset into `folder`, with the views, sizes, frame rate and action space of `first`."""
+    """Writes a dataset into `folder`, with the views, sizes, frame rate and action space of `first`. `tables`: as
+    of `_table`."""
 
-    def __init__(self, folder: Path, first: dict[str, Any], value_maps: bool) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tables: ExitStack, first: dict[str, Any], value_maps: bool) -> None:
+        self.folder, self.tables = folder, tables
         self.left_out = [column for column in format.VIDEO_KEYS if not value_maps and column.startswith("value_")]
         self.common = self._common(first)
         self.columns = self.common["videos"]
@@ -116,10 +118,10 @@ class _Writer:
         self.names = format.number_names(first["suite"], first["action_space"], self.action_dim)
         self.sizes = {column: decode_column(first, column, [0]).shape[1:3] for column in self.columns}
         self.videos = {column: _VideoFiles(folder, format.VIDEO_KEYS[column], self.rate) for column in self.columns}
-        self.data = _TableFiles(folder, format.DATA, self._frame_features().arrow_schema, DATA_FILE_MB)
+        self.data = _TableFiles(folder, tables, format.DATA, self._frame_features().arrow_schema, DATA_FILE_MB)
         self.episodes: _TableFiles | None = None  # opened with the first records, which determine its columns
         self.records: list[dict[str, Any]] = []  # of episodes that aren't written yet
-        self.own = pq.ParquetWriter(_made(folder / format.OURS), format.own_features().arrow_schema)
+        self.own = _table(tables, folder / format.OURS, format.own_features().arrow_schema)
         self.tasks: dict[str, int] = {}
         self.splits: dict[str, list[int]] = {}
         self.statistics: dict[str, dict[str, np.ndarray]] = {}  # of all episodes so far
@@ -193,7 +195,7 @@ class _Writer:
         if self.episodes is None:
             where = {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
             schema = pa.Table.from_pylist([self.records[0] | where]).schema
-            self.episodes = _TableFiles(self.folder, format.EPISODES, schema, DATA_FILE_MB)
+            self.episodes = _TableFiles(self.folder, self.tables, format.EPISODES, schema, DATA_FILE_MB)
         chunk, file = self.episodes.place()
         where = {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file}
         columns = {name: [record[name] for record in self.records] for name in self.records[0]}
@@ -203,8 +205,9 @@ class _Writer:
     def finish(self, repo_id: str, expert_actions: bool, license: str) -> dict[str, Any]:
         if self.records:
             self._write_records()
-        for part in (self.data, self.episodes, self.own, *self.videos.values()):
-            part.close()
+        self.tables.close()
+        for files in self.videos.values():
+            files.close()
         pd.DataFrame({"task_index": list(self.tasks.values())}, index=list(self.tasks)).to_parquet(
             self.folder / format.TASKS
         )
@@ -267,40 +270,37 @@ def _fps(rate: Fraction) -> int | float:
     return int(rate) if rate.denominator == 1 else float(rate)
 
 
-def _made(path: Path) -> Path:
+def _table(tables: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of a Parquet file, which `tables` closes: left open on a full disk, it would print a traceback."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    return tables.enter_context(pq.ParquetWriter(path, schema))
 
 
 class _TableFiles:
-    """Parquet files of one schema. Each call of `add` writes a row group."""
+    """Parquet files of one schema. Each call of `add` writes a row group. `tables`: as of `_table`."""
 
-    def __init__(self, folder: Path, pattern: str, schema: pa.Schema, limit_mb: float) -> None:
-        self.folder, self.pattern, self.schema, self.limit = folder, pattern, schema, limit_mb * 2**20
+    def __init__(self, folder: Path, tables: ExitStack, pattern: str, schema: pa.Schema, limit_mb: float) -> None:
+        self.folder, self.tables = folder, tables
+        self.pattern, self.schema, self.limit = pattern, schema, limit_mb * 2**20
         self._place, self._bytes = (0, 0), 0
         self._writer: pq.ParquetWriter | None = None
 
     def place(self) -> tuple[int, int]:
         """Chunk and file of the next table."""
         if self._bytes >= self.limit:
-            self.close()
-            self._place, self._bytes = _next_place(self._place), 0
+            self._writer.close()
+            self._writer, self._place, self._bytes = None, _next_place(self._place), 0
         return self._place
 
     def add(self, columns: dict[str, list]) -> tuple[int, int]:
         chunk, file = place = self.place()
         if self._writer is None:
-            path = _made(self.folder / self.pattern.format(chunk_index=chunk, file_index=file))
-            self._writer = pq.ParquetWriter(path, self.schema)
+            path = self.folder / self.pattern.format(chunk_index=chunk, file_index=file)
+            self._writer = _table(self.tables, path, self.schema)
         table = pa.Table.from_pydict(columns, schema=self.schema)
         self._writer.write_table(table)
         self._bytes += table.nbytes
         return place
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 class _VideoFiles:
