@@ -189,7 +189,7 @@ def test_a_preview_of_tasks_that_are_not_there_is_refused(folder, tmp_path):
     preview([str(folder), "--output_file", str(sheet), "--tasks", "click_bell"])
     assert sheet.is_file()
     row = make_episode().to_row() | {f"rgb_{camera}": None for camera in CAMERAS}
-    with pytest.raises(ValueError, match="click_bell seed 0 has no pictures; record this episode again"):
+    with pytest.raises(ValueError, match="click_bell seed 0: no camera has a video; record this episode again"):
         contact_sheet(row, 4)
 
 
@@ -345,12 +345,22 @@ def change(folder, **columns) -> Path:
             {"events": lambda row: [row["events"][0] | {"body_pose": [[0.0] * 7]}]},
             "body_pose of the pick on block has 1",
         ),
+        (
+            {"value_head_camera": lambda row: row["value_left_camera"]},
+            r"value_head_camera is \[32, 48\] .height, width., expected \[64, 96\] as its RGB; record this",
+        ),
+        (
+            {"events": lambda row: [row["events"][0] | {"frame": None}]},
+            "an event has no frame",
+        ),
     ],
 )
 def test_a_bad_row_is_named(folder, columns, message):
     path = change(folder, **columns)
     with pytest.raises(ValueError, match=f"easy-click_bell-00000.parquet, row 0: {message}"):
         list(read_rows(path))
+    with pytest.raises(ValueError, match=f" seed 0: {message}"):
+        contact_sheet(pq.read_table(path).to_pylist()[0], 4)
 
 
 def test_a_video_of_another_length_is_named(folder):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from aim_hf.data.video import count_frames, decode_video, encode_video
+from aim_hf.data.video import decode_video, encode_video, read_header
 
 from .fixtures_episodes import make_episode
 
@@ -23,7 +23,7 @@ def test_round_trip_keeps_frames_and_pictures(camera):
     video = encode_video(frames, 12.5)
     decoded = decode_video(video)
     assert decoded.shape == frames.shape and decoded.dtype == np.uint8
-    assert count_frames(video) == len(frames)
+    assert read_header(video) == frames.shape[:3]
     assert psnr(frames, decoded) > 38
 
 
@@ -65,7 +65,7 @@ def test_bad_input_is_refused():
     video = encode_video(np.zeros((3, 32, 48, 3), np.uint8), 12.5)
     with pytest.raises(IndexError, match="frame 3 of a video of 3"):
         decode_video(video, [3])
-    for read in (decode_video, count_frames):
+    for read in (decode_video, read_header):
         for length in (100, 0):
             with pytest.raises(ValueError, match=f"got {length} bytes that do not open"):
                 read(video[:length])

@@ -14,7 +14,7 @@ from ..envs.base import CAMERAS
 from ..model.processing_aim import ACTION_SPACES, EE_ACTION_DIM, AIMProcessor
 from ..utils.extras import extra
 from ..value_maps.render import Event, render_value_maps
-from .video import count_frames, decode_video, encode_video
+from .video import decode_video, encode_video, read_header
 
 with extra("data"):
     from datasets import Features, List, Value, Video
@@ -293,10 +293,10 @@ def check_videos(row: dict[str, Any], where: str) -> None:
     """Refuses a row that lacks a video, or whose videos haven't `num_frames` frames by their headers.
 
     At least one camera must have pictures. A camera with a value map must have pictures. A camera with pictures and
-    calibration must have a value map if the events are known.
+    calibration must have a value map if the events are known. Value maps have the size of their RGB.
 
     Raises:
-        ValueError: naming `where`, the column and both lengths.
+        ValueError: naming `where`, the column and both lengths or sizes.
     """
     if all(row[f"rgb_{camera}"] is None for camera in CAMERAS):
         raise ValueError(f"{where}: no camera has a video; record this episode again")
@@ -306,12 +306,17 @@ def check_videos(row: dict[str, Any], where: str) -> None:
             raise ValueError(f"{where}: value_{camera} has no rgb_{camera} beside it; record this episode again")
         if has_rgb and not has_value and row["events"] is not None and row[f"intrinsics_{camera}"] is not None:
             raise ValueError(f"{where}: value_{camera} holds no video; record this episode again")
-    for name in VIDEO_COLUMNS:
+    sizes: dict[str, list[int]] = {}
+    for name in VIDEO_COLUMNS:  # RGB before value maps
         if row[name] is None:
             continue
         try:
-            count = count_frames(row[name]["bytes"] or b"")
+            count, *size = read_header(row[name]["bytes"] or b"")
         except ValueError as error:
             raise ValueError(f"{where}: {name} is damaged ({error}); record this episode again") from error
         if count != row["num_frames"]:
             raise ValueError(f"{where}: {name} has {count} frames, expected num_frames = {row['num_frames']}")
+        if size != (expected := sizes.setdefault(name.partition("_")[2], size)):
+            raise ValueError(
+                f"{where}: {name} is {size} (height, width), expected {expected} as its RGB; record this episode again"
+            )

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from ..envs.base import CAMERAS
 from ..utils.files import written_file
 from ..value_maps.render import overlay
-from .episodes import decode_column
+from .episodes import check_row, check_videos, decode_column
 from .shards import read_rows, shard_paths
 
 LABEL_HEIGHT = 14
@@ -18,10 +18,11 @@ CELL_WIDTH = 192
 
 def contact_sheet(row: dict[str, Any], num_frames: int, max_cameras: int = len(CAMERAS)) -> Image.Image:
     """For each camera, the RGB frames above their overlays, at `num_frames` moments that include the frames of events.
-    Missing views and value maps are left out. Raises ValueError for an episode without any view."""
+    Missing views and value maps are left out. Raises ValueError as `check_row` and `check_videos`."""
+    where = f"{row['task']} seed {row['seed']}"
+    check_row(row, where)
+    check_videos(row, where)
     cameras = [camera for camera in CAMERAS if row[f"rgb_{camera}"] is not None][:max_cameras]
-    if not cameras:
-        raise ValueError(f"{row['task']} seed {row['seed']} has no pictures; record this episode again")
     moments = np.linspace(0, row["num_frames"] - 1, num_frames).astype(int)
     for event in row["events"] or ():
         moments[np.abs(moments - event["frame"]).argmin()] = event["frame"]

@@ -82,14 +82,15 @@ def decode_video(video: bytes | dict | VideoDecoder, frames: list[int] | None = 
     return pixels.numpy()
 
 
-def count_frames(video: bytes) -> int:
-    """The number of frames in the header of an MP4 file. Nothing is decoded.
+def read_header(video: bytes) -> tuple[int, int, int]:
+    """The number of frames, the height and the width in the header of an MP4 file. Nothing is decoded.
 
     Raises:
         ValueError: if the bytes are no video.
     """
     try:
         with av.open(io.BytesIO(video)) as container:
-            return container.streams.video[0].frames
-    except (av.FFmpegError, IndexError) as error:
+            stream = container.streams.video[0]
+            return stream.frames, stream.codec_context.height, stream.codec_context.width
+    except (av.FFmpegError, IndexError, AttributeError) as error:  # AttributeError: it is of no known codec
         raise ValueError(f"expected the bytes of a video file, got {len(video)} bytes that do not open") from error
