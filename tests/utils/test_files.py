@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from aim_hf.utils.files import UnreadableFile, append_json_line, files_in, reading, written_file, written_folder
+from aim_hf.utils.files import UnreadableFile, append_json_line, claim, files_in, reading, written_file, written_folder
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,21 @@ def test_what_is_wrong_in_a_file_is_told_with_its_name(tmp_path, content, told):
     assert str(raised.value).startswith(f"{path} can't be read ({told}") and str(raised.value).endswith(
         "make it again."
     )
+
+
+def test_a_name_counts_for_nothing_where_its_content_is_the_same(tmp_path):
+    """Such as the same policy by a relative and by an absolute path."""
+    claim(tmp_path, {"policy": "runs/a", "policy_sha256": "12", "split": "easy"}, "*.json")
+    claim(tmp_path, {"policy": "/home/runs/a", "policy_sha256": "12", "split": "easy"}, "*.json")
+    for digest, told in (
+        ("34", "policy 'runs/a' there, '/home/runs/a' now; policy_sha256 '12' there, '34' now. Give"),
+        (None, "policy 'runs/a' there, '/home/runs/a' now; policy_sha256 '12' there, None now. Give"),
+    ):
+        with pytest.raises(FileExistsError, match=f"made from something else: {told}"):
+            claim(tmp_path, {"policy": "/home/runs/a", "policy_sha256": digest, "split": "easy"}, "*.json")
+    claim(tmp_path / "b", {"policy": "a", "policy_sha256": None}, "*.json")
+    with pytest.raises(FileExistsError, match="policy 'a' there, 'b' now"):
+        claim(tmp_path / "b", {"policy": "b", "policy_sha256": None}, "*.json")
 
 
 def test_an_empty_path_is_no_folder(tmp_path, monkeypatch):

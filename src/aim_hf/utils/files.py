@@ -146,7 +146,8 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
 
     Args:
         made_from: everything that the outputs depend on, and nothing that may change when a run is resumed; must be
-            JSON-serializable.
+            JSON-serializable. `X` is a name of the content whose digest is `X_sha256`: where that is the same, another
+            name counts for nothing.
         outputs: glob pattern of the command's outputs in `folder`, to find outputs without a record.
         record: file name of the record.
 
@@ -160,7 +161,7 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
     if path.is_file():
         found = read_json(path, "delete the folder, and make it again")
         names = [name for name in {**found, **made_from} if found.get(name) != made_from.get(name)]
-        if names:
+        if names := [name for name in names if not made_from.get(f"{name}_sha256") or f"{name}_sha256" in names]:
             told = "; ".join(f"{name} {found.get(name)!r} there, {made_from.get(name)!r} now" for name in names)
             raise FileExistsError(
                 f"{folder} was made from something else: {told}. Give the same settings to go on with it, {away}"
