@@ -1,14 +1,19 @@
 """Paired comparison of two evaluations."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
+from aim_hf import envs
 from aim_hf.commands import run
 from aim_hf.evaluation.comparison import check_weights, compare, format_comparison, training_summary
 from aim_hf.evaluation.evaluate import read_results
 from aim_hf.evaluation.statistics import mcnemar_p, summarize
 from aim_hf.model.checkpoint import fingerprint
+from aim_hf.rollout import policies, storyboard, vector_env
+from aim_hf.rollout import run as rollout
 from aim_hf.training.curve import plot_comparison, plot_grpo
 from aim_hf.utils.files import UnreadableFile
 
@@ -100,6 +105,51 @@ def test_a_policy_behind_a_server_is_compared_without_its_weights(tmp_path, caps
     assert "out was made from something else: after policy None there, 'another' now." in capsys.readouterr().err
 
 
+def compared(tmp_path, task: str = "click_bell", **settings) -> list[str]:
+    """The command that compares two evaluations of one policy in which each wins an episode, beside settings.json of
+    something else."""
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    (policy / "config.json").write_text("{}")
+    settings |= {"policy": str(policy), "policy_sha256": fingerprint(policy)}
+    for side, outcomes in (("before", [True, False]), ("after", [False, True])):
+        folder = write(tmp_path / side, {task: outcomes, "lift_pot": [True, True]}, **settings)
+        (folder / "settings.json").write_text('{"num_inference_steps": 50}')
+    return ["compare", *(f"--{side}={tmp_path / side}" for side in ("before", "after")), f"--output_dir={tmp_path}"]
+
+
+def test_films_are_of_what_was_evaluated(tmp_path, monkeypatch):
+    """Whatever settings.json says, which may be another evaluation's."""
+    filmed = []
+    monkeypatch.setattr(policies.AIMPolicy, "from_pretrained", lambda policy, **options: (policy, options))
+    monkeypatch.setattr(vector_env, "VectorEnvironment", lambda *of, num_workers: nullcontext(of))
+    monkeypatch.setattr(rollout, "run_episodes", lambda *of: filmed.append(of) or [SimpleNamespace(storyboard=None)])
+    monkeypatch.setattr(storyboard, "write_video", lambda path, board: filmed.append(path.name))
+    run([*compared(tmp_path, split="hard", instructions="unseen", num_inference_steps=3), "--videos=1"])
+    policy = (str(tmp_path / "policy"), {"num_inference_steps": 3})
+    shown = (policy, ("tabletop", "hard"), "click_bell", [101], "unseen", "predicted", {101})
+    assert filmed == [shown, "click_bell-101-before.mp4", shown, "click_bell-101-after.mp4"]
+
+
+def test_the_world_is_compared_on_a_scene_of_its_task(tmp_path, monkeypatch, capsys):
+    """The suite may have rejected the first seed of another task."""
+    command = compared(tmp_path)
+    for records in tmp_path.glob("*/episodes/click_bell.jsonl"):
+        records.write_text(records.read_text().replace('"seed": 100', '"seed": 103'))
+    entry = {"reward": 1.0, "rollout/control_steps": 800, "completions/mean_length": 50.0, "time/learning": 9.0}
+    record = dict.fromkeys(("command", "commit", "hardware", "seeds", "steps"), "") | {"processes": 1}
+    record |= {"log_history": [entry | {"rollout/control_steps_per_core_second": 100.0}]}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+
+    def reset(seed):
+        raise ValueError(f"reset to {seed}")
+
+    monkeypatch.setattr(envs, "make_environment", lambda *scene: SimpleNamespace(reset=reset))
+    with pytest.raises(SystemExit):
+        run([*command, f"--training={tmp_path / 'training.json'}"])
+    assert capsys.readouterr().err == "aim-hf compare: reset to 101\n"
+
+
 def test_a_policy_that_has_changed_since_its_evaluation_is_not_taken_for_it(tmp_path):
     policy = tmp_path / "policy"
     policy.mkdir()
@@ -116,6 +166,7 @@ def test_a_policy_that_has_changed_since_its_evaluation_is_not_taken_for_it(tmp_
     ("change", "told"),
     [
         (lambda results: results.update(suite="table"), "suite is 'table'; expected one of tabletop"),
+        (lambda results: results.update(split="hrad"), "split='hrad' is unknown in suite 'tabletop': choose one of"),
         (lambda results: results.update(mean_rate="1"), "mean_rate is '1'; expected 0 to 1"),
         (lambda results: results["tasks"]["push"].update(rate=5), "rate of push is 5, of 1 successes in 2"),
         (lambda results: results["tasks"]["push"].update(wilson=[0.1]), r"wilson of push is \[0.1\]; expected two"),

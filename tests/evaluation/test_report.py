@@ -57,6 +57,17 @@ def test_published_numbers_are_the_papers():
     assert published_rates(PUBLISHED, "tabletop", "easy") == {}
 
 
+def test_tasks_that_this_version_does_not_know_are_in_the_table(tmp_path):
+    """As those of a later version, which the mean counts."""
+    run = write_run(tmp_path / "run", 1, suite="tabletop", episodes=2, tasks=["stack_moons", "click_bell"])
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"policy_sha256": None}))
+    write_report([run], PUBLISHED, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if "50% (1/2;" in line]
+    assert rows == ["`click_bell`", "`stack_moons`"] and any("`unknown`" in line for line in lines)
+
+
 def test_our_numbers_stand_beside_published_ones_that_say_so(tmp_path):
     folders = [write_run(tmp_path / "easy", 90), write_run(tmp_path / "hard", 80, split="hard")]
     write_report(folders, PUBLISHED, tmp_path / "report")

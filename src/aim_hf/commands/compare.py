@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
     from .. import AIMPipeline
     from ..envs import make_environment
     from ..evaluation.comparison import check_weights, compare, format_comparison, same_world, training_summary
+    from ..evaluation.evaluate import read_records, read_results
     from ..training.curve import plot_comparison
     from ..utils.files import claim, read_json, reading, write_json, write_text
     from ..utils.provenance import command
@@ -47,20 +48,22 @@ def main(argv: list[str]) -> None:
         check_weights(comparison)
     comparison["command"] = command()
     folders = {"before": args.before, "after": args.after}
+    results_of = {side: read_results(folder) for side, folder in folders.items()}
     mend = "evaluate into another folder"
     settings_of = {side: read_json(folder / "settings.json", mend) for side, folder in folders.items()}
-    settings = settings_of["before"]  # both have the same settings of the scenes
     made_from = {f"{side} {name}": value for side, of in settings_of.items() for name, value in of.items()}
     claim(args.output_dir, made_from, "comparison.json")  # videos of other policies may be there
     if args.training is not None:
         expected = "give the training.json that `aim-hf train-grpo` wrote"
         record = read_json(args.training, expected)
+        results = results_of["before"]  # both have the same settings of the scenes
         with reading(args.training, expected):
             comparison["training"] = training_summary(record)
-        environment = make_environment(settings["suite"], next(iter(comparison["tasks"])), settings["split"])
-        observation = environment.reset(comparison["seeds"][0])
+        task = next(iter(comparison["tasks"]))
+        environment = make_environment(results["suite"], task, results["split"])
+        observation = environment.reset(min(record["seed"] for record in read_records(args.before, task)))
         pipelines = [AIMPipeline.from_pretrained(comparison[side]["policy"]) for side in settings_of]
-        comparison |= same_world(*pipelines, environment.instruction(settings["instructions"]), observation)
+        comparison |= same_world(*pipelines, environment.instruction(results["instructions"]), observation)
         environment.close()
     write_json(args.output_dir / "comparison.json", comparison)
     write_text(args.output_dir / "comparison.md", format_comparison(comparison))
@@ -70,14 +73,12 @@ def main(argv: list[str]) -> None:
     changed = [(task, seed) for task, of in comparison["tasks"].items() for seed in of["won"] + of["lost"]]
     chosen = changed[:: max(len(changed) // max(args.videos, 1), 1)][: args.videos]
     if chosen:
-        film(comparison, settings_of, chosen, args.output_dir / "videos")
+        film(results_of, chosen, args.output_dir / "videos")
         print(f"Videos of {len(chosen)} of {len(changed)} changed episodes: {args.output_dir / 'videos'}")
 
 
-def film(
-    comparison: dict[str, Any], settings_of: dict[str, dict[str, Any]], scenes: list[tuple[str, int]], folder: Path
-) -> None:
-    """Writes videos of both policies in `scenes`, (task, seed) each. `settings_of`: side -> settings.json."""
+def film(results_of: dict[str, dict[str, Any]], scenes: list[tuple[str, int]], folder: Path) -> None:
+    """Writes videos of both policies in `scenes`, (task, seed) each. `results_of`: side -> results.json."""
     from tqdm import tqdm
 
     from ..rollout.policies import OPTIONS, AIMPolicy
@@ -85,13 +86,13 @@ def film(
     from ..rollout.storyboard import write_video
     from ..rollout.vector_env import VectorEnvironment
 
-    settings = settings_of["before"]
-    with VectorEnvironment(settings["suite"], settings["split"], num_workers=1) as environments:
-        for side in settings_of:
-            options = {name: settings_of[side][name] for name in OPTIONS if name in settings_of[side]}
-            policy = AIMPolicy.from_pretrained(comparison[side]["policy"], **options)
+    scene = results_of["before"]  # both have the same settings of the scenes
+    with VectorEnvironment(scene["suite"], scene["split"], num_workers=1) as environments:
+        for side, results in results_of.items():
+            options = {name: results[name] for name in OPTIONS if name in results}
+            policy = AIMPolicy.from_pretrained(results["policy"], **options)
             for task, seed in tqdm(scenes, unit="episode", desc=f"films {side}"):
                 (result,) = run_episodes(
-                    policy, environments, task, [seed], settings["instructions"], settings["value_maps"], {seed}
+                    policy, environments, task, [seed], scene["instructions"], scene["value_maps"], {seed}
                 )
                 write_video(folder / f"{task}-{seed}-{side}.mp4", result.storyboard)

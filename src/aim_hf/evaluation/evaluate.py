@@ -18,7 +18,7 @@ Several machines need one folder that all of them see.
 
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -251,7 +251,7 @@ def read_results(output: Path) -> dict[str, Any]:
             raise ValueError(f"it has no {', '.join(missing)}")
         if not tasks:
             raise ValueError("it has no tasks")
-        check_choice("suite", results["suite"], TASKS)
+        Protocol(*(results[field.name] for field in fields(Protocol)))
         check_number("mean_rate", results["mean_rate"], 0, 1)
         for task, of_task in tasks.items():
             for name in ("episodes", "successes", "rate"):

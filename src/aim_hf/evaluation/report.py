@@ -184,7 +184,7 @@ def _head(suite: str, runs: list[Run]) -> str:
                 f"**{results['mean_rate']:.1%}**",
                 format_peaks(results),
                 results["instructions"],
-                f"`{results.get('policy_sha256', 'unknown')[:12]}`",
+                f"`{(results.get('policy_sha256') or 'unknown')[:12]}`",
                 f"`{(results['commit'] or 'unknown')[:10]}`",
                 machine(results["hardware"]),
             ]
@@ -213,8 +213,15 @@ def _deviations(suite: str, runs: list[Run]) -> str:
     return "\n\n".join(["## Protocol, and where these runs deviate from it", rule, _list(own + always)])
 
 
+def _tasks(runs: list[Run]) -> list[str]:
+    """The tasks of all runs in the suite's order; last those that it hasn't in this version: the means count them."""
+    there = {task for run in runs for task in run.results["tasks"]}
+    known = [task for task in TASKS[runs[0].results["suite"]] if task in there]
+    return known + sorted(there.difference(known))
+
+
 def _split_section(runs: list[Run], published: dict[str, dict[str, float]], split: str) -> str:
-    tasks = [task for task in TASKS[runs[0].results["suite"]] if any(task in run.results["tasks"] for run in runs)]
+    tasks = _tasks(runs)
     by_task = {model: rates for model, rates in published.items() if len(rates) > 1}
     rows = [["task", *(run.title for run in runs), *(f"{model}, published" for model in by_task)]]
     for task in tasks:
@@ -267,7 +274,7 @@ def _percent(rate: float | None) -> str:
 
 def _plot(runs: list[Run], published: dict[str, dict[str, float]], split: str) -> bytes:
     """Success of each task with its interval, a row each, and the paper's AIM where it has published it."""
-    tasks = [task for task in TASKS[runs[0].results["suite"]] if any(task in run.results["tasks"] for run in runs)]
+    tasks = _tasks(runs)
     height = 0.8 / len(runs)
     figure = Figure(figsize=(8, 1.2 + 0.32 * len(tasks) * max(1, len(runs) / 2)))
     axis = figure.subplots()
