@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from arms import add_holm, read_outcomes
 
+from aim_hf.commands import PathParser
 from aim_hf.envs import interface
 from aim_hf.envs.base import Observation
 from aim_hf.envs.poses import pack_endpose, unit_quaternions
@@ -279,7 +280,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     steps = parser.add_subparsers(required=True)
     for step in (train, judge, report):
         of_step = steps.add_parser(step.__name__)

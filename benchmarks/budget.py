@@ -23,6 +23,7 @@ from common import CANVAS, CELL, TEXT_TOKENS, counted, finish
 from latency import make_text_encoder, make_vae
 
 from aim_hf import AIMConfig, AIMForWorldAction
+from aim_hf.commands import PathParser
 from aim_hf.model import modeling_aim
 from aim_hf.model.attention import packed_visible
 from aim_hf.model.presets import PRESETS
@@ -33,7 +34,7 @@ BLOCK = 128
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     add_set_up(parser)
     parser.add_argument(
         "--lora_rank", type=int, help="train LoRA on the video stream, and the action head and experts whole"

@@ -11,8 +11,9 @@ stopped goes on; DIR/STUDY.json holds them all, and DIR/STUDY.md the table. Seed
 out of training, and none of those that success rates are reported on, so that choosing a setting by them is fair.
 """
 
-import argparse
 from pathlib import Path
+
+from aim_hf.commands import PathParser
 
 START_SEED = 10_000
 STUDIES = {
@@ -52,7 +53,7 @@ def main():
     from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--study", choices=sorted(STUDIES), required=True)
     parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, or repo id")
     parser.add_argument("--split", default="easy", choices=("easy", "hard"))

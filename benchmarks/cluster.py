@@ -32,6 +32,7 @@ from budget import GB, add_set_up, latent_size, meta_model, training
 from common import CANVAS, TERA, TEXT_TOKENS, counted, finish
 from latency import make_text_encoder, make_vae
 
+from aim_hf.commands import PathParser
 from aim_hf.pipeline.codec import VideoCodec
 
 BFLOAT16, FLOAT16, FLOAT32 = 2, 2, 4  # bytes
@@ -39,7 +40,7 @@ INSTRUCTION_TOKENS = 20  # whose features are stored
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     add_set_up(parser)
     parser.set_defaults(lora_rank=None)  # LoRA isn't trained under FSDP
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])

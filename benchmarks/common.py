@@ -15,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from aim_hf import AIMConfig, AIMForWorldAction
+from aim_hf.commands import PathParser
 from aim_hf.model.presets import PRESETS
 from aim_hf.pipeline.sampling import denoise_actions, denoise_world, new_schedulers
 from aim_hf.pipeline.sampling_config import SamplingConfig
@@ -38,7 +39,7 @@ CPU_ATTENTION = {
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = PathParser(description=description)
     arguments.add_argument("--preset", default="tiny", choices=sorted(CANVAS))
     arguments.add_argument("--width", type=int, default=1, help="times the preset's heads, FFN and action head")
     arguments.add_argument("--layers", type=int, help="of both streams, where memory doesn't hold the preset's")

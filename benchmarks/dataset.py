@@ -32,6 +32,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from aim_hf.commands import PathParser  # noqa: E402
 from aim_hf.data import episodes, recorder  # noqa: E402
 from aim_hf.data.episodes import VIDEO_COLUMNS, Episode  # noqa: E402
 from aim_hf.data.shards import ShardWriter, load_episodes  # noqa: E402
@@ -210,7 +211,7 @@ def read(args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("what", choices=("collect", "size", "read"))
     parser.add_argument("--episodes", type=int, default=5, help="of each task and split; of all, for read")
     parser.add_argument("--windows", type=int, default=64, help="of each round")

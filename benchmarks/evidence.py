@@ -31,6 +31,7 @@ from arms import (
     write_judged,
 )
 
+from aim_hf.commands import PathParser
 from aim_hf.envs.names import AIM_TINY_TASKS
 
 TASKS = AIM_TINY_TASKS
@@ -230,7 +231,7 @@ def table(content: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     steps = parser.add_subparsers(required=True)
     for step in (train, judge, report):
         of_step = steps.add_parser(step.__name__)

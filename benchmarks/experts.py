@@ -6,7 +6,6 @@ python benchmarks/experts.py --suite aloha --output_file benchmarks/results/aloh
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from aim_hf.commands import PathParser
 from aim_hf.envs import TASKS, make_environment
 from aim_hf.envs.names import splits_of
 from aim_hf.envs.seeds import episode_seeds
@@ -69,7 +69,7 @@ def measure_observations(suite: str, split: str, seed: int, count: int = 200) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--suite", choices=("tabletop", "aloha"), default="tabletop")
     parser.add_argument("--episodes", type=int, default=100, help="episodes a task and split")
     parser.add_argument("--output_file", type=Path, help="JSON file to write")

@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
 from aim_hf import AIMConfig, AIMPipeline
+from aim_hf.commands import PathParser
 from aim_hf.model.conversion import SHARED_FIELDS
 from aim_hf.model.presets import PRESETS
 from aim_hf.model.processing_aim import robotwin_processor
@@ -47,7 +48,7 @@ PROMPT = "put the red block on the blue one"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     released = sorted(name for name in PRESETS if name.startswith("wan"))
     parser.add_argument("--preset", default="wan2.2-ti2v-5b", choices=released)
     parser.add_argument("--folder", type=Path, required=True, help="for the weights; on a disk with room for them")

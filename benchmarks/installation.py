@@ -6,7 +6,6 @@ Each is installed with the versions of constraints.txt into a virtual environmen
 `--project` measures another checkout, such as one of an earlier commit, whose extras are other ones.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from aim_hf.commands import PathParser
 from aim_hf.utils.files import write_json
 from aim_hf.utils.provenance import provenance
 
@@ -53,7 +53,7 @@ def seconds(python: Path, statement: str, runs: int = 5) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--project", type=Path, default=ROOT)
     parser.add_argument("--extras", nargs="*", default=EXTRAS, help="'' for the core")
     parser.add_argument("--output_file", type=Path, required=True)

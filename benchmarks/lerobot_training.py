@@ -23,12 +23,14 @@ from pathlib import Path
 
 from common import finish
 
+from aim_hf.commands import PathParser
+
 KINDS = ("encoded", "kept")
 STEP = re.compile(r" step:\S+ .*updt_s:([\d.]+) data_s:([\d.]+)")
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = PathParser(description=__doc__)
     arguments.add_argument("--dataset", required=True, help="folder of a LeRobot dataset")
     arguments.add_argument("--repo_id", default="you/tabletop", help="its name")
     arguments.add_argument("--policy", default="checkpoints/aim-tiny", help="AIM pipeline to begin from")

@@ -9,11 +9,12 @@ is after / before; the interval is that of the median, by resampling. `events` c
 a call, which no other load on the machine changes.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+from aim_hf.commands import PathParser
 
 SIZES = {
     "tiny": {},
@@ -100,7 +101,7 @@ def main() -> None:
     from aim_hf.utils.files import write_json
     from aim_hf.utils.provenance import provenance, source_commit
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--before", type=Path, required=True, help="a checkout")
     parser.add_argument("--after", type=Path, default=Path(__file__).parents[1], help="another; default: this one")
     parser.add_argument("--rounds", type=int, default=60)

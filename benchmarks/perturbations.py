@@ -17,6 +17,7 @@ from pathlib import Path
 
 from arms import add_holm
 
+from aim_hf.commands import PathParser
 from aim_hf.commands.policy_options import add_sampling_arguments, given_options
 from aim_hf.envs.base import SPLITS
 from aim_hf.envs.names import AIM_TINY_TASKS, AXES, STRENGTHS, TABLETOP
@@ -130,7 +131,7 @@ def _cells(of: dict | None) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument(
         "--policy", action="append", required=True, help="pipeline's folder or repo id; may be repeated"
     )

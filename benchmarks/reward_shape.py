@@ -13,13 +13,13 @@ simulated again. A shift along a ray is positive towards the camera.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from aim_hf.commands import PathParser
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import SPLITS
 from aim_hf.envs.seeds import episode_seeds
@@ -172,7 +172,7 @@ def plot(rows: list[dict], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--episodes", type=int, default=1, help="episodes a task and split")
     parser.add_argument("--output_file", type=Path, help="JSON file to write")

@@ -14,7 +14,6 @@ A killed run continues: what the output file holds, of as many episodes, isn't m
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from aim_hf.commands import PathParser  # noqa: E402
 from aim_hf.data.collection import Shard, collect_shard  # noqa: E402
 from aim_hf.data.shards import remove_leftovers  # noqa: E402
 from aim_hf.envs import TASKS, make_environment  # noqa: E402
@@ -76,7 +76,7 @@ def measure(task: str, split: str, folder: Path, episodes: int) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=TASKS["robotwin"])
     parser.add_argument("--splits", nargs="+", default=SPLITS)
     parser.add_argument("--episodes", type=int, default=1, help="of each task and split")

@@ -8,7 +8,6 @@ Tasks that aren't named keep their results in an existing file; each task has it
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from aim_hf.commands import PathParser
 from aim_hf.envs import TASKS, make_environment
 from aim_hf.envs.base import SPLITS, SeedRejected, SimulatorLost
 from aim_hf.envs.robotwin import RoboTwinError, RoboTwinMissing
@@ -57,7 +57,7 @@ def measure_expert(task: str, split: str, seeds: list[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=TASKS["robotwin"])
     parser.add_argument("--episodes", type=int, default=10, help="seeds a task and split")
     parser.add_argument("--output_file", type=Path, help="JSON file to write, after each task")

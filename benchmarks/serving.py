@@ -37,13 +37,15 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from aim_hf.commands import PathParser
+
 CHUNKS = 5  # of an episode
 DROP_CHANCE = 0.05  # after each chunk, of leaving without a word
 POSE = np.array([-0.2, 0.1, 0.9, 1, 0, 0, 0, 1, 0.2, 0.1, 0.9, 1, 0, 0, 0, 1])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--policy", default="checkpoints/aim-tiny", help="folder of an AIMPipeline, or repo id")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clients", type=int, default=32)

@@ -8,10 +8,11 @@ DIR/signals.json and DIR/signals.png: success of each fifth of the episodes, and
 95 % intervals. Scenes are none of those that success rates are reported on.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
+
+from aim_hf.commands import PathParser
 
 START_SEED = 12_000
 CHUNKS, PARTS = 3, 5
@@ -65,7 +66,7 @@ def main() -> None:
     from aim_hf.utils.files import write_json
     from aim_hf.utils.provenance import provenance
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, or repo id")
     parser.add_argument("--split", default="hard")
     parser.add_argument("--tasks", nargs="+", default=list(AIM_TINY_TASKS))

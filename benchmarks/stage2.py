@@ -45,6 +45,7 @@ from arms import (
     write_judged,
 )
 
+from aim_hf.commands import PathParser
 from aim_hf.envs.names import AIM_TINY_TASKS
 
 RESULTS = Path(__file__).parent / "results" / "stage2"
@@ -394,7 +395,7 @@ def begin(args: argparse.Namespace) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     steps = parser.add_subparsers(required=True)
     for step in (practise, offset, more_expert, judge, report):
         of_step = steps.add_parser(step.__name__)

@@ -15,7 +15,6 @@ writes FOLDER/README.md, the card of a training run, from the files beside FOLDE
 evaluation/NAME/results.json of aim-hf evaluate (NAME: easy, hard, easy-true-maps).
 """
 
-import argparse
 import csv
 import json
 import re
@@ -31,6 +30,8 @@ import success_tables
 from huggingface_hub import EvalResult, ModelCard
 from markdown_tables import RESULTS, ROOT, bullets, origin, table
 from success_tables import CARD_COMPARISONS, COMPARISONS, read_evaluations, success_table
+
+from aim_hf.commands import PathParser
 
 SECTION = re.compile(r"(<!-- results of ([\w-]+) -->\n).*?(<!-- end of results -->\n)", re.DOTALL)
 SUITES = {"tabletop": "the tabletop simulator of aim-hf", "robotwin": "RoboTwin 2.0", "aloha": "gym-aloha"}
@@ -208,7 +209,7 @@ def render() -> dict[Path, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("--card", help="its text: NAME of model_cards/NAME.md")
     parser.add_argument("--folder", type=Path, help="a run's pipeline or adapter, which is to be published")
     parser.add_argument("--repo_id", help="the repo that it is to be published as, org/name")

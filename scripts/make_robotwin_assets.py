@@ -6,14 +6,14 @@ A folder that has them already is left as it is: some of RoboTwin's scenes depen
 lists it, and another program may be using it. See docs/robotwin.md.
 """
 
-import argparse
 from pathlib import Path
 
+from aim_hf.commands import PathParser
 from aim_hf.envs.robotwin.standin import has_assets, write_assets
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     if not has_assets(folder):

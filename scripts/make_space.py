@@ -7,13 +7,13 @@ The package lies in it beside `app.py`, so that the Space installs other people'
 pyproject.toml asks for, in the versions of constraints.txt. The card and Debian's packages come from `space/`.
 """
 
-import argparse
 import re
 import shutil
 import tomllib
 from pathlib import Path
 from string import Template
 
+from aim_hf.commands import PathParser
 from aim_hf.utils.files import written_folder
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +57,7 @@ def _canonical(name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
     make_space(args.folder)

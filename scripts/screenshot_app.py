@@ -5,12 +5,13 @@
 Needs Chromium (Debian: chromium).
 """
 
-import argparse
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from aim_hf.commands import PathParser
 
 CHROMIUM = Path("/usr/bin/chromium")
 _FLAGS = (
@@ -57,7 +58,7 @@ def main() -> None:
     from aim_hf.envs.names import AIM_TINY_TASKS
     from aim_hf.pipeline.pipeline_aim import AIMPipeline
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PathParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--task", choices=AIM_TINY_TASKS, default="stack_blocks_two")
     parser.add_argument("--width", type=int, default=1280)

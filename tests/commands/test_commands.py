@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from aim_hf.commands import COMMANDS, RENAMED, Parser, leave_processes, run, spelled
+from aim_hf.commands import COMMANDS, RENAMED, Parser, PathParser, leave_processes, run, spelled
 from aim_hf.commands.policy_options import add_loading_arguments, given_options
 from aim_hf.commands.serve import read_token
 from aim_hf.pipeline.loading_config import LoadingConfig
@@ -207,6 +207,17 @@ def test_an_empty_path_is_not_the_current_folder(argv, tmp_path, monkeypatch, ca
     told = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and told.startswith(f"aim-hf {argv[0]}: ") and not list(tmp_path.iterdir())
     assert told.endswith("is ''; expected a path. Give '.' for the current folder.")
+
+
+def test_an_empty_path_is_refused_by_the_benchmarks_too(capsys):
+    for program in (ROOT / "benchmarks").glob("*.py"):
+        assert "argparse.ArgumentParser(" not in program.read_text(), program
+    parser = PathParser(description="A benchmark of several steps.")
+    parser.add_subparsers().add_parser("train").add_argument("--output_dir", type=Path)
+    assert parser.parse_args(["train", "--output_dir", "."]).output_dir == Path(".")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["train", "--output_dir", ""])
+    assert ended.value.code == 2 and "is ''; expected a path. Give '.' for the" in capsys.readouterr().err
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):

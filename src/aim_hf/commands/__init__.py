@@ -19,6 +19,7 @@ import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..envs.names import check_split, check_tasks
 from ..utils.checks import check_path, check_whole
@@ -68,13 +69,19 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(error) from error
 
 
-class Parser(argparse.ArgumentParser):
-    """The parser of a subcommand. `description` is the docstring of its module. Arguments of the type `Path` are
-    converted by `path_argument`."""
+class PathParser(argparse.ArgumentParser):
+    """Shows its description as it is written. Arguments of the type `Path` are converted by `path_argument`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
+        self.register("type", Path, path_argument)
+
+
+class Parser(PathParser):
+    """The parser of a subcommand. `description` is the docstring of its module."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(f"aim-hf {command}", description=description, formatter_class=HelpFormatter)
-        self.register("type", Path, path_argument)
+        super().__init__(f"aim-hf {command}", description=description)
 
     def check_tasks(self, tasks: list[str] | None, suite: str) -> None:
         """Ends the command if one of `tasks` isn't in the suite."""
