@@ -74,6 +74,35 @@ def test_what_is_not_whole_is_refused(publish, dataset, tmp_path_factory):
     assert "neither model_index.json, adapter_config.json, data/*.parquet nor app.py" in publish(empty)[2]
 
 
+def test_a_shard_that_the_card_does_not_name_is_refused(publish, dataset):
+    """As after a kill of the command that added a split: nobody would load its episodes."""
+    write_shard(dataset, [make_episode(7, split="hard")], "hard")
+    status, output, errors = publish(dataset)
+    told = f"aim-hf publish: {dataset}/README.md: its metadata name no data_files such as data/hard-click_bell-00000."
+    assert status == 2 and output == "" and errors.startswith(told) and errors.count("\n") == 1
+    card = (dataset / "README.md").read_text()
+    listing = card[card.index("  data_files:") : card.index("\n---\n#")]
+    for files in (
+        "data_files: data/*",
+        'data_files: ["data/easy-*", "data/hard-click_bell-00000.parquet"]',
+        'data_files: [{split: all, path: ["data/easy-*", "data/hard-*"]}]',
+        "data_dir: data",
+    ):
+        (dataset / "README.md").write_text(card.replace(listing, f"  {files}"))
+        assert publish(dataset)[0] == 0
+    (dataset / "README.md").write_text(card.replace(listing, "  data_files: 3"))
+    told = "README.md: its metadata can't be read ('int' object is not iterable); mend the lines"
+    assert told in publish(dataset)[2]
+
+
+def test_code_in_a_card_holds_no_links(publish, dataset):
+    card = (dataset / "README.md").read_text()
+    (dataset / "README.md").write_text(card + '\n`see["here"](x)`\n\n```python\ncameras["head"](frame)\n```\n')
+    assert publish(dataset)[0] == 0
+    (dataset / "README.md").write_text(card + "\n[`code`](gone.py)\n")
+    assert "README.md points to gone.py, which is not in the folder" in publish(dataset)[2]
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [

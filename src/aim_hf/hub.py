@@ -11,7 +11,9 @@ Notable choices:
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from posixpath import normpath
 from typing import Any
@@ -30,7 +32,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from .data.shards import UNFINISHED, check_folder, check_manifests
+from .data.shards import UNFINISHED, check_folder, check_manifests, shard_paths
 from .model.checkpoint import PICKLES, stored_tensors, tensor_shapes
 from .utils.files import files_in, read_json
 
@@ -41,6 +43,7 @@ AUTO_MAPS = {
     "processor/processor_config.json": {"AutoProcessor": "processing_aim.AIMProcessor"},
 }
 CARDS = {"pipeline": ModelCard, "adapters": ModelCard, "dataset": DatasetCard, "space": SpaceCard}
+_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)  # of a card
 # Links of a card to files of the repository, without URLs and anchors.
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 _RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
@@ -115,8 +118,8 @@ def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoC
     """The card of a folder, checked for publication.
 
     Raises:
-        ValueError: if the card is missing, its metadata can't be read or lack fields that the Hub needs, or a link
-            points to a missing file.
+        ValueError: if the card is missing, its metadata can't be read or lack fields that the Hub needs, or shards of
+            a dataset, or a link points to a missing file.
     """
     path = folder / "README.md"
     if not path.is_file():
@@ -126,6 +129,7 @@ def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoC
         )
     try:
         card = CARDS[kind].load(path)
+        listed = [pattern for config in card.data.get("configs") or () for pattern in _data_files(config)]
     except Exception as error:  # errors of YAML, and several classes of huggingface_hub
         raise ValueError(
             f"{path}: its metadata can't be read ({error}); mend the lines between the two ---."
@@ -138,6 +142,13 @@ def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoC
     }[kind]
     if missing := [name for name in needed if not card.data.get(name)]:
         raise ValueError(f"{path}: its metadata lack {', '.join(missing)}; add them between the two ---.")
+    if kind == "dataset":
+        shards = [shard.relative_to(folder).as_posix() for shard in shard_paths(folder)]
+        if missed := [shard for shard in shards if not any(fnmatch(shard, pattern) for pattern in listed)]:
+            raise ValueError(
+                f"{path}: its metadata name no data_files such as {missed[0]}, which `load_dataset` would leave out; "
+                "run the command that made the folder again, which writes the card."
+            )
     if kind == "adapters":
         try:
             validate_repo_id(card.data.base_model)
@@ -146,9 +157,18 @@ def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoC
                 f"{path}: base_model is {card.data.base_model!r}; expected the id of the repo that the adapters were "
                 "trained on, such as org/name."
             ) from error
-    if dead := sorted(link for link in set(_LINK.findall(card.text)) if normpath(unquote(link)) not in files):
+    links = set(_LINK.findall(_CODE.sub("", card.text)))  # code such as `cameras["head"](frame)` holds none
+    if dead := sorted(link for link in links if normpath(unquote(link)) not in files):
         raise ValueError(f"{path} points to {dead[0]}, which is not in the folder; give a whole address, or no link.")
     return card
+
+
+def _data_files(config: dict[str, Any]) -> Iterator[str]:
+    """The patterns of files of a configuration in a dataset card, of all splits; all files if it names none."""
+    files = config.get("data_files", "*")
+    for file in [files] if isinstance(files, str) else files:
+        paths = file["path"] if isinstance(file, dict) else file
+        yield from [paths] if isinstance(paths, str) else paths
 
 
 def remote_code(folder: Path) -> dict[str, bytes]:
