@@ -43,6 +43,14 @@ def test_a_scene_is_shown_with_its_own_words_once(handlers):
     assert again["line"]["__type__"] == "update" and "stage" not in again
 
 
+def test_words_count_where_no_scene_could_be_set_up(handlers):
+    """They were left out in silence, for the scene's own."""
+    shown = handlers["show"]("click_bell", "easy", 7, None)["state"]
+    updates = handlers["play"]("click_bell", "easy", SEED, " ", shown, 5, 10, 0)
+    assert shown == (None, "") and "The instruction is empty." in updates[0]["line"]
+    assert handlers["show"]("click_bell", "easy", 7, (None, "Click."))["state"] == (None, "Click.")
+
+
 def test_an_episode_is_played_moment_by_moment_and_filmed(handlers, rollouts):
     updates = handlers["play"]("click_bell", "easy", SEED, "", None, 5, 10, 0)
     stages = [update["stage"] for update in updates if "stage" in update]

@@ -49,7 +49,7 @@ LAUNCH = {
 }
 
 
-Shown = tuple[HeldOutScene, str]  # the scene that is set up, and its own instruction
+Shown = tuple[HeldOutScene | None, str]  # the scene that is set up, and the text box's instruction of a scene
 Updates = dict[Any, Any]  # component -> its new value or update
 
 
@@ -152,7 +152,8 @@ class _Page:
                 return {self.line: gr.skip()}
             start = self.rollouts.show(scene)
         except Trouble as trouble:
-            return {self.line: status(str(trouble), "error"), self.shown: None}
+            own = "" if last_shown is None else last_shown[1]  # other words are the visitor's
+            return {self.line: status(str(trouble), "error"), self.shown: (None, own)}
         return {
             self.line: status("Ready: press Run.", detail=f"at most {start.step_limit} steps"),
             self.stage: pictures(views(start.observation)),
