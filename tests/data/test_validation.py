@@ -124,6 +124,20 @@ def test_what_cannot_be_simulated_again_is_told_and_not_counted(tmp_path):
     assert report.simulated == 0 and "its manifest doesn't tell the noise" in report.problems[0]
 
 
+def test_an_episode_without_the_events_that_it_has_simulated_again_is_named(tmp_path, monkeypatch):
+    writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
+    writer.add(make_episode(100).to_row() | {"events": None})
+    writer.finish({"suite": "tabletop", "simulator": {}, "noise": 0.01})
+    write_card(tmp_path)
+    replay = Episode.from_row(next(read_rows(writer.path)))
+    replay.events = make_episode(100).events
+    env = SimpleNamespace(simulator={}, close=lambda: None)
+    monkeypatch.setattr("aim_hf.data.validation.next_environment", lambda *arguments, **options: env)
+    monkeypatch.setattr("aim_hf.data.validation.record_episode", lambda *arguments: replay)
+    problems = validate(tmp_path, render=1, simulate=1).problems
+    assert problems == ["click_bell easy seed 100: simulated again, the events differ"]
+
+
 def test_other_settings_of_the_simulator_are_named(tmp_path):
     writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
     writer.add(make_episode(0).to_row())

@@ -148,8 +148,8 @@ def _other_settings(shard: Path, made: dict[str, str], here: dict[str, str]) -> 
 
 
 def _is_scripted(manifest: dict[str, Any] | None) -> bool:
-    """Whether the seeds alone give the episodes; not if their experts followed recorded paths."""
-    return manifest is not None and manifest.get("paths") != "recorded"
+    """Whether the seeds alone give the episodes; not if their experts followed recorded paths, nor of an import."""
+    return manifest is not None and manifest.get("paths") != "recorded" and "robot" not in manifest
 
 
 def _differences(episode: Episode, env: Environment, manifest: dict[str, Any]) -> Iterator[str]:
@@ -166,6 +166,8 @@ def _differences(episode: Episode, env: Environment, manifest: dict[str, Any]) -
         stored, simulated = getattr(episode, name), getattr(replay, name)
         if not np.array_equal(stored, simulated):
             yield f"{where}: simulated again, {name} differs; other versions of simulator or project made it"
-    events, replayed = ([(event.kind, event.arm, event.frame) for event in of.events] for of in (episode, replay))
-    if events != replayed:
+    stored, simulated = (
+        [(event.kind, event.arm, event.frame) for event in of.events or ()] for of in (episode, replay)
+    )
+    if stored != simulated:
         yield f"{where}: simulated again, the events differ"

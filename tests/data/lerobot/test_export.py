@@ -23,6 +23,7 @@ from aim_hf.data.lerobot.format import OURS
 from aim_hf.data.lerobot.importer import import_episodes, imported_row
 from aim_hf.data.lerobot.source import LeRobotSource
 from aim_hf.data.shards import write_rows
+from aim_hf.data.validation import validate
 from aim_hf.data.video import decode_video, encode_video
 from aim_hf.envs.base import CAMERAS
 
@@ -88,6 +89,12 @@ def test_an_export_comes_back_whole(exported, tmp_path):
             else:
                 assert before[name] == after[name], name
     assert load_dataset(str(tmp_path / "back"))["easy"].num_rows == 2
+
+
+def test_an_import_of_an_export_is_valid(exported, tmp_path):
+    """Its manifests don't tell how the episodes were simulated, which is no problem of theirs."""
+    import_episodes(LeRobotSource(exported / "export"), None, tmp_path / "back")
+    assert validate(tmp_path / "back", render=3, simulate=3).problems == []
 
 
 def test_a_split_with_a_dash_comes_back_under_its_name(tmp_path):
