@@ -252,6 +252,15 @@ def test_an_empty_or_foreign_folder_is_refused(tmp_path):
         load_episodes(tmp_path)
 
 
+def test_a_folder_that_is_named_like_a_variable_is_not_taken_for_another(tmp_path, monkeypatch):
+    for name, seed in (("$PERSON", 0), ("anna", 5)):
+        write_shard(tmp_path / name, [make_episode(seed)])
+    assert load_episodes(tmp_path / "$PERSON")["seed"][:] == [0]
+    monkeypatch.setenv("PERSON", "anna")  # whose episodes were read, in silence
+    with pytest.raises(ValueError, match=r"\$PERSON/data/easy-click_bell-00000.parquet: `datasets` takes"):
+        load_episodes(tmp_path / "$PERSON")
+
+
 def test_a_truncated_shard_is_named(folder):
     path = folder / "data" / "easy-click_bell-00000.parquet"
     path.write_bytes(path.read_bytes()[:-2000])

@@ -11,6 +11,7 @@ episode is one row group, so that reading an episode reads only its bytes.
 
 import glob
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -298,7 +299,10 @@ def load_episodes(source: str | Path) -> Dataset:
         _check_one(str(source), SPACES, dict.fromkeys(dataset.unique("action_space"), folder))
         return _with_videos_as_bytes(dataset)
     features = check_folder(folder)
-    files = [glob.escape(str(path)) for path in shard_paths(folder)]  # `datasets` takes names for patterns
+    paths = [str(path.absolute()) for path in shard_paths(folder)]
+    if os.path.expandvars(paths[0]) != paths[0]:  # `datasets` would read what is there instead
+        raise ValueError(f"{paths[0]}: `datasets` takes a name after $ for a variable's value; rename that folder")
+    files = [glob.escape(path) for path in paths]  # and names for patterns
     try:
         return _with_videos_as_bytes(load_dataset("parquet", data_files=files, split="train", features=features))
     except DatasetGenerationError as error:
