@@ -252,6 +252,7 @@ def read_results(output: Path) -> dict[str, Any]:
         if not tasks:
             raise ValueError("it has no tasks")
         Protocol(*(results[field.name] for field in fields(Protocol)))
+        check_whole("start_seed", results["start_seed"], least=0)
         check_number("mean_rate", results["mean_rate"], 0, 1)
         for task, of_task in tasks.items():
             for name in ("episodes", "successes", "rate"):

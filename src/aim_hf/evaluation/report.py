@@ -48,7 +48,10 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> "Run":
         """Raises OSError where there are no results, or damaged ones."""
-        return cls(folder, read_results(folder))
+        run = cls(folder, read_results(folder))
+        with reading(folder / "results.json", "evaluate into the same folder again"):
+            run.row()
+        return run
 
     @property
     def name(self) -> str:
@@ -60,6 +63,21 @@ class Run:
     def title(self) -> str:
         """The name in Markdown."""
         return _plain(self.name)
+
+    def row(self) -> list[str]:
+        """Its row in the head of the report."""
+        results = self.results
+        return [
+            f"`{results['policy']}`",
+            results["split"] + (", true maps" if results["value_maps"] == "true" else ""),
+            f"{sum(task['episodes'] for task in results['tasks'].values())} in {len(results['tasks'])} tasks",
+            f"**{results['mean_rate']:.1%}**",
+            format_peaks(results),
+            results["instructions"],
+            f"`{(results.get('policy_sha256') or 'unknown')[:12]}`",
+            f"`{(results['commit'] or 'unknown')[:10]}`",
+            machine(results["hardware"]),
+        ]
 
 
 def published_rates(folder: Path, suite: str, split: str) -> dict[str, dict[str, float]]:
@@ -174,21 +192,7 @@ def _page(title: str, text: str, pictures: dict[str, bytes]) -> str:
 
 def _head(suite: str, runs: list[Run]) -> str:
     rows = [["policy", "split", "episodes", "mean success", PEAKS, "instructions", "checkpoint", "code", "hardware"]]
-    for run in runs:
-        results = run.results
-        rows.append(
-            [
-                f"`{results['policy']}`",
-                results["split"] + (", true maps" if results["value_maps"] == "true" else ""),
-                f"{sum(task['episodes'] for task in results['tasks'].values())} in {len(results['tasks'])} tasks",
-                f"**{results['mean_rate']:.1%}**",
-                format_peaks(results),
-                results["instructions"],
-                f"`{(results.get('policy_sha256') or 'unknown')[:12]}`",
-                f"`{(results['commit'] or 'unknown')[:10]}`",
-                machine(results["hardware"]),
-            ]
-        )
+    rows += [run.row() for run in runs]
     commands = _list([f"{run.title}: `{run.results['command']}`" for run in runs])
     simulators = sorted({json.dumps(simulator) for run in runs for simulator in _simulators(run.results)})
     measured = (
