@@ -93,6 +93,27 @@ def test_a_folder_is_named_as_robotwin_does(tmp_path):
         )
 
 
+def test_paths_that_are_no_arrays_of_joints_are_named(tmp_path):
+    """They ended the annotation of all episodes in an AttributeError."""
+    file = tmp_path / "_traj_data" / "episode0.pkl"
+    file.parent.mkdir()
+    steps = np.arange(12.0).reshape(2, 6)
+    for move in ({"position": steps, "velocity": steps}, {"position": steps.tolist(), "velocity": steps.tolist()}):
+        file.write_bytes(pickle.dumps({"left_joint_path": [move], "right_joint_path": []}))
+        paths = Recordings(tmp_path).paths(0)
+        assert paths["right"] == [] and np.array_equal(paths["left"], [(steps, steps)])
+        assert paths["left"][0][0].shape == (2, 6)
+    for part, told in (
+        (None, "expected positions and vel"),
+        (steps[0], "expected positions"),
+        ([[1], [2, 3]], "inhomog"),
+    ):
+        move = {"position": part, "velocity": steps}
+        file.write_bytes(pickle.dumps({"left_joint_path": [move], "right_joint_path": []}))
+        with pytest.raises(UnreadableFile, match=f"episode0.pkl can't be read .*{told}.*; take the whole folder"):
+            Recordings(tmp_path).paths(0)
+
+
 def test_what_a_folder_lacks_is_told_in_one_line(tmp_path, capsys):
     good, unnamed = tmp_path / "click_bell" / "demo_clean", tmp_path / "demo_clean"
     for folder, seeds, message in (

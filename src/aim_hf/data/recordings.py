@@ -92,9 +92,16 @@ class Recordings:
         path = self.folder / "_traj_data" / f"episode{episode}.pkl"
         content = read_pickled_numbers(path)
         with reading(path, MEND):
-            return {
-                arm: [(move["position"], move["velocity"]) for move in content[f"{arm}_joint_path"]] for arm in ARMS
+            paths = {
+                arm: [
+                    (np.asarray(move["position"]), np.asarray(move["velocity"]))
+                    for move in content[f"{arm}_joint_path"]
+                ]
+                for arm in ARMS
             }
+            if any(part.ndim != 2 for moves in paths.values() for move in moves for part in move):
+                raise ValueError("expected positions and velocities of each move, (steps, joints)")
+        return paths
 
     def states(self, episode: int, env: RoboTwinEnvironment) -> np.ndarray:
         """The recorded states (T, D + 14), as `RoboTwinEnvironment.own_states`.
