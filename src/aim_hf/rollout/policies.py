@@ -191,7 +191,7 @@ class AIMPolicy:
 
         loading, execution = LoadingConfig(**taken(LoadingConfig)), ExecutionConfig(**taken(ExecutionConfig))
         pipe = AIMPipeline.load(folder, device, loading)
-        # One spelling on every system: settings are compared, and a slash at the end makes no other policy.
+        # One spelling on every system, since results name it: a slash at the end makes no other policy.
         settings = {"policy": Path(name_or_path).as_posix(), "policy_sha256": fingerprint(folder)}
         settings |= loading.settings()
         return cls(pipe, settings, replace(pipe.sampling_config, **options), execution)
