@@ -157,8 +157,11 @@ class SeedRejected(RuntimeError):
     """
 
     def __init__(self, seed: int, reason: str) -> None:
-        super().__init__(f"seed {seed} is rejected: {reason}")
+        super().__init__(seed, reason)  # as given, so that another process can be sent it
         self.seed, self.reason = seed, reason
+
+    def __str__(self) -> str:
+        return f"seed {self.seed} is rejected: {self.reason}"
 
 
 class Environment(Protocol):

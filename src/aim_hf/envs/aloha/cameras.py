@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import mujoco
@@ -20,6 +20,7 @@ import numpy as np
 
 from ...utils.extras import SimulatorFailed
 from ..base import CAMERAS, Camera
+from ..renderers import use_renderer
 
 SUPERSAMPLING = 2  # pictures are rendered larger by this factor and averaged
 
@@ -36,27 +37,33 @@ _NEAR = 0.03  # m, the near plane; gym-aloha's, at 0.17 m, would cut the hands a
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 
 
+_NO_DEVICE = (
+    "MuJoCo found no EGL device to render with. On a machine without a GPU it needs Mesa's EGL: on Debian "
+    "`apt-get install libegl1 libegl-mesa0 libopengl0`; on one with a GPU, its driver. Physics alone needs no "
+    "renderer: pass render=False."
+)
+
+
 class RendererMissing(SimulatorFailed):
     """MuJoCo found no EGL device to render with."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "MuJoCo found no EGL device to render with. On a machine without a GPU it needs Mesa's EGL: on Debian "
-            "`apt-get install libegl1 libegl-mesa0 libopengl0`; on one with a GPU, its driver. Physics alone needs no "
-            "renderer: pass render=False."
-        )
+
+@cache
+def _egl() -> Any:
+    """MuJoCo's module for EGL. Raises RendererMissing without a device."""
+    try:
+        from mujoco import egl
+    except ImportError as error:
+        raise RendererMissing(_NO_DEVICE) from error
+    if egl.create_initialized_egl_device_display() == egl.EGL.EGL_NO_DISPLAY:
+        raise RendererMissing(_NO_DEVICE)
+    return egl
 
 
 @cache
 def _gl_context() -> Any:
-    """The OpenGL context of this process. It has no size: each rig brings its framebuffer. Raises RendererMissing."""
-    try:
-        from mujoco import egl
-    except ImportError as error:
-        raise RendererMissing from error
-    if egl.create_initialized_egl_device_display() == egl.EGL.EGL_NO_DISPLAY:
-        raise RendererMissing
-    context = egl.GLContext(0, 0)
+    """The OpenGL context of this process. It has no size: each rig brings its framebuffer."""
+    context = _egl().GLContext(0, 0)
     atexit.register(context.free)  # before EGL ends, which mujoco has registered earlier
     return context
 
@@ -84,13 +91,19 @@ class CameraRig:
         largest = SUPERSAMPLING * np.max([sizes[name] for name in CAMERAS], axis=0)
         model.vis.global_.offwidth, model.vis.global_.offheight = largest
         if render:
-            _gl_context().make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-            self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+            _egl()
             self._scene = mujoco.MjvScene(model, maxgeom=1000)
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
             self._options, self._view = mujoco.MjvOption(), mujoco.MjvCamera()
             self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    @cached_property
+    def _context(self) -> mujoco.MjrContext:
+        """The framebuffer and the model's meshes. It isn't made before the first picture, so that a process that has
+        only made the rig can be forked. `_gl_context` is current."""
+        context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        return context
 
     def cameras(self) -> dict[str, Camera]:
         """All cameras in their current poses."""
@@ -106,6 +119,7 @@ class CameraRig:
 
     def pictures(self, depth: bool = False) -> dict[str, dict[str, np.ndarray]]:
         """Renders every camera: `rgb` uint8 (height, width, 3) and, with `depth`, float32 (height, width) in m."""
+        use_renderer(_egl())
         _gl_context().make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # others may have bound theirs
         pictures = {}

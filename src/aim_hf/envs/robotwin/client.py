@@ -34,8 +34,11 @@ class RoboTwinMissing(RoboTwinError):
     """Requirements of RoboTwin are missing. `missing` are sentences, each with its remedy."""
 
     def __init__(self, *missing: str) -> None:
-        super().__init__("RoboTwin can't run:\n" + "\n".join(f"- {sentence}." for sentence in missing))
+        super().__init__(*missing)  # as given, so that another process can be sent it
         self.missing = list(missing)
+
+    def __str__(self) -> str:
+        return "RoboTwin can't run:\n" + "\n".join(f"- {sentence}." for sentence in self.missing)
 
 
 class OperationFailed(RoboTwinError):

@@ -30,16 +30,15 @@ _WRIST_TARGET = np.array([0.03, 0.0, 0.012])
 _OPENCV_FROM_SAPIEN = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 
 
+NO_DEVICE = (
+    "SAPIEN found no device to render with. On a machine without a GPU it needs Mesa 24.3 or newer (lavapipe): on "
+    "Debian 12 install `mesa-vulkan-drivers` from bookworm-backports (`apt-get install -t bookworm-backports "
+    "mesa-vulkan-drivers`); on one with a GPU, its Vulkan driver. Physics alone needs no renderer: pass render=False."
+)
+
+
 class RendererMissing(SimulatorFailed):
     """SAPIEN found no Vulkan device to render with."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "SAPIEN found no device to render with. On a machine without a GPU it needs Mesa 24.3 or newer "
-            "(lavapipe): on Debian 12 install `mesa-vulkan-drivers` from bookworm-backports "
-            "(`apt-get install -t bookworm-backports mesa-vulkan-drivers`); on one with a GPU, its Vulkan driver. "
-            "Physics alone needs no renderer: pass render=False."
-        )
 
 
 def look_at(position: np.ndarray, target: np.ndarray, up: np.ndarray) -> sapien.Pose:

@@ -13,9 +13,10 @@ from ..base import ARMS, ExpertFrame, ExpertPath, Observation, SeedRejected
 from ..demonstration import play_path
 from ..in_process import InProcessEnvironment
 from ..names import check_split
+from ..renderers import use_renderer
 from ..seeds import check_seed, scene_generator
 from . import robot
-from .cameras import SIZES, CameraRig, RendererMissing
+from .cameras import NO_DEVICE, SIZES, CameraRig, RendererMissing
 from .kinematics import ArmKinematics
 from .mistakes import HELD, with_mistake
 from .motion import OPEN, home_poses
@@ -65,6 +66,7 @@ class TabletopEnvironment(InProcessEnvironment):
         self.step_limit = TASKS[task].step_limit
         self.simulator = {"sapien": sapien.__version__, "aim_hf": source_commit() or package_version("aim-hf")}
         if render:
+            use_renderer(self)
             _use_fast_shader()
         self._arm_builders = ArmBuilders(visual=render)
         scene = TabletopScene(self._arm_builders, visual=render)
@@ -161,6 +163,7 @@ class TabletopEnvironment(InProcessEnvironment):
         return self._task.success(self._scene)
 
     def _pictures(self) -> dict[str, dict[str, np.ndarray]]:
+        use_renderer(self)
         return self._rig.pictures(self._tint, self._depth)
 
     def _with_mistake(self, path: ExpertPath, rng: np.random.Generator) -> ExpertPath:
@@ -193,6 +196,6 @@ def _use_fast_shader() -> None:
     try:
         sapien.render.RenderSystem()
     except RuntimeError as error:
-        raise RendererMissing from error
+        raise RendererMissing(NO_DEVICE) from error
     sapien.render.set_camera_shader_dir("trivial")
     sapien.render.set_viewer_shader_dir("trivial")
