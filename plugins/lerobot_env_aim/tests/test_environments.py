@@ -1,14 +1,33 @@
 """The suites behind Gymnasium's interface."""
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import lerobot_env_aim  # noqa: F401  registers the tasks
 import numpy as np
 import pytest
 from gym_aloha.utils import sample_box_pose
+from lerobot_env_aim import TabletopEnv
 
 from aim_hf.envs import make_environment
 from aim_hf.envs.names import TASKS
 from aim_hf.envs.poses import pack_endpose
+
+WORKERS = """
+import sys
+import gymnasium
+import lerobot_env_aim
+import numpy as np
+
+workers = gymnasium.make_vec(sys.argv[1], num_envs=2, vectorization_mode="async")
+observation, _ = workers.reset(seed=[4, 5])
+workers.close()
+env = gymnasium.make(sys.argv[1])
+for row, seed in enumerate((4, 5)):
+    expected, _ = env.reset(seed=seed)
+    np.testing.assert_array_equal(observation["pixels"]["head_camera"][row], expected["pixels"]["head_camera"])
+"""
 
 
 def make(task: str = "click_bell", **options) -> gym.Env:
@@ -105,11 +124,37 @@ def test_a_draw_follows_from_the_first_seed():
     assert not np.array_equal(env.reset()[0]["pixels"]["head_camera"], first["pixels"]["head_camera"])
 
 
+def test_seeding_the_observations_leaves_the_drawn_actions_as_they_are():
+    env = make()
+    env.action_space.seed(1)
+    expected = env.action_space.sample()
+    env.action_space.seed(1)
+    env.observation_space.seed(2)
+    np.testing.assert_array_equal(env.action_space.sample(), expected)
+
+
+def test_only_a_scene_has_a_picture():
+    env = TabletopEnv("click_bell")
+    for leave in (lambda: None, env.close):
+        leave()
+        with pytest.raises(RuntimeError, match="no scene: call reset"):
+            env.render()
+        observation, _ = env.reset(seed=0)
+        np.testing.assert_array_equal(env.render(), observation["pixels"]["head_camera"])
+
+
+@pytest.mark.parametrize("name", ["aim_tabletop/click_bell-v0", "aim_aloha/transfer_cube-v0"])
+def test_worker_processes_show_the_scenes_of_their_seeds(name):
+    subprocess.run([sys.executable, "-c", WORKERS, name], check=True, timeout=600)  # nothing has rendered in it yet
+
+
 def test_bad_values_are_named():
     with pytest.raises(ValueError, match="split='camera-9' is unknown"):
         make(split="camera-9")
     with pytest.raises(ValueError, match="action_mode is 'joint'; expected one of ee, qpos"):
         make(action_mode="joint")
+    with pytest.raises(ValueError, match="render_mode is 'human'; expected one of rgb_array"):
+        TabletopEnv("click_bell", render_mode="human")
     env = make()
     with pytest.raises(ValueError, match="has 100000000 seeds"):
         env.reset(seed=100_000_000)

@@ -43,28 +43,33 @@ class SuiteEnv(gym.Env):
     Args:
         task: one of the suite's tasks. split: one of its splits.
         action_mode: "ee" or "qpos".
+        render_mode: "rgb_array", in which `render` gives the head camera's picture; None is the same.
 
     Raises:
-        ValueError: for an unknown task, split or action mode.
+        ValueError: for an unknown task, split, action mode or render mode.
     """
 
     suite: ClassVar[str]
 
     def __init__(
-        self, task: str, split: str = "easy", action_mode: ActionMode = "ee", render_mode: str = "rgb_array"
+        self, task: str, split: str = "easy", action_mode: ActionMode = "ee", render_mode: str | None = "rgb_array"
     ) -> None:
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.environment = make_environment(self.suite, task, split)
         interface = self.environment.interface(split)
         check_choice("action_mode", action_mode, interface.action_dims)
         self.task, self.action_mode, self.render_mode = task, action_mode, render_mode
         self.task_description = ""  # the instruction, known after `reset`
         self._max_episode_steps = self.environment.step_limit  # LeRobot reads it
-        numbers = spaces.Box(-np.inf, np.inf, (interface.action_dims[action_mode],), np.float32)
+        self._pixels: dict[str, np.ndarray] | None = None  # of the latest observation
+        numbers, self.action_space = (  # two, because a space draws by a generator of its own
+            spaces.Box(-np.inf, np.inf, (interface.action_dims[action_mode],), np.float32) for _ in range(2)
+        )
         pictures = {
             camera: spaces.Box(0, 255, (*size, 3), np.uint8) for camera, size in interface.picture_sizes.items()
         }
         self.observation_space = spaces.Dict({"pixels": spaces.Dict(pictures), "agent_pos": numbers})
-        self.action_space = numbers
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """The first observation of a scene. Raises ValueError for a seed outside 0 .. 99,999,999."""
@@ -90,11 +95,14 @@ class SuiteEnv(gym.Env):
         return self._converted(result.observation), float(result.success), result.success, truncated, info
 
     def render(self) -> np.ndarray:
-        """The head camera's picture, uint8 (H, W, 3)."""
+        """The head camera's picture, uint8 (H, W, 3). Raises RuntimeError before `reset` and after `close`."""
+        if self._pixels is None:
+            raise RuntimeError("the environment has no scene: call reset(seed) first.")
         return self._pixels["head_camera"]
 
     def close(self) -> None:
         self.environment.close()
+        self._pixels = None
 
     def _converted(self, observation: Observation) -> dict[str, Any]:
         self._pixels = {camera: view["rgb"] for camera, view in observation["observation"].items()}
