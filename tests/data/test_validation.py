@@ -37,20 +37,31 @@ def test_what_was_collected_is_found_whole_and_simulates_again_bit_by_bit(collec
     assert 0 < report.largest_video_error < 32
 
 
-def test_another_state_is_found_by_simulating(collected, tmp_path):
+def test_what_another_simulation_gives_is_found_part_by_part(collected, tmp_path):
+    """Also what value maps are made of: maps that agree with wrong cameras and contacts are wrong, too."""
     (path,) = shard_paths(collected)
     manifest = json.loads((collected / "manifest" / f"{path.stem}.json").read_text())
     episodes = [Episode.from_row(row) for row in read_rows(path)]
+    episodes[0].instruction += "!"
+    episodes[0].intrinsics["head_camera"][:, 0, 0] *= 1.01
+    episodes[0].extrinsics["left_camera"][2, 1, 3] += 1e-5
     episodes[1].state[3, 0] += 1e-6
+    event = episodes[1].events[0]
+    event.body_name = "something"
+    event.points[0, 1] += 1e-5
+    event.body_pose[4, 2] += 1e-5
     writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
     for episode in episodes:
         writer.add(episode.to_row())
     writer.finish({name: manifest[name] for name in manifest if name != "seeds"})
     write_card(tmp_path)
     report = validate(tmp_path, render=0, simulate=2)
+    parts = [(0, name) for name in ("instruction", "intrinsics_head_camera", "extrinsics_left_camera")]
+    parts += [(1, name) for name in ("state", "the list of events", "points of event 0", "body_pose of event 0")]
     assert report.problems == [
-        f"click_bell easy seed {episodes[1].seed}: simulated again, state differs; other versions of simulator or "
-        "project made it"
+        f"click_bell easy seed {episodes[number].seed}: simulated again, {name} differs; other versions of simulator "
+        "or project made it"
+        for number, name in parts
     ]
 
 
@@ -135,7 +146,9 @@ def test_an_episode_without_the_events_that_it_has_simulated_again_is_named(tmp_
     monkeypatch.setattr("aim_hf.data.validation.next_environment", lambda *arguments, **options: env)
     monkeypatch.setattr("aim_hf.data.validation.record_episode", lambda *arguments: replay)
     problems = validate(tmp_path, render=1, simulate=1).problems
-    assert problems == ["click_bell easy seed 100: simulated again, the events differ"]
+    assert problems == [
+        "click_bell easy seed 100: simulated again, the list of events differs; other versions of simulator or project made it"
+    ]
 
 
 def test_other_settings_of_the_simulator_are_named(tmp_path):
