@@ -1,4 +1,4 @@
-"""Checks a folder of episodes: every row and video, value maps against contacts, states against the simulator.
+"""Checks a folder of episodes: every row and video, value maps against contacts, numbers against the simulator.
 
     aim-hf validate DIR [--render 20] [--simulate 20] [--output_file report.json]
 

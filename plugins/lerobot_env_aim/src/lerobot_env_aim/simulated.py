@@ -11,6 +11,7 @@ import numpy as np
 from lerobot.lerobot_types import RobotAction, RobotObservation
 from lerobot.robots import Robot
 from lerobot.teleoperators import Teleoperator
+from lerobot.utils.decorators import check_if_already_connected, check_if_not_connected
 
 from aim_hf.data.lerobot.format import number_names
 from aim_hf.envs import interface
@@ -30,7 +31,8 @@ def number_features(action_mode: str) -> dict[str, type]:
 
 class SimulatedRobot(Robot):
     """The two arms at the table. An action lasts 0.08 s of the scene's time, however long LeRobot takes; between two
-    actions the scene stands still. When the episode has ended, actions do nothing."""
+    actions the scene stands still. When the episode has ended, actions do nothing until the robot is connected again:
+    LeRobot has no call that would set up a scene between two episodes."""
 
     config_class = SimulatedRobotConfig
     name = "aim_tabletop"
@@ -54,16 +56,19 @@ class SimulatedRobot(Robot):
     def is_connected(self) -> bool:
         return self._env is not None
 
+    @check_if_already_connected
     def connect(self, calibrate: bool = True) -> None:
         """Sets up the scene."""
         self._env = TabletopEnv(self.config.task, self.config.split, self.config.action_mode)
         self._observation, _ = self._env.reset(seed=self.config.seed)
         self._ended = False
 
+    @check_if_not_connected
     def get_observation(self) -> RobotObservation:
         numbers = self._observation["agent_pos"].tolist()
         return dict(zip(self.action_features, numbers, strict=True)) | self._observation["pixels"]
 
+    @check_if_not_connected
     def send_action(self, action: RobotAction) -> RobotAction:
         if not self._ended:
             numbers = np.array([action[name] for name in self.action_features])
@@ -73,6 +78,7 @@ class SimulatedRobot(Robot):
                 logger.info("The episode has ended %s success.", "with" if success else "without")
         return action
 
+    @check_if_not_connected
     def disconnect(self) -> None:
         self._env.close()
         self._env = None
@@ -111,6 +117,7 @@ class SimulatedExpert(Teleoperator):
     def is_connected(self) -> bool:
         return self._path is not None
 
+    @check_if_already_connected
     def connect(self, calibrate: bool = True) -> None:
         """Plans the path, in a scene of its own without pictures."""
         environment = TabletopEnvironment(self.config.task, self.config.split, render=False)
@@ -118,6 +125,7 @@ class SimulatedExpert(Teleoperator):
         self._path = list(environment.expert().actions)
         environment.close()
 
+    @check_if_not_connected
     def get_action(self) -> RobotAction:
         action = self._path.pop(0) if len(self._path) > 1 else self._path[0]
         return dict(zip(self.action_features, action.tolist(), strict=True))
@@ -125,6 +133,7 @@ class SimulatedExpert(Teleoperator):
     def send_feedback(self, feedback: dict[str, Any]) -> None:
         """The expert feels nothing."""
 
+    @check_if_not_connected
     def disconnect(self) -> None:
         self._path = None
 
