@@ -147,6 +147,14 @@ COUNTS = [  # command, its options, and the least number of each
             ["preview", "nowhere", "--output_file", "a.png", "--episodes", "-1"],
             "preview: --episodes is -1; expected a",
         ),
+        (
+            ["collect", "--suite", "robotwin", "--episodes", "1", "--output_dir", "a", "--noise", "0.01"],
+            "collect: --noise is 0.01, but RoboTwin's experts plan as they move; leave it out",
+        ),
+        (
+            ["collect", "--suite", "robotwin", "--episodes", "1", "--output_dir", "a", "--start_seed", "99990"],
+            "collect: seed=100089 is for training, but RoboTwin evaluates on its seeds from 100000 on",
+        ),
         ([*COLLECT, "--noise", "nan"], "collect: --noise is nan; expected 0 to 0.2"),
         ([*COLLECT, "--noise", "50"], "collect: --noise is 50.0; expected 0 to 0.2"),
         ([*COLLECT, "--noise", "-1"], "collect: --noise is -1.0; expected 0 to 0.2"),

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from ..envs.base import Environment
 from ..envs.names import TASKS
 from ..envs.robotwin import chosen_settings
+from ..envs.robotwin.tasks import simulator_seed
 from ..envs.seeds import episode_seeds
 from .recorder import Failure, record_episode
 from .shards import ShardWriter
@@ -42,13 +43,18 @@ def made_from(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan(args: argparse.Namespace) -> list[Shard]:
-    """The shards of `args.episodes` episodes of each task and split, each once, however often it is named."""
+    """The shards of `args.episodes` episodes of each task and split, each once, however often it is named.
+
+    Raises ValueError if there aren't as many seeds for training, of which RoboTwin has fewer.
+    """
     shards = []
     for split in dict.fromkeys(args.splits):
         for task in dict.fromkeys(args.tasks or TASKS[args.suite]):
             for index, first in enumerate(range(0, args.episodes, args.shard_size)):
                 start = args.start_seed + first * args.seeds_per_episode
                 seeds = episode_seeds("train", start, args.shard_size * args.seeds_per_episode)
+                if args.suite == "robotwin":
+                    simulator_seed(seeds[-1])
                 shards.append(Shard(task, split, index, min(args.shard_size, args.episodes - first), seeds))
     return shards
 
