@@ -146,9 +146,7 @@ def test_an_episode_without_the_events_that_it_has_simulated_again_is_named(tmp_
     monkeypatch.setattr("aim_hf.data.validation.next_environment", lambda *arguments, **options: env)
     monkeypatch.setattr("aim_hf.data.validation.record_episode", lambda *arguments: replay)
     problems = validate(tmp_path, render=1, simulate=1).problems
-    assert problems == [
-        "click_bell easy seed 100: simulated again, the list of events differs; other versions of simulator or project made it"
-    ]
+    assert problems[0].startswith("click_bell easy seed 100: simulated again, the list of events differs")
 
 
 def test_other_settings_of_the_simulator_are_named(tmp_path):
