@@ -4,6 +4,7 @@ starts before any of them."""
 import os
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,18 @@ MODULES += ("aim_hf.training.samples", "aim_hf.tiny.vae", "aim_hf.tiny.text_enco
 MODULES += ("aim_hf.data.collection", "aim_hf.data.preview", "aim_hf.envs.tabletop")
 
 
+def pytest_configure(config):
+    """Starts the server of the interpreter `python`, which the workers of xdist share: they start later."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        os.environ["FORKED_PYTHON"] = path = stack.enter_context(forked_python(sys.executable, MODULES))
+        if path != sys.executable:
+            write_script(str(Path(path).with_name("aim-hf")), f'"{path}" -m aim_hf')
+
+
 @pytest.fixture(scope="session")
 def python():
     """The path of an interpreter for subprocesses that are to run a command, not to show that it starts. Beside it
-    lies the command aim-hf."""
-    with forked_python(sys.executable, MODULES) as path:
-        if path != sys.executable:
-            write_script(str(Path(path).with_name("aim-hf")), f'"{path}" -m aim_hf')
-        yield path
+    lies the command aim-hf. What is read at import, such as the Hub's address, is that of the first process."""
+    return os.environ["FORKED_PYTHON"]

@@ -1,7 +1,8 @@
 """An interpreter for subprocesses of tests that costs no imports: each is forked from a server that has imported
-torch and the like, and ends like any other. It is another process, in a session of its own, with the arguments,
-environment, folder and standard streams that it was given, but sees what is read at import, such as HF_HOME, as the
-server did. Its `sys.executable` leads here again, so that the processes of `accelerate launch` are forked, too.
+torch and the like, at the first request, and ends like any other. It is another process, in a session of its own, with
+the arguments, environment, folder and standard streams that it was given, but sees what is read at import, such as
+HF_HOME, as the server did. Its `sys.executable` leads here again, so that the processes of `accelerate launch` are
+forked, too.
 
     python forked_python.py serve ADDRESS FRONT MODULES...  # until its standard input ends
     python -IS forked_python.py run ADDRESS ARGUMENTS...    # what FRONT executes, in place of an interpreter
@@ -19,8 +20,8 @@ from pathlib import Path
 
 @contextmanager
 def forked_python(interpreter: str, modules: tuple[str, ...]):
-    """The path of an interpreter that has imported `modules`. On other systems than Linux it is `interpreter` itself,
-    for libraries aren't made to be forked there."""
+    """The path of an interpreter that has imported `modules`, for any process. On other systems than Linux it is
+    `interpreter` itself, for libraries aren't made to be forked there."""
     import subprocess
     import tempfile
 
@@ -28,7 +29,7 @@ def forked_python(interpreter: str, modules: tuple[str, ...]):
         yield interpreter
         return
     # Asking the driver for GPUs would leave it unusable in what is forked.
-    environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with tempfile.TemporaryDirectory() as folder:
         address, front = f"{folder}/socket", f"{folder}/python"
@@ -62,10 +63,12 @@ def run(address: str, arguments: list[str]) -> None:
     sys.exit(code)
 
 
-def serve(address: str) -> tuple[dict, list[int]]:
-    """Forks a process for each request; one whose caller was killed is killed. Returns in the processes, with the
-    request and its standard streams."""
+def serve(address: str, modules: list[str]) -> tuple[dict, list[int]]:
+    """Imports `modules` before the first request, and forks a process for each; one whose caller was killed is killed.
+    Returns in the processes, with the request and its standard streams."""
+    import gc
     import select
+    from importlib import import_module
 
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
@@ -88,6 +91,11 @@ def serve(address: str) -> tuple[dict, list[int]]:
             with suppress(OSError), callers.pop(ended[0]) as caller:
                 caller.sendall(struct.pack("!i", os.waitstatus_to_exitcode(ended[1])))
         if listening in readable:
+            if modules:
+                for name in modules:
+                    import_module(name)
+                gc.freeze()  # what is shared by all stays shared
+                modules = []
             caller, _ = listening.accept()
             size, streams, *_ = socket.recv_fds(caller, 4, 3)
             request = json.loads(caller.recv(*struct.unpack("!i", size), socket.MSG_WAITALL))
@@ -134,11 +142,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "run":
         run(sys.argv[2], sys.argv[3:])
     else:
-        import gc
-        from importlib import import_module
-
         address, front, *modules = sys.argv[2:]
-        for name in modules:
-            import_module(name)
-        gc.freeze()  # what is shared by all stays shared
-        become(*serve(address), front)
+        become(*serve(address, modules), front)

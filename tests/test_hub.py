@@ -74,12 +74,12 @@ def assert_equal(a: torch.nn.Module, b: torch.nn.Module) -> None:
 # A pipeline
 
 
-def test_aim_tiny_goes_up_and_comes_back(hub, tmp_path, monkeypatch, python):
+def test_aim_tiny_goes_up_and_comes_back(hub, tmp_path, monkeypatch, capsys):
     checkpoint, cache = ROOT / "checkpoints" / "aim-tiny", tmp_path / "cache"
-    command = [python, "-m", "aim_hf", "publish", checkpoint, "org/tiny", "--push", "--private"]
-    answer = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_TOKEN": TOKEN})
-    assert answer.returncode == 0, answer.stderr
-    commit = answer.stdout.split()[-1].split("/")[-1]
+    with monkeypatch.context() as mine:
+        mine.setenv("HF_TOKEN", TOKEN)
+        run(["publish", str(checkpoint), "org/tiny", "--push", "--private"])
+    commit = capsys.readouterr().out.split()[-1].split("/")[-1]
     assert list(hub.repos["models", "org/tiny"].commits)[1:] == [commit]  # one, after that of the empty repo
     assert {name for name in hub.files("org/tiny") if name.endswith((".bin", ".pt", ".pkl"))} == set()
     assert "auto_map" not in json.loads((checkpoint / "model" / "config.json").read_text())
