@@ -1,6 +1,7 @@
 """No test reaches the real Hub: the libraries read its address when they are imported, so a small one of our own
 starts before any of them."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -33,6 +34,17 @@ os.environ |= {
 
 _constants = sys.modules.get("huggingface_hub.constants")
 assert _constants is None or _constants.ENDPOINT == _hub.address, "huggingface_hub was imported before this file"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Garbage is looked for, as at the end of each training, in what tests make, not among all that was imported."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture

@@ -92,9 +92,11 @@ def serve(address: str, modules: list[str]) -> tuple[dict, list[int]]:
                 caller.sendall(struct.pack("!i", os.waitstatus_to_exitcode(ended[1])))
         if listening in readable:
             if modules:
+                gc.disable()
                 for name in modules:
                     import_module(name)
                 gc.freeze()  # what is shared by all stays shared
+                gc.enable()
                 modules = []
             caller, _ = listening.accept()
             size, streams, *_ = socket.recv_fds(caller, 4, 3)
