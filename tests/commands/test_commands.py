@@ -1,6 +1,7 @@
 """The command `aim-hf`: one spelling of options, one line for what is wrong."""
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -52,29 +53,40 @@ def test_options_are_spelled_in_one_way():
                 assert "-" not in name[2:] and name not in ("--output", "--base", "--pipeline", "--init"), line
 
 
+# The options of these two are fields of transformers' TrainingArguments, whose module imports torch.
+HEAVY = {"train": {"torch", "transformers", "accelerate"}}
+HEAVY["train-grpo"] = HEAVY["train"] | {"datasets", "diffusers"}
 ANSWERS = """
-import sys
+import contextlib, io, json, sys
 from aim_hf.commands import run
-for option, code in (("--help", 0), ("--no_such_option", 2)):
-    try:
-        run([sys.argv[1], option])
-    except SystemExit as ended:
-        assert ended.code == code, ended.code
-heavy = {"torch", "transformers", "diffusers", "accelerate", "datasets", "sapien"}
-print("imported:", *heavy.intersection(sys.modules))
+heavy, answers = {"torch", "transformers", "diffusers", "accelerate", "datasets", "sapien"}, {}
+for name in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(io.StringIO()) as error:
+        for option, code in (("--help", 0), ("--no_such_option", 2)):
+            try:
+                run([name, option])
+            except SystemExit as ended:
+                assert ended.code == code, ended.code
+    answers[name] = told.getvalue(), error.getvalue(), list(heavy.intersection(sys.modules))
+json.dump(answers, sys.stdout)
 """
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_and_wrong_arguments_are_answered_before_anything_heavy_is_imported(name):
-    done = subprocess.run([sys.executable, "-c", ANSWERS, name], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def answers():
+    """Of each command what it prints, also of a wrong option, and what has been imported then: those that import the
+    most come last."""
+    names = sorted(COMMANDS, key=lambda name: len(HEAVY.get(name, ())))
+    done = subprocess.run([sys.executable, "-c", ANSWERS, *names], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: aim-hf") and "error:" in done.stderr
-    imported = set(done.stdout.splitlines()[-1].split()[1:])
-    # The options of these two are fields of transformers' TrainingArguments, whose module imports torch.
-    own = {"train": {"torch", "transformers", "accelerate"}}
-    own["train-grpo"] = own["train"] | {"datasets", "diffusers"}
-    assert imported <= own.get(name, set())
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_wrong_arguments_are_answered_before_anything_heavy_is_imported(name, answers):
+    told, error, imported = answers[name]
+    assert told.startswith("usage: aim-hf") and "error:" in error
+    assert set(imported) <= HEAVY.get(name, set())
 
 
 TRAIN = ["train", "--latents", "none", "--policy", "none", "--use_cpu"]
