@@ -39,15 +39,15 @@ def material(tmp_path_factory):
     return folder, pipe
 
 
-def encode(material, output: Path, python: str, processes: int = 1):
+def encode(material, output: Path, python: str, *launch: str):
+    """By the command that starts with `launch`, in one process if not given."""
     folder, _ = material
-    launch = [python, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launch += ["--main_process_port", "0"]  # other tests launch at the same time
-    launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]
+    command = [python, "-m", "accelerate.commands.launch", "--main_process_port", "0"]  # others launch meanwhile
+    command += launch or ("--num_processes", "1", "--cpu", "-m", "aim_hf")
     options = ["--dataset", folder / "episodes", "--policy", folder / "policy", "--output_dir", output]
     options += ["--shard_size", "2"]
     subprocess.run(
-        [*launch, "-m", "aim_hf", "encode-latents", *map(str, options)],
+        [*command, "encode-latents", *map(str, options)],
         check=True,
         timeout=200,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -56,8 +56,10 @@ def encode(material, output: Path, python: str, processes: int = 1):
 
 
 def test_latents_are_the_same_however_they_are_made(material, tmp_path, python):
-    once = encode(material, tmp_path / "one", sys.executable)
-    assert encode(material, tmp_path / "two", python, processes=2) == once
+    new = "--no_python", sys.executable, "-m", "aim_hf"  # an interpreter that isn't forked
+    once = encode(material, tmp_path / "one", python, "--num_processes", "1", "--cpu", *new)
+    two = "--num_processes", "2", "--multi_gpu", "-m", "aim_hf"
+    assert encode(material, tmp_path / "two", python, *two) == once
 
     # Killed while it wrote its second shard, over the leftovers of a longer run.
     killed = tmp_path / "one"

@@ -652,7 +652,7 @@ def test_settings_that_the_trainer_refuses_claim_no_folder(tmp_path):
 def test_one_and_two_processes_learn_the_same(tmp_path, python):
     make_pipeline().save_pretrained(tmp_path / "pipeline")
 
-    def run(python, name, launch, **options):
+    def run(name, launch, **options):
         options = {
             "policy": tmp_path / "pipeline",
             "output_dir": tmp_path / name,
@@ -679,8 +679,9 @@ def test_one_and_two_processes_learn_the_same(tmp_path, python):
         return load_file(folder / "model.safetensors"), folder
 
     cpu = ["--config_file", str(ROOT / "pipelines" / "accelerate" / "cpu.yaml")]
-    alone, one = run(sys.executable, "one", cpu, gradient_accumulation_steps=2)
-    together, two = run(python, "two", ["--multi_gpu", "--num_processes", "2"])
+    new = [*cpu, "--no_python", sys.executable]  # its interpreter isn't forked
+    alone, one = run("one", new, gradient_accumulation_steps=2)
+    together, two = run("two", ["--multi_gpu", "--num_processes", "2"])
     rollouts = load_file(one / "rollouts-0.safetensors")
     for step in (0, 1):
         of_process = load_file(two / f"rollouts-{step}.safetensors")
