@@ -4,7 +4,6 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,10 +30,10 @@ ARGUMENTS = ["--tasks", "click_bell", "--episodes", "6", "--shard_size", "2"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, python):
     """What one process makes without interruption."""
     folder = tmp_path_factory.mktemp("collected")
-    subprocess.run([sys.executable, *COLLECT, *ARGUMENTS, "--output", folder], check=True)
+    subprocess.run([python, *COLLECT, *ARGUMENTS, "--output", folder], check=True)
     return folder
 
 
