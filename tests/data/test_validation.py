@@ -30,7 +30,8 @@ def collected(tmp_path_factory, python):
     return folder
 
 
-def test_what_was_collected_is_found_whole_and_simulates_again_bit_by_bit(collected):
+def test_what_was_collected_is_found_whole_and_simulates_again_bit_by_bit(collected, monkeypatch):
+    monkeypatch.setattr("aim_hf.envs.tabletop.TabletopEnvironment._pictures", None)  # rendering takes the most time
     report = validate(collected, render=2, simulate=2)
     assert report.problems == []
     assert (report.episodes, report.rendered, report.simulated) == (2, 2, 2)

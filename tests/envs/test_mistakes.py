@@ -100,7 +100,7 @@ def test_a_push_has_no_mistake():
 
 def test_a_share_of_the_recorded_episodes_has_a_mistake():
     """Those without one are what they are in a collection without mistakes."""
-    env = make_environment("tabletop", "place_a2b_left", "easy")
+    env = make_environment("tabletop", "place_a2b_left", "easy", render=False)
     steps = []
     for seed in range(8):
         episode, plain = record_episode(env, seed, NOISE, mistakes=0.5), record_episode(env, seed, NOISE)

@@ -24,7 +24,7 @@ def record_episode(env: Environment, seed: int, noise: float, mistakes: float = 
     """Records the expert on the scene of `seed`, with positions perturbed by `noise` (m).
 
     `action` has the perturbation, `expert_action` does not. In a share `mistakes` of the seeds the expert misses an
-    object and recovers. A Failure, too, if the simulator is lost.
+    object and recovers. A Failure, too, if the simulator is lost. An `env` that doesn't render gives no pictures.
     """
     try:
         return _recorded(env, seed, noise, mistakes)
@@ -56,7 +56,8 @@ def _recorded(env: Environment, seed: int, noise: float, mistakes: float) -> Epi
     if not events:
         return Failure(seed, "the task was fulfilled, but no contact that it turns on was seen")
     intrinsics, extrinsics = (_stack(observations, key, np.float32) for key in ("intrinsic_cv", "extrinsic_cv"))
-    if "depth" in observations[0]["observation"][CAMERAS[0]]:
+    view = observations[0]["observation"][CAMERAS[0]]
+    if "depth" in view:
         for camera, depth in _stack(observations, "depth", np.float32).items():
             shares = visible_shares(events, intrinsics[camera], extrinsics[camera], depth)
             for event, share in zip(events, shares):
@@ -70,7 +71,7 @@ def _recorded(env: Environment, seed: int, noise: float, mistakes: float) -> Epi
         success=success,
         fps=1 / env.control_dt,
         action_space="ee",
-        rgb=_stack(observations, "rgb", np.uint8),
+        rgb=_stack(observations, "rgb", np.uint8) if "rgb" in view else {},
         intrinsics=intrinsics,
         extrinsics=extrinsics,
         state=np.stack([pack_endpose(observation) for observation in observations]).astype(np.float32),
