@@ -22,7 +22,8 @@ from aim_hf.value_maps.contacts import EventDetector
 from aim_hf.value_maps.render import TOGETHER, project
 
 from .fixtures_actions import BAD_ACTIONS, holding
-from .test_tabletop_environment import run_python, state_digest
+from .fixtures_digests import play, state_digest
+from .test_tabletop_environment import run_python
 
 EVENTS = {
     "transfer_cube": ["pick right box", "pick left box"],
@@ -139,6 +140,7 @@ def test_missing_extra_is_one_line(tmp_path):
     assert result.stderr.splitlines()[-1] == (
         "aim-hf collect: gym_aloha is not installed; it comes with the extra 'aloha': pip install 'aim-hf[aloha]'"
     )
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_renderer_is_explained_and_physics_needs_none():
@@ -228,26 +230,13 @@ def test_bodies_fingers_and_velocities(env):
     assert np.linalg.norm(velocities[env.fingers()["right"][0]][0]) < 0.02
 
 
-def play(task: str, seed: int, environment=None) -> list[bytes]:
-    """Everything that an episode's beginning shows."""
-    environment = environment or make_environment("aloha", task, depth=True)
-    environment.reset(seed)
-    shown = [state_digest(environment).encode()]
-    for step, action in enumerate(environment.expert().actions[:50]):
-        observation = environment.step(action, observe=step % 20 == 0).observation
-        shown.append(state_digest(environment).encode())
-        for view in observation["observation"].values() if observation else []:
-            shown.extend(value.tobytes() for value in view.values())
-    return shown
-
-
 def test_episodes_are_bit_exact_within_a_process_and_across_processes(seen):
     first = play("transfer_cube", 5, environment=seen)
     assert play("transfer_cube", 6, environment=seen) != first
     assert play("transfer_cube", 5, environment=seen) == first
     here = play("insertion", 5)
     code = (
-        "import hashlib\nfrom tests.envs.test_aloha import play\n"
+        "import hashlib\nfrom tests.envs.fixtures_digests import play\n"
         "print(hashlib.sha256(b''.join(play('insertion', 5))).hexdigest())"
     )
     result = run_python(code)

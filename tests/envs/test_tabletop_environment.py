@@ -1,6 +1,5 @@
 """The protocol: observations, actions, bad input, kinematics, contacts, reproducibility."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from aim_hf.envs.base import ARMS, CAMERAS
 from aim_hf.envs.tabletop import TASKS as TABLETOP_TASKS
 
 from .fixtures_actions import BAD_ACTIONS, holding
+from .fixtures_digests import episode_digest, state_digest
 
 
 @pytest.fixture(scope="module")
@@ -20,31 +20,6 @@ def env():
     environment = make_environment("tabletop", "place_a2b_left", render=False)
     yield environment
     environment.close()
-
-
-def state_digest(environment) -> str:
-    digest = hashlib.sha256()
-    for body_id, body in sorted(environment.bodies().items()):
-        digest.update(str((body_id, body.name)).encode() + body.pose.tobytes())
-    for linear, angular in environment.velocities().values():
-        digest.update(linear.tobytes() + angular.tobytes())
-    return digest.hexdigest()
-
-
-def episode_digest(task: str, split: str, seed: int, render: bool, steps: int = 12, environment=None) -> str:
-    """Everything that an episode's beginning shows, in one hash."""
-    environment = environment or make_environment("tabletop", task, split, render=render)
-    digest = hashlib.sha256()
-    observation = environment.reset(seed)
-    actions = environment.expert().actions
-    for action in [*actions[:steps], None]:
-        for view in observation["observation"].values():
-            for value in view.values():
-                digest.update(value.tobytes())
-        digest.update(observation["joint_action"]["vector"].tobytes() + state_digest(environment).encode())
-        if action is not None:
-            observation = environment.step(action).observation
-    return digest.hexdigest()
 
 
 # Observations
@@ -267,7 +242,7 @@ def test_reset_is_bit_exact_within_a_process(task):
 def test_reset_is_bit_exact_across_processes():
     here = episode_digest("handover_block", "hard", 7, True)
     code = (
-        "from tests.envs.test_tabletop_environment import episode_digest\n"
+        "from tests.envs.fixtures_digests import episode_digest\n"
         "print(episode_digest('handover_block', 'hard', 7, True))"
     )
     result = run_python(code)

@@ -77,6 +77,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse(argv)
 
+    from ..envs import interface, next_environment
+
+    for split in args.splits:
+        interface(args.suite, split)  # a simulator that isn't installed is told before anything is claimed
+
     from accelerate import PartialState
     from tqdm import tqdm
 
@@ -84,7 +89,6 @@ def main(argv: list[str]) -> None:
     from ..data.collection import SeedsExhausted, collect_shard, made_from, plan
     from ..data.preview import write_preview
     from ..data.shards import remove_leftovers
-    from ..envs import next_environment
     from ..utils.files import claim
 
     shards = plan(args)
