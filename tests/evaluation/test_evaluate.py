@@ -56,6 +56,20 @@ def test_results(whole, policy):
     assert "click_bell" in format_results(results) and "0 of 3" in format_results(results)
 
 
+def test_a_process_simulates_at_least_one_episode(policy, tmp_path, monkeypatch):
+    started = []
+
+    def refuse(suite, split, num_workers):
+        started.append(num_workers)
+        raise Killed
+
+    monkeypatch.setattr(evaluation, "VectorEnvironment", refuse)
+    for episodes in (1, 3, 9):
+        with pytest.raises(Killed):
+            evaluate(policy, Protocol(), tmp_path, episodes, TASKS, batch_size=8, num_workers=4)
+    assert started == [1, 3, 4]  # 9 episodes run as 5 and 4
+
+
 def test_films_the_first_episode(whole):
     records = [json.loads(line) for line in (whole / "episodes" / "click_bell.jsonl").read_text().splitlines()]
     assert [record["video"] for record in records] == ["videos/click_bell-100000000.mp4", None, None]

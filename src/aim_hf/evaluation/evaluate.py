@@ -134,7 +134,8 @@ def evaluate(
             mine = batches[state.process_index :: state.num_processes]
             if mine:
                 if environments is None:
-                    workers = min(num_workers or cores_of_this_process(), batch_size)
+                    rows = max(len(batch.seeds) for batch in mine)
+                    workers = min(num_workers or cores_of_this_process(), rows)
                     environments = stack.enter_context(VectorEnvironment(protocol.suite, protocol.split, workers))
                 _run_batches(policy, protocol, output, mine, environments, state)
             state.wait_for_everyone()
