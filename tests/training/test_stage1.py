@@ -40,6 +40,7 @@ from aim_hf.utils.versions import ACTIVATION_CHECKPOINTING
 from aim_hf.value_maps.render import Event
 
 from ..fixtures_pipeline import HEAD, WRIST, make_pipeline, make_pose
+from .fixtures_worker import has_no_diffusers
 
 SIZES = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST}
 
@@ -435,7 +436,8 @@ def test_workers_read_latents_however_they_are_started(pipe, latents):
     windows = LatentWindows(latents, pipe.model.config, window_chunks=2)
     windows[0]  # an open file must not travel to the workers
     for method in ("spawn", "forkserver"):
-        loader = DataLoader(windows, batch_size=9, num_workers=1, multiprocessing_context=method)
+        options = {"multiprocessing_context": method, "worker_init_fn": has_no_diffusers}  # which it needs seconds for
+        loader = DataLoader(windows, batch_size=9, num_workers=1, **options)
         for batch, first in zip(loader, (0, 9), strict=True):
             assert torch.equal(batch["latents"], torch.stack([windows[first + i]["latents"] for i in range(9)]))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from safetensors import safe_open
 from torch.utils.data import Dataset
 
 from ..model.configuration_aim import AIMConfig
-from ..pipeline.codec import VideoCodec
 from ..utils.checks import check_whole
 from ..utils.files import UnreadableFile, read_json, reading
 from .latents import INDEX, MEND, NO_PROMPT, PROCESSOR, camera_cells, encoder_fingerprint, stored_processor
+
+if TYPE_CHECKING:  # a loader's workers import this module, and diffusers takes longer than all else of it
+    from ..pipeline.codec import VideoCodec
 
 MAKE_AGAIN = "delete it and run `aim-hf encode-latents` again, which makes what is missing"
 # Fields of the model's config that must equal those of the latents.

@@ -28,13 +28,13 @@ from safetensors.torch import save_file
 
 from ..model.configuration_aim import AIMConfig
 from ..model.processing_aim import AIMProcessor
-from ..pipeline.codec import VideoCodec
 from ..utils.checks import check_whole
 from ..utils.files import UnreadableFile, claim, reading, write_text, written_file, written_folder
 
 if TYPE_CHECKING:  # not needed to train on latents
     from datasets import Dataset as HubDataset
 
+    from ..pipeline.codec import VideoCodec
     from .episodes import Episode
 
 INDEX, NO_PROMPT = "index.json", "no_prompt.safetensors"
