@@ -31,8 +31,13 @@ def test_the_wheel_runs_without_a_checkout(tmp_path):
             [sys.executable, *options], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
         ).stdout
 
-    assert run("-c", "import aim_hf; print(aim_hf.AIM_TINY)").strip() == str(installed / "aim_hf/checkpoints/aim-tiny")
-    run("-m", "aim_hf", "demo", "--tasks", "click_bell", "--episodes", "1", "--output_dir", "demo")
+    assert "evaluate" in run("-m", "aim_hf")
+    program = "import aim_hf; print(aim_hf.AIM_TINY); from aim_hf.commands import run\n"
+    program += "run('demo --tasks click_bell --episodes 1 --output_dir demo'.split())\n"
+    program += "run('collect --tasks click_bell --splits easy --episodes 1 --output_dir episodes'.split())\n"
+    program += "run('report --results demo --output_dir report'.split())"  # in one process, for imports cost seconds
+    told = run("-c", program).splitlines()
+    assert told[0] == str(installed / "aim_hf/checkpoints/aim-tiny")
     assert (tmp_path / "demo" / "contact_sheet.png").is_file()
-    report = run("-m", "aim_hf", "report", "--results", "demo", "--output_dir", "report")
-    assert "report.html" in report and "click_bell" in (tmp_path / "report" / "report.md").read_text()
+    assert (tmp_path / "episodes" / "README.md").is_file()
+    assert "report.html" in told[-1] and "click_bell" in (tmp_path / "report" / "report.md").read_text()
