@@ -41,6 +41,7 @@ from aim_hf.rollout.vector_env import VectorEnvironment
 from aim_hf.utils.files import MADE_FROM
 
 from ..rollout.fixtures_policy import make_policy
+from .fixtures_worker import die
 
 ROOT = Path(__file__).parents[2]
 
@@ -600,10 +601,6 @@ def test_an_iteration_without_any_episode_is_an_error(tmp_path, monkeypatch):
     ):
         train(trainer)
     assert trainer.state.global_step == 0
-
-
-def die(connection, suite, split):
-    """In place of a worker's life."""
 
 
 def test_a_pipeline_is_used_as_it_has_practised(tmp_path):
