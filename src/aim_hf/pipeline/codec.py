@@ -129,14 +129,14 @@ class VideoCodec:
         """
         state = state if state is not None else self.encoder_state()
         self._check_pixels(pixels, started=state.started)
-        x = pixels.to(self.vae.device, self.vae.dtype)
+        mean, std = self._statistics()
+        x = pixels.to(mean)
         if self.vae.config.patch_size is not None:
             x = patchify(x, patch_size=self.vae.config.patch_size)
         sizes = ([] if state.started else [1]) + [self.temporal_factor] * (x.shape[2] // self.temporal_factor)
         moments = [self.vae.encoder(piece, feat_cache=state.features, feat_idx=[0]) for piece in x.split(sizes, dim=2)]
         state.started = True
         mode = self.vae.quant_conv(torch.cat(moments, dim=2)).chunk(2, dim=1)[0]
-        mean, std = self._statistics()
         return (mode - mean) / std
 
     @torch.no_grad()
@@ -153,7 +153,7 @@ class VideoCodec:
         """
         state = state if state is not None else self.decoder_state()
         mean, std = self._statistics()
-        z = self.vae.post_quant_conv(latents.to(self.vae.device, self.vae.dtype) * std + mean)
+        z = self.vae.post_quant_conv(latents.to(mean) * std + mean)
         frames = []
         for frame in z.split(1, dim=2):
             first_chunk = not state.started
@@ -235,10 +235,11 @@ class VideoCodec:
         return self._black_states[key]
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """latents_mean and latents_std, (1, C, 1, 1, 1)."""
-        config = self.vae.config
+        """latents_mean and latents_std, (1, C, 1, 1, 1), of the VAE's dtype and device, which take a walk through all
+        of its modules to tell."""
+        config, options = self.vae.config, {"device": self.vae.device, "dtype": self.vae.dtype}
         mean, std = (
-            torch.tensor(numbers, device=self.vae.device, dtype=self.vae.dtype).view(1, -1, 1, 1, 1)
+            torch.tensor(numbers, **options).view(1, -1, 1, 1, 1)
             for numbers in (config.latents_mean, config.latents_std)
         )
         return mean, std
