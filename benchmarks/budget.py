@@ -15,6 +15,7 @@ without it.
 """
 
 import argparse
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -90,30 +91,8 @@ def training(args: argparse.Namespace, gpus: int) -> dict:
         adapters = sum(args.lora_rank * (m.in_features + m.out_features) for m in layers)
         trained, frozen = head + adapters, total  # PEFT keeps the head as it was, beside the trained one
     frames, n, B = args.chunks * config.chunk_latent_frames, config.actions_per_latent_frame, args.batch_size
-    batch = {
-        "latents": meta(B, config.in_channels, 1 + frames, height, width),
-        "value_latents": meta(B, config.in_channels, frames, height, width),
-        "actions": meta(B, (frames + config.action_lookahead_frames) * n, config.action_dim),
-        "prompt_embeds": meta(B, TEXT_TOKENS[args.preset], config.text_dim),
-    }
-    kept: dict[int, torch.UntypedStorage] = {}
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            kept[storage._cdata] = storage
-        return tensor
-
-    losses = []
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        patch.object(modeling_aim, "packed_visible", wraps=packed_visible) as packed,
-    ):
-        forward = counted(lambda: losses.append(FlowMatchingLoss(config)(model, **batch).loss))
-    mask, lengths, _ = packed.call_args.args
-    backward = counted(losses[0].backward)
-    activations, layers = sum(storage.nbytes() for storage in kept.values()), config.num_layers
+    forward, backward, activations, (mask, lengths) = step_counts(args.preset, (height, width), args.chunks, B)
+    layers = config.num_layers
     rows, columns = height // config.patch_size[1], width // config.patch_size[2]
     video_tokens = (1 + 4 * frames) * rows * columns  # o, x, m and the clean m
     inputs = B * (video_tokens * config.hidden_size + 2 * frames * n * config.action_hidden_size) * 2
@@ -144,6 +123,41 @@ def training(args: argparse.Namespace, gpus: int) -> dict:
         },
         "attention_blocks": attention_blocks(mask, lengths),
     }
+
+
+@cache
+def step_counts(
+    preset: str, size: tuple[int, int], chunks: int, batch_size: int
+) -> tuple[float, float, int, tuple[torch.Tensor, list[int]]]:
+    """TFLOP of the forward and of the backward pass of a step, the bytes that autograd keeps in between, and the mask
+    over units of tokens with their lengths."""
+    model = meta_model(preset)
+    config, B = model.config, batch_size
+    frames = chunks * config.chunk_latent_frames
+    actions = (frames + config.action_lookahead_frames) * config.actions_per_latent_frame
+    batch = {
+        "latents": meta(B, config.in_channels, 1 + frames, *size),
+        "value_latents": meta(B, config.in_channels, frames, *size),
+        "actions": meta(B, actions, config.action_dim),
+        "prompt_embeds": meta(B, TEXT_TOKENS[preset], config.text_dim),
+    }
+    kept: dict[int, torch.UntypedStorage] = {}
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage
+        return tensor
+
+    losses = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        patch.object(modeling_aim, "packed_visible", wraps=packed_visible) as packed,
+    ):
+        forward = counted(lambda: losses.append(FlowMatchingLoss(config)(model, **batch).loss))
+    backward = counted(losses[0].backward)
+    return forward, backward, sum(storage.nbytes() for storage in kept.values()), packed.call_args.args[:2]
 
 
 def attention_blocks(mask: torch.Tensor, lengths: list[int]) -> dict[str, float]:
