@@ -60,10 +60,10 @@ ALONE = 'session = pipe.start("lift the pot")\nout = pipe(observation, session=s
 SERVED = (
     ROBOT
     + """
-import subprocess, sys, time, urllib.request
+import subprocess, time, urllib.request
 from aim_hf.envs.poses import pack_endpose
 from aim_hf.protocol.observations import write_images
-command = [sys.executable, "-m", "aim_hf", "serve", "--policy", "checkpoints/aim-tiny", "--port", "PORT"]
+command = [python, "-m", "aim_hf", "serve", "--policy", "checkpoints/aim-tiny", "--port", "PORT"]
 server = subprocess.Popen(command)
 while True:
     try:
@@ -176,7 +176,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Run({"checkpoint-150": "checkpoint-1"}),
         Run(
             {'"1 1" "0 1" "1 0"': '"1 0"', "--tasks $TASKS": "--tasks click_bell", "--max_steps 240": "--max_steps 1"}
-            | {"--episodes 100": "--episodes 1", "--videos 6": "--videos 1"}
+            | {"--episodes 100": "--episodes 1 --videos 0", "--videos 6": "--videos 1"}
             | {"--per_device_train_batch_size 8": "--per_device_train_batch_size 2 --num_generations 2"}
             | {"--gradient_accumulation_steps 6 --steps_per_generation 12": "", "--num_iterations 2": ""}
             | {
@@ -313,7 +313,7 @@ def test_every_block_runs(document, place, python, request):
     if document == "docs/own_robot.md":
         (_, config), *_ = (block for block in BLOCK.findall((ROOT / document).read_text()) if block[0] == "json")
         (place / "my_robot.json").write_text(config)
-    names: dict = {"__name__": "__main__"}
+    names: dict = {"__name__": "__main__", "python": python}
     port = str(free_port())
     try:
         run(document, found, scenario, names, port, python)
