@@ -135,6 +135,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Left("needs that cluster's folders; tests/data/test_collect.py puts such together"),
         Left("hours"),
     ],
+    "docs/gymnasium.md": [Left("it installs"), Run()],
     "docs/aloha.md": [
         Left("it installs"),
         Run(),

@@ -14,10 +14,9 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from aim_hf.envs import interface
 from aim_hf.envs.base import CAMERAS
+from aim_hf.envs.gym import AlohaEnv, SuiteEnv, TabletopEnv
 from aim_hf.envs.names import TASKS, check_split
 from aim_hf.utils.checks import check_choice
-
-from .environments import AlohaEnv, SuiteEnv, TabletopEnv
 
 
 @dataclass

@@ -15,10 +15,10 @@ from lerobot.utils.decorators import check_if_already_connected, check_if_not_co
 
 from aim_hf.data.lerobot.format import number_names
 from aim_hf.envs import interface
+from aim_hf.envs.gym import TabletopEnv, scene_seed
 from aim_hf.envs.tabletop import TabletopEnvironment
 
 from .config_simulated import SimulatedExpertConfig, SimulatedRobotConfig
-from .environments import TabletopEnv, scene_seed
 
 logger = logging.getLogger(__name__)
 

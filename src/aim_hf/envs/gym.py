@@ -1,26 +1,23 @@
-"""The tasks of a suite behind Gymnasium's interface, with LeRobot's names of observations."""
+"""The tasks of a suite behind Gymnasium's interface, with LeRobot's names of observations. Importing this module
+registers `aim_tabletop/<task>-v0` and `aim_aloha/<task>-v0` for each task."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 
-from aim_hf.envs import make_environment
-from aim_hf.envs.base import ActionMode, Observation
-from aim_hf.envs.names import TASKS
-from aim_hf.envs.poses import pack_endpose, unit_quaternions
-from aim_hf.envs.seeds import episode_seeds, seed_range
-from aim_hf.utils.checks import check_choice
+from ..utils.checks import check_choice
+from ..utils.extras import extra
+from . import make_environment
+from .base import ActionMode, Observation
+from .names import TASKS
+from .poses import pack_endpose, unit_quaternions
+from .seeds import episode_seeds, seed_range
 
-
-def register_tasks() -> None:
-    """Registers `aim_tabletop/<task>-v0` and `aim_aloha/<task>-v0` for each task."""
-    for env in (TabletopEnv, AlohaEnv):
-        for task in TASKS[env.suite]:
-            gym.register(f"aim_{env.suite}/{task}-v0", env, kwargs={"task": task})
+with extra("sim"):
+    import gymnasium as gym
+    from gymnasium import spaces
 
 
 def scene_seed(index: int) -> int:
@@ -122,3 +119,8 @@ class AlohaEnv(SuiteEnv):
 
     suite = "aloha"
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
+
+
+for env in (TabletopEnv, AlohaEnv):
+    for task in TASKS[env.suite]:
+        gym.register(f"aim_{env.suite}/{task}-v0", env, kwargs={"task": task})
