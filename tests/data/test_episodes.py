@@ -19,7 +19,7 @@ from aim_hf.commands.preview import main as preview
 from aim_hf.data.card import write_card
 from aim_hf.data.episodes import Episode, decode_column, episode_features
 from aim_hf.data.lerobot.export import export_lerobot, rows_of
-from aim_hf.data.preview import contact_sheet, write_preview
+from aim_hf.data.preview import _moments, contact_sheet, write_preview
 from aim_hf.data.shards import ShardWriter, load_episodes, read_rows, shard_paths
 from aim_hf.data.validation import validate
 from aim_hf.data.video import decode_video, encode_video
@@ -191,6 +191,15 @@ def test_a_preview_of_tasks_that_are_not_there_is_refused(folder, tmp_path):
     row = make_episode().to_row() | {f"rgb_{camera}": None for camera in CAMERAS}
     with pytest.raises(ValueError, match="click_bell seed 0: no camera has a video; record this episode again"):
         contact_sheet(row, 4)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [(None, [0, 3, 6]), ([4], [0, 4, 6]), ([3, 4], [0, 3, 4]), ([4, 4], [0, 4, 6]), ([1, 2, 4, 5], [1, 2, 4])],
+)
+def test_a_contact_sheet_shows_each_event(events, expected):
+    row = {"num_frames": 7, "events": events and [{"frame": frame} for frame in events]}
+    assert _moments(row, 3) == expected
 
 
 @contextmanager

@@ -17,21 +17,20 @@ CELL_WIDTH = 192
 
 
 def contact_sheet(row: dict[str, Any], num_frames: int, max_cameras: int = len(CAMERAS)) -> Image.Image:
-    """For each camera, the RGB frames above their overlays, at `num_frames` moments that include the frames of events.
-    Missing views and value maps are left out. Raises ValueError as `check_row` and `check_videos`."""
+    """For each camera, the RGB frames above their overlays, at `num_frames` moments that include the frames of the
+    first `num_frames` events. Missing views and value maps are left out. Raises ValueError as `check_row` and
+    `check_videos`."""
     where = f"{row['task']} seed {row['seed']}"
     check_row(row, where)
     check_videos(row, where)
     cameras = [camera for camera in CAMERAS if row[f"rgb_{camera}"] is not None][:max_cameras]
-    moments = np.linspace(0, row["num_frames"] - 1, num_frames).astype(int)
-    for event in row["events"] or ():
-        moments[np.abs(moments - event["frame"]).argmin()] = event["frame"]
+    moments = _moments(row, num_frames)
 
     strips = []
     for camera in cameras:
-        pictures = [decode_column(row, f"rgb_{camera}", list(moments))]
+        pictures = [decode_column(row, f"rgb_{camera}", moments)]
         if row[f"value_{camera}"] is not None:
-            pictures.append(overlay(pictures[0], decode_column(row, f"value_{camera}", list(moments))[..., 0] / 255))
+            pictures.append(overlay(pictures[0], decode_column(row, f"value_{camera}", moments)[..., 0] / 255))
         height = CELL_WIDTH * pictures[0].shape[1] // pictures[0].shape[2]
         for frames in pictures:
             cells = [
@@ -48,6 +47,15 @@ def contact_sheet(row: dict[str, Any], num_frames: int, max_cameras: int = len(C
     for column, moment in enumerate(moments):
         draw.text((column * (CELL_WIDTH + 2) + 2, LABEL_HEIGHT), f"frame {moment}", "white")
     return sheet
+
+
+def _moments(row: dict[str, Any], count: int) -> list[int]:
+    """`count` frames in order, of which the events' take the nearest places among evenly spread ones."""
+    spread = np.linspace(0, row["num_frames"] - 1, count).astype(int).tolist()
+    of_events = sorted({event["frame"] for event in row["events"] or ()})[:count]
+    for frame in of_events:
+        spread.remove(min(spread, key=lambda moment: abs(moment - frame)))
+    return sorted(spread + of_events)
 
 
 def write_preview(folder: Path, episodes: int = 12) -> None:
