@@ -1,5 +1,5 @@
-"""What an environment shows, to be compared with what it shows in another process: that one imports this file, and
-nothing of networks."""
+"""Hashes of an environment's state and pictures, for comparing two processes. The other process imports this file and
+no network."""
 
 import hashlib
 

@@ -34,7 +34,8 @@ print(show(environment))
 
 
 def pictures_after_a_fork(suite: str, before: str) -> list[str]:
-    """What a forked process tells of its parent's environment and of one of its own, and then the parent of its."""
+    """Three lines: the forked process shows its parent's environment, then a new one; last, the parent shows its own.
+    A line is the sum of a picture, or the error."""
     pytest.importorskip({"tabletop": "sapien", "aloha": "gym_aloha"}[suite])
     result = run_python(FORK.format(suite=suite, task=TASKS[suite], before=before))
     assert result.returncode == 0, result.stderr

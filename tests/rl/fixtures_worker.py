@@ -1,4 +1,4 @@
-"""A short life of an environment's worker: its process imports this file, and no test."""
+"""A worker of the environments that ends at once. Its process imports this file, and no test."""
 
 
 def die(connection, suite, split, options):

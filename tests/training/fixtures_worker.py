@@ -1,4 +1,4 @@
-"""What a worker of a loader does first: it imports this file, and no test."""
+"""The `worker_init_fn` of a loader. The worker imports this file, and no test."""
 
 import sys
 

@@ -169,7 +169,8 @@ def _differences(episode: Episode, env: Environment, manifest: dict[str, Any]) -
 
 
 def _simulated_parts(episode: Episode) -> dict[str, Any]:
-    """What a simulation gives to the last bit, unlike pictures, by the name that reports give it."""
+    """The parts of an episode that a simulation repeats to the last bit, by their names in reports. Pictures aren't
+    among them."""
     names = ("instruction", "state", "action", "expert_action", "intervention")
     parts = {name: getattr(episode, name) for name in names}
     for kind in ("intrinsics", "extrinsics"):

@@ -121,6 +121,6 @@ class AlohaEnv(SuiteEnv):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
 
 
-for env in (TabletopEnv, AlohaEnv):
-    for task in TASKS[env.suite]:
-        gym.register(f"aim_{env.suite}/{task}-v0", env, kwargs={"task": task})
+for _env in (TabletopEnv, AlohaEnv):
+    for _task in TASKS[_env.suite]:
+        gym.register(f"aim_{_env.suite}/{_task}-v0", _env, kwargs={"task": _task})

@@ -559,8 +559,8 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         VAE."""
         decoders = self._frame_decoders(session) + [self.codec.value_map_decoder(latents) for _ in value_latents]
         pixels = torch.stack(self.codec.decode_streams(torch.cat([latents, value_latents]), decoders))
-        frames, value_maps = (self._cameras(rows) for rows in pixels.chunk(2))
-        return frames, {name: self.processor.rgb_to_value(rgb) for name, rgb in value_maps.items()}
+        frames, value_maps = pixels.chunk(2)
+        return self._cameras(frames), self._value_maps(value_maps)
 
     def decode_frames(self, session: AIMSession, latents: torch.Tensor) -> dict[str, np.ndarray]:
         """Camera -> RGB (B, T, H, W, 3) in [0, 1] of imagined latents, decoded as continuation of the session's
@@ -569,8 +569,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
 
     def decode_value_maps(self, value_latents: torch.Tensor) -> dict[str, np.ndarray]:
         """Camera -> value maps (B, T, H, W) in [0, 1]."""
-        cameras = self._cameras(self.codec.decode_value_maps(value_latents))
-        return {name: self.processor.rgb_to_value(rgb) for name, rgb in cameras.items()}
+        return self._value_maps(self.codec.decode_value_maps(value_latents))
 
     def decode_actions(self, session: AIMSession, action_latents: torch.Tensor) -> torch.Tensor:
         """Absolute actions in physical units, float32 on the CPU, with the shape of `action_latents`.
@@ -612,6 +611,9 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
                 f"damaged, or {self.vae.dtype} is too coarse for them."
             )
         return self.processor.unpack_canvas(self.processor.pixels_to_canvas(pixels))
+
+    def _value_maps(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
+        return {name: self.processor.rgb_to_value(rgb) for name, rgb in self._cameras(pixels).items()}
 
 
 def _not_finite_rows(tensor: torch.Tensor) -> list[int]:
