@@ -15,7 +15,7 @@ import pytest
 import torch
 from datasets import load_dataset
 from diffusers import DiffusionPipeline
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from peft import PeftModel
 
 from aim_hf import AIMConfig, AIMForWorldAction, AIMPipeline, AIMProcessor
@@ -321,9 +321,12 @@ def test_a_dataset_comes_back_row_by_row(hub, token, cache, tmp_path, monkeypatc
     assert np.array_equal(decode_column(from_hub[1], "rgb_head_camera", [0, 1]), pictures)
     streamed = load_dataset("org/episodes", split="easy", streaming=True)
     assert [row["seed"] for row in streamed] == here["seed"][:]
-    write_shard(tmp_path / "again", [make_episode(seed=2)], index=1)  # as with another --shard_size
+    again = write_shard(tmp_path / "again", [make_episode(seed=2)], index=1)  # as with another --shard_size
     write_card(tmp_path / "again")
-    publish(prepare(tmp_path / "again"), "org/episodes")
+    publish(prepare(tmp_path / "again"), "org/episodes")  # the episodes of before are no part of it
+    assert load_episodes("org/episodes")["seed"][:] == [2]
+    twice = f"data/{again.name.replace('00001', '00002')}"
+    HfApi().upload_file(path_or_fileobj=again, path_in_repo=twice, repo_id="org/episodes", repo_type="dataset")
     with pytest.raises(ValueError, match="org/episodes holds 1 episodes more than once, such as .*'easy', 2.; delete"):
         load_episodes("org/episodes")
 

@@ -196,8 +196,8 @@ def publish(
 ) -> CommitInfo:
     """Publishes the files in one commit, and creates the repository and the branch if they don't exist.
 
-    In a model repository, other files in the published subfolders are deleted: an old shard beside new ones would make
-    the checkpoint unreadable.
+    Except in a Space, other files in the published subfolders are deleted: an old shard beside new ones would make a
+    checkpoint unreadable, and bring episodes of another collection into a dataset.
 
     Raises:
         RuntimeError: if publishing failed; the repository is then unchanged.
@@ -209,7 +209,7 @@ def publish(
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         before = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
         operations = [CommitOperationAdd(path, content) for path, content in publication.files.items()]
-        if repo_type == "model":
+        if repo_type != "space":
             folders = {path.split("/")[0] for path in publication.files if "/" in path}
             operations += [
                 CommitOperationDelete(file.rfilename)
