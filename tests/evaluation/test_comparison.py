@@ -8,6 +8,7 @@ import pytest
 
 from aim_hf import envs
 from aim_hf.commands import run
+from aim_hf.envs.base import SeedRejected
 from aim_hf.evaluation.comparison import check_weights, compare, format_comparison, training_summary
 from aim_hf.evaluation.evaluate import read_results
 from aim_hf.evaluation.statistics import mcnemar_p, summarize
@@ -118,7 +119,7 @@ def compared(tmp_path, task: str = "click_bell", **settings) -> list[str]:
     return ["compare", *(f"--{side}={tmp_path / side}" for side in ("before", "after")), f"--output_dir={tmp_path}"]
 
 
-def test_films_are_of_what_was_evaluated(tmp_path, monkeypatch):
+def test_films_are_of_what_was_evaluated(tmp_path, monkeypatch, capsys):
     """Whatever settings.json says, which may be another evaluation's."""
     filmed = []
     monkeypatch.setattr(policies.AIMPolicy, "from_pretrained", lambda policy, **options: (policy, options))
@@ -129,6 +130,11 @@ def test_films_are_of_what_was_evaluated(tmp_path, monkeypatch):
     policy = (str(tmp_path / "policy"), {"num_inference_steps": 3})
     shown = (policy, ("tabletop", "hard"), "click_bell", [101], "unseen", "predicted", {101})
     assert filmed == [shown, "click_bell-101-before.mp4", shown, "click_bell-101-after.mp4"]
+    monkeypatch.setattr(rollout, "run_episodes", lambda *of: [SeedRejected(101, "the bell has fallen over")])
+    (other := tmp_path / "other").mkdir()
+    with pytest.raises(SystemExit):
+        run([*compared(other, split="hard", instructions="unseen"), "--videos=1"])
+    assert "seed 101 of click_bell can't be filmed: the suite rejects it (the bell has" in capsys.readouterr().err
 
 
 def test_the_world_is_compared_on_a_scene_of_its_task(tmp_path, monkeypatch, capsys):

@@ -81,6 +81,7 @@ def film(results_of: dict[str, dict[str, Any]], scenes: list[tuple[str, int]], f
     """Writes videos of both policies in `scenes`, (task, seed) each. `results_of`: side -> results.json."""
     from tqdm import tqdm
 
+    from ..envs.base import SeedRejected
     from ..rollout.policies import OPTIONS, AIMPolicy
     from ..rollout.run import run_episodes
     from ..rollout.storyboard import write_video
@@ -95,4 +96,6 @@ def film(results_of: dict[str, dict[str, Any]], scenes: list[tuple[str, int]], f
                 (result,) = run_episodes(
                     policy, environments, task, [seed], scene["instructions"], scene["value_maps"], {seed}
                 )
+                if isinstance(result, SeedRejected):  # it wasn't when both were evaluated
+                    raise ValueError(f"seed {seed} of {task} can't be filmed: the suite rejects it ({result.reason}).")
                 write_video(folder / f"{task}-{seed}-{side}.mp4", result.storyboard)
