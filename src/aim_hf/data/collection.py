@@ -47,16 +47,15 @@ def plan(args: argparse.Namespace) -> list[Shard]:
 
     Raises ValueError if there aren't as many seeds for training, of which RoboTwin has fewer.
     """
-    shards = []
-    for split in dict.fromkeys(args.splits):
-        for task in dict.fromkeys(args.tasks or TASKS[args.suite]):
-            for index, first in enumerate(range(0, args.episodes, args.shard_size)):
-                start = args.start_seed + first * args.seeds_per_episode
-                seeds = episode_seeds("train", start, args.shard_size * args.seeds_per_episode)
-                if args.suite == "robotwin":
-                    simulator_seed(seeds[-1])
-                shards.append(Shard(task, split, index, min(args.shard_size, args.episodes - first), seeds))
-    return shards
+    files = []  # of each task and split
+    for index, first in enumerate(range(0, args.episodes, args.shard_size)):
+        start = args.start_seed + first * args.seeds_per_episode
+        seeds = episode_seeds("train", start, args.shard_size * args.seeds_per_episode)
+        files.append((index, min(args.shard_size, args.episodes - first), seeds))
+    if args.suite == "robotwin":
+        simulator_seed(seeds[-1])
+    tasks = dict.fromkeys(args.tasks or TASKS[args.suite])
+    return [Shard(task, split, *file) for split in dict.fromkeys(args.splits) for task in tasks for file in files]
 
 
 def collect_shard(

@@ -110,9 +110,12 @@ def _disagreements(shard: Path, manifest: dict[str, Any], made_from: dict[str, A
     """Problems where a manifest differs from the settings of the folder."""
     expected = dict(made_from)
     if expected.keys() >= {"start_seed", "shard_size", "seeds_per_episode"}:  # gives the first seed of this shard
+        index = shard.stem.rpartition("-")[2]
+        if not index.isdecimal():
+            yield f"{shard}: its name ends in no number, as those of {MADE_FROM} do; move it to another folder"
+            return
         with reading(shard.parents[1] / MADE_FROM, "make the folder again"):
-            index = int(shard.stem.rsplit("-", 1)[1])
-            start = expected["start_seed"] + index * expected["shard_size"] * expected["seeds_per_episode"]
+            start = expected["start_seed"] + int(index) * expected["shard_size"] * expected["seeds_per_episode"]
             expected["seeds_from"] = episode_seeds("train", start, 1)[0]
     for name in sorted(manifest.keys() & expected.keys()):
         if manifest[name] != expected[name]:
