@@ -107,6 +107,29 @@ def test_why_a_folder_could_not_be_written_is_told(tmp_path, error):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("existed", [False, True])
+def test_several_processes_may_write_one_folder(tmp_path, existed):
+    """As all ranks of a training that save: each writes a whole one, and the last stays."""
+    folder = tmp_path / "aim"
+    if existed:
+        folder.mkdir()
+    with written_folder(folder) as first, written_folder(folder) as second:
+        for place, content in ((first, "first"), (second, "second")):
+            (place / "vae").mkdir()
+            for name in ("vae/config.json", "model_index.json"):
+                (place / name).write_text(content)
+    assert [(folder / name).read_text() for name in ("vae/config.json", "model_index.json")] == ["first", "first"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model_index.json", "vae"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_long_record_is_told_in_short(tmp_path):
+    claim(tmp_path, {"seeds": list(range(1000))}, outputs="*.parquet")
+    with pytest.raises(FileExistsError, match=r"seeds \[0, 1, .{100,200}… there, \[1\] now") as raised:
+        claim(tmp_path, {"seeds": [1]}, outputs="*.parquet")
+    assert len(str(raised.value)) < 600
+
+
 def test_a_link_in_a_folder_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path):
     """A folder can't be renamed to a link, so the write ended halfway, without `model_index.json`."""
     shared, folder = tmp_path / "shared", tmp_path / "folder"

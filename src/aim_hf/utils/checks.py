@@ -95,6 +95,12 @@ def check_stored(fields: Mapping[str, Any], name_or_path: str | os.PathLike, fil
         )
 
 
+def shortened(value: Any, length: int = 200) -> str:
+    """`repr` of `value`, truncated to `length` characters."""
+    text = repr(value)
+    return text if len(text) <= length else text[:length] + "…"
+
+
 def quoted(text: str, length: int = 40) -> str:
     """`repr` of `text`, truncated to `length` characters."""
     return repr(text if len(text) <= length else text[:length] + "…")

@@ -14,11 +14,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from safetensors import SafetensorError
 
-from .checks import check_path
+from .checks import check_path, shortened
 
 MADE_FROM = "made_from.json"
 # Errors of reading a file that is damaged or has another format.
@@ -162,7 +163,9 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
         found = read_json(path, "delete the folder, and make it again")
         names = [name for name in {**found, **made_from} if found.get(name) != made_from.get(name)]
         if names := [name for name in names if not made_from.get(f"{name}_sha256") or f"{name}_sha256" in names]:
-            told = "; ".join(f"{name} {found.get(name)!r} there, {made_from.get(name)!r} now" for name in names)
+            told = "; ".join(
+                f"{name} {shortened(found.get(name))} there, {shortened(made_from.get(name))} now" for name in names
+            )
             raise FileExistsError(
                 f"{folder} was made from something else: {told}. Give the same settings to go on with it, {away}"
             )
@@ -230,15 +233,20 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
         ValueError: for an empty path.
     """
     folder = check_path("the folder", folder).resolve()
-    # Inside an existing folder, since its parent may be on another disk, or not writable.
-    partial = folder / ".partial" if folder.exists() else folder.with_name(f".{folder.name}.partial")
+    # Inside an existing folder, since its parent may be on another disk, or not writable. No other call has its name:
+    # all ranks of a training may save at once.
+    name = f"{token_hex(4)}.partial"
+    partial = folder / f".{name}" if folder.exists() else folder.with_name(f".{folder.name}.{name}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        if not folder.exists():
-            partial.rename(folder)
-            return
+        if partial.parent != folder:
+            try:
+                partial.rename(folder)
+                return
+            except OSError:
+                if not folder.is_dir():  # otherwise another call has made it meanwhile
+                    raise
         (folder / "model_index.json").unlink(missing_ok=True)
         for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "model_index.json"):
             old = folder / entry.name
