@@ -2,9 +2,13 @@
 
 import importlib
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +55,38 @@ def test_options_are_spelled_in_one_way():
             if "add_argument(" in line and "--" in line:
                 name = line.split('"')[1]
                 assert "-" not in name[2:] and name not in ("--output", "--base", "--pipeline", "--init"), line
+
+
+@pytest.mark.parametrize(
+    ("command", "host"),
+    [
+        (["serve", "--policy=no/such", "--host=127.0.0.1"], "127.0.0.1"),
+        (["serve", "--policy=no/such", "--host=::1"], "::1"),
+        (["app", "--policy=no/such"], "127.0.0.1"),
+    ],
+)
+def test_an_address_in_use_is_told_before_the_policy_is_loaded(command, host, capsys):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as other, pytest.raises(SystemExit) as ended:
+        port = other.getsockname()[1]
+        run([*command, f"--port={port}"])
+    assert ended.value.code == 2
+    told = f"{command[0]}: nothing can listen at {host}:{port} (Address already in use); give another address or"
+    assert told in capsys.readouterr().err
+
+
+def test_an_unknown_host_is_told(capsys):
+    with pytest.raises(SystemExit):
+        run(["serve", "--policy=no/such", "--host=no.such.invalid"])
+    assert "nothing can listen at no.such.invalid:8000 (" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_so_in_one_line(tmp_path, capsys):
+    os.mkfifo(tmp_path / "token")  # which the command waits for
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(SystemExit) as ended:
+        run(["serve", "--policy=no/such", f"--token_file={tmp_path / 'token'}"])
+    assert ended.value.code == 130 and capsys.readouterr().err == "aim-hf serve: interrupted\n"
 
 
 # The options of these two are fields of transformers' TrainingArguments, whose module imports torch.

@@ -16,6 +16,8 @@ import argparse
 import gc
 import os
 import re
+import signal
+import socket
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -106,6 +108,16 @@ def check_options(args: argparse.Namespace, *names: str, least: int = 1) -> None
             check_whole(f"--{name}", value, least)
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises OSError unless a server can listen there. Told before a policy is loaded, which may take minutes."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        reason = error.strerror.partition(" (while")[0]
+        raise OSError(f"nothing can listen at {host}:{port} ({reason}); give another address or --port.") from error
+
+
 def spelled(argv: list[str]) -> list[str]:
     """`argv` with options as they are declared: underscores for dashes, and current names for renamed options."""
 
@@ -122,8 +134,8 @@ def spelled(argv: list[str]) -> list[str]:
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Runs a subcommand. Errors about its input are printed as one line, with exit code 2; AIM_HF_TRACEBACK=1 shows
-    their traceback."""
+    """Runs a subcommand. Errors about its input are printed as one line, with exit code 2, and Ctrl-C as one with exit
+    code 130; AIM_HF_TRACEBACK=1 shows the traceback."""
     command, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -134,9 +146,11 @@ def run(argv: list[str] | None = None) -> None:
         fail(f"there is no command {command!r}; choose one of {', '.join(COMMANDS)}")
     try:
         import_module(f".{command.replace('-', '_')}", __name__).main(spelled(options))
-    except (OSError, ValueError, FloatingPointError, MissingExtra, SimulatorFailed) as error:
+    except (OSError, ValueError, FloatingPointError, MissingExtra, SimulatorFailed, KeyboardInterrupt) as error:
         if os.environ.get("AIM_HF_TRACEBACK"):
             raise
+        if isinstance(error, KeyboardInterrupt):
+            fail(f"{command}: interrupted", code=128 + signal.SIGINT)
         fail(f"{command}: {error}")
     leave_processes()
 
@@ -150,6 +164,6 @@ def leave_processes() -> None:
         distributed.destroy_process_group()
 
 
-def fail(message: str) -> None:
+def fail(message: str, code: int = 2) -> None:
     print(f"aim-hf {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

@@ -6,11 +6,13 @@ Runs on a CPU. Scenes are held-out scenes of the tabletop suite. Set GRADIO_SERV
 machines.
 """
 
+import os
+
 from .. import AIM_TINY
 from ..envs.names import AIM_TINY_TASKS, TABLETOP
 from ..pipeline.loading_config import LoadingConfig
 from ..utils.checks import check_number
-from . import Parser, check_options
+from . import Parser, check_address, check_options
 from .policy_options import add_loading_arguments, given_options
 
 
@@ -25,6 +27,7 @@ def main(argv: list[str]) -> None:
     check_options(args, "episodes")
     if args.port is not None:
         check_number("--port", args.port, 1, 65535)
+        check_address(os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), args.port)
 
     import torch
 

@@ -22,7 +22,7 @@ from ..rollout.rows import ROWS
 from ..serving.limits import BATCH_SIZES, Limits
 from ..utils.checks import check_number
 from ..utils.files import reading
-from . import Parser
+from . import Parser, check_address
 from .policy_options import add_loading_arguments, add_options, add_sampling_arguments, given_options
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--image_keys are {' '.join(args.image_keys)}; expected each camera once")
     limits = Limits(**given_options(args, Limits))
     token = read_token(args.token_file)
+    check_address(args.host, args.port)
 
     import torch
 
