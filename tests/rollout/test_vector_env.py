@@ -108,3 +108,10 @@ def loaded_networks() -> list[str]:
 def test_workers_load_no_network_library():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(loaded_networks) == []  # this file imports what a worker does
+
+
+def test_cores_are_counted_where_processes_have_no_affinity(monkeypatch):
+    """As on macOS."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert vector_env.cores_of_this_process() == os.cpu_count()

@@ -14,7 +14,7 @@ import ipaddress
 import logging
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..pipeline.loading_config import LoadingConfig
 from ..pipeline.sampling_config import SamplingConfig
@@ -86,13 +86,13 @@ def main(argv: list[str]) -> None:
 async def serve(server: PolicyServer, args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
+    def stop(*_: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)  # so that the next one ends the process
-        server.stop()
+            signal.signal(number, signal.SIG_DFL)  # so that the next one ends the process
+        loop.call_soon_threadsafe(server.stop)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+        signal.signal(number, stop)  # Windows has no handlers in a loop
     await server.run(
         args.host, args.port, lambda port: logger.info("serving %s at ws://%s:%d", args.policy, args.host, port)
     )

@@ -30,7 +30,9 @@ from ..value_maps.peak import SeenContact
 
 def cores_of_this_process() -> int:
     """This process's share of the cores, as a number of environment processes."""
-    return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+    # macOS and Windows don't tell which cores a process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
 
 
 class WorkerLost(RuntimeError):

@@ -121,13 +121,10 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
     line = (json.dumps(record) + "\n").encode()
     try:
         # One write in append mode: lines of several processes never mix, and only the last can be torn by a kill.
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            if os.write(file, line) < len(line):  # a disk that is nearly full takes a part, without an error
+        with open(path, "ab", buffering=0) as file:
+            if file.write(line) < len(line):  # a disk that is nearly full takes a part, without an error
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file)
-        finally:
-            os.close(file)
+            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, _not_written(path, error.strerror)) from error
 

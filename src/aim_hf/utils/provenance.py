@@ -53,7 +53,7 @@ def package_version(name: str) -> str | None:
 
 def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
     """Model of the CPU, of the file that Linux has on x86; elsewhere what Python knows of it."""
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
