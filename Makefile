@@ -116,7 +116,7 @@ JUDGED = $(SPLITS)
 
 train-tiny train-tiny-stage2: RUN = runs/aim-tiny
 train-tiny: SPLITS = easy hard
-train-tiny: CONFIG = {"action_lookahead_frames": 1}
+train-tiny: CONFIG = {"action_lookahead_frames": 1, "visibility": "aim"}
 train-tiny: OPTIONS = --committed_probability 0.3 --prompt_dropout 0.1
 train-tiny train-tiny-stage2: TASKS = click_bell place_a2b_left place_a2b_right stack_blocks_two lift_pot handover_block
 train-tiny: EPISODES = 600
@@ -129,7 +129,7 @@ $(TWELVE): RUN = runs/aim-twelve
 $(TWELVE): SPLITS = easy hard
 $(TWELVE): TASKS = click_bell place_a2b_left place_a2b_right stack_blocks_two lift_pot handover_block press_stapler \
 	turn_switch move_pillbottle_pad pick_dual_bottles stack_blocks_three blocks_ranking_rgb
-train-twelve: CONFIG = {"visibility": "map_only", "action_lookahead_frames": 1}
+train-twelve: CONFIG = {"action_lookahead_frames": 1}
 train-twelve: OPTIONS = --committed_probability 0.3 --prompt_dropout 0.1 --imagined_value_probability 0.5 \
 	--imagined_value_start $(shell expr $(STEPS) \* 2 / 3)
 train-twelve: COLLECT = --mistakes 0.2
@@ -160,7 +160,7 @@ train-aloha: STEPS = 4000
 train-aloha: MODEL = $(ARM)
 train-aloha: CONFIG = $(CONFIG_OF_$(ARM))
 train-aloha: OPTIONS = --committed_probability 0.3 --prompt_dropout 0.1 $(OPTIONS_OF_$(ARM))
-CONFIG_OF_maps = {"visibility": "map_only", "action_lookahead_frames": 1}
+CONFIG_OF_maps = {"action_lookahead_frames": 1}
 OPTIONS_OF_maps = --imagined_value_probability 0.5 --imagined_value_start $(shell expr $(STEPS) \* 2 / 3)
 CONFIG_OF_no-maps = {"visibility": "observations", "value_loss_weight": 0, "action_lookahead_frames": 1}
 
@@ -185,7 +185,7 @@ train-robotwin-mini: EPISODES = 150
 train-robotwin-mini: TEXT = --max_text_length 64 --canvas 144 128
 train-robotwin-mini: VAE_STEPS = 4000
 train-robotwin-mini: VAE = --max_episodes 240
-train-robotwin-mini: CONFIG = {"visibility": "map_only", "action_lookahead_frames": 1}
+train-robotwin-mini: CONFIG = {"action_lookahead_frames": 1}
 train-robotwin-mini: STEPS = 8000
 train-robotwin-mini: OPTIONS = --committed_probability 0.3 --prompt_dropout 0.1 --imagined_value_probability 0.5 \
 	--imagined_value_start 5000 --num_inference_steps 1 --num_action_inference_steps 4

@@ -140,5 +140,5 @@ def test_make_knows_the_arms(arm):
     ).stdout
     assert "--suite aloha --splits easy --tasks transfer_cube" in told and "--episodes 50" in told
     assert f"--output_dir runs/x/{arm}" in told and told.count("--preset tiny-50hz") == 2
-    assert ("--imagined_value_start 20" in told) == ("map_only" in told) == (arm == "maps")
+    assert ("--imagined_value_start 20" in told) == ("observations" not in told) == (arm == "maps")
     assert ('"value_loss_weight": 0' in told) == (arm == "no-maps")

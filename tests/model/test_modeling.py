@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface, TorchAoConfig
 
-from aim_hf import AIMConfig, AIMForWorldAction
+from aim_hf import AIM_TINY, AIMConfig, AIMForWorldAction
 from aim_hf.model import layers
 from aim_hf.model.attention import attend, packed_visible, unit_block_mask, visible_sets
 from aim_hf.model.cache import AIMCache
@@ -127,7 +127,7 @@ def rollout(model, batch, draw: int = 0):
         {"action_lookahead_frames": 1},
         {"action_lookahead_frames": 3},
         {"separate_history_head": True},
-        *({"visibility": variant} for variant in Visibility if variant != Visibility.AIM),
+        *({"visibility": variant} for variant in Visibility if variant != Visibility.MAP_ONLY),
     ],
     ids=lambda v: "".join(map(str, v.items())) or "plain",
 )
@@ -178,7 +178,7 @@ def test_cached_rollout_in_float32():
 @pytest.mark.parametrize("history", [None, 1, 2])
 @pytest.mark.parametrize(
     "variant",
-    [{}, {"action_lookahead_frames": 1}, {"visibility": "map_only"}, {"visibility": "both"}],
+    [{}, {"action_lookahead_frames": 1}, {"visibility": "aim"}, {"visibility": "both"}],
     ids=lambda v: "".join(map(str, v.items())) or "plain",
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
@@ -369,8 +369,9 @@ def test_attention_over_units_equals_dense_masked_attention():
     assert packed_visible(~mask, lengths, cpu) == visible_sets(~mask, lengths) != again
 
 
-def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(monkeypatch):
-    model = make_model()
+@pytest.mark.parametrize("variant", ["map_only", "aim"])
+def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(variant, monkeypatch):
+    model = make_model(visibility=variant)
     batch = make_batch(model.config, chunks=2)
     batch["latents"].requires_grad_(True)
     last_chunk = slice(-model.config.actions_per_chunk, None)
@@ -380,6 +381,9 @@ def test_no_gradient_from_actions_to_future_rgb_but_through_value_tokens(monkeyp
         (grad,) = torch.autograd.grad(velocity.square().sum(), batch["latents"])
         return grad[:, :, -model.config.chunk_latent_frames :]  # the RGB of the chunk that is being predicted
 
+    if variant == "map_only":  # value tokens have not seen the RGB
+        assert gradient().abs().max() == 0
+        return
     assert gradient().abs().max() > 1e-6
 
     # Hold the keys and values of the clean value tokens; what remains must be exactly nothing.
@@ -420,8 +424,8 @@ def test_activation_checkpointing_changes_memory_alone():
 @pytest.mark.parametrize(
     ("variant", "reads_rgb", "reads_value"),
     [
-        ("aim", True, True),  # the RGB through the hidden states of the value tokens
         ("map_only", False, True),
+        ("aim", True, True),  # the RGB through the hidden states of the value tokens
         ("rgb", True, False),
         ("both", True, True),
         ("observations", False, False),
@@ -444,9 +448,11 @@ def test_what_reaches_the_actions(variant, reads_rgb, reads_value):
 
 
 def test_variants_by_name_and_by_the_name_of_before():
-    assert AIMConfig().visibility == AIMConfig(action_reads_value=True).visibility == "aim"
+    assert AIMConfig().visibility == "map_only"
+    assert AIMConfig(action_reads_value=True).visibility == "aim"
     assert AIMConfig(action_reads_value=False).visibility == "observations"
-    with pytest.raises(ValueError, match="visibility is 'map'; expected one of aim, map_only, rgb, both, obs"):
+    assert AIMConfig.from_pretrained(AIM_TINY, subfolder="model").visibility == "aim"  # the name of before is stored
+    with pytest.raises(ValueError, match="visibility is 'map'; expected one of map_only, aim, rgb, both, obs"):
         AIMConfig(visibility="map")
 
 
@@ -677,9 +683,9 @@ def test_attention_implementations():
     model.set_attn_implementation("counted")
     for a, b in zip(want, rollout(model, batch)):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    # Video attends to itself (RGB and value tokens apart) and to the instruction. Passes for the cache, of the clean
-    # tokens and of what is appended, end with the last layer's keys and values.
-    world, clean, actions, first, append = 3 * 3, 2 * 3, 3 * 1, 2 * 2, 2 * 3
+    # RGB and value tokens attend apart, and RGB to the instruction too. Passes for the cache, of clean value tokens
+    # and of what is appended, end with the last layer's keys and values.
+    world, clean, actions, first, append = 3 * 3, 2 * 1, 3 * 1, 2 * 2, 2 * 3
     assert len(calls) == first + 2 * (world + clean + actions + append)
 
 
@@ -861,7 +867,7 @@ def test_unknown_and_ill_typed_config_fields_are_refused():
     ("field", "value", "message"),
     [
         ("history_chunks", 0, "^history_chunks is 0; it must be at least 1, or None"),  # a cache would keep 4
-        ("visibility", "map", "^visibility is 'map'; expected one of aim, map_only"),
+        ("visibility", "map", "^visibility is 'map'; expected one of map_only, aim"),
         ("video_shift", -1.0, "^video_shift is -1.0; it must be a positive number"),
     ],
 )

@@ -75,8 +75,8 @@ class AIMConfig(PreTrainedConfig):
             for all of them.
         separate_history_head: whether a frozen copy of the action head encodes executed actions while stage 2 trains
             the action head. See [`AIMForWorldAction.separate_history_head`].
-        visibility: how the imagined future reaches the actions, a [`Visibility`] by its name: "aim" as in the paper,
-            or one of its variants.
+        visibility: how the imagined future reaches the actions, a [`Visibility`] by its name: "map_only" through the
+            value map alone, "aim" as in the paper, or one of the other variants.
         value_loss_weight, action_loss_weight: lambda_m and lambda_a of eq. (9).
         video_shift, action_shift: shifts of the two flow-matching schedules, t = s*u / (1 + (s-1)*u).
         initializer_range: standard deviation of new weights.
@@ -110,7 +110,7 @@ class AIMConfig(PreTrainedConfig):
     history_chunks: int | None = None
     separate_history_head: bool = False
     # visible sets, eq. (10)
-    visibility: str = "aim"
+    visibility: str = "map_only"
     # objective, eq. (9)
     value_loss_weight: float | int = 1.0
     action_loss_weight: float | int = 1.0
@@ -122,8 +122,8 @@ class AIMConfig(PreTrainedConfig):
         for name in _REMOVED:
             if kwargs.pop(name, False):
                 raise ValueError(f"{name} is True; this version of aim-hf has no such model, 0.1.0 had.")
-        if not kwargs.pop("action_reads_value", True):  # 0.1.0's name of this variant
-            self.visibility = "observations"
+        if (reads_value := kwargs.pop("action_reads_value", None)) is not None:  # 0.1.0 had these two variants
+            self.visibility = "aim" if reads_value else "observations"
         unknown = sorted(set(kwargs) - _BASE_KEYS)
         if unknown:
             raise ValueError(

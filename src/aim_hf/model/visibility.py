@@ -8,14 +8,14 @@ holds the latent frames and the actions that follow the current observation o_{c
     a_c   ACTION         executed       last latent frame of o_{c-1}, a_1..a_c
     x_c   FUTURE_RGB     denoised       o_0..o_{c-1}, a_1..a_{c-1}, x_c
     m_c   FUTURE_VALUE   denoised       o_0..o_{c-1}, x_c, m_c
-    m̄_c   CLEAN_VALUE    for the head   o_0..o_{c-1}, clean x_c (= o_c), m̄_c
+    m̄_c   CLEAN_VALUE    for the head   o_0..o_{c-1}, m̄_c
     a*_c  FUTURE_ACTION  denoised       last latent frame of o_{c-1}, a_1..a_{c-1}, m̄_c, a*_c
 
 `Visibility` names variants of the last two rows, which differ in how the future reaches the actions:
 
     variant         a*_c also sees            m̄_c sees clean x_c
-    aim             m̄_c                       yes
-    map_only        m̄_c                       no
+    map_only        m̄_c                       no                      the default
+    aim             m̄_c                       yes                     the paper
     rgb             clean x_c                 -
     both            m̄_c and clean x_c         yes
     observations    nothing                   -
@@ -44,8 +44,8 @@ class Kind(IntEnum):
 class Visibility(StrEnum):
     """How the imagined future reaches the actions."""
 
-    AIM = "aim"
     MAP_ONLY = "map_only"
+    AIM = "aim"
     RGB = "rgb"
     BOTH = "both"
     OBSERVATIONS = "observations"
@@ -104,7 +104,7 @@ def visible(
     key: Units,
     chunk_latent_frames: int,
     history_chunks: int | None = None,
-    visibility: Visibility = Visibility.AIM,
+    visibility: Visibility = Visibility.MAP_ONLY,
 ) -> torch.Tensor:
     """The tables above. Returns a bool tensor (queries, keys), `True` where the query may see the key."""
     qk, qc, qd = query.kind[:, None], query.chunk[:, None], query.draw[:, None]
