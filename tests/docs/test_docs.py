@@ -28,11 +28,10 @@ FOLDERS = ("pipelines", "dataset_scripts", "checkpoints", "benchmarks", "model_c
 @dataclass
 class Run:
     """A block that is run. smaller: what is replaced in it first, each of which must occur. before: Python that makes
-    what the text around it takes for granted. started: its commands start as a reader's do; others are forked."""
+    what the text around it takes for granted."""
 
     smaller: dict[str, str] = field(default_factory=dict)
     before: str = ""
-    started: bool = False
 
 
 @dataclass
@@ -151,7 +150,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Left("needs that training"),
     ],
     "docs/perturbations.md": [
-        Run({"--episodes 50": "--episodes 1"}, started=True),
+        Run({"--episodes 50": "--episodes 1"}),
         Left("hours; tests/evaluation/test_perturbations.py runs it, smaller"),
     ],
     "docs/rollout.md": [
@@ -333,7 +332,7 @@ def run(document, found, scenario, names, port, python) -> None:
             code = code.replace(text, other.replace("PORT", port))
         exec(how.before.replace("PORT", port), names)
         if language == "bash":
-            shell(code, sys.executable if how.started else python)
+            shell(code, python)
         else:
             exec(compile(code, document, "exec"), names)
 

@@ -45,7 +45,7 @@ def test_processes_share_the_windows_of_a_step_without_a_rest(tmp_path, monkeypa
 
 @pytest.mark.parametrize("part", ["rgb", "value"])
 def test_a_part_of_the_future_is_another_rows(part):
-    pipe, rng = make_pipeline(), np.random.default_rng(0)
+    pipe, rng = make_pipeline(visibility="aim"), np.random.default_rng(0)  # whose actions see both
     session = pipe.start("ring bell", batch_size=2)
     pipe.append(session, [make_observation(rng), make_observation(rng)])
 
@@ -63,7 +63,8 @@ def test_a_part_of_the_future_is_another_rows(part):
 
 
 def test_episodes_that_have_ended_stay_in_the_batch_to_lend_their_future():
-    rng, policy = np.random.default_rng(0), evidence.KeepsAllRows(AIMPolicy(make_pipeline(), {"policy": "random"}))
+    rng, pipe = np.random.default_rng(0), make_pipeline(visibility="aim")  # whose actions see the RGB
+    policy = evidence.KeepsAllRows(AIMPolicy(pipe, {"policy": "random"}))
     evidence.exchange(policy.pipe, "rgb")
     frames = policy.pipe.frames_per_chunk
     first, later = ([[make_observation(rng) for _ in range(count)] for _ in range(3)] for count in (1, frames))

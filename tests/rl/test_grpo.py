@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -676,8 +675,7 @@ def test_one_and_two_processes_learn_the_same(tmp_path, python):
         return load_file(folder / "model.safetensors"), folder
 
     cpu = ["--config_file", str(ROOT / "pipelines" / "accelerate" / "cpu.yaml")]
-    new = [*cpu, "--no_python", sys.executable]  # its interpreter isn't forked
-    alone, one = run("one", new, gradient_accumulation_steps=2)
+    alone, one = run("one", cpu, gradient_accumulation_steps=2)
     together, two = run("two", ["--multi_gpu", "--num_processes", "2"])
     rollouts = load_file(one / "rollouts-0.safetensors")
     for step in (0, 1):

@@ -66,7 +66,7 @@ def train(python: str, pipe, latents, folder: Path, launch: list[str], **options
 
 def test_adapters_are_exported_apart_and_merged(python, pipe, latents, tmp_path):  # noqa: F811
     launch = ["--config_file", str(ROOT / "pipelines" / "accelerate" / "cpu.yaml")]
-    launch += ["--no_python", sys.executable]  # its interpreter isn't forked
+    launch += ["--no_python", sys.executable]  # its interpreter isn't forked, so that one launch is a reader's
     steps = {"num_inference_steps": 1, "num_action_inference_steps": 4, "action_noise_scale": 0.0}
     train(python, pipe, latents, tmp_path, launch, preset=None, config="{}", lora_rank=2, max_steps=2, **steps)
     trained = AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -146,14 +147,17 @@ def test_a_link_in_a_folder_is_replaced_and_what_it_leads_to_is_left_alone(tmp_p
     assert not (folder / "vae").is_symlink() and (shared / "config.json").read_text() == "theirs"
 
 
-def test_a_line_that_the_disk_took_in_part_is_an_error(tmp_path, monkeypatch):
-    """`os.write` tells how much it wrote, and raises only where it could write nothing."""
+def test_a_line_that_the_disk_took_in_part_is_an_error(tmp_path):
+    """A write raises only where it could write nothing."""
     path = tmp_path / "log.jsonl"
     append_json_line(path, {"seed": 1})
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:5]))
-    with pytest.raises(OSError) as raised:
-        append_json_line(path, {"seed": 2})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            append_json_line(path, {"seed": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(raised.value).startswith(f"[Errno 28] {path} could not be written (No space left on device); ")
     assert path.read_text() == '{"seed": 1}\n{"see'
 

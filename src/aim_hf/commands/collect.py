@@ -67,10 +67,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     usual = NOISE.get(args.suite, 0.0)
     args.noise = usual if args.noise is None else check_number("--noise", args.noise, 0, LARGEST_NOISE)
     if args.noise and args.suite == "robotwin":
-        parser.error(f"--noise is {args.noise:g}, but RoboTwin's experts plan as they move; leave it out")
+        raise ValueError(f"--noise is {args.noise:g}, but RoboTwin's experts plan as they move; leave it out")
     args.mistakes = check_number("--mistakes", args.mistakes, 0, 1)
     if args.mistakes and args.suite != "tabletop":
-        parser.error(f"--mistakes is {args.mistakes:g}, but only tabletop's experts make mistakes; leave it out")
+        raise ValueError(f"--mistakes is {args.mistakes:g}, but only tabletop's experts make mistakes; leave it out")
     return args
 
 
