@@ -65,6 +65,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "noise": success_tables.noise_study,
     "delays": lambda: success_tables.study("delays"),
     "speed": cost_tables.speed,
+    "chunks": cost_tables.chunks,
     "experts": lambda: success_tables.experts("tabletop"),
     "aloha-experts": lambda: success_tables.experts("aloha"),
     "aloha": success_tables.aloha,
