@@ -83,9 +83,13 @@ def test_an_unknown_host_is_told(capsys):
 
 def test_an_interrupted_command_says_so_in_one_line(tmp_path, capsys):
     os.mkfifo(tmp_path / "token")  # which the command waits for
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(SystemExit) as ended:
-        run(["serve", "--policy=no/such", f"--token_file={tmp_path / 'token'}"])
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(SystemExit) as ended:
+            run(["serve", "--policy=no/such", f"--token_file={tmp_path / 'token'}"])
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130 and capsys.readouterr().err == "aim-hf serve: interrupted\n"
 
 
