@@ -5,9 +5,15 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from aim_hf.envs.robotwin.client import __file__ as client
 
 PYTHON = Path(__file__).parents[2] / ".venv-robotwin" / "bin" / "python"
+# An environment whose set-up was interrupted has an interpreter, too.
+needs_robotwin = pytest.mark.skipif(
+    not (PYTHON.parents[1] / ".setup-done").exists(), reason="there is no whole .venv-robotwin: run make robotwin"
+)
 
 # To a task and its arguments, as RoboTwin's own scripts make them.
 _TASK = """

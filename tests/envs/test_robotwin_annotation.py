@@ -18,10 +18,10 @@ from aim_hf.commands import annotate_robotwin, collect, run, validate
 from aim_hf.data.recordings import Recordings
 from aim_hf.envs import make_environment
 
-from .fixtures_robotwin_runtime import PYTHON, own_collection
+from .fixtures_robotwin_runtime import PYTHON, needs_robotwin, own_collection
 
 pytestmark = [
-    pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv-robotwin: run make robotwin"),
+    needs_robotwin,
     pytest.mark.usefixtures("robotwin"),
 ]
 TASK = "click_bell"

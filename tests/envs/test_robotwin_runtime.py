@@ -20,10 +20,10 @@ from aim_hf.envs.robotwin.standin.assets import REVISION
 from aim_hf.envs.seeds import SEED_RANGES
 from aim_hf.value_maps.oracle import record_expert
 
-from .fixtures_robotwin_runtime import PYTHON, own_play
+from .fixtures_robotwin_runtime import needs_robotwin, own_play
 
 pytestmark = [
-    pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv-robotwin: run make robotwin"),
+    needs_robotwin,
     pytest.mark.usefixtures("robotwin"),
 ]
 # One of each kind: stacking, pressing, placing beside, both arms, joints, a vessel.
