@@ -125,7 +125,7 @@ def test_a_record_that_says_something_else_than_the_manifests_is_found(tmp_path)
     writer.path.rename(writer.path.with_name("easy-click_bell-old.parquet"))
     writer.manifest.rename(writer.manifest.with_name("easy-click_bell-old.json"))
     problems = validate(tmp_path, render=0, simulate=0).problems
-    assert sum("old.parquet: its name ends in no number" in problem for problem in problems) == 1
+    assert sum("old.parquet: expected a number at the end" in problem for problem in problems) == 1
     with pytest.raises(FileExistsError, match="noise 0.02 there, 0.0 now"):
         args.noise, args.start_seed = 0.0, 300
         claim(tmp_path, made_from(args), outputs="data/*.parquet")

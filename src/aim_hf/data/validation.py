@@ -112,7 +112,7 @@ def _disagreements(shard: Path, manifest: dict[str, Any], made_from: dict[str, A
     if expected.keys() >= {"start_seed", "shard_size", "seeds_per_episode"}:  # gives the first seed of this shard
         index = shard.stem.rpartition("-")[2]
         if not index.isdecimal():
-            yield f"{shard}: its name ends in no number, as those of {MADE_FROM} do; move it to another folder"
+            yield f"{shard}: expected a number at the end of its name, as `aim-hf collect` writes; move it elsewhere"
             return
         with reading(shard.parents[1] / MADE_FROM, "make the folder again"):
             start = expected["start_seed"] + int(index) * expected["shard_size"] * expected["seeds_per_episode"]
