@@ -42,11 +42,11 @@ def chunks() -> str:
     """Costs of a chunk of AIM, and of other methods at equal width, over those of AIM as in the paper."""
     sizes = {size: title for size, title in SIZES.items() if measured(f"latency/chunks-{size}")}
     results = {title: read(f"latency/chunks-{size}") for size, title in sizes.items()}
-    columns = {"a chunk": itemgetter(0)}
+    columns = {"a chunk": str}
     for title, result in results.items():
-        columns[f"{title}: time"] = lambda row, times=result["time_over_baseline"]: f"{times[row[0]]:.3g}"
-        columns[f"{title}: operations"] = lambda row, of=result["operations_over_baseline"]: f"{of[row[0]]:.3g}"
-    rows = next(iter(results.values()))["time_over_baseline"].items()
+        columns[f"{title}: time"] = lambda name, times=result["time_over_baseline"]: f"{times[name]:.3g}"
+        columns[f"{title}: operations"] = lambda name, of=result["operations_over_baseline"]: f"{of[name]:.3g}"
+    rows = next(iter(results.values()))["time_over_baseline"]
     where = "; ".join(dict.fromkeys(origin(result) for result in results.values()))
     return f"{table(columns, rows)}\nMeasured in float32, all chunks of a column in turn within one run. {where}\n"
 
