@@ -868,7 +868,7 @@ def test_unknown_and_ill_typed_config_fields_are_refused():
     [
         ("history_chunks", 0, "^history_chunks is 0; it must be at least 1, or None"),  # a cache would keep 4
         ("visibility", "map", "^visibility is 'map'; expected one of map_only, aim"),
-        ("video_shift", -1.0, "^video_shift is -1.0; it must be a positive number"),
+        ("video_shift", -1.0, "^video_shift is -1.0; expected a number above 0"),
     ],
 )
 def test_fields_that_a_checkpoint_is_loaded_with_are_checked(tmp_path, field, value, message):

@@ -4,7 +4,6 @@ Every size of the model, and every interpretation of the paper that a user may w
 of the video stream have the names of diffusers' `WanTransformer3DModel`.
 """
 
-import math
 import os
 from functools import wraps
 from typing import Any
@@ -13,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from ..utils.checks import check_choice, check_stored, check_whole
+from ..utils.checks import check_choice, check_number, check_positive, check_stored, check_whole
 from .visibility import Visibility
 
 # Keys that `PreTrainedConfig` accepts in addition to the declared fields.
@@ -156,11 +155,9 @@ class AIMConfig(PreTrainedConfig):
                 f"history_chunks is {self.history_chunks}; it must be at least 1, or None for all history."
             )
         for name in ("video_shift", "action_shift"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number.")
+            check_positive(name, getattr(self, name))
         for name in ("value_loss_weight", "action_loss_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number >= 0.")
+            check_number(name, getattr(self, name), 0)
 
     @classmethod
     def get_config_dict(

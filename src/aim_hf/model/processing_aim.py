@@ -14,7 +14,6 @@ Notable choices:
 import inspect
 import math
 import os
-import reprlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
@@ -34,7 +33,7 @@ from ..utils.checks import (
     check_positive,
     check_stored,
     check_whole,
-    quoted,
+    shortened,
 )
 
 ACTION_SPACES = ("ee", "qpos")
@@ -261,15 +260,19 @@ class AIMProcessor(ProcessorMixin):
         """
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, Sequence) or not len(texts):
-            raise ValueError(f"instruction is {reprlib.repr(text)}; expected words, or a list with those of each row.")
+            raise ValueError(
+                f"instruction is {shortened(text, 40)}; expected words, or a list with those of each row."
+            )
         texts = list(texts)
         for i, t in enumerate(texts):
             if not isinstance(t, str) or not (t.strip() or allow_empty):
                 raise ValueError(
-                    f"instruction {i} is {reprlib.repr(t)}; expected words. Say what the robot should do."
+                    f"instruction {i} is {shortened(t, 40)}; expected words. Say what the robot should do."
                 )
             if any("\ud800" <= character <= "\udfff" for character in t):
-                raise ValueError(f"instruction {i} is {t!r}; expected Unicode text, and half a character is none.")
+                raise ValueError(
+                    f"instruction {i} is {shortened(t, 40)}; expected Unicode text, and half a character is none."
+                )
         most = self.max_text_length
         with _tokenizer_lock:
             tokens = self.tokenizer(
@@ -279,7 +282,7 @@ class AIMProcessor(ProcessorMixin):
             if len(ids) > most:
                 raise ValueError(
                     f"instructions have at most {most} tokens (about {most * len(t) // len(ids)} characters); this "
-                    f"one has {len(ids)}: {quoted(t)}. Shorten it."
+                    f"one has {len(ids)}: {shortened(t, 40)}. Shorten it."
                 )
         names = ("input_ids", "attention_mask")
         return BatchFeature({name: torch.tensor(tokens[name], device="cpu") for name in names})
@@ -607,7 +610,7 @@ def _whole_numbers(name: str, numbers: Sequence[int], count: int, least: float =
     several = isinstance(numbers, Sequence | np.ndarray) and not isinstance(numbers, str) and len(numbers) == count
     if not several or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= least for n in numbers):
         above = f", each at least {least}" if math.isfinite(least) else ""
-        raise ValueError(f"{name} is {numbers!r}; expected {count} whole numbers{above}.")
+        raise ValueError(f"{name} is {shortened(numbers)}; expected {count} whole numbers{above}.")
     return [int(number) for number in numbers]
 
 

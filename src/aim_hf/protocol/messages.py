@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.checks import shortened
 from ..utils.extras import extra
 
 with extra("serve"):
@@ -71,7 +72,7 @@ def _unpack_array(value: dict) -> Any:
     if b"__ndarray__" in value:
         data, dtype, shape = value.get(b"data"), _dtype(value.get(b"dtype")), value.get(b"shape")
         if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-            raise MessageError(f"an array has shape {shape!r}; expected a list of sizes.")
+            raise MessageError(f"an array has shape {shortened(shape)}; expected a list of sizes.")
         if len(shape) > _MAX_DIMENSIONS:
             raise MessageError(f"an array has {len(shape)} dimensions; expected {_MAX_DIMENSIONS} at most.")
         expected = math.prod(shape) * dtype.itemsize
@@ -89,7 +90,7 @@ def _unpack_array(value: dict) -> Any:
 
 def _dtype(name: Any) -> np.dtype:
     if not isinstance(name, str) or name not in _DTYPES:
-        raise MessageError(f"an array has dtype {name!r}; expected one of {', '.join(sorted(_DTYPES))}.")
+        raise MessageError(f"an array has dtype {shortened(name)}; expected one of {', '.join(sorted(_DTYPES))}.")
     return _DTYPES[name]
 
 

@@ -13,7 +13,7 @@ from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.session import AIMSession
 from ..protocol.observations import keys_of, read_endpose, read_images, read_numbers
 from ..rollout.policies import Pictures
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, shortened
 
 START_KEYS = ("prompt", "images", "state", "endpose", "seed", "pictures", "lookahead")
 CHUNK_KEYS = ("images", "state", "endpose", "executed_actions", "committed_actions", "pictures", "lookahead")
@@ -113,7 +113,9 @@ class RequestReader:
         pictures = check_choice("pictures", message.get("pictures", "none"), get_args(Pictures))
         lookahead = message.get("lookahead", False)
         if not isinstance(lookahead, bool) or (lookahead and not self.lookahead_actions):
-            raise ValueError(f"lookahead is {lookahead!r}; expected a bool, and a policy that looks ahead for True.")
+            raise ValueError(
+                f"lookahead is {shortened(lookahead)}; expected a bool, and a policy that looks ahead for True."
+            )
         most = 1 if starts else self.pipe.frames_per_chunk
         observations = read_images(self._images(message), self.sizes, most, self.keys, self.resize)
         if "state" in message:
@@ -193,5 +195,5 @@ class RequestReader:
         if seed is None:
             return torch.Generator().seed() >> 1
         if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed is {seed!r}; expected an integer of 0 to 2**63 - 1.")
+            raise ValueError(f"seed is {shortened(seed)}; expected an integer of 0 to 2**63 - 1.")
         return int(seed)

@@ -1,7 +1,7 @@
 """Checks of arguments, with errors that name the argument."""
 
-import math
 import os
+import sys
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import fields
 from functools import partial
@@ -9,38 +9,41 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+# An integer may be larger, which `math.isfinite` and `float` answer by OverflowError.
+LARGEST = sys.float_info.max
+
 
 def check_whole(name: str, value: Any, least: int = 1) -> int:
     """`value` as an int. Raises ValueError unless it is an integer, not a bool, of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}.")
+        raise ValueError(f"{name} is {shortened(value)}; expected a whole number, at least {least}.")
     return int(value)
 
 
-def check_number(name: str, value: Any, least: float, most: float = math.inf) -> float:
+def check_number(name: str, value: Any, least: float, most: float = LARGEST) -> float:
     """`value` as a float. Raises ValueError unless it is a finite number, not a bool, from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not (least <= value <= most and math.isfinite(value)):
-        expected = f"{least:g} to {most:g}" if math.isfinite(most) else f"a finite number, at least {least:g}"
-        raise ValueError(f"{name} is {value!r}; expected {expected}.")
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value <= most:
+        expected = f"{least:g} to {most:g}" if most < LARGEST else f"a finite number, at least {least:g}"
+        raise ValueError(f"{name} is {shortened(value)}; expected {expected}.")
     return float(value)
 
 
 def check_positive(name: str, value: Any) -> float:
     """`value` as a float. Raises ValueError unless it is a finite number above 0, not a bool."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}; expected a number above 0.")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= LARGEST:
+        raise ValueError(f"{name} is {shortened(value)}; expected a number above 0.")
     return float(value)
 
 
 def are_finite(values: Any) -> bool:
     """Whether `values` is a list or tuple of finite numbers."""
-    return isinstance(values, list | tuple) and all(isinstance(x, Real) and math.isfinite(x) for x in values)
+    return isinstance(values, list | tuple) and all(isinstance(x, Real) and abs(x) <= LARGEST for x in values)
 
 
 def finite_numbers(name: str, values: Any) -> list[float]:
     """`values` as floats. Raises ValueError unless it is a list or tuple of finite numbers."""
     if not are_finite(values):
-        raise ValueError(f"{name} is {values!r}; expected a list of finite numbers.")
+        raise ValueError(f"{name} is {shortened(values)}; expected a list of finite numbers.")
     return [float(value) for value in values]
 
 
@@ -53,7 +56,7 @@ def check_kind(name: str, value: Any, kind: type) -> None:
 def check_path(name: str, value: str | os.PathLike) -> Path:
     """`value` as a Path. Raises ValueError for an empty one, which `Path` takes for the current folder."""
     if not os.fspath(value):
-        raise ValueError(f"{name} is {value!r}; expected a path. Give '.' for the current folder.")
+        raise ValueError(f"{name} is {shortened(value)}; expected a path. Give '.' for the current folder.")
     return Path(value)
 
 
@@ -82,7 +85,7 @@ def check_fields(arguments: Any, ranges: Mapping[Callable[[str, Any], Any], Coll
 def check_choice(name: str, value: Any, choices: Collection) -> Any:
     """`value`. Raises ValueError unless it is one of `choices`."""
     if not isinstance(value, Hashable) or value not in list(choices):  # arrays are compared number by number
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}.")
+        raise ValueError(f"{name} is {shortened(value)}; expected one of {', '.join(map(str, choices))}.")
     return value
 
 
@@ -96,11 +99,7 @@ def check_stored(fields: Mapping[str, Any], name_or_path: str | os.PathLike, fil
 
 
 def shortened(value: Any, length: int = 200) -> str:
-    """`repr` of `value`, truncated to `length` characters."""
-    text = repr(value)
-    return text if len(text) <= length else text[:length] + "…"
-
-
-def quoted(text: str, length: int = 40) -> str:
-    """`repr` of `text`, truncated to `length` characters."""
-    return repr(text if len(text) <= length else text[:length] + "…")
+    """`repr` of `value`, truncated to about `length` characters. A text is truncated within its quotes."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text if len(text) <= length else text[:length] + "…"
+    return repr(text) if isinstance(value, str) else text

@@ -1,0 +1,39 @@
+"""Errors about a wrong value name it, and stay readable however large it is."""
+
+import pytest
+
+from aim_hf.protocol.messages import MessageError, pack, unpack
+from aim_hf.utils.checks import check_choice, check_number, check_positive, check_whole, finite_numbers, shortened
+
+LARGE = list(range(100_000))
+HUGE = 10**400  # no float holds it
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    [
+        lambda: check_whole("steps", LARGE),
+        lambda: check_number("noise", LARGE, 0),
+        lambda: check_positive("fps", LARGE),
+        lambda: check_number("noise", HUGE, 0),
+        lambda: check_positive("fps", HUGE),
+        lambda: finite_numbers("scale", [HUGE]),
+        lambda: check_choice("pictures", str(LARGE), ("none", "all")),
+    ],
+)
+def test_a_large_value_is_told_in_short(refuse):
+    with pytest.raises(ValueError, match=r"^\w+ is '?\[?[01].*….*; expected ") as raised:
+        refuse()
+    assert len(str(raised.value)) < 300
+
+
+def test_a_client_is_told_its_large_shape_in_short():
+    array = {b"__ndarray__": True, b"data": b"", b"dtype": "|u1", b"shape": ["x" * 50] * 2000}
+    with pytest.raises(MessageError, match="an array has shape .*…; expected a list of sizes") as raised:
+        unpack(pack(array))
+    assert len(str(raised.value)) < 300
+
+
+def test_a_text_is_truncated_within_its_quotes():
+    assert shortened("ab\n" * 100, 5) == repr("ab\nab…")
+    assert shortened("press the bell") == "'press the bell'"
