@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,6 +96,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         Left("needs a task of the reader's; tests/envs/test_tabletop_tasks.py has the suite's"),
         Left("needs a suite of the reader's"),
     ],
+    "CHANGELOG.md": [],
     "docs/index.md": [],
     "docs/results.md": [Left("an hour of training on data that takes another to make")],
     "docs/reading_the_code.md": [],
@@ -204,7 +206,12 @@ ELSEWHERE = {
     "docs/hub.md": "tests/test_hub.py runs its blocks against a Hub",
     "docs/lerobot.md": "needs lerobot; `make test-lerobot` runs its blocks",
 }
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 
 
 def blocks(document: str) -> list[tuple[str, str]]:
@@ -255,6 +262,15 @@ def test_several_processes_are_launched(document):
 
 def test_no_document_is_forgotten():
     assert set(DOCUMENTS) - set(ELSEWHERE) == set(SCENARIOS)
+
+
+def test_the_changes_and_the_plugins_are_of_this_version():
+    changes = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    for file in (ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")):
+        found = tomllib.loads(file.read_text())["project"]
+        assert found["version"] == changes
+        floors = [need.partition(">=")[2] for need in found["dependencies"] if re.match(r"aim-hf\b", need)]
+        assert floors in ([], [changes])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
