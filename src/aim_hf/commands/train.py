@@ -133,9 +133,10 @@ def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[s
     from transformers import HfArgumentParser
 
     from ..training.arguments import AIMTrainingArguments
+    from ..utils.versions import with_installed_names
 
     parser = HfArgumentParser((TrainArguments, AIMTrainingArguments), prog="aim-hf train", description=__doc__)
-    arguments, training_arguments = parser.parse_args_into_dataclasses(argv)
+    arguments, training_arguments = parser.parse_args_into_dataclasses(with_installed_names(argv))
     max_steps, num_train_epochs = training_arguments.max_steps, training_arguments.num_train_epochs
     if max_steps == 0 or (max_steps < 0 and num_train_epochs <= 0):
         raise ValueError(f"--max_steps is {max_steps} and --num_train_epochs {num_train_epochs}; expected some.")

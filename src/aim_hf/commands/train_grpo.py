@@ -53,10 +53,11 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
     from transformers import HfArgumentParser
 
     from ..rl import AIMGRPOConfig, Scenes
+    from ..utils.versions import with_installed_names
 
     parser = HfArgumentParser((ScriptArguments, AIMGRPOConfig), prog="aim-hf train-grpo", description=__doc__)
     add_robotwin_arguments(parser)
-    script, args = parser.parse_args_into_dataclasses(argv)
+    script, args = parser.parse_args_into_dataclasses(with_installed_names(argv))
     check_choice("--suite", args.suite, TASKS)
     check_split(args.suite, args.split)
     for name, known in (("tasks", TASKS[args.suite]), ("reward_funcs", REWARDS)):

@@ -1,5 +1,6 @@
 """Differences between the supported versions of diffusers and transformers."""
 
+import re
 from importlib.metadata import version
 
 import transformers
@@ -12,3 +13,8 @@ ACTIVATION_CHECKPOINTING = (
     if hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable")
     else "gradient_checkpointing"
 )
+
+
+def with_installed_names(argv: list[str]) -> list[str]:
+    """Options of `TrainingArguments`, given by their current names, as the installed transformers names them."""
+    return [re.sub("^--activation_checkpointing", f"--{ACTIVATION_CHECKPOINTING}", option) for option in argv]
