@@ -1,5 +1,7 @@
 """Every code block of the page on LeRobot is run, with smaller numbers, or says why it isn't."""
 
+import sys
+
 import pytest
 
 from tests.docs.test_docs import Left, Run, blocks, place, run  # noqa: F401  `place` is a fixture
@@ -28,4 +30,4 @@ SCENARIO: list[Run | Left] = [
 def test_every_block_runs():
     found = blocks(PAGE)
     assert len(found) == len(SCENARIO), "each block needs a Run, or a Left with its reason"
-    run(PAGE, found, SCENARIO, names={}, port="")
+    run(PAGE, found, SCENARIO, names={}, port="", python=sys.executable)
