@@ -535,6 +535,7 @@ def test_scenes_take_turns_and_processes_share_them():
         ({"random_steps": [7], "num_random_steps": 2}, "num_random_steps is 2; expected 0 to 1"),
         ({"random_steps": [8, 9]}, r"random_steps is \[8, 9\]; expected some of \[0, .*, 8\], in ascending order"),
         ({"random_steps": []}, r"random_steps is \[\]; expected some of \[0, 1"),
+        ({"random_steps": 8}, "random_steps is 8; expected a list of finite numbers"),
         ({"noise_level": 0.0}, "no denoising step is random with noise_level 0.0"),
         ({"noise_level": 0.0, "random_steps": [3], "last_step_std": 0.1}, r"expected some of \[9\], in ascending"),
         ({"noise_level": 1e-9, "random_steps": [3]}, r"expected some of \[0\], in ascending"),
