@@ -522,9 +522,10 @@ def batched(parts):
 @torch.no_grad()
 @pytest.mark.parametrize("history", [None, 1, 2])
 @pytest.mark.parametrize("frames", [1, 2])
-def test_rows_of_different_age(history, frames):
+@pytest.mark.parametrize("visibility", ["map_only", "aim"])
+def test_rows_of_different_age(history, frames, visibility):
     """Rows that are reset at different times, by other instructions, give what each gives alone."""
-    model = make_model(history_chunks=history, chunk_latent_frames=frames)
+    model = make_model(history_chunks=history, chunk_latent_frames=frames, visibility=visibility)
     episodes = [Episode(model, seed) for seed in range(3)]
     cache = model.new_cache(3, H, W)
     model.set_text(cache, torch.cat([episode.text for episode in episodes]))
