@@ -51,8 +51,8 @@ def initial_model(folder: Path, fields: dict[str, Any], adapters: bool) -> AIMFo
         if changed := [f"{name} {there!r} to {now!r}" for name, (there, now) in both.items() if there != now]:
             raise ValueError(
                 f"--config changes {', '.join(changed)}, which adapters don't hold: on the model in {folder} they "
-                "would act otherwise than they were trained. Leave it out, train without --lora_rank, or save the "
-                "policy with it and train adapters of that one."
+                "would act otherwise than they were trained. Leave it out, train without --lora_rank, or set it in "
+                "`pipe.model.config` of the policy, save that pipeline, and train adapters of it."
             )
     if new:
         print(f"{folder} was trained on other actions; new: {', '.join(new)}")
