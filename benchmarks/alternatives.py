@@ -14,7 +14,7 @@ from aim_hf import AIMForWorldAction
 from aim_hf.model.attention import KeysValues
 from aim_hf.model.layers import Tokens
 from aim_hf.model.modeling_aim import Segment
-from aim_hf.model.visibility import Kind, Units
+from aim_hf.model.visibility import Kind, Units, Visibility
 from aim_hf.pipeline.sampling import with_steps
 
 
@@ -39,7 +39,11 @@ class UncachedRollout:
         chunk = torch.tensor([(self.latents.shape[2] - 1) // config.chunk_latent_frames + 1])
         time = timestep[:, None].expand(-1, frames + config.action_lookahead_frames)
         denoised = self.model._predicted_segment(chunk, actions, time)
-        segments = [(Kind.OBSERVATION, rgb, clean), (Kind.CLEAN_VALUE, value, clean)]
+        visibility, segments = Visibility(config.visibility), []
+        if visibility.action_sees_rgb or visibility.clean_value_sees_rgb:
+            segments.append((Kind.OBSERVATION, rgb, clean))
+        if visibility.action_sees_value:
+            segments.append((Kind.CLEAN_VALUE, value, clean))
         _, segments = self._pass(segments, [self._executed(), denoised])
         return self.model.action_head.velocity(*segments[1])
 

@@ -57,9 +57,10 @@ def main() -> None:
 
 
 def random_model(args: argparse.Namespace) -> AIMForWorldAction:
-    """On the CPU, in float32."""
+    """On the CPU, in float32. Actions read the finished map from a pass with RGB and value tokens, whose part with
+    value tokens is what `map_only` computes."""
     torch.manual_seed(0)
-    model = AIMForWorldAction(make_config(args, history_chunks=HISTORY))
+    model = AIMForWorldAction(make_config(args, history_chunks=HISTORY, visibility="aim"))
     fill_zeros(model)
     return model.eval()
 

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from aim_hf.model.attention import attention
+from aim_hf.model.visibility import Kind, Visibility
 
 from .model.test_modeling import C, Episode, H, W, make_model
 
@@ -27,7 +29,11 @@ def run_here(command, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", [{"history_chunks": 3}, {"action_lookahead_frames": 1}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [{"history_chunks": 3}, {"action_lookahead_frames": 1}, *({"visibility": str(variant)} for variant in Visibility)],
+    ids=str,
+)
 def test_the_uncached_rollout_gives_what_the_cached_one_gives(config):
     from alternatives import UncachedRollout
     from common import SamplingConfig, sample_chunk
@@ -50,6 +56,13 @@ def test_the_uncached_rollout_gives_what_the_cached_one_gives(config):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
     want = model.action_velocity(model.action_context(episode.cache, rgb, value), action, t)
     torch.testing.assert_close(uncached.action_velocity(rgb, value, action, t), want, rtol=0, atol=1e-9)
+    visibility = Visibility(model.config.visibility)
+    with patch.object(model, "_packed_pass", side_effect=model._packed_pass) as watched:
+        uncached.action_velocity(rgb, value, action, t)
+    passed = [int(segment.units.kind[0]) for segment in watched.call_args.args[0][1:]]
+    # What no action sees isn't computed, as it isn't with the cache.
+    sees_rgb = visibility.action_sees_rgb or visibility.clean_value_sees_rgb
+    assert passed == [Kind.OBSERVATION] * sees_rgb + [Kind.CLEAN_VALUE] * visibility.action_sees_value
 
     noise = tuple(tensor.float() for tensor in (rgb, value, action))
     assert noise[0].shape == (1, C, 2, H, W)

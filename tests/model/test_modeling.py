@@ -452,6 +452,10 @@ def test_variants_by_name_and_by_the_name_of_before():
     assert AIMConfig(action_reads_value=True).visibility == "aim"
     assert AIMConfig(action_reads_value=False).visibility == "observations"
     assert AIMConfig.from_pretrained(AIM_TINY, subfolder="model").visibility == "aim"  # the name of before is stored
+    assert AIMConfig.from_pretrained(AIM_TINY, subfolder="model", visibility="map_only").visibility == "map_only"
+    for given in ("map_only", "aim"):  # as in a stored configuration that somebody has added it to
+        with pytest.raises(ValueError, match=f"visibility is '{given}' and action_reads_value True; expected one"):
+            AIMConfig.from_dict({"visibility": given, "action_reads_value": True})
     with pytest.raises(ValueError, match="visibility is 'map'; expected one of map_only, aim, rgb, both, obs"):
         AIMConfig(visibility="map")
 
@@ -522,9 +526,10 @@ def batched(parts):
 @torch.no_grad()
 @pytest.mark.parametrize("history", [None, 1, 2])
 @pytest.mark.parametrize("frames", [1, 2])
-def test_rows_of_different_age(history, frames):
+@pytest.mark.parametrize("visibility", ["map_only", "aim"])
+def test_rows_of_different_age(history, frames, visibility):
     """Rows that are reset at different times, by other instructions, give what each gives alone."""
-    model = make_model(history_chunks=history, chunk_latent_frames=frames)
+    model = make_model(history_chunks=history, chunk_latent_frames=frames, visibility=visibility)
     episodes = [Episode(model, seed) for seed in range(3)]
     cache = model.new_cache(3, H, W)
     model.set_text(cache, torch.cat([episode.text for episode in episodes]))

@@ -130,6 +130,17 @@ def test_a_pipeline_keeps_how_it_samples(pipe, rng, tmp_path):
         AIMPipeline(**pipe.components, sampling_config={"action_noise_scale": -1})
 
 
+def test_numbers_of_numpy_are_saved_as_pythons(tmp_path):
+    """They come from sweeps, such as `np.linspace(1, 2, 5)` of guidance scales."""
+    fields = {"num_inference_steps": np.int64(3), "num_action_inference_steps": np.int32(4), "stop_after": np.int64(2)}
+    fields |= {"guidance_scale": np.float32(1.5), "action_noise_scale": np.float32(0.5)}
+    pipe = make_pipeline()
+    pipe.sampling_config = SamplingConfig(**fields)
+    pipe.save_pretrained(tmp_path)
+    assert AIMPipeline.from_pretrained(tmp_path).sampling_config == SamplingConfig(3, 4, 2, 1.5, 0.5)
+    assert '"guidance_scale": 1.5' in repr(pipe)
+
+
 def test_committed_actions_come_back_unchanged(rng):
     """Real-time chunking: what is executed meanwhile starts the new chunk, bit for bit; the rest follows from it."""
     pipe = make_pipeline(action_lookahead_frames=1)

@@ -169,9 +169,10 @@ def test_with_one_mode_a_random_step_moves_all_actions_of_a_chunk_together(envir
     assert group.log_probs.shape == (3, 3, 1, 1)
 
 
-@pytest.mark.parametrize("noise_modes", [None, 1])
-def test_the_ratio_is_one_before_anything_is_learned(environments, monkeypatch, noise_modes):
-    """In float32, the path of training against the one of the rollout, of episodes that end one after another."""
+@pytest.mark.parametrize(("noise_modes", "visibility"), [(None, "map_only"), (1, "map_only"), (None, "aim")])
+def test_the_ratio_is_one_before_anything_is_learned(environments, monkeypatch, noise_modes, visibility):
+    """In float32, the path of training against the one of the rollout, of episodes that end one after another. Actions
+    that see imagined RGB have the same in both."""
     step = VectorEnvironment.step
 
     def shortened(self, actions, mode):
@@ -180,6 +181,7 @@ def test_the_ratio_is_one_before_anything_is_learned(environments, monkeypatch, 
 
     monkeypatch.setattr(VectorEnvironment, "step", shortened)
     collector = make_collector(environments, noise_modes=noise_modes)
+    collector.pipe.model.config.visibility = visibility
     group, outcomes = collector.collect([PracticeScene("click_bell", RL)], generation=0)[0]
     assert group.num_chunks.tolist() == [3, 1, 2] and [len(o.value_maps["head_camera"]) for o in outcomes] == [3, 1, 2]
     assert group.log_probs.dtype == torch.float32 and group.log_probs[0].std() > 0.1
@@ -189,6 +191,8 @@ def test_the_ratio_is_one_before_anything_is_learned(environments, monkeypatch, 
     assert divergence.max() == 0
     for row, chunks in enumerate(group.num_chunks):
         assert torch.all(group.log_probs[row, :chunks] != 0) and torch.all(group.log_probs[row, chunks:] == 0)
+    ((others, _),), _ = collector.policy([inputs | {"rgb": inputs["rgb"].flip(1)}])
+    assert torch.equal(others, log_probs) == (visibility == "map_only")
 
 
 def test_a_killed_worker_costs_its_episodes_alone(environments, monkeypatch):
@@ -535,6 +539,7 @@ def test_scenes_take_turns_and_processes_share_them():
         ({"random_steps": [7], "num_random_steps": 2}, "num_random_steps is 2; expected 0 to 1"),
         ({"random_steps": [8, 9]}, r"random_steps is \[8, 9\]; expected some of \[0, .*, 8\], in ascending order"),
         ({"random_steps": []}, r"random_steps is \[\]; expected some of \[0, 1"),
+        ({"random_steps": 8}, "random_steps is 8; expected a list of finite numbers"),
         ({"noise_level": 0.0}, "no denoising step is random with noise_level 0.0"),
         ({"noise_level": 0.0, "random_steps": [3], "last_step_std": 0.1}, r"expected some of \[9\], in ascending"),
         ({"noise_level": 1e-9, "random_steps": [3]}, r"expected some of \[0\], in ascending"),

@@ -139,6 +139,18 @@ def test_a_model_that_would_begin_with_random_layers_is_refused(tmp_path, fields
             initial_model(tmp_path / "model", fields, adapters)
 
 
+def test_adapters_of_another_configuration_than_their_base_are_refused(tmp_path):
+    """They are loaded on the base, whose visibility they would act with."""
+    make_pipeline(visibility="aim").model.save_pretrained(tmp_path / "model")
+    told = "--config changes visibility 'aim' to 'map_only', history_chunks 2 to None, which adapters don't hold"
+    changed = {"visibility": "map_only", "history_chunks": None, "patch_size": [1, 1, 1], "value_loss_weight": 2.0}
+    with pytest.raises(ValueError, match=told):
+        initial_model(tmp_path / "model", changed, adapters=True)
+    assert initial_model(tmp_path / "model", changed, adapters=False).config.visibility == "map_only"
+    same = {"visibility": "aim", "patch_size": [1, 1, 1], "value_loss_weight": 2.0, "action_dim": 14}
+    assert initial_model(tmp_path / "model", same, adapters=True).config.value_loss_weight == 2.0
+
+
 def test_two_processes_log_save_and_resume_together(python, pipe, latents, tmp_path):  # noqa: F811
     """Process 0 alone samples; it must neither hold up nor lose the others when they log and save together."""
     launch = ["--multi_gpu", "--num_processes", "2"]

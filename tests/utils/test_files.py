@@ -75,6 +75,20 @@ def test_a_name_counts_for_nothing_where_its_content_is_the_same(tmp_path):
         claim(tmp_path / "b", {"policy": "b", "policy_sha256": None}, "*.json")
 
 
+def test_what_differs_in_a_configuration_is_told_by_field(tmp_path):
+    """A model's has more fields than a message has room for."""
+    sizes = {f"size_of_part_{number}": number for number in range(30)}
+    claim(tmp_path, {"model": sizes | {"visibility": "aim", "of": {"head": 1, "body": 2}}, "seed": 0}, "*.json")
+    with pytest.raises(FileExistsError) as raised:
+        claim(
+            tmp_path, {"model": sizes | {"visibility": "map_only", "of": {"head": 1}, "new": 3}, "seed": 0}, "*.json"
+        )
+    told = (
+        "model.visibility 'aim' there, 'map_only' now; model.of.body 2 there, None now; model.new None there, 3 now."
+    )
+    assert f"made from something else: {told} Give the same settings" in str(raised.value)
+
+
 def test_an_empty_path_is_no_folder(tmp_path, monkeypatch):
     """`Path` takes it for the current folder."""
     monkeypatch.chdir(tmp_path)

@@ -75,7 +75,11 @@ def test_a_window_is_encoded_once(base, dataset, tmp_path, monkeypatch):
         ("window", "window_chunks 2 there, 3 now"),
         ("codec", "video_encoder"),
         ("canvas", r"canvas_size \[48, 32\] there, \[96, 64\] now"),
-        ("cameras", "cameras .*features .*head_camera.* there, {'left_camera': 'observation.images.head_camera'} now"),
+        (
+            "cameras",
+            "cameras.*features.head_camera 'observation.images.head_camera' there, None now; "
+            "features.left_camera 'observation.images.left_camera' there, 'observation.images.head_camera' now",
+        ),
         ("dataset", "files"),
         ("video", "files"),
         ("episodes", "files"),

@@ -37,11 +37,16 @@ _REMOVED = ("value_text_cross_attention", "joint_denoising")
 
 def _with_value_errors(config: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """The class, but a refused field is a ValueError of one line, which `@strict` wraps in an error of two lines that
-    is none."""
+    is none. Refuses a field that is given twice, by its name of before too."""
     init = config.__init__
 
     @wraps(init)
     def initialize(self: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        if kwargs.keys() >= {"visibility", "action_reads_value"}:
+            raise ValueError(
+                f"visibility is {kwargs['visibility']!r} and action_reads_value {kwargs['action_reads_value']!r}; "
+                "expected one of them. Leave out the second, which is 0.1.0's name of two variants."
+            )
         try:
             init(self, *args, **kwargs)
         except StrictDataclassError as error:

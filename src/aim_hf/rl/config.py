@@ -32,7 +32,7 @@ class AIMGRPOConfig(ResumableArguments):
         check_positive: ("epsilon", "epsilon_high", "env_timeout", "max_kl"),
         not_negative: ("beta", "noise_level", "last_step_std"),
         share: ("action_noise_scale",),
-        finite_numbers: ("reward_weights",),
+        finite_numbers: ("reward_weights", "random_steps"),
     }
 
     learning_rate: float = field(default=1e-4, metadata={"help": "learning rate of AdamW"})

@@ -5,7 +5,12 @@ from typing import Any
 
 import torch
 
+from ..model.configuration_aim import AIMConfig
 from ..model.modeling_aim import AIMForWorldAction
+
+# Fields that adapters may have otherwise than their base: training alone reads the weights, and of `action_dim` the
+# adapters hold the layers, which a base of another size refuses.
+OF_ADAPTERS = ("value_loss_weight", "action_loss_weight", "initializer_range", "action_dim")
 
 
 def initial_model(folder: Path, fields: dict[str, Any], adapters: bool) -> AIMForWorldAction:
@@ -20,7 +25,8 @@ def initial_model(folder: Path, fields: dict[str, Any], adapters: bool) -> AIMFo
 
     Raises:
         ValueError: if tensors other than those input and output layers have other sizes, are missing in `folder`, or
-            have no place in the model.
+            have no place in the model; and for fields that change what the model does with adapters, which don't hold
+            them.
     """
     model, report = AIMForWorldAction.from_pretrained(
         folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **fields
@@ -39,6 +45,15 @@ def initial_model(folder: Path, fields: dict[str, Any], adapters: bool) -> AIMFo
             f"{folder} does not fit --config {fields}: {'; '.join(told)}. Leave out the fields that change its "
             "layers, or train a new model with --preset."
         )
+    if adapters:
+        stored, asked = AIMConfig.from_pretrained(folder), AIMConfig(**fields)
+        both = {name: (getattr(stored, name), getattr(asked, name)) for name in fields if name not in OF_ADAPTERS}
+        if changed := [f"{name} {there!r} to {now!r}" for name, (there, now) in both.items() if there != now]:
+            raise ValueError(
+                f"--config changes {', '.join(changed)}, which adapters don't hold: on the model in {folder} they "
+                "would act otherwise than they were trained. Leave it out, train without --lora_rank, or set it in "
+                "`pipe.model.config` of the policy, save that pipeline, and train adapters of it."
+            )
     if new:
         print(f"{folder} was trained on other actions; new: {', '.join(new)}")
     if not adapters:

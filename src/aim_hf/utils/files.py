@@ -158,11 +158,10 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
     away = f"choose another output folder, or delete {record} and {outputs} there."
     if path.is_file():
         found = read_json(path, "delete the folder, and make it again")
-        names = [name for name in {**found, **made_from} if found.get(name) != made_from.get(name)]
+        all_told = {name: _differences(name, found.get(name), made_from.get(name)) for name in {**found, **made_from}}
+        names = [name for name, told in all_told.items() if told]
         if names := [name for name in names if not made_from.get(f"{name}_sha256") or f"{name}_sha256" in names]:
-            told = "; ".join(
-                f"{name} {shortened(found.get(name))} there, {shortened(made_from.get(name))} now" for name in names
-            )
+            told = "; ".join(difference for name in names for difference in all_told[name])
             raise FileExistsError(
                 f"{folder} was made from something else: {told}. Give the same settings to go on with it, {away}"
             )
@@ -173,6 +172,16 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
         )
     else:
         write_json(path, made_from)
+
+
+def _differences(name: str, there: Any, now: Any) -> list[str]:
+    """What differs between two values of a setting: of dicts of one kind, such as two configurations, each field."""
+    if there == now:
+        return []
+    if isinstance(there, dict) and isinstance(now, dict) and there.keys() & now.keys():
+        fields = {**there, **now}
+        return [told for field in fields for told in _differences(f"{name}.{field}", there.get(field), now.get(field))]
+    return [f"{name} {shortened(there)} there, {shortened(now)} now"]
 
 
 @contextmanager
