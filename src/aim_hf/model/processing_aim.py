@@ -6,8 +6,8 @@ Notable choices:
 - The cameras are packed into one T-pose canvas. Each camera has a picture size and a slot on the canvas; if these
   differ, the picture is resized (antialiased bilinear interpolation, which averages when it shrinks).
 - Public methods take and return actions in physical units. The network sees actions relative to the episode's first
-  pose (action space `ee`), scaled by quantiles; a number that rarely leaves its quantiles, but then by far, is scaled
-  by its whole range. Both steps are inverted exactly.
+  pose (action space `ee`), scaled by quantiles; a dimension that leaves its quantiles rarely, but by far, is scaled by
+  its whole range. Both steps are inverted exactly.
 - Quaternions are wxyz everywhere.
 """
 
@@ -40,7 +40,7 @@ ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); then the same of the right arm.
 EE_ACTION_DIM = 16
 QUANTILES, RANGE = ("q01", "q99"), ("min", "max")  # keys of action statistics
-# A number of the training set that the quantiles would scale beyond this is scaled by its range instead.
+# A dimension whose quantiles would scale a training action beyond this is scaled by its range instead.
 FURTHEST = 5.0
 # Limit of poses, in metres, and of executed actions, in half-ranges. It is far beyond what robots do, and keeps the
 # network's numbers finite in every dtype but float16.
@@ -261,7 +261,7 @@ class AIMProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, Sequence) or not len(texts):
             raise ValueError(
-                f"instruction is {shortened(text, 40)}; expected words, or a list with those of each row."
+                f"instruction is {shortened(text, 40)}; expected words, or a list with the words of each row."
             )
         texts = list(texts)
         for i, t in enumerate(texts):
@@ -271,7 +271,7 @@ class AIMProcessor(ProcessorMixin):
                 )
             if any("\ud800" <= character <= "\udfff" for character in t):
                 raise ValueError(
-                    f"instruction {i} is {shortened(t, 40)}; expected Unicode text, and half a character is none."
+                    f"instruction {i} is {shortened(t, 40)}; expected Unicode text without lone surrogates."
                 )
         most = self.max_text_length
         with _tokenizer_lock:
@@ -690,8 +690,8 @@ def robotwin_processor(
 
     Args:
         tokenizer: of the text encoder.
-        canvas_size: (height, width) in pixels; the network's cost grows with it. Wan2.1's VAE makes of (192, 160) as
-            many tokens as Wan2.2's of (384, 320).
+        canvas_size: (height, width) in pixels; the network's cost grows with it. Wan2.1's VAE gives as many tokens at
+            (192, 160) as Wan2.2's at (384, 320).
         kwargs: other fields of [`AIMProcessor`]; `action_statistics` are computed from a dataset.
     """
     cameras = t_pose_canvas(canvas_size, (240, 320), (240, 320))
