@@ -103,7 +103,7 @@ def test_many_clients_at_once_each_get_what_they_get_alone(server, alone):
 
 BAD = {
     "not msgpack": (b"\xc1 nonsense", "not msgpack"),
-    "cut": (msgpack_numpy.packb(Robot(0).start())[:-100], "not msgpack, or not whole"),
+    "cut": (msgpack_numpy.packb(Robot(0).start())[:-100], "not msgpack, or incomplete"),
     "text": ("hello", "the message is text"),
     "a list": ([1, 2], "the message is list"),
     "no prompt": ({"images": {}}, "prompt is missing"),
