@@ -23,8 +23,8 @@ from .rewards import Outcome, check_cameras
 def contact_reward(outcomes: list[Outcome], cameras: Sequence[str] = CAMERAS) -> list[np.ndarray]:
     """Sum over the contacts of each chunk: their likeness to the predicted map before, as far as it is new.
 
-    The map is that of the last F frames up to the contact, and since the arm's previous contact, which shows it best.
-    A contact of the same kind, arm and body as an earlier one is paid the excess over the best of these.
+    Of the last F frames before the contact, and since the arm's previous contact, the frame whose map shows it best
+    counts. A contact of the same kind, arm and body as an earlier one is paid the excess over the best of these.
 
     Args:
         cameras: whose maps are read.
