@@ -86,7 +86,7 @@ class Connection:
         try:
             message = unpack(data)
         except MessageError as error:
-            raise RemotePolicyError(f"the policy server at {self.address} sent what can't be read: {error}") from error
+            raise RemotePolicyError(f"the policy server at {self.address} sent unreadable bytes: {error}") from error
         if not isinstance(message, dict):
             raise RemotePolicyError(f"the policy server at {self.address} sent {type(message).__name__}, not a map")
         return message

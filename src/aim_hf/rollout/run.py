@@ -79,8 +79,8 @@ def run_episodes(
             lost[error.seed] += 1
             if lost[error.seed] == MAX_TRIES:
                 raise RuntimeError(
-                    f"{error} of {task} ({environments.suite}, {environments.split}), {MAX_TRIES} times: look at that "
-                    "scene by itself, or at the memory that is left."
+                    f"{error} of {task} ({environments.suite}, {environments.split}), {MAX_TRIES} times: run that "
+                    "scene by itself, or look at the free memory."
                 ) from error
 
 
