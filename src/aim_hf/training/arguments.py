@@ -115,7 +115,7 @@ class AIMTrainingArguments(ResumableArguments):
             "them; all times if not given"
         },
     )
-    num_action_inference_steps: int | None = field(default=None, metadata={"help": "the same of actions"})
+    num_action_inference_steps: int | None = field(default=None, metadata={"help": "the same for actions"})
     action_noise_scale: float | None = field(
         default=None, metadata={"help": "the pipeline's factor of the initial noise of actions, 0 to 1; default: 1"}
     )

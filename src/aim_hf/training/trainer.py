@@ -41,7 +41,7 @@ class AIMTrainer(CheckpointedTrainer):
         # The Trainer sets this field of language models on every config; AIMConfig refuses unknown fields.
         del model.config.use_cache
         # All processes shuffle the windows alike, and each takes its share. Without this seed, accelerate shuffles by
-        # that of a process's noise: some windows would come twice in an epoch, and others never.
+        # the seed of each process's noise: some windows would come twice in an epoch, and others never.
         if self.accelerator.dataloader_config.data_seed is None:
             self.accelerator.dataloader_config.data_seed = args.seed
         if self.is_fsdp_enabled:
