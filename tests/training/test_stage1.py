@@ -192,7 +192,7 @@ def test_short_episodes_count_as_far_as_they_go(pipe, mixed):
     windows = LatentWindows(mixed, pipe.model.config, window_chunks=3)
     assert len(windows) == 2 + 1 + 1
     assert windows.summary() == (
-        "training on 3 of 3 episodes (0 held out); 1 are shorter than 3 chunks, and count as far as they go"
+        "training on 3 of 3 episodes (0 held out); 1 are shorter than 3 chunks; their padding is masked"
     )
     whole, short = windows[0], windows[2]
     assert {name: tensor.shape for name, tensor in whole.items()} == {name: t.shape for name, t in short.items()}
