@@ -9,8 +9,8 @@ from .base import ARMS
 
 
 def checked_action(action: np.ndarray, mode: str, action_dims: dict[str, int]) -> np.ndarray:
-    """A float64 copy of `action`, whose owner may fill it anew. Raises ValueError for an unknown mode, anything but
-    numbers, a wrong shape, NaN, or a bad quaternion."""
+    """A float64 copy of `action`, since the caller may overwrite it. Raises ValueError for an unknown mode, anything
+    but numbers, a wrong shape, NaN, or a bad quaternion."""
     check_choice("mode", mode, action_dims)
     try:
         action = np.array(action)
