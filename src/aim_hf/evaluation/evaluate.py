@@ -7,11 +7,11 @@
     output/contact_sheet.png, output/results.json
 
 On one kind of hardware an episode's record depends on the settings, its task and its seed alone: neither on the batch
-nor on the process that it ran in. So whatever is missing can be run at any time, and nothing is counted twice.
+nor on the process that it ran in. So missing episodes can be run at any time, and no episode is counted twice.
 
-Which seeds count is RoboTwin's rule: of all that come in order, the first that the suite doesn't reject (because the
-scene is unstable, or its own expert fails there). They are found in rounds: each tries as many of the next seeds as
-episodes are still wanted, so that no episode is run in vain, however many processes share the work.
+Seeds count by RoboTwin's rule: in order, the first ones that the suite doesn't reject (because the scene is unstable,
+or its own expert fails there). They are found in rounds: each tries as many of the next seeds as episodes are missing,
+so that no episode is run in vain, however many processes share the work.
 
 Several machines need one folder that all of them see.
 """
@@ -50,7 +50,7 @@ from ..utils.files import (
 from ..utils.provenance import provenance
 from .statistics import PEAKS, format_peaks, summarize
 
-# What `results.json`, each task in it, and an episode's record have, whichever version wrote them.
+# Keys of `results.json`, of each task in it and of an episode's record, whichever version wrote them.
 RESULT = ("policy", "suite", "split", "instructions", "value_maps", "start_seed", "tasks", "mean_rate", "command")
 RESULT += ("commit", "hardware")
 RESULT_OF_TASK = ("episodes", "successes", "rate", "wilson")
@@ -64,7 +64,7 @@ class Protocol:
 
     instructions: "seen" or "unseen" (templates kept out of training).
     value_maps: "predicted", or "true": the diagnostic in which the policy acts on the oracle's maps.
-    start_seed: the episodes' seeds are those for evaluation from its `start_seed`-th on.
+    start_seed: index of the first episode's seed among the seeds for evaluation.
 
     Raises:
         ValueError: for an unknown suite, split or value.
@@ -94,7 +94,7 @@ def evaluate(
     num_workers: int | None = None,
     state: PartialState | None = None,
 ) -> dict[str, Any] | None:
-    """Runs what is missing in `output` and writes `results.json` over all that is there.
+    """Runs the episodes missing in `output`, and writes `results.json` over all episodes there.
 
     Args:
         episodes: of each task.
@@ -173,8 +173,8 @@ def _next_round(
     videos: int,
     state: PartialState,
 ) -> list[_Batch]:
-    """What all processes run next, decided by the main one: of each task the next seeds that nobody has tried, as
-    many as there are episodes missing. Empty when all is there."""
+    """The batches that all processes run next, decided by the main one: for each task the next untried seeds, as many
+    as episodes are missing. Empty when none is missing."""
     batches = []
     if state.is_main_process:
         for task in tasks:
