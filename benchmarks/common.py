@@ -156,7 +156,7 @@ def synchronize(device: str) -> None:
 
 
 def finish(numbers: dict, args: argparse.Namespace) -> None:
-    """Prints the numbers, and writes them with what made them."""
+    """Prints the numbers, and writes them with their provenance."""
     settings = {name: value for name, value in vars(args).items() if name != "output_file"}
     device = torch.device(settings.get("device", "meta"))
     result = {"settings": settings} | _rounded(numbers) | provenance(device)

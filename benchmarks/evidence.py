@@ -6,8 +6,8 @@
     python benchmarks/evidence.py report
 
 An arm is a variant of the visibility table (src/aim_hf/model/visibility.py); all arms have the same data, samples,
-network and seeds. `judge` evaluates episodes of each task under each of `CONDITIONS`, on scenes that nothing before
-has used. `report` writes evidence.json and prints its tables. Every step goes on where it was stopped.
+network and seeds. `judge` evaluates episodes of each task under each of `CONDITIONS`, on scenes that were never used
+before. `report` writes evidence.json and prints its tables. Every step goes on where it was stopped.
 """
 
 import argparse
@@ -68,7 +68,7 @@ PAIRS = [
 ]
 RESULTS = Path(__file__).parent / "results" / "evidence"
 STEPS = 2667  # a third of what checkpoints/aim-tiny was trained for
-START_SEED = 20_000  # the scenes from here on have judged nothing else
+START_SEED = 20_000  # the scenes from here on are used for nothing else
 # Name -> split, noise of the actions, the part of the imagined future that is another scene's, and episodes of a task.
 CONDITIONS = {
     "easy": ("easy", 0.0, None, 100),
@@ -141,8 +141,8 @@ def exchange(pipe, part: str) -> None:
 
 
 def forget_parts(folder: Path, episodes: int) -> None:
-    """Deletes the records of tasks that were stopped within. Which scene lends a row its future depends on the rows
-    that it is with, and the last row that is missing would be alone, with its own future."""
+    """Deletes the records of tasks that were stopped halfway. The scene whose future a row gets depends on the other
+    rows of its batch, and a single missing row would be alone, with its own future."""
     for path in folder.glob("episodes/*.jsonl"):
         if path.read_bytes().count(b"\n") < episodes:
             path.unlink()

@@ -25,7 +25,7 @@ from aim_hf.envs.seeds import episode_seeds
 from aim_hf.evaluation.statistics import mcnemar_p, rate_of
 from aim_hf.pipeline.sampling_config import SamplingConfig
 
-START_SEED = 30_000  # the scenes from here on have judged nothing else
+START_SEED = 30_000  # the scenes from here on are used for nothing else
 
 Outcomes = dict[tuple[str, int], bool]  # (task, seed) -> success
 
