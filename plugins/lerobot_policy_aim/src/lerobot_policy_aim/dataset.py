@@ -273,7 +273,7 @@ class Demonstrations:
         return (parts - states).movedim(-1, 2).flatten(1, 2)
 
     def foreseen(self, batch: dict[str, Any], config: AIMConfig) -> Tensor | None:
-        """0 for actions of the predictions that follow a mistake still to be made, 1 elsewhere: (B, K*P), with the P
+        """0 for predicted actions of a recovery whose mistake is still to come, 1 elsewhere: (B, K*P), with the P
         actions of each of K predictions; None for a dataset without mistakes."""
         if self._interventions is None:
             return None
