@@ -1,4 +1,4 @@
-"""The dry run lists what would be sent, and refuses what isn't whole. Sending is tested in test_hub.py."""
+"""The dry run lists what would be sent, and refuses incomplete folders. Sending is tested in test_hub.py."""
 
 import re
 import shutil

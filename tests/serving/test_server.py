@@ -46,7 +46,7 @@ def raw(server):
 
 @contextlib.contextmanager
 def held(server):
-    """The network waits, with a batch in its hands, until it is let go. Gives the events of both."""
+    """The network holds a batch until it is let go. Yields the events of both."""
     busy, let_go, answer = threading.Event(), threading.Event(), server.server.episodes.answer
 
     def slow(requests):
