@@ -524,8 +524,7 @@ class AIMForWorldAction(PreTrainedModel):
 
     def action_context(self, cache: AIMCache, rgb: torch.Tensor, value: torch.Tensor) -> ActionContext:
         """Keys and values that the chunk's actions attend to, V_a of eq. (10): the current frame, executed actions and
-        the clean tokens of the chunk. A pass at t = 0 over the finished `rgb` and `value` latents computes the clean
-        tokens.
+        the clean tokens of the chunk. A pass at t = 0 over the finished `rgb` and `value` computes the clean ones.
         """
         cache.check_started()
         self._check_chunk(rgb, value)

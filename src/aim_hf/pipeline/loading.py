@@ -38,8 +38,8 @@ from ..utils.versions import PIPELINE_DTYPE
 from .loading_config import LoadingConfig
 from .sampling import new_schedulers
 
-# Modules of the model that aren't quantized, as regular expressions: the input and output layers of the video stream,
-# and all action modules, which are small.
+# Modules of the model that aren't quantized, as regular expressions: the video stream's condition embedder and output
+# layer, and all action modules. They are small.
 NOT_QUANTIZED = ["condition_embedder", "proj_out", r"(action|history)_head", r"blocks\.\d+\.(action|history)"]
 # Base class of each component; a model may be wrapped by PEFT or torch.compile.
 COMPONENTS = {
@@ -111,7 +111,7 @@ def component_dtypes(
     dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None,
 ) -> dict[str, dict[str, torch.dtype | str]]:
     """The dtype argument of diffusers' `from_pretrained`, by its name. It always sets the VAE's: otherwise diffusers
-    takes torch's default, in which a trained VAE may be wrong."""
+    takes torch's default, in which a trained VAE may be wrong. Raises ValueError for an unknown component or dtype."""
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         dtype = {}
     dtypes = dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype}

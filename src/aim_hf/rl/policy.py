@@ -92,7 +92,8 @@ class FlowSDE:
         return modes if self.noise_modes is None else _product(self.basis(actions).T.to(modes), modes)
 
     def basis(self, actions: int) -> torch.Tensor:
-        """(M, P), orthonormal rows: the actions themselves, or of the discrete cosine transform (DCT-II)."""
+        """(M, P), orthonormal rows: the actions themselves, or of the discrete cosine transform (DCT-II). Raises
+        ValueError for more modes than actions."""
         if self.noise_modes is None:
             return torch.eye(actions, dtype=torch.float64)
         if self.noise_modes > actions:

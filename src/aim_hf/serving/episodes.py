@@ -25,6 +25,9 @@ class AIMEpisodes:
         policy: gives the pipeline, the sampling parameters and the settings in the metadata.
         batch_sizes: of calls of the network, see [`PolicyServer`].
         max_chunks, image_keys, resize: see [`RequestReader`].
+
+    Raises:
+        ValueError: for batch sizes below 1 or none, and as `RequestReader`.
     """
 
     def __init__(

@@ -65,6 +65,9 @@ class RequestReader:
         image_keys: camera -> its key in messages, in `images` or beside it; other pictures are then ignored. If not
             given, clients send `images` with `CAMERA_KEYS`.
         resize: whether pictures of other sizes are accepted, see `read_images`.
+
+    Raises:
+        ValueError: for `image_keys` of unknown cameras, or one key for two cameras.
     """
 
     def __init__(

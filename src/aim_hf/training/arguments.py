@@ -78,7 +78,11 @@ class ResumableArguments(TrainingArguments):
 
 @dataclass
 class AIMTrainingArguments(ResumableArguments):
-    """`TrainingArguments` of stage 1."""
+    """`TrainingArguments` of stage 1.
+
+    Raises:
+        ValueError: as `ResumableArguments`, and for `muon_learning_rate` with an `optim` other than AdamW.
+    """
 
     MAY_CHANGE: ClassVar = ("sample_steps", "remove_unused_columns", "action_noise_scale")
     OWN: ClassVar = {

@@ -34,6 +34,10 @@ class AIMTrainer(CheckpointedTrainer):
 
     If the model has adapters (`lora.py`), only these and the fully trained modules are saved. The averaged weights
     (`ema`) are saved with every checkpoint and restored on resume; `averaged_model` swaps them in.
+
+    Raises:
+        ValueError: for arguments that don't fit the model, and under FSDP for adapters or `sample_steps` above 0.
+        FloatingPointError: in `train`, for a loss that isn't finite.
     """
 
     def __init__(self, model: AIMForWorldAction | PeftModel, args: AIMTrainingArguments, **kwargs: Any):

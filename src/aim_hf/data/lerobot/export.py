@@ -33,7 +33,7 @@ INDICES = ("frame_index", "episode_index", "index", "task_index")
 
 
 def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The episodes of a folder with videos as bytes, split by split."""
+    """The episodes of a folder with videos as bytes, split by split. Raises ValueError for an unknown split."""
     of_path = {}
     for path in shard_paths(folder):
         with reading(path, MEND):
