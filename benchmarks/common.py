@@ -1,7 +1,7 @@
 """Shared by the benchmarks: the model to measure, its inputs, fair timings, and the file that they leave.
 
 Weights are random: time doesn't depend on them. Alternatives that are compared run in turn, A B A B ..., so that a
-machine whose speed drifts slows both; a time is the median over the rounds, and what is quoted are ratios.
+machine whose speed drifts slows both; a time is the median over the rounds, and results are quoted as ratios.
 """
 
 import argparse

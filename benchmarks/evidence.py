@@ -237,7 +237,7 @@ def main() -> None:
         of_step = steps.add_parser(step.__name__)
         of_step.set_defaults(run=step)
         if step is not train:
-            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="what was judged")
+            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="records of judged arms")
         if step is not report:
             of_step.add_argument("--output_dir", type=Path, required=True, help="holds a folder for each arm and seed")
             of_step.add_argument("--arm", choices=list(ARMS), required=True)

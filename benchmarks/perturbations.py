@@ -40,7 +40,7 @@ def folder_of(args: argparse.Namespace, place: int, split: str) -> Path:
 
 
 def judge(args: argparse.Namespace) -> bool:
-    """Runs what is missing. Returns whether this is the main process."""
+    """Runs the missing episodes. Returns whether this is the main process."""
     # Imported here: the environments' worker processes import this file too, and need none of it.
     import torch
     from accelerate import PartialState

@@ -401,7 +401,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         of_step = steps.add_parser(step.__name__)
         of_step.set_defaults(run=step, arm=step.__name__)
         if step in (judge, report):
-            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="what was judged")
+            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="records of judged arms")
         if step is not report:
             of_step.add_argument("--policy", type=Path, required=True, help="folder of the pipeline after stage 1")
             of_step.add_argument("--output_dir", type=Path, required=True, help="holds a folder for each arm and seed")

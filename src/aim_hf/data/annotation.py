@@ -31,8 +31,8 @@ from .shards import ShardWriter, read_manifest, remove_leftovers
 
 TOLERANCE = 1e-3  # rad, m, and parts of a quaternion: other builds of the simulator round the last digits differently
 ORIGIN = """Trajectories that RoboTwin 2.0's own collection has recorded ({sources}), simulated again by
-`aim-hf annotate-robotwin`; contacts come from the simulation ({simulators}). `manifest/` lists each seed, and in what
-an episode that was left out differed from its recording."""
+`aim-hf annotate-robotwin`; contacts come from the simulation ({simulators}). `manifest/` lists each seed, and for an
+episode that was left out the difference from its recording."""
 
 
 @dataclass(frozen=True)

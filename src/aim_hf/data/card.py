@@ -40,7 +40,7 @@ COLUMNS = {
 
 RECORDED = """Scripted experts in a simulator, recorded by `aim-hf collect`; contacts come from
 the simulator's physics. Only episodes that fulfil their task are kept. `manifest/` names, shard by shard, every seed
-that was tried, what became of it, and the simulator: {simulators}.
+that was tried, its outcome, and the simulator: {simulators}.
 
 No person or place appears in the data. A policy that is trained on it alone has seen nothing but this simulator."""
 

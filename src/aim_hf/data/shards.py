@@ -242,7 +242,7 @@ def check_manifests(folder: Path) -> None:
         manifest = read_manifest(folder, shard)
         if manifest is None:
             raise UnreadableFile(
-                f"{path} is missing; expected how {shard} was made, and what became of each seed. Delete the shard "
+                f"{path} is missing; expected how {shard} was made, and the outcome of each seed. Delete the shard "
                 "and run the command that made it again, which makes both."
             )
         with reading(shard, MEND):

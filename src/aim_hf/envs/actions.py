@@ -26,7 +26,7 @@ def checked_action(action: np.ndarray, mode: str, action_dims: dict[str, int]) -
         )
     if not np.all(np.isfinite(action)):
         wrong = np.flatnonzero(~np.isfinite(action)).tolist()
-        raise ValueError(f"action has NaN or infinite values at {wrong}, expected finite numbers: check what made it.")
+        raise ValueError(f"action has NaN or infinite values at {wrong}, expected finite numbers: check its source.")
     if mode == "ee":
         for arm, part in zip(ARMS, np.split(action, 2), strict=True):
             norm = np.linalg.norm(part[3:7])

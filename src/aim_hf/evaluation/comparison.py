@@ -203,7 +203,7 @@ def _first_fifth(entries: list[dict]) -> list[dict]:
 
 def _origin(results: dict[str, Any]) -> dict[str, Any]:
     origin = {name: results[name] for name in ("policy", "command", "commit", "hardware")}
-    return origin | {"policy_sha256": results.get("policy_sha256")}  # nobody knows that of another server's weights
+    return origin | {"policy_sha256": results.get("policy_sha256")}  # unknown for another server's weights
 
 
 def check_weights(comparison: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """A whole evaluation, resumable and spread over processes.
 
-    output/settings.json            what the results depend on; another policy or other settings are refused
+    output/settings.json            the policy and settings of the results; others are refused
     output/episodes/<task>.jsonl    one record an episode, appended when it has ended; also one a rejected seed
     output/videos/<task>-<seed>.*   filmed episodes: mp4, and png, their strip of the contact sheet, of a policy that
                                     imagines something
@@ -60,7 +60,7 @@ MAX_REJECTED = 50  # seeds in a row: then it is the simulator that fails, not th
 
 @dataclass(frozen=True)
 class Protocol:
-    """The scenes and the rules of an evaluation, whoever acts.
+    """The scenes and the rules of an evaluation, the same for any policy.
 
     instructions: "seen" or "unseen" (templates kept out of training).
     value_maps: "predicted", or "true": the diagnostic in which the policy acts on the oracle's maps.
@@ -242,7 +242,7 @@ def read_results(output: Path) -> dict[str, Any]:
     path = output / "results.json"
     if not path.exists():
         raise FileNotFoundError(f"{output} holds no results.json; expected an output folder of `aim-hf evaluate`.")
-    mend = "evaluate into the same folder again, which writes it from what is there"
+    mend = "evaluate into the same folder again, which writes it from the records there"
     results = read_json(path, mend)
     with reading(path, mend):
         missing = [name for name in RESULT if name not in results]
@@ -291,22 +291,22 @@ def _read_lines(output: Path, task: str) -> list[dict[str, Any]]:
     path = _records_file(output, task)
     if not path.exists():
         return []
-    records = read_json_lines(path, "delete that line and evaluate again, which runs what is missing", ("seed",))
+    records = read_json_lines(path, "delete that line and evaluate again, which runs missing episodes", ("seed",))
     for record in records:
         if type(record["seed"]) is not int:
             raise UnreadableFile(
                 f"{path}: seed is {record['seed']!r}, expected a whole number; delete its line and evaluate again, "
-                "which runs what is missing"
+                "which runs missing episodes"
             )
         if missing := [name for name in RECORD if name not in record and "rejected" not in record]:
             raise UnreadableFile(
                 f"{path}: the record of seed {record['seed']} has no {', '.join(missing)}; delete its line and "
-                "evaluate again, which runs what is missing"
+                "evaluate again, which runs missing episodes"
             )
         if not isinstance(record.get("success", False), bool):
             raise UnreadableFile(
                 f"{path}: success of seed {record['seed']} is {record['success']!r}, expected true or false; delete "
-                "its line and evaluate again, which runs what is missing"
+                "its line and evaluate again, which runs missing episodes"
             )
     return list({record["seed"]: record for record in records}.values())
 

@@ -209,8 +209,8 @@ def _deviations(suite: str, runs: list[Run]) -> str:
     rule = (
         "RoboTwin's: of each task the first 100 scenes, in the order of their seeds, that its own expert fulfils; "
         "success when the task's check holds after any step; its step limits. Instructions: RoboTwin's script takes "
-        "unseen ones in the 2025 releases, and today seen ones on Easy and unseen ones on Hard; what was taken here "
-        "stands above."
+        "unseen ones in the 2025 releases, and today seen ones on Easy and unseen ones on Hard; those taken here are "
+        "listed above."
     )
     own = [f"{run.title}: {sentence}" for run in runs for sentence in deviations(run)]
     always = [f"Always: {sentence}" for sentence in robotwin.DEVIATIONS]

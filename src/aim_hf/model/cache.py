@@ -197,7 +197,7 @@ class AIMCache:
         if started.any() != started.all():
             raise ValueError(
                 f"rows {(~started).nonzero().flatten().tolist()} have observed nothing yet and others have; append to "
-                "them apart, by `rows`."
+                "them in separate calls, by `rows`."
             )
         if not started.any() and (f != 1 or actions is not None):
             raise ValueError(f"the first observation is one latent frame without actions, got {f} frames.")

@@ -660,7 +660,7 @@ def check_magnitude(
         low, high = (end[tuple(place)].item() for end in ends)
         raise ValueError(
             f"{name}: number {place} is {numbers[tuple(place)].item():.3g}; expected {low:.3g} to {high:.3g}, and "
-            "usually far less. Look at its unit, and at what made it."
+            "usually far less. Check its unit and its source."
         )
 
 

@@ -141,7 +141,7 @@ class RemotePolicy:
                 ) from error
             self.settings = self.dialect.settings
         elif dialect is None:
-            raise ValueError(f"the server at {address} is not AIM's; say by --dialect what its messages are like.")
+            raise ValueError(f"the server at {address} is not AIM's; say by --dialect which message format it has.")
         else:
             self.dialect = dialect
             self.settings = {"policy": name or address} | dialect.settings | {"server_metadata": plain(metadata)}

@@ -62,7 +62,7 @@ class CheckpointedTrainer(Trainer):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.args.should_save:
-                (folder / STATE).unlink(missing_ok=True)  # a checkpoint that is written anew isn't whole until the end
+                (folder / STATE).unlink(missing_ok=True)  # a rewritten checkpoint isn't complete until the end
             self.save_to_checkpoint(folder)
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError on a full disk

@@ -52,8 +52,8 @@ class FlowMatchingLoss:
         config: of the model.
         num_draws: D, noise samples per chunk of RGB and value latents. They share the clean tokens.
         num_action_draws: E, noise samples per chunk of actions. Only the action expert computes on them.
-        num_inference_steps, num_action_inference_steps: times are those of so many denoising steps, of RGB and value
-            latents, and of actions; None for all times.
+        num_inference_steps, num_action_inference_steps: numbers of denoising steps, of RGB and value latents and of
+            actions, at whose times the model is trained; None for all times.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ def check_pictures(processor: AIMProcessor, config: AIMPolicyConfig, dataset: Le
     there, cameras = dataset_to_policy_features(dataset.features), config.camera_features(processor)
     pictures = [name for name in dataset.camera_keys if not name.startswith(VALUE_MAP)]
     missing = [feature for feature in cameras.values() if feature not in pictures]
-    # LeRobot may rename the others to what is missing.
+    # LeRobot may rename the others to the missing ones.
     if len(pictures) < len(cameras):
         raise ValueError(
             f"{dataset.repo_id} has no {', '.join(missing)}, which this policy looks at; its pictures are "

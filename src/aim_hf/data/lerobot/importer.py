@@ -33,7 +33,7 @@ from .source import LeRobotSource, format_numbers
 
 LISTED = 20  # broken episodes that an error lists with their reasons
 ORIGIN = """Made of {episodes} of the {total} episodes of the LeRobot dataset `{name}` ({version}) by aim-hf. {videos}
-`manifest/` holds the configuration, and what was wrong with episodes that were left out as broken ({skipped})."""
+`manifest/` holds the configuration, and the faults of episodes that were left out as broken ({skipped})."""
 
 
 @dataclass(frozen=True)
