@@ -172,7 +172,7 @@ def every_frame(source: LeRobotSource, fps: float | None) -> int:
         rates = ", ".join(f"{source.fps / number:g}" for number in range(1, 7))
         raise ValueError(
             f"{source.name} has {source.fps:g} frames a second, of which {fps:g} can't be made; expected one of "
-            f"{rates} or another whole part of it"
+            f"{rates}, or {source.fps:g} divided by another whole number"
         )
     return every
 

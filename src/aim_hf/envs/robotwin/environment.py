@@ -364,8 +364,8 @@ class RoboTwinEnvironment:
         check_choice("split", split, ("seen", "unseen"))
         if self._info is None:
             raise RuntimeError(
-                "RoboTwin words a scene by the actions of its expert, which hasn't acted yet: run demonstrate() first, or "
-                "take a seed for evaluation."
+                "RoboTwin words a scene by the actions of its expert, which hasn't acted yet: run demonstrate() "
+                "first, or take a seed for evaluation."
             )
         header, _ = self._ask("instructions", info=self._info, split=split, seed=self._own_seed)
         found = header["instructions"] or [self.task]
