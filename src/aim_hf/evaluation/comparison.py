@@ -98,7 +98,7 @@ def format_comparison(comparison: dict[str, Any], names: tuple[str, str] = ("bef
     if comparison["sampled_differently"]:
         differing = comparison["sampled_differently"].items()
         told = "; ".join(f"`{name}` {pair[0]} {names[0]}, {pair[1]} {names[1]}" for name, pair in differing)
-        lines += ["", f"**Sampled differently: {told}.** Not all of the gain comes from the policies."]
+        lines += ["", f"**Sampled differently: {told}.** Not all of the gain comes of the policies."]
     return "\n".join(lines) + "\n"
 
 
