@@ -1,9 +1,9 @@
 """The plain ways of doing what AIM does, to compare with. Each runs on the same model, weights and inputs.
 
 - `UncachedRollout`: no keys and values are kept; every denoising step runs over the whole prefix, under the mask.
-- `BackboneRollout`: what LingBot-VA does. Actions are denoised by the video backbone; guidance doubles the rows of
-  both loops; the instruction's keys and values are computed in each step. History is cached, as it is there; value
-  tokens don't exist there, so they don't count here either.
+- `BackboneRollout`: LingBot-VA's method. Actions are denoised by the video backbone; guidance doubles the rows of both
+  loops; the instruction's keys and values are computed in each step. History is cached, as it is there; value tokens
+  don't exist there, so they don't count here either.
 """
 
 import torch

@@ -70,7 +70,7 @@ def write_judged(path: Path, run: Path, conditions: Iterable[str], tasks: list[s
 
 
 def read_judged(folder: Path, arms: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> the records of its training seeds, of those that were judged: the files `<arm>-<seed>.json`."""
+    """Arm -> the records of its judged training seeds: the files `<arm>-<seed>.json`."""
     from aim_hf.utils.files import read_json
 
     paths = {arm: sorted(folder.glob(f"{arm}-[0-9]*.json")) for arm in arms}
@@ -103,7 +103,7 @@ def study(
     pairs: Collection[tuple[str, str]],
     summarize: Callable[[np.ndarray, list[str]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """`arms`, condition -> arm -> its summary, and `tests`, of those pairs of which both were judged. Holm's
+    """`arms`, condition -> arm -> its summary, and `tests`, for the pairs whose arms were both judged. Holm's
     correction is the caller's, who knows all tests (`add_holm`)."""
     arms, tests = {}, []
     for condition in conditions:
@@ -148,7 +148,7 @@ def paired_gain(before: dict[int, np.ndarray], after: dict[int, np.ndarray]) -> 
 def compared(
     successes: dict[str, dict[int, np.ndarray]], condition: str, pairs: Iterable[tuple[str, str]]
 ) -> list[dict]:
-    """The paired tests of those pairs of arms of which both were judged."""
+    """The paired tests of the pairs whose arms were both judged."""
     return [
         {"condition": condition, "arms": list(pair)} | paired_gain(*(successes[arm] for arm in pair))
         for pair in pairs

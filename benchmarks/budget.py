@@ -38,7 +38,7 @@ def main():
     parser = PathParser(description=__doc__)
     add_set_up(parser)
     parser.add_argument(
-        "--lora_rank", type=int, help="train LoRA on the video stream, and the action head and experts whole"
+        "--lora_rank", type=int, help="train LoRA on the video stream, and the action head and experts in full"
     )
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=640_000, help="that the model is trained on")

@@ -10,7 +10,7 @@ Each row is over `aim, 5 + 10 steps`, by time, in turn within one run, and by op
   guidance, and at its published settings, 25 + 1 video steps and 50 + 1 action steps with guidance.
 - FastWAM's way: no imagination and no history; the current frame is encoded anew, then 10 action steps.
 
-Ways of others are re-implemented on our layers (`alternatives.py`): they compare methods, not code.
+Other methods are re-implemented on our layers (`alternatives.py`): they compare methods, not code.
 """
 
 import argparse

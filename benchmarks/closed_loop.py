@@ -79,7 +79,7 @@ def main():
         )
         if results is None:  # not the main process
             continue
-        # The folder may hold more tasks and episodes, of another run, and those of the other settings may not.
+        # The folder may hold tasks and episodes of another run, which folders of other settings may lack.
         of_tasks = {
             task: results["tasks"][task]["outcomes"][: args.episodes].count("1")
             for task in args.tasks or TASKS["tabletop"]

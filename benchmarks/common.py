@@ -1,7 +1,7 @@
 """Shared by the benchmarks: the model to measure, its inputs, fair timings, and the file that they leave.
 
 Weights are random: time doesn't depend on them. Alternatives that are compared run in turn, A B A B ..., so that a
-machine whose speed drifts slows both; a time is the median over the rounds, and what is quoted are ratios.
+machine whose speed drifts slows both; a time is the median over the rounds, and results are quoted as ratios.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def synchronize(device: str) -> None:
 
 
 def finish(numbers: dict, args: argparse.Namespace) -> None:
-    """Prints the numbers, and writes them with what made them."""
+    """Prints the numbers, and writes them with their provenance."""
     settings = {name: value for name, value in vars(args).items() if name != "output_file"}
     device = torch.device(settings.get("device", "meta"))
     result = {"settings": settings} | _rounded(numbers) | provenance(device)

@@ -101,8 +101,8 @@ def chunk_and_gradients(model: AIMForWorldAction, args: argparse.Namespace) -> R
 
 
 def loss_and_gradients(model: AIMForWorldAction, args: argparse.Namespace) -> Results:
-    """Of all chunks of the episode in one packed sequence, denoised from the middle of their trajectories. The
-    gradients are of each layer's query matrices, of the video and of the action expert."""
+    """Loss and gradients of all chunks of the episode in one packed sequence, denoised from the middle of their
+    trajectories. The gradients are of each layer's query matrices, of the video and of the action expert."""
     batch, config = episode(model, args), model.config
     targets = [batch["latents"][:, None, :, 1:], batch["value_latents"][:, None]]
     times = batch["latents"].new_full((args.batch_size, 1, targets[0].shape[3]), 0.5)
@@ -179,7 +179,7 @@ def split_and_whole(model: AIMForWorldAction, args: argparse.Namespace) -> tuple
 
 
 def largest_difference(ours: Results, theirs: Results) -> float:
-    """Over the largest number of each tensor."""
+    """The largest difference, relative to the largest number of each tensor."""
     return max(
         ((ours[name].cpu().float() - want.cpu().float()).abs().max() / want.abs().max().cpu().float()).item()
         for name, want in theirs.items()

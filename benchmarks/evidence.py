@@ -6,8 +6,8 @@
     python benchmarks/evidence.py report
 
 An arm is a variant of the visibility table (src/aim_hf/model/visibility.py); all arms have the same data, samples,
-network and seeds. `judge` evaluates episodes of each task under each of `CONDITIONS`, on scenes that nothing before
-has used. `report` writes evidence.json and prints its tables. Every step goes on where it was stopped.
+network and seeds. `judge` evaluates episodes of each task under each of `CONDITIONS`, on scenes that were never used
+before. `report` writes evidence.json and prints its tables. Every step goes on where it was stopped.
 """
 
 import argparse
@@ -68,7 +68,7 @@ PAIRS = [
 ]
 RESULTS = Path(__file__).parent / "results" / "evidence"
 STEPS = 2667  # a third of what checkpoints/aim-tiny was trained for
-START_SEED = 20_000  # the scenes from here on have judged nothing else
+START_SEED = 20_000  # the scenes from here on are used for nothing else
 # Name -> split, noise of the actions, the part of the imagined future that is another scene's, and episodes of a task.
 CONDITIONS = {
     "easy": ("easy", 0.0, None, 100),
@@ -141,8 +141,8 @@ def exchange(pipe, part: str) -> None:
 
 
 def forget_parts(folder: Path, episodes: int) -> None:
-    """Deletes the records of tasks that were stopped within. Which scene lends a row its future depends on the rows
-    that it is with, and the last row that is missing would be alone, with its own future."""
+    """Deletes the records of tasks that were stopped halfway. The scene whose future a row gets depends on the other
+    rows of its batch, and a single missing row would be alone, with its own future."""
     for path in folder.glob("episodes/*.jsonl"):
         if path.read_bytes().count(b"\n") < episodes:
             path.unlink()
@@ -237,7 +237,7 @@ def main() -> None:
         of_step = steps.add_parser(step.__name__)
         of_step.set_defaults(run=step)
         if step is not train:
-            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="what was judged")
+            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="records of judged arms")
         if step is not report:
             of_step.add_argument("--output_dir", type=Path, required=True, help="holds a folder for each arm and seed")
             of_step.add_argument("--arm", choices=list(ARMS), required=True)

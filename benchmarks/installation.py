@@ -39,7 +39,7 @@ def commit_of(project: Path) -> str:
 
 
 def seconds(python: Path, statement: str, runs: int = 5) -> float:
-    """The fastest of some new processes, less what an empty one takes."""
+    """The fastest of some new processes, minus the time of an empty one."""
 
     def fastest(code: str) -> float:
         times = []

@@ -4,8 +4,8 @@
     python benchmarks/latency.py --preset wan2.2-ti2v-5b --layers 2 --no-codec     # full-width layers on a CPU
 
 - `stages`: seconds, TFLOP and share of the measured rate of: the text encoder and the text's keys and values (once an
-  episode), encoding of what was seen, append of it, a step of RGB and value maps, the clean pass, an action step,
-  decoding of frames and of value maps.
+  episode), encoding of the observed frames, their append, a step of RGB and value maps, the clean pass, an action
+  step, decoding of frames and of value maps.
 - `chunk`: append, 5 world steps, clean pass, 10 action steps, in one run; `over_counted` is its time over what its
   operations need at the measured rate.
 - `action_step_over_video_step`.

@@ -25,7 +25,7 @@ from aim_hf.envs.seeds import episode_seeds
 from aim_hf.evaluation.statistics import mcnemar_p, rate_of
 from aim_hf.pipeline.sampling_config import SamplingConfig
 
-START_SEED = 30_000  # the scenes from here on have judged nothing else
+START_SEED = 30_000  # the scenes from here on are used for nothing else
 
 Outcomes = dict[tuple[str, int], bool]  # (task, seed) -> success
 
@@ -40,7 +40,7 @@ def folder_of(args: argparse.Namespace, place: int, split: str) -> Path:
 
 
 def judge(args: argparse.Namespace) -> bool:
-    """Runs what is missing. Returns whether this is the main process."""
+    """Runs the missing episodes. Returns whether this is the main process."""
     # Imported here: the environments' worker processes import this file too, and need none of it.
     import torch
     from accelerate import PartialState

@@ -121,7 +121,7 @@ def measure(task: str, split: str, seed: int) -> list[dict]:
 
 
 def best_shift(rewards: list[float]) -> float:
-    """Distance (mm) of the largest reward from the unshifted contact; infinite where no shift is paid anything."""
+    """Distance (mm) of the largest reward from the unshifted contact; infinite where no shift earns a reward."""
     if max(rewards) < 0.05:
         return float("inf")
     return min(abs(shift) for shift, reward in zip(SHIFTS, rewards, strict=True) if reward > max(rewards) - 1e-9)
@@ -129,7 +129,7 @@ def best_shift(rewards: list[float]) -> float:
 
 def summary(rows: list[dict]) -> dict:
     """For each reward, task and direction: the largest distance (mm) of the maximum from the expert's contact, null
-    where some contact is paid nowhere, and the mean reward at each of `SHIFTS`."""
+    where some contact earns nothing at any shift, and the mean reward at each of `SHIFTS`."""
     report = {}
     for name in ("contact", "value_map"):
         for row in rows:

@@ -5,10 +5,10 @@
         --output_file benchmarks/results/robotwin_cost.json
 
 Processor seconds are those of this process and of the simulator, seeds without an episode included. They don't count
-the time in which other programs run, but these slow caches down. The start of a simulator is apart: a process starts
-one a task and split.
+the time in which other programs run, but these slow caches down. The start of a simulator is counted separately: a
+process starts one a task and split.
 
-A killed run continues: what the output file holds, of as many episodes, isn't measured again. The folder is one of
+A killed run continues: tasks in the output file, with as many episodes, aren't measured again. The folder is one of
 `aim-hf collect`.
 """
 

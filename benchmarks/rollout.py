@@ -2,7 +2,7 @@
 
     python benchmarks/rollout.py --preset tiny [--width 4] --output_file benchmarks/results/rollout/tiny.json
 
-A chunk: 5 steps of RGB and value maps, the clean pass, 10 action steps, and the append of what was really seen. The
+A chunk: 5 steps of RGB and value maps, the clean pass, 10 action steps, and the append of the observed frames. The
 history is limited to `--history` chunks (H); the first chunk that starts from a full window is number H.
 
 - `chunk_seconds`: of chunk 1, 2 ... of a rollout.

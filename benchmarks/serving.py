@@ -10,7 +10,7 @@ that say nothing.
 - `requests`: answered, and `lost`: good ones that got an error or no answer. Expected: 0.
 - `latency_seconds`: of good requests, seen by the clients. With more clients than the network answers at once they
   wait for each other, so it is the time of a round of all of them.
-- `requests_per_second`, `rows_per_batch`: what batching makes of it.
+- `requests_per_second`, `rows_per_batch`: the effect of batching.
 - `memory`: resident megabytes of the server, a median over the second and the last quarter of the time, and
   `growth` between them.
 """
@@ -195,7 +195,7 @@ def vandalize(port: int, seed: int, until: float) -> None:
                 try:
                     websocket.send(kinds[kind]())
                     websocket.recv()
-                except ConnectionClosed:  # as it should be after what is too large
+                except ConnectionClosed:  # expected after a message that is too large
                     break
         with socket.create_connection(("127.0.0.1", port)) as connection:  # and goes without waiting for an answer
             connection.sendall(rng.bytes(200))

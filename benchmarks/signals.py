@@ -5,7 +5,7 @@
 Each episode's signal is its mean over the first `CHUNKS` chunks, which nearly all episodes have: later chunks would
 give it away, since failures last longer. Episodes are ranked within their task, since tasks differ in both. Writes
 DIR/signals.json and DIR/signals.png: success of each fifth of the episodes, and the area under the ROC curve, with
-95 % intervals. Scenes are none of those that success rates are reported on.
+95 % intervals. Success rates are reported on other scenes than these.
 """
 
 from pathlib import Path

@@ -16,7 +16,7 @@ compared with
 - `more_expert`, that policy trained further on as many new expert episodes on Hard. It sees each of their windows
   once, at a third of stage 1's learning rates, which fall to zero.
 
-`judge` evaluates 100 episodes of each task under each of `CONDITIONS`, on scenes that nothing before has used, and
+`judge` evaluates 100 episodes of each task under each of `CONDITIONS`, on scenes that were never used before, and
 notes how far the first chunks displace the tools from where stage 1 sends them, so stage 1 is judged first. It keeps
 both in benchmarks/results/stage2/<arm>-<seed>.json. `report` reads all of these and writes stage2.json beside them.
 Every step goes on where it was stopped. `offset` and `judge` share their episodes among processes:
@@ -90,7 +90,7 @@ ARMS = {
 REFERENCES = ("stage1", "offset", "more_expert")
 PAIRS = [(reference, arm) for arm in ARMS for reference in REFERENCES] + [("contact", "several")]
 EXPERT_START_SEED = 500_000  # stage 1 has seen none of the expert's episodes from here on
-START_SEED = 40_000  # the scenes from here on have judged nothing else
+START_SEED = 40_000  # the scenes from here on are used for nothing else
 EPISODES = 100  # of each task and condition
 CONDITIONS = {"hard": ("hard", 0.0), "hard, noise 1": ("hard", 1.0), "easy": ("easy", 0.0)}  # split, action noise
 SEARCH_GENERATIONS, POPULATION, STDS = 8, 16, (0.01, 0.003)  # m, of the first and the last generation
@@ -401,7 +401,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         of_step = steps.add_parser(step.__name__)
         of_step.set_defaults(run=step, arm=step.__name__)
         if step in (judge, report):
-            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="what was judged")
+            of_step.add_argument("--results_dir", type=Path, default=RESULTS, help="records of judged arms")
         if step is not report:
             of_step.add_argument("--policy", type=Path, required=True, help="folder of the pipeline after stage 1")
             of_step.add_argument("--output_dir", type=Path, required=True, help="holds a folder for each arm and seed")

@@ -84,7 +84,7 @@ def step(model, batch) -> None:
 
 
 def make_single(model, args, context: int) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
-    """The model's inputs for one chunk after `context` chunks of history, and the velocities that it shall give."""
+    """The model's inputs for one chunk after `context` chunks of history, and their target velocities."""
     config, F = model.config, model.config.chunk_latent_frames
     window = make_batch(model, args, context + 1)
     x, m = window["latents"][:, None, :, -F:], window["value_latents"][:, None, :, -F:]

@@ -38,7 +38,7 @@ assert _constants is None or _constants.ENDPOINT == _hub.address, "huggingface_h
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Garbage is looked for, as at the end of each training, in what tests make, not among all that was imported."""
+    """Garbage collection, as at the end of each training, scans only objects of tests, not those of imports."""
     gc.disable()
     try:
         return (yield)

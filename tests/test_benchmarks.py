@@ -1,4 +1,4 @@
-"""What the benchmarks compare does the same work."""
+"""The alternatives that benchmarks compare do the same work."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The dry run lists what would be sent, and refuses what isn't whole. Sending is tested in test_hub.py."""
+"""The dry run lists what would be sent, and refuses incomplete folders. Sending is tested in test_hub.py."""
 
 import re
 import shutil
@@ -78,7 +78,7 @@ def test_a_shard_that_the_card_does_not_name_is_refused(publish, dataset):
     """As after a kill of the command that added a split: nobody would load its episodes."""
     write_shard(dataset, [make_episode(7, split="hard")], "hard")
     status, output, errors = publish(dataset)
-    told = f"aim-hf publish: {dataset}/README.md: its metadata name no data_files such as data/hard-click_bell-00000."
+    told = f"aim-hf publish: {dataset}/README.md: no data_files in its metadata match data/hard-click_bell-00000."
     assert status == 2 and output == "" and errors.startswith(told) and errors.count("\n") == 1
     card = (dataset / "README.md").read_text()
     listing = card[card.index("  data_files:") : card.index("\n---\n#")]

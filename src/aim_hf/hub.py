@@ -118,8 +118,8 @@ def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoC
     """The card of a folder, checked for publication.
 
     Raises:
-        ValueError: if the card is missing, its metadata can't be read or lack fields that the Hub needs, or shards of
-            a dataset, or a link points to a missing file.
+        ValueError: if the card is missing; if its metadata can't be read, or lack fields that the Hub needs or shards
+            of a dataset; or if a link points to a missing file.
     """
     path = folder / "README.md"
     if not path.is_file():
@@ -146,8 +146,8 @@ def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoC
         shards = [shard.relative_to(folder).as_posix() for shard in shard_paths(folder)]
         if missed := [shard for shard in shards if not any(fnmatch(shard, pattern) for pattern in listed)]:
             raise ValueError(
-                f"{path}: its metadata name no data_files such as {missed[0]}, which `load_dataset` would leave out; "
-                "run the command that made the folder again, which writes the card."
+                f"{path}: no data_files in its metadata match {missed[0]}, so `load_dataset` would leave it out; run "
+                "the command that made the folder again, which writes the card."
             )
     if kind == "adapters":
         try:
@@ -164,7 +164,7 @@ def check_card(folder: Path, kind: str, files: dict[str, Path | bytes]) -> RepoC
 
 
 def _data_files(config: dict[str, Any]) -> Iterator[str]:
-    """The patterns of files of a configuration in a dataset card, of all splits; all files if it names none."""
+    """The file patterns of a dataset card's configuration, over all splits; one for all files if it names none."""
     files = config.get("data_files", "*")
     for file in [files] if isinstance(files, str) else files:
         paths = file["path"] if isinstance(file, dict) else file
@@ -230,7 +230,7 @@ def publish(
         reason = " ".join(" ".join(str(reason) for reason in reasons).split())
         raise RuntimeError(
             f"publishing to {repo_id} failed, and nothing in it was changed: {reason} Run the same command again once "
-            "this is mended; what was uploaded already isn't sent twice."
+            "this is mended; files that were uploaded already aren't sent twice."
         ) from error
 
 

@@ -44,7 +44,7 @@ def test_a_scene_is_shown_with_its_own_words_once(handlers):
 
 
 def test_words_count_where_no_scene_could_be_set_up(handlers):
-    """They were left out in silence, for the scene's own."""
+    """The scene's own words silently replaced them."""
     shown = handlers["show"]("click_bell", "easy", 7, None)["state"]
     updates = handlers["play"]("click_bell", "easy", SEED, " ", shown, 5, 10, 0)
     assert shown == (None, "") and "The instruction is empty." in updates[0]["line"]

@@ -1,4 +1,4 @@
-"""The folder of a Space is complete: its app starts from there, and publishing knows it for what it is."""
+"""The folder of a Space is complete: its app starts from there, and publishing recognizes it."""
 
 import os
 import re

@@ -114,8 +114,8 @@ json.dump(answers, sys.stdout)
 
 @pytest.fixture(scope="module")
 def answers():
-    """Of each command what it prints, also of a wrong option, and what has been imported then: those that import the
-    most come last."""
+    """For each command its output, also for a wrong option, and the heavy modules imported by then. Commands that
+    import the most come last."""
     names = sorted(COMMANDS, key=lambda name: len(HEAVY.get(name, ())))
     done = subprocess.run([sys.executable, "-c", ANSWERS, *names], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -131,7 +131,7 @@ PICTURES = Window(num_frames=3, frame_stride=2, cameras=("head_camera",), value_
 
 
 def starts(windows, **options) -> list[list[tuple[int, int]]]:
-    """Of each of three passes of a loader, which windows it gave."""
+    """The windows that each of three passes of a loader gave."""
     loader = DataLoader(windows, batch_size=None, **options)
     return [sorted((window["seed"], window["start"]) for window in loader) for _ in range(3)]
 

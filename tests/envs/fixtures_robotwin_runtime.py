@@ -1,4 +1,4 @@
-"""RoboTwin's own code, run by its own way, with stand-in assets and the planner `cpu`: what the adapter is held to."""
+"""RoboTwin's own code, run in its own way, with stand-in assets and the planner `cpu`: the adapter's reference."""
 
 import json
 import os

@@ -80,7 +80,7 @@ def digest(root: Path) -> dict[str, str]:
 
 
 def own_script(checkout, task, seed, config="demo_clean"):
-    """What RoboTwin's own way of running the expert ends in."""
+    """The result of running the expert as RoboTwin's own scripts do."""
     root, python = checkout
     command = [python, "-c", OWN_SCRIPT, root, task, str(seed), config]
     variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}

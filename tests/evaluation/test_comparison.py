@@ -201,9 +201,9 @@ def test_what_is_not_of_the_same_scenes_is_refused(tmp_path):
         compare(before, tmp_path / "nothing")
     with pytest.raises(ValueError, match="split is 'easy' in .*before and 'hard' in .*hard"):
         compare(before, write(tmp_path / "hard", {"push": [True, False]}, split="hard"))
-    with pytest.raises(ValueError, match="other seeds of push"):
+    with pytest.raises(ValueError, match="different seeds of push"):
         compare(before, write(tmp_path / "more", {"push": [True, False, True]}))
-    with pytest.raises(ValueError, match="other tasks"):
+    with pytest.raises(ValueError, match="different tasks"):
         compare(before, write(tmp_path / "other", {"pull": [True, False]}))
 
 

@@ -285,7 +285,7 @@ def test_a_whole_pipeline_from_wan(wan_pipeline, tmp_path):
 
 @pytest.mark.parametrize("component", ["vae", "text_encoder", "transformer"])
 def test_pickled_weights_are_refused_by_name(wan_pipeline, tmp_path, component):
-    """Alone, and beside others of which nobody can tell whether they are the same."""
+    """Alone, and beside safetensors, which may hold other weights."""
     folder = shutil.copytree(wan_pipeline, tmp_path / "wan")
     for files in ((), (folder / component).glob("*.safetensors")):
         (folder / component / "model.bin").write_bytes(b"")

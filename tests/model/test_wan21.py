@@ -1,4 +1,4 @@
-"""Wan2.1-T2V-1.3B by the same door as Wan2.2-TI2V-5B: its released layout at small width, its full size on `meta`."""
+"""Wan2.1-T2V-1.3B is loaded as Wan2.2-TI2V-5B is: its released layout at small width, its full size on `meta`."""
 
 import json
 

@@ -70,7 +70,7 @@ def test_stopping_early(rng):
 
 
 def test_actions_from_less_noise(rng, monkeypatch):
-    """What is imagined stays as it is. From none of it, other noise gives the same actions."""
+    """Imagined frames and maps stay the same. At scale 0, actions don't depend on the noise."""
     pipe, observation = make_pipeline(), make_observation(rng)
 
     def sample(seed, **arguments):

@@ -311,7 +311,8 @@ def test_episodes_that_have_ended_are_left_out_and_change_nothing():
 
 
 def test_a_gradient_goes_through_the_keys_of_its_own_step_or_not_at_all():
-    """Steps write their keys to the context: a later one on the same context ends the way back of an earlier one."""
+    """Steps write their keys to the context: a later step on the same context invalidates the backward pass of an
+    earlier one."""
     model = make_model()
     group = make_group(model)
     with torch.no_grad():

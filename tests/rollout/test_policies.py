@@ -34,7 +34,8 @@ def two_chunks(observations, **kwargs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_delay_is_bridged_by_what_was_foreseen(observations):
-    """The first actions of a chunk come from the lookahead of the one before, and the rest is told so, or not."""
+    """The first actions of a chunk come from the lookahead of the one before; the rest is conditioned on them, or
+    not."""
     first, punctual = two_chunks(observations)
     other_first, bridged = two_chunks(observations, delay=3)
     _, naive = two_chunks(observations, delay=3, real_time_chunking=False)
@@ -53,7 +54,7 @@ def test_a_delay_beyond_the_lookahead_is_refused():
 
 
 def test_a_part_of_a_chunk_is_executed_and_planned_again(observations):
-    """Four of eight actions, then what a session gives that got their two frames."""
+    """Four of eight actions, then the chunk of a session to which their two frames were appended."""
     policy = make_policy(n_action_steps=4)
     policy.start(["ring the bell"], [1])
     first = policy.predict([observations[:1]], pictures="value_maps")

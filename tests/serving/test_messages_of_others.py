@@ -94,7 +94,7 @@ def test_a_file_with_a_damaged_end_is_refused(chunk):
 
 
 def test_keys_of_another_robot(policy):
-    """Pictures in `images` and beside it; what else such a client sends is passed over."""
+    """Pictures in `images` and beside it; other keys of such a client are ignored."""
     episodes = AIMEpisodes(policy, [1], image_keys=KEYS, resize=True)
     pictures = {name: gradient(2 * height, 2 * width) for name, (height, width) in SIZES.items()}
     message = {

@@ -46,7 +46,7 @@ def raw(server):
 
 @contextlib.contextmanager
 def held(server):
-    """The network waits, with a batch in its hands, until it is let go. Gives the events of both."""
+    """The network holds a batch until it is let go. Yields the events of both."""
     busy, let_go, answer = threading.Event(), threading.Event(), server.server.episodes.answer
 
     def slow(requests):
@@ -103,7 +103,7 @@ def test_many_clients_at_once_each_get_what_they_get_alone(server, alone):
 
 BAD = {
     "not msgpack": (b"\xc1 nonsense", "not msgpack"),
-    "cut": (msgpack_numpy.packb(Robot(0).start())[:-100], "not msgpack, or not whole"),
+    "cut": (msgpack_numpy.packb(Robot(0).start())[:-100], "not msgpack, or incomplete"),
     "text": ("hello", "the message is text"),
     "a list": ([1, 2], "the message is list"),
     "no prompt": ({"images": {}}, "prompt is missing"),

@@ -204,5 +204,5 @@ def test_the_command_records_what_it_was_made_from(tmp_path):
             run(**changes)
     assert contents() == made
     (base / "text_encoder.made_from.json").unlink()
-    with pytest.raises(FileExistsError, match="text_encoder is there, but no .*text_encoder.made_from.json"):
+    with pytest.raises(FileExistsError, match="text_encoder exists, but not .*text_encoder.made_from.json"):
         run()

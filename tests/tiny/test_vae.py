@@ -110,7 +110,7 @@ def test_latents_hold_most_of_the_pictures(vae, episodes):
 
 @pytest.mark.parametrize("z_dim", [24, 64], ids=["some components", "all of them"])
 def test_conditioning_changes_the_numbers_inside_alone(episodes, monkeypatch, z_dim):
-    """In float32 the latents and what they are decoded to are those of before; in bfloat16 only now."""
+    """In float32 the latents and their decoded pictures stay the same; in bfloat16 the latents become right."""
     monkeypatch.setattr(training_vae, "condition_encoder", lambda vae: None)
     torch.manual_seed(0)
     before = tiny_vae(z_dim=z_dim, base_dim=64, decoder_base_dim=16)

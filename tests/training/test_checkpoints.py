@@ -1,4 +1,4 @@
-"""What a run goes on from: a whole checkpoint, of a run with the same settings."""
+"""A run goes on from a complete checkpoint, of a run with the same settings."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def test_the_checkpoint_that_was_asked_for(run, tmp_path):
     assert checkpoint_to_resume(run, None) == checkpoint_to_resume(run, "True") == last_checkpoint(run) == newest
     assert checkpoint_to_resume(tmp_path, first) == first
     assert checkpoint_to_resume(tmp_path, None) is None
-    with pytest.raises(OSError, match=f"{tmp_path} holds no whole checkpoint to go on from"):
+    with pytest.raises(OSError, match=f"{tmp_path} holds no complete checkpoint to go on from"):
         checkpoint_to_resume(tmp_path, True)
     with pytest.raises(OSError, match="not_there/trainer_state.json is missing.*choose another"):
         checkpoint_to_resume(run, str(tmp_path / "not_there"))

@@ -90,7 +90,7 @@ def latents(pipe, episodes, tmp_path_factory):
 
 
 def test_a_disk_that_is_full_at_the_processor_is_told(latents, pipe, tmp_path):
-    """Its tokenizer raises an `Exception` of no kind for it, which was a traceback after hours of encoding."""
+    """Its tokenizer raises a plain `Exception` for it, which was a traceback after hours of encoding."""
     dataset = load_episodes(latents / "episodes")
     settings = json.loads((latents / "index.json").read_text())["made_from"]
     (tmp_path / "shard-00000.safetensors").symlink_to(latents / "shard-00000.safetensors")

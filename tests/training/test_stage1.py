@@ -187,12 +187,12 @@ def test_the_share_held_out_is_bounded():
 
 
 def test_short_episodes_count_as_far_as_they_go(pipe, mixed):
-    """Three windows of three chunks from four, three and two: what is beyond the end of the last has no part in the
-    loss or in a gradient, and the rest is that of its own two chunks."""
+    """Windows of three chunks from episodes of four, three and two: padding beyond the end of the last one affects
+    neither loss nor gradient, which are those of its own two chunks."""
     windows = LatentWindows(mixed, pipe.model.config, window_chunks=3)
     assert len(windows) == 2 + 1 + 1
     assert windows.summary() == (
-        "training on 3 of 3 episodes (0 held out); 1 are shorter than 3 chunks, and count as far as they go"
+        "training on 3 of 3 episodes (0 held out); 1 are shorter than 3 chunks; their padding is masked"
     )
     whole, short = windows[0], windows[2]
     assert {name: tensor.shape for name, tensor in whole.items()} == {name: t.shape for name, t in short.items()}
@@ -371,7 +371,7 @@ def test_values_that_are_not_finite_are_not_written(pipe, tmp_path):
 
 
 def test_a_folder_of_latents_has_one_way_of_making(pipe, latents, tmp_path):
-    """Other settings are refused; of other episodes, those shards are made again, and until then it isn't finished."""
+    """Other settings are refused. Shards of changed episodes are made again; until then the folder isn't finished."""
     for file in latents.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     index = json.loads((tmp_path / "index.json").read_text())

@@ -112,7 +112,7 @@ def test_a_folder_is_written_where_its_path_says(tmp_path, monkeypatch, folder):
     "error", [OSError(errno.EFBIG, "File too large"), SafetensorError("File too large"), Exception("File too large")]
 )
 def test_why_a_folder_could_not_be_written_is_told(tmp_path, error):
-    """A tokenizer that can't write raises an `Exception` of no kind."""
+    """A tokenizer that can't write raises a plain `Exception`."""
     with pytest.raises(OSError, match=f"{tmp_path}/a could not be written .File too large.. Make room or choose"):
         with written_folder(tmp_path / "a"):
             raise error

@@ -17,7 +17,7 @@ STEPS = [2, 4, 6, 8]
 
 @pytest.fixture(scope="module", params=["click_bell", "stack_blocks_two"])
 def recorded(request):
-    """An environment, what the dataset's recorder makes of a scene, and what the oracle does."""
+    """An environment, and the recordings of a scene by the dataset's recorder and by the oracle."""
     env = make_environment("tabletop", request.param)
     episode = record_episode(env, SEED, 0.0)
     maps = {camera: episode.value_maps(camera)[..., 0] for camera in CAMERAS}

@@ -1,7 +1,7 @@
 """The web page of `aim-hf app`: controls on the left, the episode on the right.
 
-Gradio's queue runs the episodes of some visitors at once while others wait; each visitor sees their own episode. To
-stop or to leave the page closes the iterator of the episode, which frees its simulator.
+Gradio's queue runs the episodes of some visitors at once while others wait; each visitor sees their own episode.
+Stopping or leaving the page closes the iterator of the episode, which frees its simulator.
 """
 
 import logging

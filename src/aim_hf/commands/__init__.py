@@ -109,7 +109,7 @@ def check_options(args: argparse.Namespace, *names: str, least: int = 1) -> None
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises OSError unless a server can listen there. Told before a policy is loaded, which may take minutes."""
+    """Raises OSError unless a server can listen there. Checked before a policy is loaded, which may take minutes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     from ..envs import interface, next_environment
 
     for split in args.splits:
-        interface(args.suite, split)  # a simulator that isn't installed is told before anything is claimed
+        interface(args.suite, split)  # a missing simulator is reported before anything is claimed
 
     from accelerate import PartialState
     from tqdm import tqdm

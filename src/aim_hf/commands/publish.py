@@ -4,8 +4,8 @@
     aim-hf publish DIR org/name --push     # sends them as one commit
 
 The kind of folder is recognised by a file in it: `model_index.json`, `adapter_config.json`, `data/*.parquet` or
-`app.py`. Hidden files (unfinished shards, temporary files) are never sent. Except for a Space, what the repository has
-in the same subfolders and DIR has not is deleted in the same commit. The token is that of `hf auth login`, or
+`app.py`. Hidden files (unfinished shards, temporary files) are never sent. Except for a Space, files in the same
+subfolders of the repository that DIR lacks are deleted in the same commit. The token is that of `hf auth login`, or
 HF_TOKEN.
 """
 

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         nargs="+",
         default=[],
         metavar="CAMERA=KEY",
-        help="the policy's cameras in messages of other clients, such as head_camera=observation/image",
+        help="keys of the policy's cameras in messages of other clients, such as head_camera=observation/image",
     )
     parser.add_argument("--resize", action="store_true", help="crop and resize pictures of other sizes")
     add_options(parser, "limits", Limits)

@@ -52,7 +52,7 @@ class TrainArguments:
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={"help": "train LoRA of this rank on the video expert, and the action head and experts whole"},
+        metadata={"help": "train LoRA of this rank on the video expert, and the action head and experts in full"},
     )
     window_chunks: int = field(default=3, metadata={"help": "K, chunks in a training window"})
     held_out: int | None = field(
@@ -169,8 +169,8 @@ def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[s
 def model_to_train(
     arguments: TrainArguments, policy: Path, config_fields: dict[str, Any], bf16: bool
 ) -> PreTrainedModel:
-    """The model of `--preset` or of the checkpoint `policy`, compiled and with LoRA adapters if asked for. With `bf16`
-    the weights that LoRA leaves as they are, are stored in bfloat16.
+    """The model of `--preset` or of the checkpoint `policy`, compiled and with LoRA adapters if asked for. With
+    `bf16`, weights that LoRA doesn't train are stored in bfloat16.
 
     Raises:
         ValueError: without `--preset`, if the checkpoint has no model.

@@ -67,7 +67,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
         raise ValueError("--max_steps is missing: how many optimizer steps to take")
     check_options(script, "eval_scenes")
     script.tasks = script.tasks or list(TASKS[args.suite])
-    Scenes(script.tasks, script.eval_scenes, "validation")  # refuses those that can't be
+    Scenes(script.tasks, script.eval_scenes, "validation")  # refuses tasks and counts without scenes
     return script, args
 
 

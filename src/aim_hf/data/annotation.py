@@ -29,10 +29,10 @@ from .recorder import Failure, record_episode
 from .recordings import Recordings
 from .shards import ShardWriter, read_manifest, remove_leftovers
 
-TOLERANCE = 1e-3  # rad, m, and parts of a quaternion: other builds of the simulator round the last digits otherwise
+TOLERANCE = 1e-3  # rad, m, and parts of a quaternion: other builds of the simulator round the last digits differently
 ORIGIN = """Trajectories that RoboTwin 2.0's own collection has recorded ({sources}), simulated again by
-`aim-hf annotate-robotwin`; contacts come from the simulation ({simulators}). `manifest/` lists each seed, and in what
-an episode that was left out differed from its recording."""
+`aim-hf annotate-robotwin`; contacts come from the simulation ({simulators}). `manifest/` lists each seed, and for an
+episode that was left out the difference from its recording."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class Shard:
 def annotate(sources: list[Path], output: Path, shard_size: int) -> tuple[int, list[str]]:
     """Annotates the episodes of `sources` into the folder `output`; goes on where an earlier call was stopped.
 
-    Several processes share the work. Returns the number of annotated episodes of all of them, and a sentence for each
-    that was left out.
+    Several processes share the work. Returns how many episodes all of them annotated, and a sentence for each that was
+    left out.
 
     Raises:
-        ValueError: for a bad `shard_size`, a source that isn't of one task and configuration, or two of the same.
+        ValueError: for a bad `shard_size`, a source that isn't of one task and configuration, or two sources of the
+            same.
         FileExistsError: if `output` was made from other sources; names them.
     """
     check_whole("shard_size", shard_size)
@@ -82,7 +83,7 @@ def annotate(sources: list[Path], output: Path, shard_size: int) -> tuple[int, l
         env.close()
     annotated, skipped = sum(gather_object([annotated])), gather_object(skipped)  # a process may have no shard
     if state.is_main_process and any(output.glob("data/*.parquet")):
-        for shard in shards:  # one whose episodes are all left out is no unfinished one
+        for shard in shards:  # a shard whose episodes are all left out isn't unfinished
             shard.writer(output).remove_pieces()
         write_preview(output)
         write_card(output, ORIGIN.replace("{sources}", ", ".join(of["folder"] for of in made_from["sources"])))
@@ -164,7 +165,8 @@ def annotated_episode(env: RoboTwinEnvironment, recordings: Recordings, number: 
 
 
 def first_difference(recorded: np.ndarray, simulated: np.ndarray) -> str | None:
-    """In what recorded states (T, D) or (T - 1, D) first differ from simulated ones (T, D + 14); None if they agree.
+    """The first difference of recorded states (T, D) or (T - 1, D) from simulated ones (T, D + 14); None if they
+    agree.
 
     Recordings of D numbers hold no poses, and those of T - 1 frames lack the last one.
     """

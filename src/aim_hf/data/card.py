@@ -40,7 +40,7 @@ COLUMNS = {
 
 RECORDED = """Scripted experts in a simulator, recorded by `aim-hf collect`; contacts come from
 the simulator's physics. Only episodes that fulfil their task are kept. `manifest/` names, shard by shard, every seed
-that was tried, what became of it, and the simulator: {simulators}.
+that was tried, its outcome, and the simulator: {simulators}.
 
 No person or place appears in the data. A policy that is trained on it alone has seen nothing but this simulator."""
 
@@ -65,7 +65,7 @@ configs:
 
 A row is an episode: the videos of up to three cameras, for each of them its *action-based spatial value maps* (where
 the robot will make its next contact), states, actions, the contacts themselves and the cameras' calibration, from
-which the maps can be rendered again, bit by bit.
+which the maps can be rendered again, bit for bit.
 
 {picture}```python
 from datasets import load_dataset
@@ -74,7 +74,7 @@ episode = load_dataset("<this folder or repo>", split="{split}")[0]
 frames = episode["rgb_head_camera"].get_frames_in_range(0, episode["num_frames"]).data
 ```
 
-**Intended**: training and studying models that act, or that predict where a robot will act. **Limits**: what is
+**Intended**: training and studying models that act, or that predict where a robot will act. **Limits**: a model
 trained on it knows these tasks, robots, cameras and wordings and no others, and must not drive a real robot without
 limits on speed, force and workspace that don't depend on it.
 

@@ -43,9 +43,9 @@ def made_from(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan(args: argparse.Namespace) -> list[Shard]:
-    """The shards of `args.episodes` episodes of each task and split, each once, however often it is named.
+    """The shards of `args.episodes` episodes of each task and split; one that is named twice counts once.
 
-    Raises ValueError if there aren't as many seeds for training, of which RoboTwin has fewer.
+    Raises ValueError if there aren't enough training seeds; RoboTwin has fewer than other suites.
     """
     files = []  # of each task and split
     for index, first in enumerate(range(0, args.episodes, args.shard_size)):

@@ -23,7 +23,7 @@ from .latents import INDEX, MEND, NO_PROMPT, PROCESSOR, camera_cells, encoder_fi
 if TYPE_CHECKING:  # a loader's workers import this module, and diffusers takes longer than all else of it
     from ..pipeline.codec import VideoCodec
 
-MAKE_AGAIN = "delete it and run `aim-hf encode-latents` again, which makes what is missing"
+MAKE_AGAIN = "delete it and run `aim-hf encode-latents` again, which makes the missing files"
 # Fields of the model's config that must equal those of the latents.
 GEOMETRY = ("chunk_latent_frames", "actions_per_latent_frame", "in_channels", "text_dim", "action_dim")
 HELD_OUT_SHARE, HELD_OUT_MOST = 20, 48  # one episode in 20, at most 48
@@ -55,12 +55,12 @@ class LatentWindows(Dataset):
         only_held_out: use only the held-out episodes instead of all others.
         first_only: use only the first window of each episode.
 
-    An item holds the arguments of a [`FlowMatchingLoss`] call, but for `value_cells`, the value map's, of which
-    `weigh_values` makes the loss weights. If some episode lacks a view or a value map, items also have `rgb_weights`
-    and `value_mask` (K*F, h, w): 0 in the cells of a missing camera, 1 elsewhere. An episode shorter than a window
-    gives one window, padded with its last frame and action. Then items have both masks and `action_mask` (K*P,), all
-    0 in the padding. `action_mask` is 0, too, in what a prediction from before an intervention couldn't foresee: the
-    actions of the recovery.
+    An item holds the arguments of a [`FlowMatchingLoss`] call, with `value_cells` (K*F, h, w), the value map's maximum
+    in each latent cell, from which `weigh_values` makes `value_weights`. If some episode lacks a view or a value map,
+    items also have `rgb_weights` and `value_mask` (K*F, h, w): 0 in the cells of a missing camera, 1 elsewhere. An
+    episode shorter than a window gives one window, padded with its last frame and action. Then items have both masks
+    and `action_mask` (K*P,), all 0 in the padding. `action_mask` is also 0 for the actions of a recovery in
+    predictions that begin before the intervention, which they couldn't foresee.
 
     Raises:
         UnreadableFile: if the index is missing or of an older version, or a file is damaged; from `__getitem__`, if
@@ -108,7 +108,7 @@ class LatentWindows(Dataset):
             self._places += [(index, start) for start in range(last + 1)]
 
     def _check_entry(self, entry: dict[str, Any]) -> None:
-        """Raises UnreadableFile if tensors of an episode are missing, or have another shape than by the index."""
+        """Raises UnreadableFile if tensors of an episode are missing, or have another shape than the index says."""
         config, frames = self.config, entry["chunks"] * self.config.chunk_latent_frames
         actions = [frames * config.actions_per_latent_frame, config.action_dim]
         shapes = {
@@ -173,7 +173,7 @@ class LatentWindows(Dataset):
         left = self.num_episodes - len(self.entries)
         message = f"training on {len(self.entries)} of {self.num_episodes} episodes ({left} held out)"
         if self.num_short:
-            message += f"; {self.num_short} are shorter than {self.window_chunks} chunks, and count as far as they go"
+            message += f"; {self.num_short} are shorter than {self.window_chunks} chunks; their padding is masked"
         return message
 
     def fingerprint(self) -> str:

@@ -181,8 +181,8 @@ def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list
 
 
 def described(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, Any]]:
-    """The index entry of each episode: its description, what it lacks, its `intervention` if it has one, and `row`,
-    the digest of its row."""
+    """The index entry of each episode: its description, its missing views and maps, its `intervention` if it has one,
+    and `row`, the digest of its row."""
     entries = dataset.select_columns(list(DESCRIPTION)).to_list()
     for entry, lacks, step, digest in zip(
         entries, missing(dataset, processor), dataset["intervention"], row_digests(dataset), strict=True

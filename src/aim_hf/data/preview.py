@@ -50,7 +50,7 @@ def contact_sheet(row: dict[str, Any], num_frames: int, max_cameras: int = len(C
 
 
 def _moments(row: dict[str, Any], count: int) -> list[int]:
-    """`count` frames in order, of which the events' take the nearest places among evenly spread ones."""
+    """`count` evenly spread frames in order, the nearest of them replaced by the frames of events."""
     spread = np.linspace(0, row["num_frames"] - 1, count).astype(int).tolist()
     of_events = sorted({event["frame"] for event in row["events"] or ()})[:count]
     for frame in of_events:

@@ -54,7 +54,7 @@ def _recorded(env: Environment, seed: int, noise: float, mistakes: float) -> Epi
         return Failure(seed, "the task was not fulfilled at the end of the expert's path")
     events = detector.events()
     if not events:
-        return Failure(seed, "the task was fulfilled, but no contact that it turns on was seen")
+        return Failure(seed, "the task was fulfilled, but none of its contact events was detected")
     intrinsics, extrinsics = (_stack(observations, key, np.float32) for key in ("intrinsic_cv", "extrinsic_cv"))
     view = observations[0]["observation"][CAMERAS[0]]
     if "depth" in view:

@@ -106,7 +106,7 @@ class Recordings:
     def states(self, episode: int, env: RoboTwinEnvironment) -> np.ndarray:
         """The recorded states (T, D + 14), as `RoboTwinEnvironment.own_states`.
 
-        Raises UnreadableFile for a missing or another file.
+        Raises UnreadableFile for a file that is missing or of another format.
         """
         names = [f"data/episode{episode}.hdf5", f"data/episode_{episode:07d}.hdf5"]  # of 2025's releases, and today's
         path = next((self.folder / name for name in names if (self.folder / name).is_file()), self.folder / names[0])

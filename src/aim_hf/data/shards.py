@@ -37,7 +37,7 @@ with extra("data"):
 KEY = ("suite", "task", "split", "seed")  # identifies an episode
 UNFINISHED = ".unfinished"
 RATES, SPACES = "control rates of {:g} frames a second", "actions of space {}"
-MEND = "delete it and run the command that made it again, which makes what is missing"
+MEND = "delete it and run the command that made it again, which makes the missing episodes"
 MANIFEST_MEND = "delete it and its shard, and run the command that made them again"
 
 
@@ -242,7 +242,7 @@ def check_manifests(folder: Path) -> None:
         manifest = read_manifest(folder, shard)
         if manifest is None:
             raise UnreadableFile(
-                f"{path} is missing; expected how {shard} was made, and what became of each seed. Delete the shard "
+                f"{path} is missing; expected how {shard} was made, and the outcome of each seed. Delete the shard "
                 "and run the command that made it again, which makes both."
             )
         with reading(shard, MEND):
@@ -300,9 +300,9 @@ def load_episodes(source: str | Path) -> Dataset:
         return _with_videos_as_bytes(dataset)
     features = check_folder(folder)
     paths = [str(path.absolute()) for path in shard_paths(folder)]
-    if os.path.expandvars(paths[0]) != paths[0]:  # `datasets` would read what is there instead
+    if os.path.expandvars(paths[0]) != paths[0]:  # `datasets` would read the expanded path instead
         raise ValueError(f"{paths[0]}: `datasets` takes a name after $ for a variable's value; rename that folder")
-    files = [glob.escape(path) for path in paths]  # and names for patterns
+    files = [glob.escape(path) for path in paths]  # `datasets` also takes names for patterns
     try:
         return _with_videos_as_bytes(load_dataset("parquet", data_files=files, split="train", features=features))
     except DatasetGenerationError as error:

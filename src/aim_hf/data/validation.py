@@ -20,8 +20,8 @@ from .shards import UNFINISHED, check_folder, read_manifest, read_rows, shard_pa
 with extra("data"):
     import pyarrow.parquet as pq
 
-# Of 255: how far a value map's video may be from the map by compression, which spends less on a frame the more there
-# are in a second. A map that lies half a pixel off differs by more.
+# Of 255: the largest error of a value map's video by compression, which spends less on a frame at a higher frame rate.
+# A map that lies half a pixel off differs by more.
 VIDEO_ERROR = 48
 
 
@@ -144,14 +144,14 @@ def _check_value_maps(row: dict[str, Any], episode: Episode, report: Report) -> 
 
 
 def _other_settings(shard: Path, made: dict[str, str], here: dict[str, str]) -> Iterator[str]:
-    """Problems where the settings of this simulator aren't those that the manifest names."""
+    """Problems where the settings of this simulator differ from those in the manifest."""
     for name in ("assets", "embodiment", "shader", "planner"):
         if name in made and made[name] != here.get(name):
             yield f"{shard}: made with {name} {made[name]!r}, and simulated again with {here.get(name)!r}"
 
 
 def _is_scripted(manifest: dict[str, Any] | None) -> bool:
-    """Whether the seeds alone give the episodes; not if their experts followed recorded paths, nor of an import."""
+    """Whether the seeds alone determine the episodes: not for experts on recorded paths, nor for imports."""
     return manifest is not None and manifest.get("paths") != "recorded" and "robot" not in manifest
 
 

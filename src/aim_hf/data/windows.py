@@ -1,8 +1,8 @@
 """Windows of raw episodes, for training on pictures. Only the frames of a window are decoded.
 
 Stage 1 trains on latents (`latent_windows.py`), which is faster; these windows are for codecs, other models and
-augmentations. A window reads only the requested columns of the row group of its episode, which collections and imports
-write one an episode, and decodes its frames from the preceding key frame on.
+augmentations. A window reads only the requested columns of its episode's row group, and decodes its frames from the
+preceding key frame on. Collections and imports write one row group per episode.
 """
 
 import zlib
@@ -31,7 +31,7 @@ with extra("data"):
 VALUE_MAPS = ("rendered", "decoded", None)
 SENTENCES = ("task", "seed", "instruction")
 MOST_WORKERS = 1024
-OPEN_FILES = 256  # that a process keeps open, of the 1024 that Linux lets it have
+OPEN_FILES = 256  # files that a process keeps open; Linux allows it 1024
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from .base import ARMS
 
 
 def checked_action(action: np.ndarray, mode: str, action_dims: dict[str, int]) -> np.ndarray:
-    """A float64 copy of `action`, whose owner may fill it anew. Raises ValueError for an unknown mode, anything but
-    numbers, a wrong shape, NaN, or a bad quaternion."""
+    """A float64 copy of `action`, since the caller may overwrite it. Raises ValueError for an unknown mode, anything
+    but numbers, a wrong shape, NaN, or a bad quaternion."""
     check_choice("mode", mode, action_dims)
     try:
         action = np.array(action)
@@ -26,7 +26,7 @@ def checked_action(action: np.ndarray, mode: str, action_dims: dict[str, int]) -
         )
     if not np.all(np.isfinite(action)):
         wrong = np.flatnonzero(~np.isfinite(action)).tolist()
-        raise ValueError(f"action has NaN or infinite values at {wrong}, expected finite numbers: check what made it.")
+        raise ValueError(f"action has NaN or infinite values at {wrong}, expected finite numbers: check its source.")
     if mode == "ee":
         for arm, part in zip(ARMS, np.split(action, 2), strict=True):
             norm = np.linalg.norm(part[3:7])

@@ -112,8 +112,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A failure that an expert's path holds. `offset` (T, 16), added to the actions, makes `arm` miss its
-    object; `intervention` is the first action of the recovery."""
+    """A failure in an expert's path. `offset` (T, 16), added to the actions, makes `arm` miss its object;
+    `intervention` is the first action of the recovery."""
 
     arm: Arm
     offset: np.ndarray
@@ -157,7 +157,7 @@ class SeedRejected(RuntimeError):
     """
 
     def __init__(self, seed: int, reason: str) -> None:
-        super().__init__(seed, reason)  # as given, so that another process can be sent it
+        super().__init__(seed, reason)  # the arguments as given, so that the error can be pickled
         self.seed, self.reason = seed, reason
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ def play_path(
     The executed actions are the path plus a smooth random offset of each end effector's position, with a standard
     deviation of `noise` (m), and the offset of the path's mistake. The expert's actions are the path itself.
 
-    Raises ValueError for a negative noise, one without `rng`, or an `rng` that is none.
+    Raises ValueError for negative noise, noise without `rng`, or an `rng` that is no numpy Generator.
     """
     if check_number("noise", noise, 0) and rng is None:
         raise ValueError(f"noise is {noise} without rng; give a numpy.random.Generator, by which it is drawn.")

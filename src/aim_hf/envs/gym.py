@@ -60,7 +60,7 @@ class SuiteEnv(gym.Env):
         self.task_description = ""  # the instruction, known after `reset`
         self._max_episode_steps = self.environment.step_limit  # LeRobot reads it
         self._pixels: dict[str, np.ndarray] | None = None  # of the latest observation
-        numbers, self.action_space = (  # two, because a space draws by a generator of its own
+        numbers, self.action_space = (  # two spaces, because each samples with its own generator
             spaces.Box(-np.inf, np.inf, (interface.action_dims[action_mode],), np.float32) for _ in range(2)
         )
         pictures = {

@@ -1,4 +1,4 @@
-"""The part of an environment that suites share whose simulator runs in this process, on a scene object."""
+"""The common part of environments whose simulator runs in this process, on a scene object."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class InProcessEnvironment(ABC):
     and `_step` to 0.
 
     Args:
-        tasks: of the suite. base: the split whose scenes these are. render, depth: what cameras observe. sizes:
-            camera -> (width, height) of its pictures.
+        tasks: of the suite. base: the split whose scenes are built, "easy" for a perturbation of it. render, depth:
+            whether cameras give pictures, and depths. sizes: camera -> (width, height) of its pictures.
 
     Raises:
         ValueError: for a task that isn't one of `tasks`, depth without rendering, or sizes that aren't those of all

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from ..utils.extras import SimulatorFailed
 
-_open: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # what holds a renderer -> the process that opened it
+_open: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # owner of an open renderer -> id of its process
 
 
 class RendererForked(SimulatorFailed):

@@ -12,11 +12,11 @@ from ..rollout.policies import OPTIONS
 from .evaluate import read_records, read_results
 from .statistics import mcnemar_p, rate_of
 
-# Standard deviations by which what two models imagine may differ for the rounding of float32 alone, which is another
-# for weights that lie elsewhere in memory: up to 5.5e-6 on checkpoints/aim-tiny.
+# Largest difference of two models' imagined latents, in standard deviations, that counts as rounding of float32, which
+# depends on where weights lie in memory: up to 5.5e-6 on checkpoints/aim-tiny.
 ROUNDING = 1e-4
 
-SAME = ("suite", "split", "instructions", "value_maps")  # what may not differ, or the scenes aren't the same
+SAME = ("suite", "split", "instructions", "value_maps")  # if one of these differs, so do the scenes
 
 
 def compare(before: Path, after: Path) -> dict[str, Any]:
@@ -38,14 +38,15 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
         if results[0][name] != results[1][name]:
             raise ValueError(f"{name} is {results[0][name]!r} in {before} and {results[1][name]!r} in {after}.")
     if list(results[0]["tasks"]) != list(results[1]["tasks"]):
-        raise ValueError(f"{before} and {after} have other tasks: {[list(result['tasks']) for result in results]}.")
+        tasks = [list(result["tasks"]) for result in results]
+        raise ValueError(f"{before} and {after} have different tasks: {tasks}.")
     tasks, seeds = {}, set()
     for task in results[0]["tasks"]:
         first, second = (
             {record["seed"]: record["success"] for record in read_records(folder, task)} for folder in (before, after)
         )
         if first.keys() != second.keys():
-            raise ValueError(f"{before} and {after} have other seeds of {task}; evaluate both on the same ones.")
+            raise ValueError(f"{before} and {after} have different seeds of {task}; evaluate both on the same ones.")
         seeds |= first.keys()
         lost = sorted(seed for seed in first if first[seed] and not second[seed])
         won = sorted(seed for seed in first if second[seed] and not first[seed])
@@ -104,16 +105,16 @@ def format_comparison(comparison: dict[str, Any], names: tuple[str, str] = ("bef
 def same_world(
     before: AIMPipeline, after: AIMPipeline, instruction: str, observation: dict[str, Any]
 ) -> dict[str, Any]:
-    """Whether both imagine the same RGB and value maps, sampled as `before` does without guidance: in the first chunk
-    of an episode, and in the next one, once both have executed the actions of the first.
+    """Whether both pipelines imagine the same RGB and value maps in the first chunk of an episode, and in the next
+    one, after both have executed the same actions. Both are sampled as `before`, without guidance.
 
     Args:
-        observation: the first one, in RoboTwin's layout; the second chunk takes it for what was seen meanwhile.
+        observation: the first one, in RoboTwin's layout; it is repeated for the frames before the second chunk.
 
     Returns:
-        `same_weights`: whether every stored tensor that what is imagined depends on is the same to the last bit, the
-        history head's being the action head's where there is none; `largest_difference` of the imagined latents, in
-        their standard deviations; `same_world`: whether the weights are the same and that is no more than `ROUNDING`.
+        `same_weights`: whether all tensors that imagination depends on are equal to the last bit; the action head
+        stands for a missing history head; `largest_difference` of the imagined latents, in their standard deviations;
+        `same_world`: whether the weights are the same and this difference is at most `ROUNDING`.
     """
     imagined, executed, sampling = [], None, replace(before.sampling_config, guidance_scale=1.0)
     for pipe in (before, after):
@@ -142,7 +143,8 @@ def same_world(
 
 
 def _world_tensors(pipe: AIMPipeline) -> dict[str, torch.Tensor]:
-    """What imagination depends on: all but a head and experts that act alone, while others encode the past."""
+    """The tensors that imagination depends on. Where a history head and history experts encode the past, they take the
+    names of the action head and experts, which are left out."""
     tensors = pipe.model.state_dict(prefix="model.")
     if pipe.model.history_head is not None:
         acting = [name for name in tensors if name.startswith("model.action_head.") or ".action." in name]
@@ -153,18 +155,19 @@ def _world_tensors(pipe: AIMPipeline) -> dict[str, torch.Tensor]:
 
 
 def mean_rate(comparison: dict[str, Any], side: Literal["before", "after"]) -> float:
-    """Of all tasks."""
+    """The mean success rate over all tasks, in [0, 1]."""
     return sum(task[side]["rate"] for task in comparison["tasks"].values()) / len(comparison["tasks"])
 
 
 def training_summary(record: dict[str, Any]) -> dict[str, Any]:
-    """What training.json of stage 2 says in short.
+    """Summarizes training.json of a stage 2 run.
 
     Returns:
-        command, commit, hardware, seeds, steps and processes of the run; `episodes`, that it practised on; `hours` of
-        rollouts and learning, and the share of them in simulation, `simulation_share`; `control_steps_per_core_second`
-        while simulating; and `first` and `last`, means over the first and the last fifth of its iterations of rewards,
-        success and value hits in rollouts, and of the KL divergence, None if no group was ever learned from.
+        command, commit, hardware, seeds, steps and processes of the run; `episodes`, the number of episodes rolled
+        out; `hours` of rollouts and learning, and the share of them in simulation, `simulation_share`;
+        `control_steps_per_core_second` while simulating; and `first` and `last`, means over the first and the last
+        fifth of its iterations of rewards, success and value hits in rollouts, and of the KL divergence, None if no
+        group was ever learned from.
 
     Raises:
         ValueError: if no rollout was logged.
@@ -200,7 +203,7 @@ def _first_fifth(entries: list[dict]) -> list[dict]:
 
 def _origin(results: dict[str, Any]) -> dict[str, Any]:
     origin = {name: results[name] for name in ("policy", "command", "commit", "hardware")}
-    return origin | {"policy_sha256": results.get("policy_sha256")}  # nobody knows that of another server's weights
+    return origin | {"policy_sha256": results.get("policy_sha256")}  # unknown for another server's weights
 
 
 def check_weights(comparison: dict[str, Any]) -> None:

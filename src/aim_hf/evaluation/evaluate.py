@@ -1,17 +1,17 @@
 """A whole evaluation, resumable and spread over processes.
 
-    output/settings.json            what the results depend on; another policy or other settings are refused
+    output/settings.json            the policy and settings of the results; others are refused
     output/episodes/<task>.jsonl    one record an episode, appended when it has ended; also one a rejected seed
     output/videos/<task>-<seed>.*   filmed episodes: mp4, and png, their strip of the contact sheet, of a policy that
                                     imagines something
     output/contact_sheet.png, output/results.json
 
 On one kind of hardware an episode's record depends on the settings, its task and its seed alone: neither on the batch
-nor on the process that it ran in. So whatever is missing can be run at any time, and nothing is counted twice.
+nor on the process that it ran in. So missing episodes can be run at any time, and no episode is counted twice.
 
-Which seeds count is RoboTwin's rule: of all that come in order, the first that the suite doesn't reject (because the
-scene is unstable, or its own expert fails there). They are found in rounds: each tries as many of the next seeds as
-episodes are still wanted, so that no episode is run in vain, however many processes share the work.
+Seeds count by RoboTwin's rule: in order, the first ones that the suite doesn't reject (because the scene is unstable,
+or its own expert fails there). They are found in rounds: each tries as many of the next seeds as episodes are missing,
+so that no episode is run in vain, however many processes share the work.
 
 Several machines need one folder that all of them see.
 """
@@ -50,7 +50,7 @@ from ..utils.files import (
 from ..utils.provenance import provenance
 from .statistics import PEAKS, format_peaks, summarize
 
-# What `results.json`, each task in it, and an episode's record have, whichever version wrote them.
+# Keys of `results.json`, of each task in it and of an episode's record, whichever version wrote them.
 RESULT = ("policy", "suite", "split", "instructions", "value_maps", "start_seed", "tasks", "mean_rate", "command")
 RESULT += ("commit", "hardware")
 RESULT_OF_TASK = ("episodes", "successes", "rate", "wilson")
@@ -60,11 +60,11 @@ MAX_REJECTED = 50  # seeds in a row: then it is the simulator that fails, not th
 
 @dataclass(frozen=True)
 class Protocol:
-    """The scenes and the rules of an evaluation, whoever acts.
+    """The scenes and the rules of an evaluation, the same for any policy.
 
     instructions: "seen" or "unseen" (templates kept out of training).
     value_maps: "predicted", or "true": the diagnostic in which the policy acts on the oracle's maps.
-    start_seed: the episodes' seeds are those for evaluation from its `start_seed`-th on.
+    start_seed: index of the first episode's seed among the seeds for evaluation.
 
     Raises:
         ValueError: for an unknown suite, split or value.
@@ -94,7 +94,7 @@ def evaluate(
     num_workers: int | None = None,
     state: PartialState | None = None,
 ) -> dict[str, Any] | None:
-    """Runs what is missing in `output` and writes `results.json` over all that is there.
+    """Runs the episodes missing in `output`, and writes `results.json` over all episodes there.
 
     Args:
         episodes: of each task.
@@ -173,8 +173,8 @@ def _next_round(
     videos: int,
     state: PartialState,
 ) -> list[_Batch]:
-    """What all processes run next, decided by the main one: of each task the next seeds that nobody has tried, as
-    many as there are episodes missing. Empty when all is there."""
+    """The batches that all processes run next, decided by the main one: for each task the next untried seeds, as many
+    as episodes are missing. Empty when none is missing."""
     batches = []
     if state.is_main_process:
         for task in tasks:
@@ -242,7 +242,7 @@ def read_results(output: Path) -> dict[str, Any]:
     path = output / "results.json"
     if not path.exists():
         raise FileNotFoundError(f"{output} holds no results.json; expected an output folder of `aim-hf evaluate`.")
-    mend = "evaluate into the same folder again, which writes it from what is there"
+    mend = "evaluate into the same folder again, which writes it from the records there"
     results = read_json(path, mend)
     with reading(path, mend):
         missing = [name for name in RESULT if name not in results]
@@ -291,22 +291,22 @@ def _read_lines(output: Path, task: str) -> list[dict[str, Any]]:
     path = _records_file(output, task)
     if not path.exists():
         return []
-    records = read_json_lines(path, "delete that line and evaluate again, which runs what is missing", ("seed",))
+    records = read_json_lines(path, "delete that line and evaluate again, which runs missing episodes", ("seed",))
     for record in records:
         if type(record["seed"]) is not int:
             raise UnreadableFile(
                 f"{path}: seed is {record['seed']!r}, expected a whole number; delete its line and evaluate again, "
-                "which runs what is missing"
+                "which runs missing episodes"
             )
         if missing := [name for name in RECORD if name not in record and "rejected" not in record]:
             raise UnreadableFile(
                 f"{path}: the record of seed {record['seed']} has no {', '.join(missing)}; delete its line and "
-                "evaluate again, which runs what is missing"
+                "evaluate again, which runs missing episodes"
             )
         if not isinstance(record.get("success", False), bool):
             raise UnreadableFile(
                 f"{path}: success of seed {record['seed']} is {record['success']!r}, expected true or false; delete "
-                "its line and evaluate again, which runs what is missing"
+                "its line and evaluate again, which runs missing episodes"
             )
     return list({record["seed"]: record for record in records}.values())
 

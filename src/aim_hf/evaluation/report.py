@@ -1,7 +1,7 @@
-"""Evaluations as a person reads them: one report over result folders, in Markdown and in HTML.
+"""One report over result folders, in Markdown and in HTML.
 
-How the runs differ from RoboTwin's official protocol stands in its head, never nowhere. Published numbers stand beside
-ours under a label of their own.
+Its head always lists how the runs differ from RoboTwin's official protocol. Published numbers stand beside ours under
+a label of their own.
 """
 
 import base64
@@ -101,19 +101,19 @@ def published_rates(folder: Path, suite: str, split: str) -> dict[str, dict[str,
 
 
 def deviations(run: Run) -> list[str]:
-    """In what a run differs from RoboTwin's official protocol, a sentence each; [] for other suites."""
+    """The differences of a run from RoboTwin's official protocol, a sentence each; [] for other suites."""
     results, found = run.results, []
     if results["suite"] != "robotwin":
         return []
     if missing := [task for task in TASKS["robotwin"] if task not in results["tasks"]]:
-        found.append(f"{len(missing)} of 50 tasks are missing, so the mean is another: {', '.join(missing)}.")
+        found.append(f"{len(missing)} of 50 tasks are missing, so the mean is over fewer: {', '.join(missing)}.")
     others = {task: of["episodes"] for task, of in results["tasks"].items() if of["episodes"] != OFFICIAL_EPISODES}
     if others:
         counts = sorted(set(others.values()))
         found.append(f"{len(others)} tasks have {', '.join(map(str, counts))} episodes, not {OFFICIAL_EPISODES}.")
     if results["start_seed"] % OFFICIAL_STRIDE:
         found.append(
-            f"Seeds begin at {results['start_seed']}; those of official runs do at 0, {OFFICIAL_STRIDE:,} and so on."
+            f"Seeds begin at {results['start_seed']}; official runs begin at 0, {OFFICIAL_STRIDE:,} and so on."
         )
     if results["value_maps"] == "true":
         found.append("The policy acts on true value maps: a diagnostic, no result.")
@@ -127,7 +127,7 @@ def deviations(run: Run) -> list[str]:
 
 
 def _simulators(results: dict[str, Any]) -> list[dict[str, str]]:
-    """All that took part; early evaluations don't tell."""
+    """The simulators that took part; [] for early evaluations, which don't record them."""
     return results.get("simulators", [])
 
 
@@ -162,7 +162,7 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
 
 
 def _told_apart(runs: list[Run]) -> list[Run]:
-    """The runs, with their folders in names that would be the same, as of one policy that was sampled differently."""
+    """The runs; equal names, as of one policy that was sampled differently, get the folder added."""
     counts = Counter(run.name for run in runs)
     return [replace(run, is_named=counts[run.name] > 1) for run in runs]
 
@@ -178,7 +178,7 @@ def _list(sentences: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Somebody else's words, so that Markdown shows them as they are."""
+    """`text` of other sources, escaped so that Markdown shows it unchanged."""
     return re.sub(r"([\\`*_\[\]])", r"\\\1", html.escape(text, quote=False))
 
 
@@ -209,8 +209,8 @@ def _deviations(suite: str, runs: list[Run]) -> str:
     rule = (
         "RoboTwin's: of each task the first 100 scenes, in the order of their seeds, that its own expert fulfils; "
         "success when the task's check holds after any step; its step limits. Instructions: RoboTwin's script takes "
-        "unseen ones in the 2025 releases, and today seen ones on Easy and unseen ones on Hard; what was taken here "
-        "stands above."
+        "unseen ones in the 2025 releases, and today seen ones on Easy and unseen ones on Hard; those taken here are "
+        "listed above."
     )
     own = [f"{run.title}: {sentence}" for run in runs for sentence in deviations(run)]
     always = [f"Always: {sentence}" for sentence in robotwin.DEVIATIONS]

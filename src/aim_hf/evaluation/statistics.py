@@ -46,10 +46,10 @@ def format_rate(task: dict[str, Any]) -> str:
 
 
 def format_peaks(entry: dict[str, Any]) -> str:
-    """Where the first value maps of a task, or of all, have their peaks; "" where nobody knows.
+    """The distances of first value maps' peaks of a task, or of all tasks, as text; "" if unknown.
 
     Args:
-        entry: of `results.json`; those of older evaluations know no centimetres.
+        entry: of `results.json`; older evaluations have no centimeters.
     """
     near, table = entry["first_chunk_peak_within_10_percent"], entry.get("first_chunk_peak_on_table")
     if near["share"] is None:
@@ -96,7 +96,7 @@ def summarize(records: dict[str, list[dict[str, Any]]], rejected: dict[str, dict
 
 
 def _peaks(episodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the episodes whose head camera sees the true contact: how near to it the peaks are, and their count."""
+    """How near the peaks are to the true contact, over the episodes whose head camera sees it, and their number."""
 
     def known(name: str) -> list[float]:
         errors = [record[name].get("head_camera") for record in episodes if record.get(name) is not None]

@@ -94,9 +94,9 @@ def attend(
     Args:
         module: its `config._attn_implementation` selects the implementation where no mask is needed.
         q, k, v: (B, heads, tokens, head_dim) each.
-        past: keys and values of earlier tokens, (B, heads, keys + tokens, head_dim) each. Those of these tokens are
-            written to the end. Autograd follows the writing, and refuses to go back through keys that a later call
-            has overwritten.
+        past: keys and values of earlier tokens, (B, heads, keys + tokens, head_dim) each. `k` and `v` are written to
+            the end. Autograd tracks this write: a backward pass through keys that a later call has overwritten raises
+            an error.
 
     Returns:
         (B, heads, tokens, head_dim).

@@ -48,8 +48,8 @@ class ActionContext:
     [`AIMForWorldAction.action_context`].
 
     past: of each layer, the last observed latent frame, cached actions, the clean value tokens of the chunk, and room
-    for the keys and values of the actions, where each denoising step writes its own. A gradient needs those of its own
-    step: take another copy, by `repeat_interleave`, for another step.
+    for the keys and values of the actions, where each denoising step writes its own. A backward pass needs the keys
+    and values of its own step, so take a copy, by `repeat_interleave`, for each step.
     """
 
     past: list[KeysValues]
@@ -164,7 +164,7 @@ class AIMCache:
 
         Args:
             actions, observations: whether the keys contain the cached actions, and the cached observations.
-            before, after: number of keys before and after these, which every row has.
+            before, after: number of other keys before and after the cached ones, which every row has.
         """
         if (self.held == self.held[0]).all():
             return None
@@ -184,7 +184,7 @@ class AIMCache:
     # ------------------------------------------------------------------------------------------------- checks
 
     def check_started(self) -> None:
-        """Raises ValueError, naming them, if rows hold no observation yet."""
+        """Raises ValueError, naming the rows, if some hold no observation yet."""
         if waiting := (self.frames == 0).nonzero().flatten().tolist():
             raise ValueError(f"rows {waiting} of the cache hold no observation yet; call append first.")
 
@@ -197,7 +197,7 @@ class AIMCache:
         if started.any() != started.all():
             raise ValueError(
                 f"rows {(~started).nonzero().flatten().tolist()} have observed nothing yet and others have; append to "
-                "them apart, by `rows`."
+                "them in separate calls, by `rows`."
             )
         if not started.any() and (f != 1 or actions is not None):
             raise ValueError(f"the first observation is one latent frame without actions, got {f} frames.")
@@ -214,8 +214,8 @@ class AIMCache:
     # --------------------------------------------------------------------------------------- reading and writing
 
     def history(self, room: int = 0) -> list[KeysValues]:
-        """Cached actions, cached observations, and `room` more tokens, at most those of the next chunk's RGB and value
-        maps, of each layer."""
+        """Keys and values of each layer: cached actions, cached observations, and room for `room` more tokens, at most
+        the RGB and value tokens of the next chunk."""
         return self._views(self._origin - self.action_tokens, self._origin + self.observation_tokens + room)
 
     def action_history(self) -> list[KeysValues]:
@@ -223,7 +223,7 @@ class AIMCache:
         return self._views(self._origin - self.action_tokens, self._origin)
 
     def new_room(self, tokens: int) -> torch.Tensor:
-        """Room for `tokens` keys or values of a layer, to join behind others."""
+        """An empty buffer (B, heads, tokens, head_dim) for keys or values of a layer, to concatenate behind others."""
         config = self.config
         shape = self.batch_size, config.num_attention_heads, tokens, config.attention_head_dim
         return torch.empty(shape, device=self.device, dtype=self.dtype)
@@ -232,7 +232,7 @@ class AIMCache:
         return [(keys[:, :, start:stop], values[:, :, start:stop]) for keys, values in self._buffers]
 
     def current_frame(self) -> Iterator[KeysValues]:
-        """The last observed latent frame of each row, layer by layer; a copy."""
+        """Yields for each layer a copy of the keys and values of each row's last observed latent frame."""
         starts = (self.frames[:, None] - 1) % self._slots * self.tokens_per_frame + self._origin
         index = self._index(starts, self.tokens_per_frame)
         for pair in self._buffers:

@@ -72,7 +72,7 @@ def local_folder(name_or_path: str | os.PathLike, subfolder: str | None = None, 
         raise OSError(f"{str(name_or_path)!r} is neither a folder nor a repo id such as org/name.") from error
     except LocalEntryNotFoundError as error:
         revision = download_kwargs.get("revision") or "main"
-        raise OSError(f"{name_or_path} (revision {revision}) is not in the cache, or not whole: {error}") from error
+        raise OSError(f"{name_or_path} (revision {revision}) is not in the cache, or incomplete: {error}") from error
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -130,8 +130,8 @@ def stored_tensors(folder: Path, given: Collection[str] = ()) -> dict[str, Shape
     index = folder / "model_index.json"
     if not index.is_file():
         raise OSError(
-            f"{folder} has no model_index.json: it is no pipeline folder, or was not saved to its end. A training's "
-            "pipeline is in its folder `pipeline`."
+            f"{folder} has no model_index.json: it is no pipeline folder, or its saving was interrupted. A training "
+            "run's pipeline is in its folder `pipeline`."
         )
     for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
@@ -152,8 +152,8 @@ def refuse_pickles(folder: Path) -> None:
     for file in sorted(folder.glob("*")):
         if file.suffix in PICKLES and not file.name.startswith(_OF_TRAINER):
             raise OSError(
-                f"{file} is a pickle, which may run code and lack tensors unseen; expected safetensors. Load it with "
-                "the library that made it, and save it again with save_pretrained; or delete it if "
+                f"{file} is a pickle, which may run code, or lack tensors unnoticed; expected safetensors. Load it "
+                "with the library that made it, and save it again with save_pretrained; or delete it if "
                 "*.safetensors beside it hold the same."
             )
 
@@ -203,7 +203,7 @@ def tensor_shapes(file: Path) -> Shapes:
 
 
 def check_shapes(module: torch.nn.Module, stored: Shapes, source: str) -> None:
-    """Checks stored tensors before a module is made for them, which may be huge.
+    """Checks the shapes of stored tensors before the module, which may be huge, is allocated.
 
     Args:
         module: as its configuration describes it, on the meta device.

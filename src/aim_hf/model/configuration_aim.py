@@ -36,8 +36,8 @@ _REMOVED = ("value_text_cross_attention", "joint_denoising")
 
 
 def _with_value_errors(config: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """The class, but a refused field is a ValueError of one line, which `@strict` wraps in an error of two lines that
-    is none. Refuses a field that is given twice, by its name of before too."""
+    """The class, which now raises a one-line ValueError for a refused field, and for a field that is given twice, also
+    by its old name. `@strict` wraps the first in a two-line error, which is no ValueError."""
     init = config.__init__
 
     @wraps(init)
@@ -75,8 +75,8 @@ class AIMConfig(PreTrainedConfig):
         actions_per_latent_frame: n, actions in one latent frame; a chunk holds F * n actions.
         action_lookahead_frames: A, latent frames beyond the chunk for which actions are predicted too. The robot
             executes these actions while the next chunk is computed (real-time chunking). The paper uses 0.
-        history_chunks: number of past chunks that a query may attend to, with the current observation's chunk; `None`
-            for all of them.
+        history_chunks: number of past chunks that a query may attend to, including the current observation's chunk;
+            `None` for all of them.
         separate_history_head: whether a frozen copy of the action head encodes executed actions while stage 2 trains
             the action head. See [`AIMForWorldAction.separate_history_head`].
         visibility: how the imagined future reaches the actions, a [`Visibility`] by its name: "map_only" through the

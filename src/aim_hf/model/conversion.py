@@ -118,8 +118,8 @@ class TensorFolder:
             expected = {name for name, place in listed.items() if folder / place == file} if listed else set(found)
             if expected != set(found):
                 raise OSError(
-                    f"{file} doesn't hold what {index.name} says: it lacks {sorted(expected - set(found))} and has "
-                    f"also {sorted(set(found) - expected)}; {MEND}."
+                    f"{file} doesn't hold the tensors of {index.name}: it lacks {sorted(expected - set(found))} and "
+                    f"has also {sorted(set(found) - expected)}; {MEND}."
                 )
             self.shapes |= found
             self._files[file] = sorted(found)
@@ -174,7 +174,7 @@ def load_video_stream(
         model: all of its parameters are on the meta device.
         folder: of a transformer in diffusers' layout.
         layout: tensor names of its files.
-        dtype: of the model; that of the stored matrices if not given.
+        dtype: of the model; the stored matrices' dtype if not given.
 
     Raises:
         OSError: for a missing or damaged file.

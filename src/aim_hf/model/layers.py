@@ -214,9 +214,9 @@ class AIMLayer(AIMExpert, GradientCheckpointingLayer):
         """
         Args:
             video, history, action: tokens of each expert, None for an absent one. The sequence has them in this order.
-            visible: attention mask over the keys of `past`, which end with those of these tokens.
+            visible: attention mask over the keys of `past`, the last of which are these tokens' own.
             past: keys and values of earlier tokens, (B, heads, keys + tokens, head_dim) each, with room at the end,
-                where those of these tokens are written.
+                where these tokens' keys and values are written.
             text: keys and values of the instruction, or its features (B, S, d), for the video tokens' cross-attention.
         """
         present = self._present(video, history, action)

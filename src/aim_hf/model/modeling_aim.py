@@ -297,7 +297,7 @@ class AIMForWorldAction(PreTrainedModel):
             latents: (B, C, 1 + K*F, h, w), real RGB: a current latent frame and the K chunks after it. More chunks
                 before these are history only.
             value_latents: (B, C, K*F, h, w), the true value maps of the K chunks.
-            executed_actions: (B, K*F*n, action_dim), normalized, with those of the history.
+            executed_actions: (B, K*F*n, action_dim), normalized, preceded by the history's.
             prompt_embeds: (B, S, text_dim), zero beyond each prompt.
             noisy_latents, noisy_value_latents: (B, D, C, K*F, h, w), D noise samples of each chunk. They share the
                 clean tokens.
@@ -524,7 +524,7 @@ class AIMForWorldAction(PreTrainedModel):
 
     def action_context(self, cache: AIMCache, rgb: torch.Tensor, value: torch.Tensor) -> ActionContext:
         """Keys and values that the chunk's actions attend to, V_a of eq. (10): the current frame, executed actions and
-        the clean tokens of the chunk. A pass at t = 0 over the finished `rgb` and `value` latents computes the latter.
+        the clean tokens of the chunk. A pass at t = 0 over the finished `rgb` and `value` computes the clean ones.
         """
         cache.check_started()
         self._check_chunk(rgb, value)

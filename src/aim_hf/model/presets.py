@@ -1,6 +1,6 @@
 """Named model sizes: the fields of [`AIMConfig`] that differ from its defaults.
 
-Those named after a released video model are what `from_wan` makes of it.
+A preset named after a released video model has the sizes that `from_wan` gives that model.
 """
 
 # Two CPU cores can train it: a chunk is 4 RGB frames and 8 actions.

@@ -6,8 +6,8 @@ Notable choices:
 - The cameras are packed into one T-pose canvas. Each camera has a picture size and a slot on the canvas; if these
   differ, the picture is resized (antialiased bilinear interpolation, which averages when it shrinks).
 - Public methods take and return actions in physical units. The network sees actions relative to the episode's first
-  pose (action space `ee`), scaled by quantiles; a number that rarely leaves its quantiles, but then by far, is scaled
-  by its whole range. Both steps are inverted exactly.
+  pose (action space `ee`), scaled by quantiles; a dimension that leaves its quantiles rarely, but by far, is scaled by
+  its whole range. Both steps are inverted exactly.
 - Quaternions are wxyz everywhere.
 """
 
@@ -40,7 +40,7 @@ ACTION_SPACES = ("ee", "qpos")
 # `ee`: left xyz (3), quaternion wxyz (4), gripper (1); then the same of the right arm.
 EE_ACTION_DIM = 16
 QUANTILES, RANGE = ("q01", "q99"), ("min", "max")  # keys of action statistics
-# A number of the training set that the quantiles would scale beyond this is scaled by its range instead.
+# A dimension whose quantiles would scale a training action beyond this is scaled by its range instead.
 FURTHEST = 5.0
 # Limit of poses, in metres, and of executed actions, in half-ranges. It is far beyond what robots do, and keeps the
 # network's numbers finite in every dtype but float16.
@@ -261,7 +261,7 @@ class AIMProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, Sequence) or not len(texts):
             raise ValueError(
-                f"instruction is {shortened(text, 40)}; expected words, or a list with those of each row."
+                f"instruction is {shortened(text, 40)}; expected words, or a list with the words of each row."
             )
         texts = list(texts)
         for i, t in enumerate(texts):
@@ -271,7 +271,7 @@ class AIMProcessor(ProcessorMixin):
                 )
             if any("\ud800" <= character <= "\udfff" for character in t):
                 raise ValueError(
-                    f"instruction {i} is {shortened(t, 40)}; expected Unicode text, and half a character is none."
+                    f"instruction {i} is {shortened(t, 40)}; expected Unicode text without lone surrogates."
                 )
         most = self.max_text_length
         with _tokenizer_lock:
@@ -349,7 +349,8 @@ class AIMProcessor(ProcessorMixin):
         return views
 
     def canvas_to_pixels(self, canvas: np.ndarray) -> torch.Tensor:
-        """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) in [-1, 1], the VAE's input."""
+        """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) in [-1, 1], the VAE's input. Raises ValueError for another
+        shape or dtype."""
         canvas = np.asarray(canvas)
         if canvas.dtype != np.uint8 or canvas.ndim != 5 or canvas.shape[-1] != 3:
             raise ValueError(f"canvas is {canvas.dtype} {canvas.shape}; expected uint8 (B, T, H, W, 3).")
@@ -360,7 +361,8 @@ class AIMProcessor(ProcessorMixin):
         return (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1).cpu().numpy()
 
     def value_to_rgb(self, value_map: np.ndarray) -> np.ndarray:
-        """Value map (..., H, W) in [0, 1] -> gray RGB picture, uint8 (..., H, W, 3)."""
+        """Value map (..., H, W) in [0, 1] -> gray RGB picture, uint8 (..., H, W, 3). Raises ValueError for numbers of
+        another dtype or range."""
         value_map = _array("value map", value_map)
         if value_map.dtype.kind not in "fiub":
             raise ValueError(f"value map has dtype {value_map.dtype}; expected numbers in [0, 1].")
@@ -373,7 +375,7 @@ class AIMProcessor(ProcessorMixin):
 
     def rgb_to_value(self, rgb: np.ndarray) -> np.ndarray:
         """RGB picture of a value map -> the map, which is the clamped channel mean. (..., H, W, 3), uint8 or floating
-        point in [0, 1] -> float32 (..., H, W) in [0, 1]."""
+        point in [0, 1] -> float32 (..., H, W) in [0, 1]. Raises ValueError for another dtype."""
         rgb = np.asarray(rgb)
         if rgb.dtype != np.uint8 and rgb.dtype.kind != "f":  # other integers would be white
             raise ValueError(f"picture of a value map has dtype {rgb.dtype}; expected uint8, or floats in [0, 1].")
@@ -383,7 +385,8 @@ class AIMProcessor(ProcessorMixin):
     # Observations, in RoboTwin's layout
 
     def observation_views(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Camera -> uint8 (H, W, 3) of one observation; cameras without a slot are left out."""
+        """Camera -> uint8 (H, W, 3) of one observation; cameras without a slot are left out. Raises ValueError for a
+        missing camera."""
         pictures = observation.get("observation") if isinstance(observation, Mapping) else None
         if not isinstance(pictures, Mapping):
             raise ValueError(
@@ -399,7 +402,8 @@ class AIMProcessor(ProcessorMixin):
         return {name: pictures[name]["rgb"] for name in self.cameras}
 
     def initial_pose(self, observation: Mapping[str, Any]) -> torch.Tensor:
-        """Measured pose of both arms in the layout of an `ee` action, float64 (16,); actions are relative to it."""
+        """Measured pose of both arms in the layout of an `ee` action, float64 (16,); actions are relative to it.
+        Raises ValueError for a missing or malformed part of `endpose`."""
         endpose = observation.get("endpose")
         endpose = endpose if isinstance(endpose, Mapping) else {}
         keys = ("left_endpose", "left_gripper", "right_endpose", "right_gripper")
@@ -434,6 +438,9 @@ class AIMProcessor(ProcessorMixin):
         Args:
             actions: (..., T, action_dim).
             initial_pose: (..., 16), the episode's first pose; needed by `ee`, ignored by `qpos`.
+
+        Raises:
+            ValueError: for a wrong width, NaN, quaternions not of unit length, or a missing pose.
         """
         actions = self._check_actions(actions, "actions")
         if self.action_space == "qpos":
@@ -450,7 +457,8 @@ class AIMProcessor(ProcessorMixin):
         self, actions: ArrayLike | torch.Tensor, initial_pose: ArrayLike | torch.Tensor | None = None
     ) -> torch.Tensor:
         """The inverse of `relative_actions`. Predicted quaternions are normalized to unit length; the results lie in
-        the hemisphere of the first pose's quaternion."""
+        the hemisphere of the first pose's quaternion. Raises ValueError for a wrong width, NaN, a rotation of length
+        0, or a missing pose."""
         actions = floating(actions)
         self._check_numbers(actions, "relative actions")
         if self.action_space == "qpos":
@@ -470,6 +478,9 @@ class AIMProcessor(ProcessorMixin):
 
         Args:
             actions: (N, action_dim), results of `relative_actions` over the whole training set.
+
+        Raises:
+            ValueError: for another shape, no actions, or numbers that aren't finite.
         """
         actions = floating(actions).double().cpu().numpy()
         if actions.ndim != 2 or actions.shape[1] != self.action_dim or not len(actions):
@@ -566,7 +577,7 @@ class AIMProcessor(ProcessorMixin):
     def _check_statistics(self) -> None:
         if self.action_statistics is None:
             raise ValueError(
-                "action_statistics are not set; assign what compute_action_statistics(...) gives for the training set."
+                "action_statistics are not set; assign compute_action_statistics(...) of the training set."
             )
 
     def _check_numbers(self, actions: torch.Tensor, name: str) -> None:
@@ -649,7 +660,7 @@ def check_magnitude(
         low, high = (end[tuple(place)].item() for end in ends)
         raise ValueError(
             f"{name}: number {place} is {numbers[tuple(place)].item():.3g}; expected {low:.3g} to {high:.3g}, and "
-            "usually far less. Look at its unit, and at what made it."
+            "usually far less. Check its unit and its source."
         )
 
 
@@ -690,8 +701,8 @@ def robotwin_processor(
 
     Args:
         tokenizer: of the text encoder.
-        canvas_size: (height, width) in pixels; the network's cost grows with it. Wan2.1's VAE makes of (192, 160) as
-            many tokens as Wan2.2's of (384, 320).
+        canvas_size: (height, width) in pixels; the network's cost grows with it. Wan2.1's VAE gives as many tokens at
+            (192, 160) as Wan2.2's at (384, 320).
         kwargs: other fields of [`AIMProcessor`]; `action_statistics` are computed from a dataset.
     """
     cameras = t_pose_canvas(canvas_size, (240, 320), (240, 320))

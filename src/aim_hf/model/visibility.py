@@ -22,7 +22,7 @@ holds the latent frames and the actions that follow the current observation o_{c
 
 With a lookahead, a*_c goes on beyond its chunk: actions to be executed while the next chunk is computed.
 Clean x_c has the content, weights, time and visible set of o_c, so a training sequence needs no second copy of it.
-`history_chunks` = H limits the history to chunks c-H..c-1, in whole chunks, which is what `AIMCache` evicts by. A
+`history_chunks` = H limits the history to chunks c-H..c-1, in whole chunks because `AIMCache` evicts whole chunks. A
 training sequence may hold several noise draws of one chunk; denoised units see only their own draw.
 """
 
@@ -78,7 +78,8 @@ class Units:
 
     @classmethod
     def segment(cls, kind: Kind, frames: torch.Tensor, chunk_latent_frames: int, draw: int = 0) -> "Units":
-        """The units of one segment that covers latent `frames` (long, (N,)). Frame 0 is chunk 0, then F a chunk."""
+        """The units of one segment that covers latent `frames` (long, (N,)). Frame 0 is chunk 0, then each F frames
+        are a chunk."""
         chunk = (frames + chunk_latent_frames - 1) // chunk_latent_frames
         return cls(torch.full_like(frames, int(kind)), chunk, frames, torch.full_like(frames, draw))
 

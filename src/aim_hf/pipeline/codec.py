@@ -37,7 +37,7 @@ class CodecState:
         return CodecState(list(self.features), self.started)
 
     def expand(self, batch_size: int) -> "CodecState":
-        """The state of `batch_size` rows that are all in the state of this one's single row."""
+        """The state of this stream's single row, repeated for `batch_size` rows."""
         features = [f.expand(batch_size, -1, -1, -1, -1) if torch.is_tensor(f) else f for f in self.features]
         return CodecState(features, self.started)
 
@@ -115,7 +115,7 @@ class VideoCodec:
     @torch.no_grad()
     @_without_autocast
     def encode(self, pixels: torch.Tensor, state: CodecState | None = None) -> torch.Tensor:
-        """Encodes a clip, or the frames that follow those of `state`; advances `state`.
+        """Encodes a clip, or the next frames of the clip whose state is `state`; advances `state`.
 
         Args:
             pixels: (B, 3, T, H, W) in [-1, 1]. T is 1 + k * temporal_factor at a clip's start, k * temporal_factor
@@ -142,7 +142,7 @@ class VideoCodec:
     @torch.no_grad()
     @_without_autocast
     def decode(self, latents: torch.Tensor, state: CodecState | None = None) -> torch.Tensor:
-        """Decodes a clip, or the latent frames that follow those of `state`; advances `state`.
+        """Decodes a clip, or the next latent frames of the clip whose state is `state`; advances `state`.
 
         Args:
             latents: (B, C, f, h, w), normalized, f >= 1.
@@ -235,8 +235,8 @@ class VideoCodec:
         return self._black_states[key]
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """latents_mean and latents_std, (1, C, 1, 1, 1), of the VAE's dtype and device, which take a walk through all
-        of its modules to tell."""
+        """latents_mean and latents_std, (1, C, 1, 1, 1), in the VAE's dtype and on its device. Both at once: diffusers
+        walks through all modules to find these two."""
         config, options = self.vae.config, {"device": self.vae.device, "dtype": self.vae.dtype}
         mean, std = (
             torch.tensor(numbers, **options).view(1, -1, 1, 1, 1)

@@ -44,8 +44,8 @@ def encode_again(
     index: torch.Tensor,
     recent: list[RecentFrames],
 ) -> torch.Tensor:
-    """Replaces the history of rows by that of their recent frames, see recent.py. Returns the latents of its last
-    chunk."""
+    """Replaces the history of rows by their recent frames (recent.py), encoded anew. Returns the latents of the last
+    chunk, (n, C, F, h, w)."""
     frames_per_chunk = model.config.chunk_latent_frames * codec.temporal_factor
     clips, actions = zip(*(frames.whole_chunks(frames_per_chunk) for frames in recent))
     results: list[torch.Tensor] = [None] * len(index)

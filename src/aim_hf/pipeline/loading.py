@@ -38,8 +38,8 @@ from ..utils.versions import PIPELINE_DTYPE
 from .loading_config import LoadingConfig
 from .sampling import new_schedulers
 
-# Modules of the model that aren't quantized, as regular expressions: the ends of the video stream, and all that makes
-# actions, which is small.
+# Modules of the model that aren't quantized, as regular expressions: the video stream's condition embedder and output
+# layer, and all action modules. They are small.
 NOT_QUANTIZED = ["condition_embedder", "proj_out", r"(action|history)_head", r"blocks\.\d+\.(action|history)"]
 # Base class of each component; a model may be wrapped by PEFT or torch.compile.
 COMPONENTS = {
@@ -51,7 +51,7 @@ COMPONENTS = {
     "action_scheduler": FlowMatchEulerDiscreteScheduler,
 }
 
-# Component with weights -> what makes it as its folder's config.json describes it.
+# Component with weights -> a function that makes it from its folder's config.json, without the weights.
 OF_CONFIG = {
     "vae": lambda folder: AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder)),
     "text_encoder": lambda folder: AutoModelForTextEncoding.from_config(AutoConfig.from_pretrained(folder)),
@@ -110,8 +110,8 @@ def _load_checked(folder: Path, name: str, kind: type, **kwargs: Any) -> torch.n
 def component_dtypes(
     dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None,
 ) -> dict[str, dict[str, torch.dtype | str]]:
-    """The dtype argument of diffusers' `from_pretrained`, by its name. It names the VAE's in every case: without one
-    diffusers takes torch's default, in which a trained VAE may be wrong."""
+    """The dtype argument of diffusers' `from_pretrained`, by its name. It always sets the VAE's: otherwise diffusers
+    takes torch's default, in which a trained VAE may be wrong. Raises ValueError for an unknown component or dtype."""
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         dtype = {}
     dtypes = dict(dtype) if isinstance(dtype, Mapping) else {"default": dtype}
@@ -125,7 +125,7 @@ def quantization_config(quantization: str, dtype: str | None) -> PipelineQuantiz
     """The argument `quantization_config` of `AIMPipeline.from_pretrained` for a `quantization` of [`LoadingConfig`].
 
     Args:
-        dtype: that 4-bit matrices are computed in; float32 if not given.
+        dtype: of computations with 4-bit matrices; float32 if not given.
 
     Raises:
         MissingExtra: without the quantizer's package.
@@ -177,7 +177,7 @@ class AIMLoaderMixin:
         if kwargs.get("device_map") in ("balanced", "auto"):
             raise ValueError(
                 f"device_map is {kwargs['device_map']!r}; expected one device, such as 'cuda': accelerate's hooks "
-                "move a component that doesn't fit in its `forward` alone. Move the text encoder by "
+                "move a component only for its `forward`, and AIM calls other methods too. Move the text encoder by "
                 "`pipe.text_encoder.to(...)`."
             )
         check_components({name: kwargs[name] for name in COMPONENTS if name in kwargs})
@@ -194,7 +194,7 @@ class AIMLoaderMixin:
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike, device: str | torch.device, config: LoadingConfig) -> Self:
-        """`from_pretrained`, and what usually follows it: the pipeline on `device`, as `config` says.
+        """`from_pretrained`, then moves the pipeline to `device`, offloads and compiles it as `config` says.
 
         Raises:
             MissingExtra: without the package of the `quantization`.

@@ -17,8 +17,8 @@ class LoadingConfig:
     attn_implementation: of the model's attention, by its name in transformers, such as "flash_attention_2".
     quantization: of the matrices of the video experts and the text encoder. "int8" stores them in 8 bits, by torchao,
         "nf4" in 4 bits, by bitsandbytes; both compute in `dtype`. Action experts and action head stay as they are.
-    text_encoder_device: where the text encoder stays, such as "cpu"; it runs once an episode. With the others if not
-        given.
+    text_encoder_device: where the text encoder stays, such as "cpu"; it runs once an episode. The others' device if
+        not given.
     offload: "model" keeps the text encoder on the CPU and moves it to the device to encode a prompt; "sequential"
         moves it layer by layer. None keeps it on its device.
     compile_blocks: mode of `torch.compile` for the layers, which rounds differently; "reduce-overhead" also captures
@@ -49,5 +49,5 @@ class LoadingConfig:
             )
 
     def settings(self) -> dict[str, Any]:
-        """The fields that change what is computed, where they aren't the defaults, for the settings of a policy."""
+        """The fields that change the results and aren't at their defaults, for the settings of a policy."""
         return {name: value for name, value in asdict(self).items() if value and name not in PLACEMENT}

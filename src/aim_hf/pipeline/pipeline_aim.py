@@ -275,7 +275,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         if first.any() != first.all():
             raise ValueError(
                 f"rows {index[first].tolist()} wait for their first observation, and rows {index[~first].tolist()} "
-                "for what followed an action; append to them apart, by `rows`."
+                "for later ones; append to them in separate calls, by `rows`."
             )
         first = bool(first.all())
         observations = inputs.observation_rows(observations, len(index))

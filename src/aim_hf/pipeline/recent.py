@@ -31,7 +31,7 @@ class RecentFrames:
     def extended(
         self, canvases: np.ndarray, actions: torch.Tensor, frames_per_chunk: int, history_chunks: int | None
     ) -> RecentFrames:
-        """With newer frames and the actions before them, and without frames that no history needs any more."""
+        """A copy with newer frames and the actions before them, without frames that no history needs any more."""
         canvases, actions = np.concatenate([self.canvases, canvases]), torch.cat([self.actions, actions])
         actions_per_frame = len(actions) // (len(canvases) - 1)
         needed = len(canvases)

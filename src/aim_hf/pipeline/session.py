@@ -99,7 +99,7 @@ class AIMSession:
             raise ValueError("the sessions are of several pipelines; stack those of one.")
         negative = [session.negative_cache for session in sessions if session.negative_cache is not None]
         if len(negative) not in (0, len(sessions)):
-            raise ValueError("some of the sessions have a negative prompt, and others none; stack them apart.")
+            raise ValueError("some of the sessions have a negative prompt, and others none; stack them separately.")
         relative = first.initial_pose is not None
         return AIMSession(
             first.pipeline_id,

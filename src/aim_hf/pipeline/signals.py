@@ -1,4 +1,4 @@
-"""Signals of doubt: how far the imagined future is from what came, and how undecided the value map is."""
+"""Signals of doubt: how far the imagined frames are from the observed ones, and how undecided the value map is."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,8 +35,8 @@ def frame_drift(frames: Mapping[str, np.ndarray], observations: Sequence[Sequenc
 
 
 def map_entropy(value_maps: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Entropy of each value map as a distribution over pixels, as a share of the largest possible, in [0, 1]; of the
-    camera whose map is the most decided. A black map has 1.
+    """Entropy of each frame's value map as a distribution over pixels, divided by the largest possible: in [0, 1]. The
+    camera with the lowest entropy counts; a black map has 1.
 
     Args:
         value_maps: camera -> (B, T, H, W) in [0, 1], the `value_maps` of an [`AIMPipelineOutput`].

@@ -57,7 +57,7 @@ def unpack(data: bytes) -> Any:
         raise
     except (ValueError, TypeError, RecursionError, OverflowError, MemoryError) as error:
         reason = str(error) or type(error).__name__
-        raise MessageError(f"the message is not msgpack, or not whole ({reason}).") from error
+        raise MessageError(f"the message is not msgpack, or incomplete ({reason}).") from error
 
 
 def _pack_array(value: Any) -> dict[bytes, Any]:

@@ -143,5 +143,5 @@ def read_numbers(name: str, value: Any) -> np.ndarray:
     except (TypeError, ValueError):
         raise ValueError(f"{name} is {type(value).__name__}; expected an array of numbers.") from None
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} has NaN or infinite numbers; expected finite ones. Check what made them.")
+        raise ValueError(f"{name} has NaN or infinite numbers; expected finite ones. Check their source.")
     return array

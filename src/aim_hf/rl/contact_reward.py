@@ -2,12 +2,12 @@
 
 A value map shows where the next contact will be. This reward therefore takes the contact itself as the landing point
 p of r = M(P(p)): the detector that labels the demonstrations' maps also watches the rollout. A contact in the place
-that the map shows is paid up to 1, and a contact elsewhere 0.
+that the map shows earns up to 1, and a contact elsewhere 0.
 
 - The contact decides the depth: a tool that hovers on a camera's ray through the place touches nothing.
 - The map is read before the contact, so that a map that has already moved on doesn't hide it.
 - The rewards of an episode are the differences of a potential, the sum of the best likeness of each contact so far.
-  Nothing is paid for waiting, or for an object that is picked, dropped and picked again.
+  Waiting earns nothing, nor does an object that is picked, dropped and picked again.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ from .rewards import Outcome, check_cameras
 def contact_reward(outcomes: list[Outcome], cameras: Sequence[str] = CAMERAS) -> list[np.ndarray]:
     """Sum over the contacts of each chunk: their likeness to the predicted map before, as far as it is new.
 
-    The map is that of the last F frames up to the contact, and since the arm's previous contact, which shows it best.
-    A contact of the same kind, arm and body as an earlier one is paid the excess over the best of these.
+    Of the last F frames before the contact, and since the arm's previous contact, the frame whose map shows it best
+    counts. A contact of the same kind, arm and body as earlier ones earns the excess over the best of these.
 
     Args:
         cameras: whose maps are read.

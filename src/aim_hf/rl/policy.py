@@ -13,9 +13,9 @@ x_0 held, the noise in x is an Ornstein-Uhlenbeck process, which has a closed fo
 
     x_s = (1 - s) * x_0 + s * (rho * eps + sqrt(1 - rho^2) * z),    rho = [s * (1 - t) / (t * (1 - s))]^(a^2 / 2).
 
-For small steps it is the papers'; a = 0 gives the ODE's Euler step; at 10 steps it samples what the ODE does at 10, so
-that what is trained is what is used. The last step, to s = 0, has no noise, hence no likelihood, unless it is given
-some.
+For small steps it equals the papers' step; a = 0 gives the ODE's Euler step. With 10 steps it samples as the ODE with
+10 does, so that the trained sampler is the one in use. The last step, to s = 0, has no noise and hence no likelihood,
+unless `last_step_std` adds some.
 
 Independent noise for each action of a chunk mostly averages out over the chunk, and gives little learning signal. The
 renewed noise may therefore be restricted to the smoothest cosine modes of the noise over a chunk's actions: with one
@@ -92,7 +92,8 @@ class FlowSDE:
         return modes if self.noise_modes is None else _product(self.basis(actions).T.to(modes), modes)
 
     def basis(self, actions: int) -> torch.Tensor:
-        """(M, P), orthonormal rows: the actions themselves, or of the discrete cosine transform (DCT-II)."""
+        """(M, P), orthonormal rows: the actions themselves, or of the discrete cosine transform (DCT-II). Raises
+        ValueError for more modes than actions."""
         if self.noise_modes is None:
             return torch.eye(actions, dtype=torch.float64)
         if self.noise_modes > actions:

@@ -47,8 +47,7 @@ class Outcome:
     def of_chunks(
         cls, chunks: Sequence[Progress], value_maps: Sequence[dict[str, np.ndarray]], **fields: int | str
     ) -> "Outcome":
-        """From the progress and the value maps, camera -> (F, H, W), of each chunk; fields: what the chunks don't
-        say."""
+        """From the progress and the value maps, camera -> (F, H, W), of each chunk; fields: the other fields."""
 
         def calibration(camera: str, name: str) -> np.ndarray:
             return np.array([[seen["observation"][camera][name] for seen in chunk.observations] for chunk in chunks])

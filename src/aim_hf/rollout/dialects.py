@@ -95,8 +95,8 @@ def lingbot_va() -> Dialect:
 
 
 class AIMEpisode:
-    """AIM's own server keeps the history of the episode. It wants the pictures of its policy's cameras alone, by the
-    `keys` of them."""
+    """AIM's own server keeps the history of the episode. It takes only pictures of its policy's cameras, under their
+    `keys`."""
 
     def __init__(self, ask: Ask, instruction: str, seed: int, keys: Mapping[str, str]) -> None:
         self.ask, self.first, self.keys = ask, {"prompt": instruction, "seed": seed}, keys
@@ -137,9 +137,9 @@ class LingBotVAEpisode:
     first of these frames is the observed one. Afterwards the server must be sent the observations, four pictures per
     latent frame.
 
-    Its actions are relative to the first pose of the frame behind the tool center point, which RoboTwin uses. It
-    was trained on poses whose wxyz quaternions, as RoboTwin gives them, its code composed as xyzw. Absolute poses are
-    recovered only by the same composition.
+    Its actions are relative to the first pose of the frame behind the tool center point, which RoboTwin uses. Its
+    training code composed RoboTwin's wxyz quaternions as if they were xyzw, so absolute poses are recovered only by
+    the same composition.
     """
 
     KEYS = {camera: f"observation.images.{key}" for camera, key in CAMERA_KEYS.items()}

@@ -43,7 +43,7 @@ class ExecutionConfig:
         return self.replan_drift is not None or self.replan_entropy is not None
 
     def settings(self) -> dict[str, Any]:
-        """The delay, and the other fields that matter, for the settings of a policy."""
+        """The fields that have an effect, for the settings of a policy."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         if not self.delay:
             del given["real_time_chunking"]

@@ -36,7 +36,7 @@ OPTIONS = tuple(
 
 @dataclass(frozen=True)
 class Prediction:
-    """What B rows do next: T actions, a chunk or the part of it that is executed before the next prediction.
+    """The next T actions of B rows: a chunk, or the part of it that is executed before the next prediction.
 
     actions: (B, T, action_dim) in physical units. value_maps: camera -> (B, F, H, W) in [0, 1]. frames: camera ->
     (B, F, H, W, 3) in [0, 1]. Both are of a whole chunk, and None if they weren't requested or the policy doesn't
@@ -259,7 +259,8 @@ class AIMPolicy:
         return False
 
     def _plan(self, rows: list[int], value_maps: Mapping[str, np.ndarray] | None, pictures: Pictures) -> None:
-        """Appends what rows have seen and done, and samples a new plan for them, in one call of the network."""
+        """Appends the rows' observations and executed actions, and samples a new plan for them, in one call of the
+        network."""
         of_call = [self._rows[row] for row in filled(rows)]
         session = AIMSession.stack([row.session for row in of_call])
         is_first = of_call[0].actions is None

@@ -86,7 +86,7 @@ class Connection:
         try:
             message = unpack(data)
         except MessageError as error:
-            raise RemotePolicyError(f"the policy server at {self.address} sent what can't be read: {error}") from error
+            raise RemotePolicyError(f"the policy server at {self.address} sent unreadable bytes: {error}") from error
         if not isinstance(message, dict):
             raise RemotePolicyError(f"the policy server at {self.address} sent {type(message).__name__}, not a map")
         return message
@@ -141,7 +141,7 @@ class RemotePolicy:
                 ) from error
             self.settings = self.dialect.settings
         elif dialect is None:
-            raise ValueError(f"the server at {address} is not AIM's; say by --dialect what its messages are like.")
+            raise ValueError(f"the server at {address} is not AIM's; say by --dialect which message format it has.")
         else:
             self.dialect = dialect
             self.settings = {"policy": name or address} | dialect.settings | {"server_metadata": plain(metadata)}

@@ -29,8 +29,8 @@ class EpisodeResult:
     simulator: versions and commits of the simulator. expert_success: whether the scripted expert succeeds.
     steps: control steps until success or the end. plans: how often the policy planned.
     peak_error: camera -> distance between the peak of the first chunk's last value map and the true contact, as a
-        fraction of the canvas's width; None if the contact is out of view. The whole is None if the policy predicts no
-        maps. If the policy acts on true maps, these are measured, and the error is that of the codec.
+        fraction of the canvas's width; None if the contact is out of view. `peak_error` is None if the policy predicts
+        no maps. If the policy acts on true maps, these are measured, and the error is the codec's.
     peak_error_cm: the same in centimeters, on the horizontal plane through the contact.
     storyboard: the pictures of a filmed episode.
     """
@@ -79,8 +79,8 @@ def run_episodes(
             lost[error.seed] += 1
             if lost[error.seed] == MAX_TRIES:
                 raise RuntimeError(
-                    f"{error} of {task} ({environments.suite}, {environments.split}), {MAX_TRIES} times: look at that "
-                    "scene by itself, or at the memory that is left."
+                    f"{error} of {task} ({environments.suite}, {environments.split}), {MAX_TRIES} times: run that "
+                    "scene by itself, or look at the free memory."
                 ) from error
 
 

@@ -47,7 +47,7 @@ class WorkerLost(RuntimeError):
 class Start:
     """An episode that has been reset.
 
-    simulator: versions and commits of what simulates.
+    simulator: versions and commits of the simulator.
     expert_success: whether the scripted expert fulfils the task in this scene; None if it didn't run.
     contacts: camera -> the contacts in the value map of the last frame of the first chunk.
     value_maps: the true maps of the next chunk, camera -> (F, H, W) uint8; None unless requested.
@@ -185,8 +185,8 @@ class VectorEnvironment:
     Args:
         suite, split: suite and split of every row. The task may differ between batches and rows.
         num_workers: number of processes.
-        timeout: seconds without an answer after which a worker counts as hung; of RoboTwin, its simulator, on which
-            the worker itself keeps an eye: it knows of slow starts, and a hung one costs one row alone.
+        timeout: seconds without an answer after which a worker counts as hung. In RoboTwin a worker instead applies it
+            to its simulators: it knows of slow starts, and a hung simulator costs one row alone.
         purpose: the purpose that the seeds must have.
         discard_lost: continue without the rows whose worker is lost.
 

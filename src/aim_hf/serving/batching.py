@@ -1,7 +1,7 @@
 """Requests of many clients, answered in batches by the one thread in which the network runs.
 
-While one batch is computed, requests gather; the next batch is the oldest of them with those that can run beside it.
-Nobody waits for a batch to fill, and nobody is passed over for long.
+While one batch is computed, requests gather; the next batch is the oldest request and others of its form. No request
+waits for a batch to fill, and none is passed over for long.
 """
 
 import logging
@@ -19,7 +19,7 @@ class Batchable(Protocol):
 
 
 class QueueFull(RuntimeError):
-    """As many requests wait as may."""
+    """The queue is full: `max_queue` requests wait."""
 
 
 class Batcher:
@@ -27,12 +27,12 @@ class Batcher:
 
     Args:
         check: raises ValueError for a request that must not get into a batch.
-        answer: the replies to a batch, of which each may be an exception; called again for each request alone where
-            it raises one.
-        rows: of a batch at most.
+        answer: returns the replies to a batch, each of which may be an exception. If it raises, it is called again for
+            each request alone.
+        rows: largest number of requests in a batch.
         prepare: called first, in this thread.
         max_queue: requests that may wait.
-        on_batch: told the rows and the seconds of each batch, in this thread.
+        on_batch: called with the rows and the seconds of each batch, in this thread.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class Batcher:
         return self._thread.is_alive()
 
     def submit(self, request: Batchable) -> Future:
-        """The reply to come. A future that is cancelled while its request waits takes it out of the queue.
+        """Queues a request; returns the future of its reply. Cancelling the future takes a waiting request out of the
+        queue.
 
         Raises:
             QueueFull: if `max_queue` requests wait already.
@@ -77,7 +78,7 @@ class Batcher:
         return future
 
     def stop(self) -> None:
-        """Answers what waits, then ends the thread."""
+        """Answers the waiting requests, then ends the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -103,7 +104,7 @@ class Batcher:
             if not sound:
                 continue
             replies = self._answers([request for request, _ in sound])
-            self.on_batch(len(sound), time.perf_counter() - start)  # who has a reply finds it counted
+            self.on_batch(len(sound), time.perf_counter() - start)  # before the replies, so that metrics count them
             for (_, future), reply in zip(sound, replies, strict=True):
                 if isinstance(reply, Exception):
                     future.set_exception(reply)
@@ -111,7 +112,7 @@ class Batcher:
                     future.set_result(reply)
 
     def _answers(self, requests: list[Any]) -> list[Any]:
-        """The replies. A batch that fails is answered row by row, so that only what made it fail goes without."""
+        """The replies. A batch that fails is answered row by row, so that only the faulty request gets an error."""
         try:
             return self.answer(requests)
         except Exception as error:
@@ -120,7 +121,7 @@ class Batcher:
             return [reply for request in requests for reply in self._answers([request])]
 
     def _next_batch(self) -> list[tuple[Batchable, Future]]:
-        """Waits for requests; none once it is to stop and all have been answered."""
+        """Waits for requests; returns the next batch, [] after `stop` once all requests have been answered."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)

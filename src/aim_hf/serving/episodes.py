@@ -22,9 +22,12 @@ class AIMEpisodes:
     """Answers requests with an [`AIMPolicy`].
 
     Args:
-        policy: its settings, and how many steps it takes.
+        policy: gives the pipeline, the sampling parameters and the settings in the metadata.
         batch_sizes: of calls of the network, see [`PolicyServer`].
         max_chunks, image_keys, resize: see [`RequestReader`].
+
+    Raises:
+        ValueError: for batch sizes below 1 or none, and as `RequestReader`.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class AIMEpisodes:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a client is told when it connects."""
+        """The message that a client gets when it connects."""
         reader = self.reader
         return {
             "server": "aim_hf",
@@ -65,8 +68,8 @@ class AIMEpisodes:
         }
 
     def answer(self, requests: list[Request]) -> list[dict[str, Any] | RuntimeError]:
-        """The replies to requests of one form, at most as many as the largest batch, or the error of some. An episode
-        moves on only with a reply, and none if this raises, so a request that failed can be sent again."""
+        """The reply, or an error, for each request of one form, at most as many as the largest batch. An episode
+        advances only with a reply, and none if this raises, so a failed request can be sent again."""
         rows = filled(requests, next(size for size in self.batch_sizes if size >= len(requests)))
         pipe = self.pipe
         observations = [request.observations for request in rows]
@@ -91,10 +94,10 @@ class AIMEpisodes:
         )
         actions = np.asarray(out.actions)
         replies: list[dict[str, Any] | RuntimeError] = []
-        answered: list[tuple[ServedEpisode, ServedEpisode]] = []  # an episode, and what it becomes
+        answered: list[tuple[ServedEpisode, ServedEpisode]] = []  # each episode and its next state
         for row, request in enumerate(requests):
             if not np.isfinite(actions[row]).all():  # a robot must not get them
-                replies.append(RuntimeError("the network gave actions that are not finite for what was sent."))
+                replies.append(RuntimeError("the network gave actions that are not finite for this message."))
                 continue
             then = ServedEpisode(session.select([row]), generators[row], actions[row].copy())
             answered.append((request.episode, then))
@@ -106,7 +109,7 @@ class AIMEpisodes:
             if pictures == "all":
                 reply["frames"] = {self.reader.keys[name]: clips[row] for name, clips in out.frames.items()}
             replies.append(reply)
-        for episode, then in answered:  # only now: a batch that fails is asked again, row by row
+        for episode, then in answered:  # only now: a batch that fails is run again, row by row
             vars(episode).update(vars(then))
         return replies
 

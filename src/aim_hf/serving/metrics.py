@@ -30,7 +30,7 @@ class Metrics:
             (self.connections, ("accepted", "expired", "full", "unauthorized")),
         ):
             for name in names:
-                counter.labels(name)  # 0 is told, too
+                counter.labels(name)  # so that 0 is reported too
         self.request_seconds = Histogram(
             "aim_request_seconds", "From a message to its reply.", buckets=SECONDS, registry=registry
         )

@@ -1,4 +1,4 @@
-"""Messages of clients, read to requests."""
+"""Reads clients' messages into requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ServedEpisode:
 
     session: AIMSession | None = None
     generator: torch.Generator | None = None
-    actions: np.ndarray | None = None  # (T, action_dim), what was sent last
+    actions: np.ndarray | None = None  # (T, action_dim), the last ones sent
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,12 @@ class RequestReader:
 
     Args:
         max_chunks: of one episode, whose memory grows with its length.
-        image_keys: camera -> its key in messages, in `images` or beside it; other pictures are passed over then.
-            Without any, clients send `images` with `CAMERA_KEYS`.
+        image_keys: camera -> its key in messages, in `images` or beside it; other pictures are then ignored. If not
+            given, clients send `images` with `CAMERA_KEYS`.
         resize: whether pictures of other sizes are accepted, see `read_images`.
+
+    Raises:
+        ValueError: for `image_keys` of unknown cameras, or one key for two cameras.
     """
 
     def __init__(
@@ -87,12 +90,12 @@ class RequestReader:
 
     @property
     def message_bytes(self) -> int:
-        """Of the largest right message, about."""
+        """Approximate size of the largest valid message."""
         pictures = sum(3 * max(height * width, VGA if self.resize else 0) for height, width in self.sizes.values())
         return self.pipe.frames_per_chunk * pictures + 8 * self.pipe.actions_per_chunk * self.pipe.processor.action_dim
 
     def read(self, message: Any, episode: ServedEpisode) -> Request:
-        """A request, checked. The episode stays as it is.
+        """The request in a message, checked. Doesn't change `episode`.
 
         Raises:
             ValueError: saying what is wrong with the message.
@@ -109,7 +112,7 @@ class RequestReader:
             if episode.session is None:
                 raise ValueError("prompt is missing; a client's first message starts an episode with one.")
             if episode.session.chunks[0] >= self.max_chunks:
-                raise ValueError(f"the episode has {self.max_chunks} chunks, as many as may be; start a new one.")
+                raise ValueError(f"the episode has {self.max_chunks} chunks, the most allowed; start a new one.")
         pictures = check_choice("pictures", message.get("pictures", "none"), get_args(Pictures))
         lookahead = message.get("lookahead", False)
         if not isinstance(lookahead, bool) or (lookahead and not self.lookahead_actions):
@@ -119,7 +122,7 @@ class RequestReader:
         most = 1 if starts else self.pipe.frames_per_chunk
         observations = read_images(self._images(message), self.sizes, most, self.keys, self.resize)
         if "state" in message:
-            # Not used, but what is sent must be sound.
+            # Not used, but checked as all that is sent.
             check_magnitude("state", torch.tensor(read_numbers("state", message["state"])))
         if "endpose" in message:
             observations[0]["endpose"] = read_endpose(message["endpose"])
@@ -157,7 +160,8 @@ class RequestReader:
         return {key: there[key] for key in self.keys.values() if key in there}
 
     def check_prompt(self, request: Request) -> None:
-        """Raises ValueError for words that the tokenizer refuses. Not part of `read`: a tokenizer is of one thread."""
+        """Raises ValueError for words that the tokenizer refuses. Not part of `read`: one thread alone may use a
+        tokenizer."""
         if request.prompt is not None:
             self.pipe.processor.tokenize(request.prompt)
 

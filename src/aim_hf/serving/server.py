@@ -1,8 +1,8 @@
 """AIM behind openpi's websocket protocol, for many clients at once.
 
-On connecting, a client gets a message of metadata. Then it sends a message and gets one back, again and again: bytes
-are a reply, text says what was wrong with the message. A connection is an episode after another of one robot. On the
-same port, plain HTTP: `/healthz` and `/metrics`.
+On connecting, a client gets a message of metadata. Then each of its messages gets an answer: bytes are a reply, text
+says what was wrong with the message. A connection carries one robot's episodes, one after another. On the same port,
+plain HTTP: `/healthz` and `/metrics`.
 
 The event loop reads, checks and writes; the network runs in the thread of a `Batcher`.
 """
@@ -41,8 +41,8 @@ class PolicyServer:
     """Serves an [`AIMPolicy`] until `stop` is called.
 
     Args:
-        batch_sizes: of calls of the network. A batch takes the smallest that holds its requests; those that are left
-            over are filled with copies. With the evaluator's size alone, clients get the evaluator's bits.
+        batch_sizes: of calls of the network. A batch takes the smallest size that holds its requests, and fills the
+            other rows with copies. With the evaluator's size alone, replies equal the evaluator's bit for bit.
         token: what clients must send in `Authorization: Api-Key TOKEN` or `Bearer TOKEN`; None lets everybody in.
         image_keys, resize: of pictures in messages, see [`RequestReader`].
     """
@@ -58,7 +58,8 @@ class PolicyServer:
     ):
         self.limits, self.token = limits or Limits(), token
         self.episodes = AIMEpisodes(policy, batch_sizes, self.limits.max_chunks, image_keys, resize)
-        # A right message with float pictures still gets an answer that says so; anything larger isn't read at all.
+        # Room for a message with float pictures, so that it gets an error that says so; a larger message isn't read at
+        # all.
         self.max_message = 4 * self.episodes.reader.message_bytes + 2**16
         self.metrics = Metrics(max(batch_sizes))
         self._metadata = pack(self.episodes.metadata)
@@ -66,7 +67,7 @@ class PolicyServer:
         self._stopping = asyncio.Event()
 
     async def run(self, host: str = "127.0.0.1", port: int = 8000, on_start: Callable[[int], None] | None = None):
-        """Serves, and returns once it was stopped and every message that had come was answered.
+        """Serves until `stop`, and returns once every message received has been answered.
 
         Args:
             port: 0 for a free one.
@@ -109,7 +110,8 @@ class PolicyServer:
             await asyncio.to_thread(self._batcher.stop)
 
     def stop(self) -> None:
-        """Lets `run` end. Of its event loop: from elsewhere by `loop.call_soon_threadsafe(server.stop)`."""
+        """Makes `run` return. Call it in `run`'s event loop; from another thread by
+        `loop.call_soon_threadsafe(server.stop)`."""
         self._stopping.set()
 
     def _process_request(self, connection: ServerConnection, request: HTTPRequest) -> Response | None:
@@ -190,7 +192,7 @@ class PolicyServer:
         await websocket.close(CloseCode.GOING_AWAY, "the server stops")
 
     async def _reply(self, data: bytes | str, episode: ServedEpisode, gone: asyncio.Task) -> bytes | str:
-        """A packed reply, or what is wrong."""
+        """A packed reply, or the text of an error."""
         start = time.perf_counter()
         try:
             if isinstance(data, str):
@@ -222,7 +224,7 @@ class PolicyServer:
 
 
 def _quiet() -> logging.Logger:
-    """For what goes wrong in a connection: whoever sends garbage to the port must not fill the log."""
+    """A logger for errors of connections: a client that sends garbage to the port must not fill the log."""
     quiet = logging.getLogger(f"{__name__}.websockets")
     quiet.setLevel(logging.CRITICAL)
     return quiet

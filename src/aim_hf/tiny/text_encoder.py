@@ -106,7 +106,7 @@ def train_text_encoder(
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> float:
-    """Trains on masked tokens of varied instructions; returns the accuracy over those of the last 100 steps.
+    """Trains on masked tokens of varied instructions; returns the accuracy on the masked tokens of the last 100 steps.
 
     Raises:
         ValueError: for a number out of range.

@@ -78,7 +78,11 @@ class ResumableArguments(TrainingArguments):
 
 @dataclass
 class AIMTrainingArguments(ResumableArguments):
-    """`TrainingArguments` of stage 1."""
+    """`TrainingArguments` of stage 1.
+
+    Raises:
+        ValueError: as `ResumableArguments`, and for `muon_learning_rate` with an `optim` other than AdamW.
+    """
 
     MAY_CHANGE: ClassVar = ("sample_steps", "remove_unused_columns", "action_noise_scale")
     OWN: ClassVar = {
@@ -115,7 +119,7 @@ class AIMTrainingArguments(ResumableArguments):
             "them; all times if not given"
         },
     )
-    num_action_inference_steps: int | None = field(default=None, metadata={"help": "the same of actions"})
+    num_action_inference_steps: int | None = field(default=None, metadata={"help": "the same for actions"})
     action_noise_scale: float | None = field(
         default=None, metadata={"help": "the pipeline's factor of the initial noise of actions, 0 to 1; default: 1"}
     )

@@ -19,7 +19,7 @@ class AugmentationArguments(Protocol):
 
 
 def check_committed(args: AugmentationArguments, horizon: int) -> None:
-    """Raises ValueError if as many actions are committed as a prediction has, `horizon`."""
+    """Raises ValueError unless `committed_max` is below `horizon`, the number of actions in a prediction."""
     if args.committed_probability and not 1 <= args.committed_max < horizon:
         raise ValueError(f"committed_max is {args.committed_max}; expected 1 to {horizon - 1}, for {horizon} actions.")
 

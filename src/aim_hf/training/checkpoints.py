@@ -53,7 +53,7 @@ class CheckpointedTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """Takes no step where all are done: the Trainer looks at their number after a step only."""
+        """Takes no step if all are done: the Trainer compares their number with `max_steps` only after a step."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
 
@@ -62,13 +62,13 @@ class CheckpointedTrainer(Trainer):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.args.should_save:
-                (folder / STATE).unlink(missing_ok=True)  # a checkpoint that is written anew isn't whole until the end
+                (folder / STATE).unlink(missing_ok=True)  # a rewritten checkpoint isn't complete until the end
             self.save_to_checkpoint(folder)
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError on a full disk
             raise OSError(
-                f"{folder} could not be written ({error}); the checkpoints before it are whole. Make room, then run "
-                "the same command again."
+                f"{folder} could not be written ({error}); the checkpoints before it are complete. Make room, then "
+                "run the same command again."
             ) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -106,7 +106,8 @@ def checkpoint_to_resume(output_dir: Path, given: str | bool | None) -> str | No
     found = last_checkpoint(output_dir)
     if found is None and given is not None:
         raise UnreadableFile(
-            f"{output_dir} holds no whole checkpoint to go on from; leave out --resume_from_checkpoint to begin anew."
+            f"{output_dir} holds no complete checkpoint to go on from; leave out --resume_from_checkpoint to begin "
+            "anew."
         )
     return found
 
@@ -114,7 +115,7 @@ def checkpoint_to_resume(output_dir: Path, given: str | bool | None) -> str | No
 def check_checkpoint(folder: Path, names: tuple[str, ...] = ()) -> None:
     """Raises UnreadableFile, naming the file, if one of `names` is missing, or any file is truncated; and for a
     checkpoint of a model alone."""
-    read_json(folder / STATE, f"{folder} is no whole checkpoint; choose another")
+    read_json(folder / STATE, f"{folder} is no complete checkpoint; choose another")
     if not any(path.name.startswith(("rng_state", "scheduler.")) for path in folder.glob("*")):
         raise UnreadableFile(
             f"{folder} holds no optimizer state, as --save_only_model saves it, and can't be resumed; give another "

@@ -52,8 +52,8 @@ class FlowMatchingLoss:
         config: of the model.
         num_draws: D, noise samples per chunk of RGB and value latents. They share the clean tokens.
         num_action_draws: E, noise samples per chunk of actions. Only the action expert computes on them.
-        num_inference_steps, num_action_inference_steps: times are those of so many denoising steps, of RGB and value
-            latents, and of actions; None for all times.
+        num_inference_steps, num_action_inference_steps: numbers of denoising steps, of RGB and value latents and of
+            actions, at whose times the model is trained; None for all times.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class FlowMatchingLoss:
             latents: (B, C, 1 + K*F, h, w), a current latent frame and the K chunks after it.
             value_latents: (B, C, K*F, h, w), value maps of the K chunks.
             actions: (B, (K*F + A)*n, action_dim), normalized; targets of the action head. Or (B, K*P, action_dim),
-                those of each prediction, where two that overlap show an action in different frames of reference;
-                `executed_actions` are needed then.
+                separate targets of each prediction, if overlapping predictions give an action in different frames of
+                reference; `executed_actions` are needed then.
             prompt_embeds: (B, S, text_dim), zero beyond each prompt.
             executed_actions: (B, K*F*n, action_dim), actions that the robot really executed; from `actions` if not
                 given.
@@ -231,7 +231,7 @@ class FlowMatchingLoss:
 
 
 def weigh_values(inputs: dict[str, torch.Tensor], foreground_weight: float) -> dict[str, torch.Tensor]:
-    """Arguments of the loss, from those of a window: `value_cells`, the value map's, become `value_weights`.
+    """Turns a batch of windows (`LatentWindows`) into arguments of the loss: `value_cells` become `value_weights`.
 
     Args:
         inputs: may have a `value_mask` (B, K*F, h, w), 0 in cells without a known value map, which isn't returned.

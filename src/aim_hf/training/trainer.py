@@ -34,6 +34,10 @@ class AIMTrainer(CheckpointedTrainer):
 
     If the model has adapters (`lora.py`), only these and the fully trained modules are saved. The averaged weights
     (`ema`) are saved with every checkpoint and restored on resume; `averaged_model` swaps them in.
+
+    Raises:
+        ValueError: for arguments that don't fit the model, and under FSDP for adapters or `sample_steps` above 0.
+        FloatingPointError: in `train`, for a loss that isn't finite.
     """
 
     def __init__(self, model: AIMForWorldAction | PeftModel, args: AIMTrainingArguments, **kwargs: Any):
@@ -41,7 +45,7 @@ class AIMTrainer(CheckpointedTrainer):
         # The Trainer sets this field of language models on every config; AIMConfig refuses unknown fields.
         del model.config.use_cache
         # All processes shuffle the windows alike, and each takes its share. Without this seed, accelerate shuffles by
-        # that of a process's noise: some windows would come twice in an epoch, and others never.
+        # the seed of each process's noise: some windows would come twice in an epoch, and others never.
         if self.accelerator.dataloader_config.data_seed is None:
             self.accelerator.dataloader_config.data_seed = args.seed
         if self.is_fsdp_enabled:

@@ -2,7 +2,7 @@
 
 - `written_file`, `write_json`, `write_text`, `write_bytes`, `written_folder` write under a temporary name and rename.
 - `claim` records the inputs of an output folder, and refuses a folder with other inputs.
-- `append_json_line`, `drop_torn_line` keep a list of what is done, of which a kill tears at most the last line.
+- `append_json_line`, `drop_torn_line` keep a list of records, of which a kill tears at most the last line.
 - `reading`, `read_json`, `read_json_lines` raise `UnreadableFile`, which names the file, for every error in it.
 - `files_in` lists the files of a folder, those of linked folders too.
 """
@@ -144,8 +144,8 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
 
     Args:
         made_from: everything that the outputs depend on, and nothing that may change when a run is resumed; must be
-            JSON-serializable. `X` is a name of the content whose digest is `X_sha256`: where that is the same, another
-            name counts for nothing.
+            JSON-serializable. `X_sha256` is the digest of the content that `X` names: while it is equal, a difference
+            in `X` doesn't count.
         outputs: glob pattern of the command's outputs in `folder`, to find outputs without a record.
         record: file name of the record.
 
@@ -167,7 +167,7 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
             )
     elif other := next(folder.glob(outputs), None):
         raise FileExistsError(
-            f"{other} is there, but no {path} that says what it was made from. Choose another output folder, or "
+            f"{other} exists, but not {path}, the record of its inputs. Choose another output folder, or "
             f"delete {outputs} there."
         )
     else:
@@ -201,7 +201,7 @@ def written_file(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None)
         told = _not_written(path, getattr(error, "strerror", None) or error)
-        raise (OSError(told) if number is None else OSError(number, told)) from error  # safetensors tells no number
+        raise (OSError(told) if number is None else OSError(number, told)) from error  # safetensors gives no errno
     finally:
         with suppress(OSError):  # the file doesn't exist after success, or if its folder couldn't be made
             temporary.unlink()
@@ -209,7 +209,7 @@ def written_file(path: Path) -> Iterator[Path]:
 
 def _not_written(path: Path, reason: Any) -> str:
     return (
-        f"{path} could not be written ({reason}); what was finished before is whole. Make room, or choose a folder "
+        f"{path} could not be written ({reason}); files finished before are complete. Make room, or choose a folder "
         "that can be written, then run the command again"
     )
 
@@ -251,12 +251,12 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
                 partial.rename(folder)
                 return
             except OSError:
-                if not folder.is_dir():  # otherwise another call has made it meanwhile
+                if not folder.is_dir():  # otherwise another call has made `folder` meanwhile
                     raise
         (folder / "model_index.json").unlink(missing_ok=True)
         for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "model_index.json"):
             old = folder / entry.name
-            if old.is_symlink():  # a folder can't replace it; what it leads to is left alone
+            if old.is_symlink():  # a folder can't replace a link; the link's target is kept
                 old.unlink()
             elif entry.is_dir():
                 shutil.rmtree(old, ignore_errors=True)

@@ -52,7 +52,7 @@ def package_version(name: str) -> str | None:
 
 
 def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
-    """Model of the CPU, of the file that Linux has on x86; elsewhere what Python knows of it."""
+    """Model of the CPU, from `/proc/cpuinfo` on Linux x86, otherwise from Python's `platform`."""
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

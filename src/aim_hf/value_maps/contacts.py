@@ -1,7 +1,8 @@
 """Detects the contact events of an episode during simulation: picks, places, presses, pushes and insertions.
 
-`EventDetector` checks the contacts 21 times a second: shorter contacts are no events, and checking every physics step
-would take a third of the simulation time. It depends only on the environment protocol.
+`EventDetector` checks the contacts 21 times a second (4 times while every closing gripper holds a body): shorter
+contacts are no events, and checking every physics step would take a third of the simulation time. It depends only on
+the environment protocol.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from ..envs.base import Contact, Environment
 from ..envs.poses import rotation_matrix
 from .render import Event
 
-CHECK_SECONDS = 0.048  # simulated, between two checks of the contacts
+CHECK_SECONDS = 0.048  # s of simulated time between two checks of the contacts
 CHECK_SECONDS_HOLDING = 0.24  # the same while every closing gripper already holds a body
 HOLD_CHECKS = 2  # consecutive checks that a grasp or a rest must last
 MIN_FORCE = 0.2  # N, of each finger on a held body, and of a finger on a pressed or pushed body
@@ -33,12 +34,12 @@ class _Touch:
 
 @dataclass(frozen=True)
 class MadeContact:
-    """An event of an episode that still goes on.
+    """An event of an episode in progress.
 
     kind, arm, frame: as in `Event`; a frame is a control step.
     body: id of the picked, placed, pressed, pushed or inserted body.
-    points (num_points, 3) float64: world coordinates (m) of the contact points, with their body where it was in the
-        frame before, as a value map shows them.
+    points (num_points, 3) float64: world coordinates (m) of the contact points, with the body at its pose in the frame
+        before, as in a value map.
     """
 
     kind: str
@@ -70,7 +71,7 @@ class EventDetector:
         self.arm_of = {finger: arm for arm, fingers in env.fingers().items() for finger in fingers}
         self.robot = set(env.robot_links())
         self.targets = {body: kind for body, kind in env.targets().items() if kind != "insert"}
-        self.to_fill = env.targets().keys() - self.targets.keys()  # in which nothing has been inserted yet
+        self.to_fill = env.targets().keys() - self.targets.keys()  # insert targets that are still empty
         self.check_steps = round(CHECK_SECONDS / env.physics_dt)
         self.check_steps_holding = round(CHECK_SECONDS_HOLDING / env.physics_dt)
         bodies = env.bodies()

@@ -5,8 +5,8 @@ the first chunk, maps rendered from the recording are exact: they equal those of
 from the expert's path, and `ValueMapOracle` approximates the maps:
 
 - The events that have happened are detected live, by the detector that labels the data. If an object is set down away
-  from the expert's place, its last pick, a pick of the other arm at the same time, and all that followed with this
-  object are undone.
+  from the expert's place, its last pick, a pick of the other arm at the same time, and the later events of this object
+  are undone.
 - The current frame of the expert is the one, between the last event that has happened and the next one, in which the
   fingers were closest to their current positions. The maps of the chunk follow the expert from this frame, so that the
   next event takes over in time and a wrist camera approaches its target, as in the data. Constant maps would tell the

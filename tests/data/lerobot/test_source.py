@@ -66,7 +66,7 @@ def test_another_version_is_refused(damaged, tmp_path):
         LeRobotSource(damaged)
     with pytest.raises(FileNotFoundError, match="has no meta/info.json"):
         LeRobotSource(tmp_path)
-    with pytest.raises(ValueError, match="give a config that says .* It has .* observation.images.wrist"):
+    with pytest.raises(ValueError, match="give a config that maps .* It has .* observation.images.wrist"):
         import_episodes(LeRobotSource(FIXTURES / "lerobot_v3"), None, tmp_path / "out")
 
 

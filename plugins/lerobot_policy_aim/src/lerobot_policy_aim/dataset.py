@@ -65,7 +65,7 @@ def check_pictures(processor: AIMProcessor, config: AIMPolicyConfig, dataset: Le
     there, cameras = dataset_to_policy_features(dataset.features), config.camera_features(processor)
     pictures = [name for name in dataset.camera_keys if not name.startswith(VALUE_MAP)]
     missing = [feature for feature in cameras.values() if feature not in pictures]
-    # LeRobot may rename the others to what is missing.
+    # LeRobot may rename the others to the missing ones.
     if len(pictures) < len(cameras):
         raise ValueError(
             f"{dataset.repo_id} has no {', '.join(missing)}, which this policy looks at; its pictures are "
@@ -273,7 +273,7 @@ class Demonstrations:
         return (parts - states).movedim(-1, 2).flatten(1, 2)
 
     def foreseen(self, batch: dict[str, Any], config: AIMConfig) -> Tensor | None:
-        """0 for actions of the predictions that follow a mistake still to be made, 1 elsewhere: (B, K*P), with the P
+        """0 for predicted actions of a recovery whose mistake is still to come, 1 elsewhere: (B, K*P), with the P
         actions of each of K predictions; None for a dataset without mistakes."""
         if self._interventions is None:
             return None

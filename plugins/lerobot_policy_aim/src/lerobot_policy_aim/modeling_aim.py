@@ -250,7 +250,7 @@ class AIMPolicy(PreTrainedPolicy):
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any]) -> Tensor:
         """The next action of each episode, (B, action_dim), in physical units. Call it at every control step. A
-        relative action is taken from the state of this very step, to which LeRobot's postprocessor adds it.
+        relative action refers to the state of this very step, to which LeRobot's postprocessor adds it.
 
         Args:
             batch: pictures (B, 3, H, W) in [0, 1] and `task`, the instructions; `observation.state` in action space
@@ -376,7 +376,7 @@ def check_sharded() -> None:
 
 def load_in_all_processes() -> None:
     """Under `accelerate launch --use_fsdp`, transformers would read weights in the first process alone. The others get
-    those of the model from FSDP, and would encode instructions with a text encoder without any."""
+    the model's weights from FSDP, but their text encoder would have none."""
     disable_fsdp_ram_efficient_loading()
 
 

@@ -115,7 +115,7 @@ def check_clip(path: Path, first: int, count: int, rate: Fraction) -> tuple[int,
 
 def clip_times(path: Path, first: int, count: int, rate: Fraction) -> list[float]:
     """Moments (s) at which a decoder shows frames `first` to `first + count` of a file of constant `rate`. A frame's
-    place among the file's pictures may be another one: of what lies before it, a picture may be missing.
+    index among the file's pictures may be smaller, if an earlier picture is missing.
 
     Raises:
         UnreadableFile: as `check_clip`.

@@ -33,7 +33,7 @@ INDICES = ("frame_index", "episode_index", "index", "task_index")
 
 
 def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The episodes of a folder with videos as bytes, split by split."""
+    """The episodes of a folder with videos as bytes, split by split. Raises ValueError for an unknown split."""
     of_path = {}
     for path in shard_paths(folder):
         with reading(path, MEND):
@@ -49,7 +49,7 @@ def rows_of(folder: Path, splits: list[str] | None = None) -> Iterator[dict[str,
 
 
 def license_of(folder: Path) -> str:
-    """The license of a folder of episodes by its card, "unknown" if that is missing or names none.
+    """The license of a folder of episodes by its card, "unknown" if the card is missing or names none.
 
     Raises:
         ValueError: if the card's metadata can't be read.
@@ -105,7 +105,7 @@ def export_lerobot(
 
 class _Writer:
     """Writes a dataset into `folder`, with the views, sizes, frame rate and action space of `first`. `tables`: as
-    of `_table`."""
+    in `_table`."""
 
     def __init__(self, folder: Path, tables: ExitStack, first: dict[str, Any], value_maps: bool) -> None:
         self.folder, self.tables = folder, tables
@@ -277,7 +277,7 @@ def _table(tables: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter
 
 
 class _TableFiles:
-    """Parquet files of one schema. Each call of `add` writes a row group. `tables`: as of `_table`."""
+    """Parquet files of one schema. Each call of `add` writes a row group. `tables`: as in `_table`."""
 
     def __init__(self, folder: Path, tables: ExitStack, pattern: str, schema: pa.Schema, limit_mb: float) -> None:
         self.folder, self.tables = folder, tables
@@ -374,7 +374,7 @@ def _number_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
 
 def _picture_statistics(frames: np.ndarray) -> dict[str, np.ndarray]:
     """Statistics of frames (T, height, width, 3) uint8, scaled to [0, 1]: (3, 1, 1) each, one value per channel. They
-    are those of the histograms, since the pixels of a long episode don't fit into memory as floats."""
+    are computed from histograms, since the pixels of a long episode don't fit into memory as floats."""
     histograms = np.zeros((3, 256), dtype=np.int64)
     for frame in frames:
         for channel, histogram in enumerate(histograms):
@@ -384,7 +384,7 @@ def _picture_statistics(frames: np.ndarray) -> dict[str, np.ndarray]:
     variance = (histograms * (levels - mean[:, None]) ** 2).sum(axis=1) / count
 
     def quantile(share: float) -> np.ndarray:
-        """As `np.quantile`: between the two pixels, in order, that the place lies between."""
+        """As `np.quantile`: interpolates between the two sorted pixels around its place."""
         place = share * (count - 1)
         low, high = (
             np.array([levels[np.searchsorted(of.cumsum(), rank, side="right")] for of in histograms])
@@ -452,7 +452,7 @@ dataset = LeRobotDataset("{repo_id}")
 
 The last frame of an episode repeats the action before it. `expert_action` is what the expert wanted, `action`
 {executed}. `meta/aim.parquet` holds a row an episode: suite, task, split, seed, contacts and the cameras' calibration;
-`aim-hf import-lerobot` makes AIM's episodes of all this again.
+`aim-hf import-lerobot` restores AIM's episodes from it.
 
 | feature | type | shape |
 |---|---|---|

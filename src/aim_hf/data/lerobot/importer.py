@@ -33,7 +33,7 @@ from .source import LeRobotSource, format_numbers
 
 LISTED = 20  # broken episodes that an error lists with their reasons
 ORIGIN = """Made of {episodes} of the {total} episodes of the LeRobot dataset `{name}` ({version}) by aim-hf. {videos}
-`manifest/` holds the configuration, and what was wrong with episodes that were left out as broken ({skipped})."""
+`manifest/` holds the configuration, and the faults of episodes that were left out as broken ({skipped})."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def import_episodes(
         license: license of the source, by its name on the Hub.
 
     Returns:
-        The number of imported episodes, and of each broken episode the reason.
+        The number of imported episodes, and the reason of each broken episode.
 
     Raises:
         ValueError, OSError: for a bad `shard_size`, a dataset that doesn't fit the config or lies in `output`, and
@@ -80,8 +80,8 @@ def import_episodes(
     robot = Robot.load(config) if config else None
     if robot is None and not source.own:
         raise ValueError(
-            f"{source.name} is no export of ours: give a config that says which columns and cameras are what "
-            f"(docs/own_robot.md). It has {', '.join(source.features)}"
+            f"{source.name} was not written by `aim-hf export-lerobot`: give a config that maps its columns and "
+            f"cameras (docs/own_robot.md). It has {', '.join(source.features)}"
         )
     if output.resolve() == source.folder.resolve():
         raise ValueError(
@@ -172,7 +172,7 @@ def every_frame(source: LeRobotSource, fps: float | None) -> int:
         rates = ", ".join(f"{source.fps / number:g}" for number in range(1, 7))
         raise ValueError(
             f"{source.name} has {source.fps:g} frames a second, of which {fps:g} can't be made; expected one of "
-            f"{rates} or another whole part of it"
+            f"{rates}, or {source.fps:g} divided by another whole number"
         )
     return every
 
@@ -367,8 +367,8 @@ def _camera_keys(source: LeRobotSource, robot: Robot | None) -> dict[str, str]:
 def _with_videos(
     source: LeRobotSource, robot: Robot | None, episode: int, row: dict[str, Any], every: int
 ) -> dict[str, Any]:
-    """Adds the videos to a row. Value maps that the source lacks are rendered if events and calibration are known. So
-    are all such maps at another rate, where a frame may show another event than in the source."""
+    """Adds the videos to a row. Value maps that the source lacks are rendered if events and calibration are known. At
+    another rate all such maps are rendered anew, since a frame may show another event than in the source."""
     known = Episode.from_row(row | dict.fromkeys(format.VIDEO_KEYS)) if row["events"] is not None else None
     clips = {}
     for column, key in _camera_keys(source, robot).items():

@@ -270,8 +270,8 @@ class LeRobotSource:
         """The instruction of an episode, which is LeRobot's task.
 
         Raises:
-            ValueError: if the task changes within the episode, isn't among the dataset's tasks, or isn't what the
-                episode's metadata say.
+            ValueError: if the task changes within the episode, isn't among the dataset's tasks, or differs from the
+                episode's metadata.
         """
         table = self._table(episode, ["task_index"])
         indices = set(_numbers(table, "task_index", 1)[:, 0].astype(int).tolist())

@@ -34,7 +34,7 @@ class RoboTwinMissing(RoboTwinError):
     """Requirements of RoboTwin are missing. `missing` are sentences, each with its remedy."""
 
     def __init__(self, *missing: str) -> None:
-        super().__init__(*missing)  # as given, so that another process can be sent it
+        super().__init__(*missing)  # the arguments as given, so that the error can be pickled
         self.missing = list(missing)
 
     def __str__(self) -> str:

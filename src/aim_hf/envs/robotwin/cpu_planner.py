@@ -46,8 +46,8 @@ def replace_curobo(planner: types.ModuleType, robot: types.ModuleType) -> None:
 
 
 def note_table(table_z_bias: float) -> None:
-    """Tells the planners of a scene's table, whose top is at 0.74 m + `table_z_bias`. That of `place_dual_shoes` is
-    lower than all others, for which the lowest is taken."""
+    """Tells the planners of a scene's table, whose top is at 0.74 m + `table_z_bias`. Only the top of
+    `place_dual_shoes` lies below `LOWEST_TABLE`, which is assumed for all other tasks."""
     CpuPlanner.table = min(LOWEST_TABLE, TABLE + table_z_bias)
 
 

@@ -61,8 +61,8 @@ class _SetVariable(argparse.Action):
 
 
 def chosen_settings(suite: str) -> dict[str, str]:
-    """The settings by the variables that aren't those of official runs, for records of what outputs depend on; none of
-    another suite than robotwin."""
+    """The settings in environment variables that differ from official runs, for records of a run's settings; {} for
+    other suites than robotwin."""
     if suite != "robotwin":
         return {}
     variables = {"shader": _SHADER, "embodiment": _EMBODIMENT, "planner": _PLANNER}
@@ -129,7 +129,7 @@ class RoboTwinEnvironment:
             meters, such as ["franka-panda", "franka-panda", 0.6]; default: ROBOTWIN_EMBODIMENT, otherwise as in the
             config.
         shader: SAPIEN's shader pack for the cameras; default: ROBOTWIN_SHADER, otherwise RoboTwin's ray tracing, which
-            doesn't end on a CPU: take "trivial" there. Pictures then differ from those of official results.
+            never finishes on a CPU: take "trivial" there. Pictures then differ from those of official results.
         planner: "curobo", RoboTwin's own, or "cpu", this project's, which needs no GPU (`cpu_planner.py`); default:
             ROBOTWIN_PLANNER, otherwise "curobo".
         depth: add `depth` (H, W) float32 in meters to observations.
@@ -152,8 +152,8 @@ class RoboTwinEnvironment:
     lie before and after each move, and every 15 physics steps within: the joints' targets, and the measured poses of
     the left and the right arm, 0.12 m behind the tool center points.
 
-    In a difference to RoboTwin's own runs, the region of clutter in `hard` scenes of dump_bin_bigbin and
-    put_bottles_dustbin is always that of a first scene; RoboTwin shifts it from scene to scene.
+    Unlike in RoboTwin's own runs, the region of clutter in `hard` scenes of dump_bin_bigbin and put_bottles_dustbin is
+    always that of a first scene; RoboTwin shifts it from scene to scene.
 
     Raises:
         ValueError: for an unknown task or split or a bad option.
@@ -200,7 +200,7 @@ class RoboTwinEnvironment:
 
     @classmethod
     def interface(cls, split: str) -> Interface:
-        """From the configuration of the installation that the variables name; RoboTwin's defaults without one."""
+        """By the configuration of the RoboTwin that environment variables name; RoboTwin's defaults without one."""
         sizes, every = [_D435] * len(CAMERAS), _SAVE_FREQ
         if (configs := find_configs()) is not None:
             with reading(configs, "restore RoboTwin's configuration"):
@@ -364,8 +364,8 @@ class RoboTwinEnvironment:
         check_choice("split", split, ("seen", "unseen"))
         if self._info is None:
             raise RuntimeError(
-                "RoboTwin words a scene by what its expert did, which it hasn't yet: run demonstrate() first, or take "
-                "a seed for evaluation."
+                "RoboTwin words a scene by the actions of its expert, which hasn't acted yet: run demonstrate() "
+                "first, or take a seed for evaluation."
             )
         header, _ = self._ask("instructions", info=self._info, split=split, seed=self._own_seed)
         found = header["instructions"] or [self.task]

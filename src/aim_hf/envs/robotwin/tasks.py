@@ -7,7 +7,7 @@ from ..seeds import SEED_RANGES, check_seed
 
 TASKS = ROBOTWIN
 
-# Task -> attribute of the object that closed fingers press or push along, and which of both. In all other tasks,
+# Task -> attribute of the object that closed fingers press or push along, and "press" or "push". In all other tasks,
 # objects are grasped, or moved by a grasped object.
 TARGETS = {
     "click_alarmclock": ("alarm", "press"),
@@ -37,7 +37,7 @@ OFFICIAL = {"shader": "rt", "embodiment": "aloha-agilex", "planner": "curobo"}
 
 
 def deviations(simulator: dict[str, str]) -> list[str]:
-    """In what a simulator differs from that of official runs, a sentence each, as far as its results tell."""
+    """The differences of a simulator from that of official runs, a sentence each, as far as its results tell."""
     found, told = [], OFFICIAL | simulator
     if (shader := told["shader"]) != OFFICIAL["shader"]:
         found.append(f"Pictures are rendered with the shader pack {shader}; official ones are ray-traced.")

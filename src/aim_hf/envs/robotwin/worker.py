@@ -430,8 +430,8 @@ class Simulator:
 
 
 def _own_states(file: Any) -> np.ndarray:
-    """Of a file of the releases of 2025, which hold frames, or of today's, which hold each frame's state and the next
-    one's as its action."""
+    """The states in a file of the 2025 releases, which holds frames, or in today's, which holds each frame's state
+    and, as its action, the next state."""
     if "joint_action" in file:
         names = ["joint_action/vector", "endpose/left_endpose", "endpose/right_endpose"]
         return np.concatenate([np.asarray(file[name], np.float64) for name in names], axis=1)

@@ -34,9 +34,9 @@ _LARGEST_FINGER_CHANGE = 0.02  # m per control step: fingers close within three 
 class TabletopEnvironment(InProcessEnvironment):
     """One task of the tabletop suite; see `envs.base.Environment` for the methods' contracts.
 
-    `split`: easy, hard, or one of `names.PERTURBATIONS`, described in `perturbations.py`. On the splits `delay-*` an
-    action waits for its turn: `step` executes one from some steps before, at first the start pose, and
-    `info["reached"]` is of that one.
+    `split`: easy, hard, or one of `names.PERTURBATIONS`, described in `perturbations.py`. On the splits `delay-*`,
+    `step` executes the action given some steps before, at first the start pose, and `info["reached"]` refers to the
+    executed one.
 
     A control step takes 0.08 s.
 
@@ -130,7 +130,8 @@ class TabletopEnvironment(InProcessEnvironment):
             yield frame
 
     def instruction(self, split: str = "seen") -> str:
-        """As `Environment.instruction`. On the splits `wording-*` the sentence is theirs, whatever `split` is."""
+        """As `Environment.instruction`. On the splits `wording-*` the sentence is the perturbation's, whatever `split`
+        is."""
         sentence = super().instruction(split)
         if self._axis == "wording":
             chosen = reworded(self._task, self._strength, self._axis_generator("instruction"))
@@ -173,7 +174,7 @@ class TabletopEnvironment(InProcessEnvironment):
         return path
 
     def _axis_generator(self, stream: str) -> np.random.Generator:
-        """The same for all strengths of an axis."""
+        """A generator that is the same for all strengths of an axis."""
         return scene_generator(self.task, self._axis, self._seed, stream)
 
     def _simulate(self, joints: dict[str, np.ndarray], fingers: dict[str, float]) -> None:

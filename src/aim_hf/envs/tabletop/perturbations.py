@@ -69,7 +69,7 @@ class Perturbation:
 
 
 def perturb(axis: str, strength: int, rng: np.random.Generator) -> Perturbation:
-    """The perturbation of a scene; none for the axis `wording`, which `reworded` is for."""
+    """The perturbation of a scene; none for the axis `wording`, which `reworded` handles."""
     level, direction = strength - 1, rng.choice([-1, 1])
     if axis == "light":
         brightness = (DIMMER if direction < 0 else BRIGHTER)[level]
@@ -97,7 +97,7 @@ def perturb(axis: str, strength: int, rng: np.random.Generator) -> Perturbation:
 
 
 def reworded(task: Task, strength: int, rng: np.random.Generator) -> str:
-    """An instruction template of the axis `wording`: none that the task's `seen` has."""
+    """An instruction template of the axis `wording`, never one of the task's `seen`."""
     if strength == 1:
         return task.unseen[rng.integers(len(task.unseen))]
     request = task.requests[rng.integers(len(task.requests))]

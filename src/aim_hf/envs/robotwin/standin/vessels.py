@@ -28,7 +28,7 @@ def _round(profile: list[tuple[float, float]], wall: float, tint: Color) -> Body
 
 
 def bowl(index: int) -> Body:
-    """Another one slides to its middle, and rests 2 cm higher."""
+    """A second bowl slides to its middle, and rests 2 cm higher."""
     return _round([(0.040, 0), (0.044, 0.016), (0.059, 0.026), (0.059, 0.054)], 0.010, color(index))
 
 
