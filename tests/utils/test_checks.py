@@ -1,5 +1,6 @@
 """Errors about a wrong value name it, and stay readable however large it is."""
 
+import numpy as np
 import pytest
 
 from aim_hf.protocol.messages import MessageError, pack, unpack
@@ -25,6 +26,18 @@ def test_a_large_value_is_told_in_short(refuse):
     with pytest.raises(ValueError, match=r"^\w+ is '?\[?[01].*….*; expected ") as raised:
         refuse()
     assert len(str(raised.value)) < 300
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [float, np.float32, np.float16, np.float64])
+def test_numbers_of_every_kind_are_finite_or_refused(kind):
+    assert check_number("x", kind(2), 0) == check_positive("x", kind(2)) == finite_numbers("x", [kind(2)])[0] == 2
+    for check in (lambda x: check_number("x", x, 0), lambda x: check_positive("x", x)):
+        for wrong in ("inf", "nan", "-inf"):
+            with pytest.raises(ValueError, match=r"^x is "):
+                check(kind(wrong))
+    with pytest.raises(ValueError, match=r"^x is "):
+        finite_numbers("x", [kind("inf")])
 
 
 def test_a_client_is_told_its_large_shape_in_short():

@@ -1,16 +1,13 @@
 """Checks of arguments, with errors that name the argument."""
 
+import math
 import os
-import sys
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import fields
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
-
-# An integer may be larger, which `math.isfinite` and `float` answer by OverflowError.
-LARGEST = sys.float_info.max
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> int:
@@ -20,24 +17,36 @@ def check_whole(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def check_number(name: str, value: Any, least: float, most: float = LARGEST) -> float:
+def check_number(name: str, value: Any, least: float, most: float = math.inf) -> float:
     """`value` as a float. Raises ValueError unless it is a finite number, not a bool, from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value <= most:
-        expected = f"{least:g} to {most:g}" if most < LARGEST else f"a finite number, at least {least:g}"
+    number = _as_float(value)
+    if not (least <= number <= most and math.isfinite(number)):
+        expected = f"{least:g} to {most:g}" if math.isfinite(most) else f"a finite number, at least {least:g}"
         raise ValueError(f"{name} is {shortened(value)}; expected {expected}.")
-    return float(value)
+    return number
 
 
 def check_positive(name: str, value: Any) -> float:
     """`value` as a float. Raises ValueError unless it is a finite number above 0, not a bool."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= LARGEST:
+    number = _as_float(value)
+    if not 0 < number < math.inf:
         raise ValueError(f"{name} is {shortened(value)}; expected a number above 0.")
-    return float(value)
+    return number
+
+
+def _as_float(value: Any) -> float:
+    """`value` as a float: NaN for a bool and for anything but numbers, infinity for an integer beyond all floats."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def are_finite(values: Any) -> bool:
     """Whether `values` is a list or tuple of finite numbers."""
-    return isinstance(values, list | tuple) and all(isinstance(x, Real) and abs(x) <= LARGEST for x in values)
+    return isinstance(values, list | tuple) and all(math.isfinite(_as_float(x)) for x in values)
 
 
 def finite_numbers(name: str, values: Any) -> list[float]:
