@@ -40,7 +40,7 @@ class UncachedRollout:
         time = timestep[:, None].expand(-1, frames + config.action_lookahead_frames)
         denoised = self.model._predicted_segment(chunk, actions, time)
         visibility, segments = Visibility(config.visibility), []
-        if visibility.action_sees_rgb or visibility.clean_value_sees_rgb:
+        if visibility.action_needs_rgb:
             segments.append((Kind.OBSERVATION, rgb, clean))
         if visibility.action_sees_value:
             segments.append((Kind.CLEAN_VALUE, value, clean))

@@ -56,13 +56,13 @@ def test_the_uncached_rollout_gives_what_the_cached_one_gives(config):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
     want = model.action_velocity(model.action_context(episode.cache, rgb, value), action, t)
     torch.testing.assert_close(uncached.action_velocity(rgb, value, action, t), want, rtol=0, atol=1e-9)
-    visibility = Visibility(model.config.visibility)
     with patch.object(model, "_packed_pass", side_effect=model._packed_pass) as watched:
         uncached.action_velocity(rgb, value, action, t)
     passed = [int(segment.units.kind[0]) for segment in watched.call_args.args[0][1:]]
-    # What no action sees isn't computed, as it isn't with the cache.
-    sees_rgb = visibility.action_sees_rgb or visibility.clean_value_sees_rgb
-    assert passed == [Kind.OBSERVATION] * sees_rgb + [Kind.CLEAN_VALUE] * visibility.action_sees_value
+    # The pass leaves out the tokens that no action sees, as the cached rollout does.
+    rgb_tokens, value_tokens = [Kind.OBSERVATION], [Kind.CLEAN_VALUE]
+    seen = {"map_only": value_tokens, "rgb": rgb_tokens, "observations": []}
+    assert passed == seen.get(model.config.visibility, rgb_tokens + value_tokens)
 
     noise = tuple(tensor.float() for tensor in (rgb, value, action))
     assert noise[0].shape == (1, C, 2, H, W)

@@ -112,9 +112,9 @@ def same_world(
         observation: the first one, in RoboTwin's layout; it is repeated for the frames before the second chunk.
 
     Returns:
-        `same_weights`: whether all tensors that imagination depends on are equal to the last bit; the action head
-        stands for a missing history head; `largest_difference` of the imagined latents, in their standard deviations;
-        `same_world`: whether the weights are the same and this difference is at most `ROUNDING`.
+        `same_weights`, whether the tensors that imagination depends on are equal to the last bit (the action head
+        stands for a missing history head); `largest_difference` of the imagined latents, in their standard
+        deviations; and `same_world`, whether the weights are the same and that difference is at most `ROUNDING`.
     """
     imagined, executed, sampling = [], None, replace(before.sampling_config, guidance_scale=1.0)
     for pipe in (before, after):

@@ -531,7 +531,7 @@ class AIMForWorldAction(PreTrainedModel):
         config, L, visibility = self.config, cache.tokens_per_frame, Visibility(self.config.visibility)
         past = [list(pair) for pair in zip(cache.current_frame(), cache.action_history())]
         clean = 0
-        has_rgb = visibility.action_sees_rgb or visibility.clean_value_sees_rgb
+        has_rgb = visibility.action_needs_rgb
         if has_rgb or visibility.action_sees_value:
             finished = rgb if has_rgb else None, value if visibility.action_sees_value else None
             context = self.world_context(cache, has_rgb, visibility.action_sees_value)

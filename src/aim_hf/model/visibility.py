@@ -62,6 +62,11 @@ class Visibility(StrEnum):
     def clean_value_sees_rgb(self) -> bool:
         return self in (Visibility.AIM, Visibility.BOTH)
 
+    @property
+    def action_needs_rgb(self) -> bool:
+        """Whether imagined RGB reaches the actions, directly or through the clean value tokens."""
+        return self.action_sees_rgb or self.clean_value_sees_rgb
+
 
 @dataclass
 class Units:

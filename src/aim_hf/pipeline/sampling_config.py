@@ -32,21 +32,21 @@ class SamplingConfig:
     action_noise_scale: float = 1.0
 
     def __post_init__(self):
-        for name in ("num_inference_steps", "num_action_inference_steps"):
-            if self._keep(name, check_whole(name, getattr(self, name))) > MOST_STEPS:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at most {MOST_STEPS}.")
+        names = ("num_inference_steps", "num_action_inference_steps")
+        checked = {name: check_whole(name, getattr(self, name)) for name in names}
+        for name, steps in checked.items():
+            if steps > MOST_STEPS:
+                raise ValueError(f"{name} is {steps}; expected at most {MOST_STEPS}.")
         if self.stop_after is not None:
-            if self._keep("stop_after", check_whole("stop_after", self.stop_after)) > self.num_inference_steps:
+            checked["stop_after"] = check_whole("stop_after", self.stop_after)
+            if self.stop_after > self.num_inference_steps:
                 raise ValueError(
                     f"stop_after is {self.stop_after}; expected 1 to num_inference_steps={self.num_inference_steps}."
                 )
-        self._keep("guidance_scale", check_number("guidance_scale", self.guidance_scale, least=0))
-        self._keep("action_noise_scale", check_number("action_noise_scale", self.action_noise_scale, 0, 1))
-
-    def _keep(self, name: str, number: float) -> float:
-        """Sets a field to a number of Python, and returns it: NumPy's can't be saved as JSON."""
-        object.__setattr__(self, name, number)
-        return number
+        checked["guidance_scale"] = check_number("guidance_scale", self.guidance_scale, least=0)
+        checked["action_noise_scale"] = check_number("action_noise_scale", self.action_noise_scale, 0, 1)
+        for name, number in checked.items():  # NumPy's numbers can't be saved as JSON
+            object.__setattr__(self, name, number)
 
     @property
     def negative_prompt(self) -> str | None:

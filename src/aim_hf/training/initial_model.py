@@ -8,8 +8,8 @@ import torch
 from ..model.configuration_aim import AIMConfig
 from ..model.modeling_aim import AIMForWorldAction
 
-# Fields that adapters may have otherwise than their base: training alone reads the weights, and of `action_dim` the
-# adapters hold the layers, which a base of another size refuses.
+# Fields in which adapters may differ from their base: only training reads the first three, and the adapters contain
+# the layers that depend on `action_dim`.
 OF_ADAPTERS = ("value_loss_weight", "action_loss_weight", "initializer_range", "action_dim")
 
 

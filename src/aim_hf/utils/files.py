@@ -175,7 +175,7 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
 
 
 def _differences(name: str, there: Any, now: Any) -> list[str]:
-    """What differs between two values of a setting: of dicts of one kind, such as two configurations, each field."""
+    """A sentence for each difference of a setting. Dicts with common keys, such as configurations, differ by field."""
     if there == now:
         return []
     if isinstance(there, dict) and isinstance(now, dict) and there.keys() & now.keys():
