@@ -23,12 +23,15 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
     """Pairs the episodes of two output folders of `evaluate`.
 
     Returns:
-        `gain_points`, the mean over tasks of the gain in percentage points; `mcnemar_p`, exact, two-sided, over all
-        pairs; `only_before` and `only_after`, the pairs in which only that one succeeded; `before` and `after`, the
-        policy, its SHA-256 if known, command, commit and hardware of each; `sampled_differently`, option of the
-        sampler -> its values before and after, where they differ, so that not all of the gain was learned; `seeds`;
-        `tasks`, name -> episodes, before and after (successes, rate, Wilson interval), `gain_points`, `mcnemar_p` and
-        the seeds that `lost` and that `won` the success.
+        `gain_points`: gain in percentage points, mean over tasks.
+        `mcnemar_p`: McNemar's exact two-sided p over all pairs.
+        `only_before`, `only_after`: how many pairs only that policy succeeded in.
+        `before`, `after`: policy, its SHA-256 if known, command, commit and hardware.
+        `sampled_differently`: option of the sampler -> its two values, where they differ: not all of the gain was
+            learned then.
+        `seeds`: the smallest and the largest.
+        `tasks`: name -> episodes; `before` and `after`, each with successes, rate and Wilson interval; `gain_points`;
+            `mcnemar_p`; the seeds that `lost` the success and those that `won` it.
 
     Raises:
         FileNotFoundError: if a folder holds no results. ValueError: if they aren't of the same scenes.

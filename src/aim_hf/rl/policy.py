@@ -1,31 +1,31 @@
-"""The action head as a policy with a likelihood.
+"""The action head as a stochastic policy: denoising steps that are Gaussian and have a likelihood.
 
-The head solves the ODE dx = v dt from noise (t = 1) to actions (t = 0). Given the noise, the result is deterministic,
-and its likelihood is unknown. Flow-SDE (Flow-GRPO, arXiv 2505.05470; piRL, arXiv 2510.25889) adds noise to the steps
-and corrects the drift, so that the samples have the same distribution at every t:
+The SDE. Denoising solves the ODE dx = v dt from noise (t = 1) to actions (t = 0). Its result depends on the initial
+noise alone, and the likelihood of that result is unknown. Flow-SDE (Flow-GRPO, arXiv 2505.05470; piRL, arXiv
+2510.25889) adds noise to the denoising steps and corrects the drift, so that x_t keeps its distribution at every t:
 
     dx = [v + sigma_t^2 / (2t) * eps] dt + sigma_t dw,    eps = x + (1 - t) * v,    sigma_t = a * sqrt(t / (1 - t))
 
-Both papers take Euler's step of it, which adds too much noise where sigma_t is large or the step is the last: at 10
-steps, samples of narrow data come out several times as wide as the data, and shake the robot. Here a step is exact in
-its noise. The ODE's Euler step holds v, and so holds the two samples that it predicts, x_0 = x - t * v and eps. With
-x_0 held, the noise in x is an Ornstein-Uhlenbeck process, which has a closed form: a step from t to s gives
+The step. Both papers take Euler steps of this SDE. These add too much noise in the last step and wherever sigma_t
+is large: with 10 steps, samples of narrow data come out several times as wide as the data, and the robot shakes. The
+step used here has the exact amount of noise. As in the ODE's Euler step, v is constant within a step, and so are the
+two predictions that v stands for: the clean actions x_0 = x - t * v, and the noise eps. With x_0 constant, the noise
+in x is an Ornstein-Uhlenbeck process, whose step from t to s is known in closed form:
 
-    x_s = (1 - s) * x_0 + s * (rho * eps + sqrt(1 - rho^2) * z),    rho = [s * (1 - t) / (t * (1 - s))]^(a^2 / 2).
+    x_s = (1 - s) * x_0 + s * (rho * eps + sqrt(1 - rho^2) * z),    rho = [s * (1 - t) / (t * (1 - s))]^(a^2 / 2)
 
-For small steps it equals the papers' step; a = 0 gives the ODE's Euler step. With 10 steps it samples as the ODE with
-10 does, so that the trained sampler is the one in use. The last step, to s = 0, has no noise and hence no likelihood,
-unless `last_step_std` adds some.
+For small steps it equals the papers' step, and a = 0 gives the ODE's Euler step. With 10 steps, samples are distributed as
+those of the ODE with 10 steps, so practice trains the sampler that is used afterwards.
 
-Independent noise for each action of a chunk mostly averages out over the chunk, and gives little learning signal. The
-renewed noise may therefore be restricted to the smoothest cosine modes of the noise over a chunk's actions: with one
-mode, the whole chunk moves together. Renewing a part of white noise leaves it white, so the marginals don't change.
-The likelihood is that of the random modes, given x_t.
+Modes. Independent noise for each action mostly averages out over a chunk, and teaches little. The step may
+therefore replace only the smoothest `noise_modes` cosine modes of the noise over the P actions; with one mode, the
+whole chunk moves together. White noise of which a part is replaced stays white, so the distribution of x_t stays the
+same. The likelihood is that of the replaced modes, given x_t.
 
-Samples with the ODE's marginals are no more diverse than the ODE's own: a policy that misses a target by more than its
-spread never hits it, and can't learn from success. Wider noise before the last step would be seen by later denoising
-steps, and training would teach these to remove it, which is useless without that noise. Exploration beyond the
-policy's spread is therefore added after the last step, where no network sees it: `last_step_std`.
+The last step. The step to s = 0 has no noise, and hence no likelihood, unless `last_step_std` adds some. That noise
+serves exploration: samples of the SDE are only as diverse as those of the ODE, so a policy that always misses by more
+than its own spread never succeeds, and can't learn from success. Such noise would do harm in an earlier step: later
+steps would see it, and practice would teach them to remove it.
 """
 
 import math

@@ -135,25 +135,28 @@ class RoboTwinEnvironment:
         depth: add `depth` (H, W) float32 in meters to observations.
         timeout: seconds without an answer after which the simulator counts as hung.
 
-    Seeds: `tasks.simulator_seed` maps a seed to RoboTwin's. For training seeds, `reset` only sets up the scene, as in
-    RoboTwin's collection. For evaluation, validation and rl seeds, `reset` works as in RoboTwin's evaluation: it sets
-    up the scene, runs the expert, raises SeedRejected unless the expert succeeds, and sets up the scene again. The
-    demonstration is kept for `demonstrate(observe=False)` and `expert()`. A `reset` of the same seed before any action
-    reuses the scene. Scenes of evaluation seeds have the textures that RoboTwin reserves for evaluation.
+    Seeds: `tasks.simulator_seed` maps a seed to RoboTwin's. With a training seed, `reset` only sets up the scene, as
+    RoboTwin's collection does. With any other seed it follows RoboTwin's evaluation: it sets up the scene, runs the
+    expert, raises SeedRejected if the expert fails, and sets up the scene again. That demonstration is kept for
+    `demonstrate(observe=False)` and `expert()`. Another `reset` of the same seed before any action reuses the scene.
+    Scenes of evaluation seeds have the textures that RoboTwin reserves for evaluation.
 
-    Differences to `tabletop`: in RoboTwin's observations, `joint_action/vector` holds the drive targets and grippers
-    are commanded values, while `endpose` is the measured pose of the tool center point. A control step takes as long
-    as the motion that RoboTwin's planner finds, `info["physics_steps"]`; `control_dt` is that of the expert. RoboTwin
-    ends an episode with success. `on_physics_step` is called after the action, once for each of its physics steps.
-    During these calls `bodies` and `velocities` are those of the physics step, `contacts` those of bodies that the
-    fingers have touched in the episode, while `tcp` and `cameras` are those at the end of the action.
+    Differences from `tabletop`:
+        - `joint_action/vector` of an observation holds drive targets, with grippers as commanded. `endpose` is the
+          measured pose of the tool center point.
+        - A control step takes as long as the motion that RoboTwin's planner finds, `info["physics_steps"]`;
+          `control_dt` is that of the expert.
+        - An episode ends with success.
+        - `on_physics_step` is called after the action, once for each of its physics steps. `bodies`,
+          `velocities` and `contacts` are those of the physics step, `contacts` only of bodies that the fingers have
+          touched in the episode; `tcp` and `cameras` are those at the end of the action.
+
+    Difference from RoboTwin's own runs: in `hard` scenes of dump_bin_bigbin and put_bottles_dustbin, clutter lies in
+    the region of a first scene. RoboTwin shifts that region from scene to scene.
 
     After a demonstration, `own_states` (T, D + 14) holds the states at the frames of RoboTwin's own collection, which
-    lie before and after each move, and every 15 physics steps within: the joints' targets, and the measured poses of
-    the left and the right arm, 0.12 m behind the tool center points.
-
-    Unlike in RoboTwin's own runs, the region of clutter in `hard` scenes of dump_bin_bigbin and put_bottles_dustbin is
-    always that of a first scene; RoboTwin shifts it from scene to scene.
+    are taken before and after each move and every 15 physics steps in between: the joints' targets, then the measured
+    poses of the left and the right arm, 0.12 m behind the tool center points.
 
     Raises:
         ValueError: for an unknown task or split or a bad option.
