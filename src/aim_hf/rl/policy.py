@@ -14,8 +14,8 @@ in x is an Ornstein-Uhlenbeck process, whose step from t to s is known in closed
 
     x_s = (1 - s) * x_0 + s * (rho * eps + sqrt(1 - rho^2) * z),    rho = [s * (1 - t) / (t * (1 - s))]^(a^2 / 2)
 
-For small steps it equals the papers' step, and a = 0 gives the ODE's Euler step. With 10 steps, samples are distributed as
-those of the ODE with 10 steps, so practice trains the sampler that is used afterwards.
+For small steps it equals the papers' step, and a = 0 gives the ODE's Euler step. With 10 steps,
+samples are distributed as those of the ODE with 10 steps, so practice trains the sampler that is used afterwards.
 
 Modes. Independent noise for each action mostly averages out over a chunk, and teaches little. The step may
 therefore replace only the smoothest `noise_modes` cosine modes of the noise over the P actions; with one mode, the
