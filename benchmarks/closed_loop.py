@@ -8,7 +8,8 @@ actions start from. `few_steps`: few steps of both together. `replanning`: parts
 by signals. `delays`: control steps that a chunk takes to compute, bridged by real-time chunking or without
 telling the new chunk. Each setting has a folder of results, as `aim-hf evaluate` writes it, so a run that was
 stopped goes on; DIR/STUDY.json holds them all, and DIR/STUDY.md the table. Seeds are the same for all settings, held
-out of training, and none of those that success rates are reported on, so that choosing a setting by them is fair.
+out of training, and none of those that success rates are reported on, so that choosing a setting by them is fair. Each
+setting is compared with the first, seed by seed.
 """
 
 from pathlib import Path
@@ -48,7 +49,7 @@ def main():
 
     from aim_hf.envs.names import TASKS
     from aim_hf.evaluation.evaluate import Protocol, evaluate
-    from aim_hf.evaluation.statistics import rate_of
+    from aim_hf.evaluation.statistics import paired_difference, rate_of
     from aim_hf.rollout.policies import AIMPolicy
     from aim_hf.utils.files import write_json, write_text
     from aim_hf.utils.provenance import provenance
@@ -63,7 +64,7 @@ def main():
     args = parser.parse_args()
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    rows = []
+    rows, first = [], None
     for setting in STUDIES[args.study]:
         name = "-".join(f"{key}={value}" for key, value in setting.items()) or "defaults"
         policy = AIMPolicy.from_pretrained(args.policy, state.device, **setting)
@@ -80,13 +81,21 @@ def main():
         if results is None:  # not the main process
             continue
         # The folder may hold tasks and episodes of another run, which folders of other settings may lack.
-        of_tasks = {
-            task: results["tasks"][task]["outcomes"][: args.episodes].count("1")
-            for task in args.tasks or TASKS["tabletop"]
+        outcomes = {
+            task: results["tasks"][task]["outcomes"][: args.episodes] for task in args.tasks or TASKS["tabletop"]
         }
-        successes, episodes = sum(of_tasks.values()), args.episodes * len(of_tasks)
-        rows.append({"setting": setting, "episodes": episodes, **rate_of(successes, episodes), "tasks": of_tasks})
-        print(f"{name}: {successes} of {episodes}")
+        every = [outcome == "1" for of_task in outcomes.values() for outcome in of_task]
+        first = first or every
+        row = {
+            "setting": setting,
+            "episodes": len(every),
+            **rate_of(sum(every), len(every)),
+            "tasks": {task: of_task.count("1") for task, of_task in outcomes.items()},
+            "outcomes": outcomes,
+            "to_first": paired_difference(first, every),
+        }
+        rows.append(row)
+        print(f"{name}: {sum(every)} of {len(every)}")
     if state.is_main_process:
         settings = {"study": args.study, "policy": args.policy, "split": args.split, "rows": rows}
         whole = settings | provenance(state.device)
@@ -96,11 +105,15 @@ def main():
 
 
 def table(rows: list[dict]) -> str:
-    lines = ["| setting | success | 95 % interval |", "|---|---|---|"]
+    lines = ["| setting | success | 95 % interval | points to the first | p |", "|---|---|---|---|---|"]
     for row in rows:
         setting = ", ".join(f"{key} {value}" for key, value in row["setting"].items()) or "defaults"
         low, high = (f"{bound:.0%}" for bound in row["wilson"])
-        lines.append(f"| {setting} | {row['rate']:.0%} ({row['successes']}/{row['episodes']}) | {low} to {high} |")
+        rate = f"{row['rate']:.0%} ({row['successes']}/{row['episodes']})"
+        to_first = row["to_first"]
+        lines.append(
+            f"| {setting} | {rate} | {low} to {high} | {to_first['gain_points']:+.1f} | {to_first['p']:.2g} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -22,7 +22,7 @@ from aim_hf.commands.policy_options import add_sampling_arguments, given_options
 from aim_hf.envs.base import SPLITS
 from aim_hf.envs.names import AIM_TINY_TASKS, AXES, STRENGTHS, TABLETOP
 from aim_hf.envs.seeds import episode_seeds
-from aim_hf.evaluation.statistics import mcnemar_p, rate_of
+from aim_hf.evaluation.statistics import paired_difference, rate_of
 from aim_hf.pipeline.sampling_config import SamplingConfig
 
 START_SEED = 30_000  # the scenes from here on are used for nothing else
@@ -77,9 +77,7 @@ def summary(found: Outcomes) -> dict:
 
 def difference(before: Outcomes, after: Outcomes) -> dict:
     """The paired difference on the same tasks and seeds."""
-    lost = sum(before[key] and not after[key] for key in before)
-    won = sum(after[key] and not before[key] for key in before)
-    return {"gain_points": 100 * (won - lost) / len(before), "lost": lost, "won": won, "p": mcnemar_p(lost, won)}
+    return paired_difference(list(before.values()), [after[key] for key in before])
 
 
 def report(args: argparse.Namespace) -> dict:

@@ -38,7 +38,8 @@ def test_settings_are_compared_on_the_same_episodes(tmp_path, monkeypatch):
     from aim_hf.rollout.policies import AIMPolicy
 
     bell = {"outcomes": "1100"}
-    left = {"defaults": {"click_bell": bell, "lift_pot": {"outcomes": "11"}}, "delay=2": {"click_bell": bell}}
+    other = {"outcomes": "0010"}
+    left = {"defaults": {"click_bell": bell, "lift_pot": {"outcomes": "11"}}, "delay=2": {"click_bell": other}}
     monkeypatch.setitem(closed_loop.STUDIES, "delays", [{}, {"delay": 2}])
     monkeypatch.setattr(AIMPolicy, "from_pretrained", lambda *given, **options: None)
     monkeypatch.setattr(
@@ -48,4 +49,9 @@ def test_settings_are_compared_on_the_same_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["closed_loop.py", *given])
     closed_loop.main()
     rows = json.loads((tmp_path / "delays.json").read_text())["rows"]
-    assert [(row["successes"], row["episodes"], row["tasks"]) for row in rows] == [(2, 3, {"click_bell": 2})] * 2
+    assert [(row["successes"], row["episodes"], row["tasks"]) for row in rows] == [
+        (2, 3, {"click_bell": 2}),
+        (1, 3, {"click_bell": 1}),
+    ]
+    assert rows[1]["outcomes"] == {"click_bell": "001"}
+    assert [(row["to_first"]["lost"], row["to_first"]["won"]) for row in rows] == [(0, 0), (2, 1)]

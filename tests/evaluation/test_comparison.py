@@ -11,7 +11,7 @@ from aim_hf.commands import run
 from aim_hf.envs.base import SeedRejected
 from aim_hf.evaluation.comparison import check_weights, compare, format_comparison, training_summary
 from aim_hf.evaluation.evaluate import read_results
-from aim_hf.evaluation.statistics import mcnemar_p, summarize
+from aim_hf.evaluation.statistics import mcnemar_p, paired_difference, summarize
 from aim_hf.model.checkpoint import fingerprint
 from aim_hf.rollout import policies, storyboard, vector_env
 from aim_hf.rollout import run as rollout
@@ -49,6 +49,13 @@ def test_mcnemar_is_the_exact_binomial_test():
     assert mcnemar_p(0, 5) == pytest.approx(2 / 32)
     assert mcnemar_p(3, 12) == mcnemar_p(12, 3) == pytest.approx(0.03515625)
     assert mcnemar_p(4, 4) == 1
+
+
+def test_a_paired_difference_pairs_episodes_in_their_order():
+    change = paired_difference([True, True, False, False], [False, True, True, True])
+    assert change == {"gain_points": 25, "lost": 1, "won": 2, "p": 1}
+    with pytest.raises(ValueError):
+        paired_difference([True], [True, False])
 
 
 def test_pairs_are_counted_by_task_and_seed(tmp_path):

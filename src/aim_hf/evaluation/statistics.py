@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -31,6 +32,22 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     discordant = only_first + only_second
     tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**discordant)
+
+
+def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    """Success after against before, on the same episodes in the same order.
+
+    Returns:
+        `gain_points`, in percent of the episodes; `lost` and `won`, the number of episodes in which only `before` and
+        only `after` succeeded; `p`, McNemar's exact two-sided p.
+
+    Raises:
+        ValueError: if the numbers of episodes differ.
+    """
+    pairs = list(zip(before, after, strict=True))
+    lost = sum(first and not second for first, second in pairs)
+    won = sum(second and not first for first, second in pairs)
+    return {"gain_points": 100 * (won - lost) / len(pairs), "lost": lost, "won": won, "p": mcnemar_p(lost, won)}
 
 
 def rate_of(successes: int, episodes: int) -> dict[str, Any]:
