@@ -111,6 +111,29 @@ def test_a_chunk_continues_the_last_one(policy: AIMPolicy):
         policy.predict_action_chunk(batch, inference_delay=-1, prev_chunk_left_over=left)
 
 
+def test_predictions_refer_to_the_pose_at_the_begin_of_the_episode(policy: AIMPolicy):
+    """In `ee`, as in training. Moving the arms without changing the pictures changes no command."""
+
+    def chunk(batch: dict) -> torch.Tensor:
+        torch.manual_seed(0)
+        return policy.predict_action_chunk(batch)
+
+    first = make_batch(make_steps(1, rows=2)[0])
+    later = first | {"observation.state": first["observation.state"].clone()}
+    later["observation.state"][:, [0, 1, 2, 8, 9, 10]] += 0.25
+    begun = chunk(first)
+    assert torch.equal(chunk(later), begun)
+    torch.manual_seed(0)
+    assert torch.equal(policy.select_action(later), begun[:, 0])  # the same episodes
+    policy.reset()
+    moved = chunk(later) - begun
+    expected = 0.25 if policy.pipeline.processor.action_space == "ee" else 0.0
+    torch.testing.assert_close(moved[..., :3], torch.full_like(moved[..., :3], expected))
+    if expected:
+        with pytest.raises(ValueError, match="the batch has 1 rows; expected 2. Call reset"):
+            chunk(make_batch(make_steps(1, rows=1)[0]))
+
+
 def test_sampling_fields_reach_the_pipeline(folder: Path):
     config = PreTrainedConfig.from_pretrained(
         folder, cli_overrides=["--num_inference_steps=1", "--action_noise_scale=0.5"]

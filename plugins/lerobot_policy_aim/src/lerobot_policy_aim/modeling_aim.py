@@ -239,6 +239,7 @@ class AIMPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forgets the episodes in progress; the next `select_action` begins new ones."""
         self._session: AIMSession | None = None
+        self._first_poses: Tensor | None = None  # of the episodes, (B, 16), which actions of space `ee` are taken from
         self._generators: list[torch.Generator] = []
         self._queue: deque[Tensor] = deque()  # actions of the chunk that are still to be executed, (B, action_dim)
         self._seen: list[list[dict]] = []  # observations of all rows since the chunk was predicted
@@ -294,7 +295,8 @@ class AIMPolicy(PreTrainedPolicy):
     ) -> Tensor:
         """A chunk of actions (B, chunk_size, action_dim), in physical units, without history: callers of this method
         tell neither what was executed nor what was seen since the last call. Relative actions are taken from the state
-        in `batch`, also those of the last chunk, as LeRobot's engine gives them.
+        in `batch`, also those of the last chunk, as LeRobot's engine gives them. In action space `ee`, the first call
+        after `reset` gives the episodes' first poses.
 
         Args:
             batch: as in `select_action`.
@@ -319,12 +321,20 @@ class AIMPolicy(PreTrainedPolicy):
         return self._sample(session, generators, committed)
 
     def _start(self, batch: dict[str, Any], first_seed: int | None = None) -> tuple[AIMSession, list[torch.Generator]]:
-        """New episodes with their first observations, and the generator of each one's noise."""
+        """Sessions without history, with their first observations, and the generator of each one's noise."""
         tasks = batch["task"] if isinstance(batch.get("task"), list | tuple) else [batch.get("task")]
         observations = self._observations(batch, len(tasks))
         guided = self.pipeline.sampling_config.guidance_scale != 1
         session = self.pipeline.start(list(tasks), negative_prompt="" if guided else None)
         self.pipeline.append(session, observations)
+        if self._first_poses is None:
+            self._first_poses = session.initial_pose
+        elif len(self._first_poses) != len(tasks):
+            raise ValueError(
+                f"the batch has {len(tasks)} rows; expected {len(self._first_poses)}. Call reset() before other "
+                "episodes."
+            )
+        session.initial_pose = self._first_poses
         if first_seed is None:
             seeds = torch.randint(2**62, (len(tasks),), device="cpu").tolist()
         else:
