@@ -254,11 +254,17 @@ def test_relative_actions_need_states_and_joints(base, dataset, tmp_path, monkey
         make_policy(config, ds_meta=metadata)
 
 
-def test_a_batch_without_a_state_is_refused(folder):
+def test_a_batch_without_a_state_of_its_actions_width_is_refused(folder):
     batch = make_batch(make_steps(1, rows=1)[0])
     del batch["observation.state"]
+    policy = AIMPolicy.from_pretrained(folder)
     with pytest.raises(ValueError, match="no observation.state; relative actions are taken from it"):
-        AIMPolicy.from_pretrained(folder).select_action(batch)
+        policy.select_action(batch)
+    batch["observation.state"] = torch.zeros(1, JOINTS + 1)  # LeRobot would take the first numbers
+    with pytest.raises(
+        ValueError, match=r"has shape \(1, 15\); expected \(1, 14\): relative actions are taken from it"
+    ):
+        policy.select_action(batch)
 
 
 def test_a_relative_policy_becomes_no_pipeline(folder, tmp_path, monkeypatch, capsys):

@@ -258,7 +258,8 @@ class AIMPolicy(PreTrainedPolicy):
                 `ee`, and with `use_relative_actions`.
 
         Raises:
-            ValueError: for missing pictures, instructions that are empty, or another number of rows than before.
+            ValueError: for missing pictures, instructions that are empty, states of another width than actions, or
+                another number of rows than before.
         """
         self.eval()
         if self._session is None:
@@ -361,11 +362,15 @@ class AIMPolicy(PreTrainedPolicy):
             {"observation": {camera: {"rgb": clip[row]} for camera, clip in pictures.items()}} for row in range(rows)
         ]
         in_ee = self.pipeline.processor.action_space == "ee"
-        if (in_ee or self.config.use_relative_actions) and OBS_STATE not in batch:
+        if in_ee or self.config.use_relative_actions:
             needed = (
                 "action space 'ee' needs the poses of both arms" if in_ee else "relative actions are taken from it"
             )
-            raise ValueError(f"the batch has no {OBS_STATE}; {needed}.")
+            if OBS_STATE not in batch:
+                raise ValueError(f"the batch has no {OBS_STATE}; {needed}.")
+            shape, expected = tuple(batch[OBS_STATE].shape), (rows, self.pipeline.processor.action_dim)
+            if shape != expected:
+                raise ValueError(f"{OBS_STATE} has shape {shape}; expected {expected}: {needed}.")
         if in_ee:
             for observation, state in zip(observations, batch[OBS_STATE].double().cpu().numpy(), strict=True):
                 observation["endpose"] = unpack_endpose(state)
