@@ -10,9 +10,10 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig, make_aim_pre_post_processors
 
-from aim_hf import AIMPipeline
+from aim_hf import AIMPipeline, SamplingConfig
 from aim_hf.rollout.policies import AIMPolicy as EvaluatedPolicy
 from aim_hf.rollout.rows import ROWS
+from tests.fixtures_pipeline import make_pipeline
 
 
 def drive(policy: AIMPolicy, steps: list[list[dict]], seed: int = 0) -> torch.Tensor:
@@ -141,6 +142,15 @@ def test_sampling_fields_reach_the_pipeline(folder: Path):
     policy = AIMPolicy.from_pretrained(folder, config=config)
     assert policy.pipeline.sampling_config.num_inference_steps == 1
     assert policy.pipeline.sampling_config.action_noise_scale == 0.5
+
+
+def test_stop_after_is_compared_with_the_steps_of_the_base(tmp_path: Path):
+    pipe = make_pipeline("qpos")
+    pipe.sampling_config = SamplingConfig(num_inference_steps=20)
+    AIMPolicy.from_pipeline(pipe, stop_after=8).save_pretrained(tmp_path)
+    assert AIMPolicy.from_pretrained(tmp_path).pipeline.sampling_config == SamplingConfig(20, stop_after=8)
+    with pytest.raises(ValueError, match="stop_after is 21; expected 1 to num_inference_steps=20"):
+        AIMPolicy.from_pipeline(pipe, stop_after=21)
 
 
 def test_lerobot_finds_all_parts(folder: Path):

@@ -11,6 +11,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from aim_hf import AIMConfig, AIMProcessor, SamplingConfig
 from aim_hf.model.checkpoint import local_folder
+from aim_hf.pipeline.sampling_config import MOST_STEPS
 from aim_hf.utils.checks import check_choice, check_fields, check_whole, count, not_negative, share
 from aim_hf.utils.files import read_json
 
@@ -136,7 +137,7 @@ class AIMPolicyConfig(PreTrainedConfig):
             self.set_geometry(AIMConfig.from_pretrained(folder / "model"), temporal)
         elif self.chunk_size is not None:
             self._check_action_steps()
-        self.sampling_config(SamplingConfig())
+        self.sampling_config(SamplingConfig(num_inference_steps=MOST_STEPS))  # the base's number isn't known yet
 
     @classmethod
     def of_pipeline(
