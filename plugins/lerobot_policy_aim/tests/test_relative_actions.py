@@ -287,6 +287,19 @@ def test_names_in_groups_are_the_numbers_names(base, dataset):
         assert make_policy(config, ds_meta=metadata).config.relative_mask == MASK.tolist()
 
 
+def test_numbers_without_names_are_all_relative_in_lerobots_engine_too(base, dataset):
+    metadata = LeRobotDatasetMetadata(REPO_ID, root=dataset)
+    joints, metadata.features["action"]["names"] = metadata.features["action"]["names"], None
+    config = AIMPolicyConfig(base_model_id=str(base), device="cpu", use_relative_actions=True)
+    policy = make_policy(config, ds_meta=metadata)
+    preprocess, postprocess = make_aim_pre_post_processors(policy.config)
+    robot = SimpleNamespace(robot_type="blocks", action_features=[f"{name}.pos" for name in joints])
+    RTCInferenceEngine(policy, preprocess, postprocess, robot, RTCConfig(), {}, TASK, fps=10, device="cpu")
+    (relative,) = (step for step in preprocess.steps if isinstance(step, RelativeActionsProcessorStep))
+    assert relative.action_names == robot.action_features  # as the engine gives them
+    assert relative._build_mask(JOINTS) == policy.config.relative_mask == [True] * JOINTS
+
+
 def test_numbers_that_are_not_finite_are_named(dataset):
     metadata = LeRobotDatasetMetadata(REPO_ID, root=dataset)
     numbers = {name: values.copy() for name, values in read_numbers(metadata).items()}

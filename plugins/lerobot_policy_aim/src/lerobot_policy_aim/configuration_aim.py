@@ -226,12 +226,16 @@ class AIMPolicyConfig(PreTrainedConfig):
 
     def set_dataset_feature_metadata(self, features: dict[str, dict]) -> None:
         """LeRobot calls it with the features of the dataset. Value maps are targets, not inputs; nor are cameras that
-        `cameras` leaves out. Some datasets have names of an action's numbers in groups, or each with its place."""
+        `cameras` leaves out. Some datasets have names of an action's numbers in groups, or each with its place, or
+        none."""
         names = features.get(ACTION, {}).get("names")
         if isinstance(names, dict):
             placed = all(isinstance(place, int) for place in names.values())
             groups = [sorted(names, key=names.get)] if placed else names.values()
             self.action_feature_names = [name for group in groups for name in group]
+        if self.action_feature_names is None:
+            # All numbers are relative. LeRobot's engine would look for these words in the robot's names instead.
+            self.relative_exclude_joints = []
         seen = set(self.cameras.values()) or {name for name in self.image_features if not name.startswith(VALUE_MAP)}
         self.input_features = {
             name: feature
