@@ -108,8 +108,35 @@ def test_a_chunk_continues_the_last_one(policy: AIMPolicy):
     assert torch.equal(following[0, :4], chunk[0, 3:7])
     assert not torch.equal(following[0, 4:], chunk[0, 4:])
     assert policy.supports_rtc()
-    with pytest.raises(ValueError, match="inference_delay is -1; expected a whole number, at least 0"):
-        policy.predict_action_chunk(batch, inference_delay=-1, prev_chunk_left_over=left)
+
+
+def test_what_is_taken_over_is_limited(policy: AIMPolicy):
+    batch = make_batch(make_steps(1, rows=1)[0])
+
+    def chunk(**arguments) -> torch.Tensor:
+        torch.manual_seed(0)
+        return policy.predict_action_chunk(batch, **arguments)
+
+    free = chunk()
+    left = torch.flip(free, dims=(1,))
+    for horizon, taken in ((3, 3), (4, 4), (9, 4), (None, 4)):
+        following = chunk(inference_delay=4, prev_chunk_left_over=left, execution_horizon=horizon)
+        assert torch.equal(following[:, :taken], left[:, :taken])
+        assert not torch.equal(following[:, taken], left[:, taken])
+    for nothing in ({"prev_chunk_left_over": left[0, :0]}, {"prev_chunk_left_over": left, "execution_horizon": 0}):
+        assert torch.equal(chunk(inference_delay=4, **nothing), free)
+
+
+def test_bad_arguments_of_real_time_chunking_are_named(policy: AIMPolicy):
+    batch = make_batch(make_steps(1, rows=2)[0])
+    left = policy.predict_action_chunk(batch)
+    for bad, told in (
+        ({"inference_delay": -1}, "inference_delay is -1; expected a whole number, at least 0"),
+        ({"execution_horizon": -1}, "execution_horizon is -1; expected a whole number, at least 0"),
+        ({"prev_chunk_left_over": left[0]}, r"committed_actions have shape \(1, 4, 1[46]\); expected \(2, d, 1[46]\)"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            policy.predict_action_chunk(batch, **({"inference_delay": 4, "prev_chunk_left_over": left} | bad))
 
 
 def test_predictions_refer_to_the_pose_at_the_begin_of_the_episode(policy: AIMPolicy):

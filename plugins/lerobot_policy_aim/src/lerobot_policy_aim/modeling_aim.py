@@ -302,23 +302,25 @@ class AIMPolicy(PreTrainedPolicy):
         Args:
             batch: as in `select_action`.
             inference_delay: number of actions that are executed before the chunk arrives. The chunk starts with them.
-            prev_chunk_left_over: (B, T, action_dim), or without B for one row: the rest of the last chunk, padded with
-                zeros.
+            prev_chunk_left_over: (B, T, action_dim), or without B for one row: the rest of the last chunk, which may
+                be empty, or padded with zeros.
             execution_horizon: limit of the actions that are taken over from the last chunk.
 
         Raises:
-            ValueError: as `select_action`, and for a delay that is negative or as long as a prediction.
+            ValueError: as `select_action`, for numbers below 0, actions of another shape, and a delay that is as long
+                as a prediction.
         """
-        check_whole("inference_delay", inference_delay, least=0)
+        limit = check_whole("inference_delay", inference_delay, least=0)
+        if execution_horizon is not None:
+            limit = min(limit, check_whole("execution_horizon", execution_horizon, least=0))
         self.eval()
         session, generators = self._start(batch)
         committed = None
-        if prev_chunk_left_over is not None:
-            left = prev_chunk_left_over.reshape(session.batch_size, -1, prev_chunk_left_over.shape[-1])
+        if prev_chunk_left_over is not None and prev_chunk_left_over.numel():
+            left = prev_chunk_left_over[None] if prev_chunk_left_over.ndim == 2 else prev_chunk_left_over
             # Without LeRobot's padding. A relative action of a resting robot is zero, too.
             given = int((left.any(dim=-1) * torch.arange(1, left.shape[1] + 1, device=left.device)).amax(dim=1).min())
-            count = min(inference_delay, given, execution_horizon or inference_delay)
-            committed = left[:, :count].cpu() if count else None
+            committed = left[:, : min(limit, given)].cpu() if limit and given else None
         return self._sample(session, generators, committed)
 
     def _start(self, batch: dict[str, Any], first_seed: int | None = None) -> tuple[AIMSession, list[torch.Generator]]:
