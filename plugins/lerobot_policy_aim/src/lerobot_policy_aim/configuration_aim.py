@@ -48,7 +48,7 @@ class AIMPolicyConfig(PreTrainedConfig):
             `{"head_camera": "observation.images.top"}`. Features named after AIM's cameras need no entry.
         chunk_size: actions of a chunk. actions_per_frame: actions between two pictures. lookahead_steps: actions
             that are predicted beyond the chunk. The base determines these three.
-        action_statistics: of the actions that the policy was trained on, as in `AIMProcessor`; here because an
+        action_statistics, fps: of the actions that the policy was trained on, as in `AIMProcessor`; here because an
             adapter is saved with this configuration, and without the policy that it belongs to.
         use_relative_actions: whether actions are predicted relative to the `observation.state` at which their chunk
             begins, and shown in the history relative to the one at the picture before them. Both have equally many
@@ -85,6 +85,7 @@ class AIMPolicyConfig(PreTrainedConfig):
     actions_per_frame: int | None = None
     lookahead_steps: int | None = None
     action_statistics: dict[str, list[float]] | None = None
+    fps: float | None = None
 
     use_relative_actions: bool = False
     relative_exclude_joints: list[str] = field(default_factory=lambda: ["gripper"])

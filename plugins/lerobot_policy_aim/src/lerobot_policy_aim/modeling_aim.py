@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # a robot needs no datasets
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 PIPELINE = "pipeline"  # the folder of a pipeline's parts in a policy folder
+ADAPTER = "adapter_config.json"  # PEFT's file in a folder that has an adapter instead
 
 
 class AIMPolicy(PreTrainedPolicy):
@@ -87,7 +88,7 @@ class AIMPolicy(PreTrainedPolicy):
                 "--policy.cameras."
             )
         config.set_geometry(pipeline.model.config, pipeline.codec.temporal_factor)
-        config.action_statistics = pipeline.processor.action_statistics
+        config.action_statistics, config.fps = pipeline.processor.action_statistics, pipeline.processor.fps
         check_committed(config, pipeline.model.config.action_horizon)
         pipeline.sampling_config = config.sampling_config(pipeline.sampling_config)
         pipeline.set_progress_bar_config(disable=True)
@@ -149,12 +150,17 @@ class AIMPolicy(PreTrainedPolicy):
 
         Raises:
             OSError: for a damaged or missing file, which it names.
-            ValueError: for tensors that are missing or unknown, and features that don't fit.
+            ValueError: for tensors that are missing or unknown, features that don't fit, and an adapter.
         """
         download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(pretrained_name_or_path, **download)
         saved = PreTrainedConfig.from_pretrained(folder)
         config = config or saved
+        if (folder / ADAPTER).is_file():
+            raise ValueError(
+                f"{pretrained_name_or_path} is an adapter without its policy; make a pipeline of both, and of that a "
+                "policy, with python -m lerobot_policy_aim."
+            )
         pipeline = saved_pipeline(folder / PIPELINE, saved, config, kwargs.get("dataset_meta"))
         return super().from_pretrained(folder, config=config, pipeline=pipeline, **kwargs)
 
@@ -448,6 +454,7 @@ def saved_pipeline(
     check_relative(saved, config)
     config.camera_features(processor)
     processor.action_statistics = config.action_statistics or processor.action_statistics
+    processor.fps = config.fps or processor.fps
     if dataset is not None:
         check_pictures(processor, config, dataset)
         processor.action_statistics, processor.fps = action_statistics(processor, config, dataset), dataset.fps
