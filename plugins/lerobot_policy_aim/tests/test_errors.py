@@ -95,6 +95,11 @@ def test_a_new_policy_needs_a_base_and_a_dataset():
         assert config.action_delta_indices  # LeRobot asks for it first
 
 
+def test_a_policy_is_no_base(folder):
+    with pytest.raises(ValueError, match="base_model_id is .*; expected an AIM pipeline, .*--policy.path"):
+        AIMPolicyConfig(base_model_id=str(folder), device="cpu")
+
+
 def test_the_model_determines_the_length_of_a_chunk(folder, tmp_path):
     with pytest.raises(ValueError, match="chunk_size is 100; expected 8, as the model has it. Leave the option out"):
         AIMPolicy.from_pretrained(folder, config=PreTrainedConfig.from_pretrained(folder, cli_overrides=LONG))

@@ -74,7 +74,7 @@ class AIMPolicyConfig(PreTrainedConfig):
         dtype: "float32", or "bfloat16" to train in mixed precision; weights stay in float32.
 
     Raises:
-        ValueError: for values out of range.
+        ValueError: for values out of range, and a base that is no pipeline.
         OSError: if the base can't be read.
     """
 
@@ -134,6 +134,11 @@ class AIMPolicyConfig(PreTrainedConfig):
             )
         if self.base_model_id is not None and None in (self.chunk_size, self.actions_per_frame, self.lookahead_steps):
             folder = local_folder(self.base_model_id)
+            if not (folder / "model_index.json").is_file():
+                raise ValueError(
+                    f"base_model_id is {self.base_model_id}; expected an AIM pipeline, which has a model_index.json. "
+                    "Train a policy of LeRobot further with --policy.path."
+                )
             temporal = read_json(folder / "vae" / "config.json", MEND)["scale_factor_temporal"]
             self.set_geometry(AIMConfig.from_pretrained(folder / "model"), temporal)
         elif self.chunk_size is not None:
