@@ -44,6 +44,31 @@ def test_aim_tiny_becomes_a_policy_and_back(monkeypatch, tmp_path):
     assert torch.equal(torch.stack(actions[0]), torch.stack(actions[1]))
 
 
+def test_an_adapter_becomes_a_pipeline_with_its_policy(folder, pipe, monkeypatch, tmp_path):
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.pretrained_path = str(folder)
+    policy = AIMPolicy.from_pretrained(folder, config=config)
+    policy.pipeline.processor.fps = policy.config.fps = 25.0  # as training on another dataset sets it
+    adapted = policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": 2})
+    torch.manual_seed(1)
+    for parameter in adapted.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter) * parameter.requires_grad
+    adapted.save_pretrained(tmp_path / "adapter")  # and the configuration, as LeRobot saves them
+    policy.config.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="adapter is an adapter without its policy; make a pipeline of both"):
+        AIMPolicy.from_pretrained(tmp_path / "adapter")
+
+    convert(monkeypatch, tmp_path / "adapter", tmp_path / "pipeline")
+    pipeline = AIMPipeline.from_pretrained(tmp_path / "pipeline")
+    assert pipeline.processor.fps == 25 and pipe.processor.fps is None
+    actions = []
+    for one in (adapted.eval(), AIMPolicy.from_pipeline(pipeline), AIMPolicy.from_pretrained(folder)):
+        torch.manual_seed(0)
+        actions.append(one.select_action(make_batch(np.random.default_rng(0), policy)))
+    torch.testing.assert_close(actions[0], actions[1], rtol=1e-4, atol=1e-5)
+    assert (actions[0] - actions[2]).abs().max() > 1e-3
+
+
 def test_bad_arguments_are_refused_in_one_line(folder, monkeypatch, tmp_path, capsys):
     nose = ("--cameras", '{"nose": "observation.images.x"}')
     for source, options, told in (

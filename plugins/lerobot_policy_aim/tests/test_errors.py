@@ -73,6 +73,18 @@ def test_missing_pictures_and_other_rows_are_named(policy):
             policy.select_action(make_batch(make_steps(1, rows=3)[0]))
 
 
+def test_states_of_another_width_are_named(policy):
+    batch = make_batch(make_steps(1, rows=1)[0])
+    batch["observation.state"] = batch["observation.state"][:, :14]  # of a robot that is driven by its joints
+    if policy.pipeline.processor.action_space == "qpos":
+        policy.select_action(batch)
+        return
+    with pytest.raises(
+        ValueError, match=r"observation.state has shape \(1, 14\); expected \(1, 16\): action space 'ee'"
+    ):
+        policy.select_action(batch)
+
+
 def test_a_new_policy_needs_a_base_and_a_dataset():
     features = {"observation.images.head_camera": picture((32, 32))}
     action = {"action": PolicyFeature(FeatureType.ACTION, (14,))}
@@ -81,6 +93,11 @@ def test_a_new_policy_needs_a_base_and_a_dataset():
         AIMPolicy(config)
     with pytest.raises(ValueError, match="a new policy needs a base and a dataset; give --policy.base_model_id"):
         assert config.action_delta_indices  # LeRobot asks for it first
+
+
+def test_a_policy_is_no_base(folder):
+    with pytest.raises(ValueError, match="base_model_id is .*; expected an AIM pipeline, .*--policy.path"):
+        AIMPolicyConfig(base_model_id=str(folder), device="cpu")
 
 
 def test_the_model_determines_the_length_of_a_chunk(folder, tmp_path):

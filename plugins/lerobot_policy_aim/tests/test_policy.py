@@ -10,9 +10,10 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot_policy_aim import AIMPolicy, AIMPolicyConfig, make_aim_pre_post_processors
 
-from aim_hf import AIMPipeline
+from aim_hf import AIMPipeline, SamplingConfig
 from aim_hf.rollout.policies import AIMPolicy as EvaluatedPolicy
 from aim_hf.rollout.rows import ROWS
+from tests.fixtures_pipeline import make_pipeline
 
 
 def drive(policy: AIMPolicy, steps: list[list[dict]], seed: int = 0) -> torch.Tensor:
@@ -107,8 +108,58 @@ def test_a_chunk_continues_the_last_one(policy: AIMPolicy):
     assert torch.equal(following[0, :4], chunk[0, 3:7])
     assert not torch.equal(following[0, 4:], chunk[0, 4:])
     assert policy.supports_rtc()
-    with pytest.raises(ValueError, match="inference_delay is -1; expected a whole number, at least 0"):
-        policy.predict_action_chunk(batch, inference_delay=-1, prev_chunk_left_over=left)
+
+
+def test_what_is_taken_over_is_limited(policy: AIMPolicy):
+    batch = make_batch(make_steps(1, rows=1)[0])
+
+    def chunk(**arguments) -> torch.Tensor:
+        torch.manual_seed(0)
+        return policy.predict_action_chunk(batch, **arguments)
+
+    free = chunk()
+    left = torch.flip(free, dims=(1,))
+    for horizon, taken in ((3, 3), (4, 4), (9, 4), (None, 4)):
+        following = chunk(inference_delay=4, prev_chunk_left_over=left, execution_horizon=horizon)
+        assert torch.equal(following[:, :taken], left[:, :taken])
+        assert not torch.equal(following[:, taken], left[:, taken])
+    for nothing in ({"prev_chunk_left_over": left[0, :0]}, {"prev_chunk_left_over": left, "execution_horizon": 0}):
+        assert torch.equal(chunk(inference_delay=4, **nothing), free)
+
+
+def test_bad_arguments_of_real_time_chunking_are_named(policy: AIMPolicy):
+    batch = make_batch(make_steps(1, rows=2)[0])
+    left = policy.predict_action_chunk(batch)
+    for bad, told in (
+        ({"inference_delay": -1}, "inference_delay is -1; expected a whole number, at least 0"),
+        ({"execution_horizon": -1}, "execution_horizon is -1; expected a whole number, at least 0"),
+        ({"prev_chunk_left_over": left[0]}, r"committed_actions have shape \(1, 4, 1[46]\); expected \(2, d, 1[46]\)"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            policy.predict_action_chunk(batch, **({"inference_delay": 4, "prev_chunk_left_over": left} | bad))
+
+
+def test_predictions_refer_to_the_pose_at_the_begin_of_the_episode(policy: AIMPolicy):
+    """In `ee`, as in training. Moving the arms without changing the pictures changes no command."""
+
+    def chunk(batch: dict) -> torch.Tensor:
+        torch.manual_seed(0)
+        return policy.predict_action_chunk(batch)
+
+    first = make_batch(make_steps(1, rows=2)[0])
+    later = first | {"observation.state": first["observation.state"].clone()}
+    later["observation.state"][:, [0, 1, 2, 8, 9, 10]] += 0.25
+    begun = chunk(first)
+    assert torch.equal(chunk(later), begun)
+    torch.manual_seed(0)
+    assert torch.equal(policy.select_action(later), begun[:, 0])  # the same episodes
+    policy.reset()
+    moved = chunk(later) - begun
+    expected = 0.25 if policy.pipeline.processor.action_space == "ee" else 0.0
+    torch.testing.assert_close(moved[..., :3], torch.full_like(moved[..., :3], expected))
+    if expected:
+        with pytest.raises(ValueError, match="the batch has 1 rows; expected 2. Call reset"):
+            chunk(make_batch(make_steps(1, rows=1)[0]))
 
 
 def test_sampling_fields_reach_the_pipeline(folder: Path):
@@ -118,6 +169,15 @@ def test_sampling_fields_reach_the_pipeline(folder: Path):
     policy = AIMPolicy.from_pretrained(folder, config=config)
     assert policy.pipeline.sampling_config.num_inference_steps == 1
     assert policy.pipeline.sampling_config.action_noise_scale == 0.5
+
+
+def test_stop_after_is_compared_with_the_steps_of_the_base(tmp_path: Path):
+    pipe = make_pipeline("qpos")
+    pipe.sampling_config = SamplingConfig(num_inference_steps=20)
+    AIMPolicy.from_pipeline(pipe, stop_after=8).save_pretrained(tmp_path)
+    assert AIMPolicy.from_pretrained(tmp_path).pipeline.sampling_config == SamplingConfig(20, stop_after=8)
+    with pytest.raises(ValueError, match="stop_after is 21; expected 1 to num_inference_steps=20"):
+        AIMPolicy.from_pipeline(pipe, stop_after=21)
 
 
 def test_lerobot_finds_all_parts(folder: Path):

@@ -254,11 +254,17 @@ def test_relative_actions_need_states_and_joints(base, dataset, tmp_path, monkey
         make_policy(config, ds_meta=metadata)
 
 
-def test_a_batch_without_a_state_is_refused(folder):
+def test_a_batch_without_a_state_of_its_actions_width_is_refused(folder):
     batch = make_batch(make_steps(1, rows=1)[0])
     del batch["observation.state"]
+    policy = AIMPolicy.from_pretrained(folder)
     with pytest.raises(ValueError, match="no observation.state; relative actions are taken from it"):
-        AIMPolicy.from_pretrained(folder).select_action(batch)
+        policy.select_action(batch)
+    batch["observation.state"] = torch.zeros(1, JOINTS + 1)  # LeRobot would take the first numbers
+    with pytest.raises(
+        ValueError, match=r"has shape \(1, 15\); expected \(1, 14\): relative actions are taken from it"
+    ):
+        policy.select_action(batch)
 
 
 def test_a_relative_policy_becomes_no_pipeline(folder, tmp_path, monkeypatch, capsys):
@@ -279,6 +285,19 @@ def test_names_in_groups_are_the_numbers_names(base, dataset):
         metadata.features["action"]["names"] = spelled
         config = AIMPolicyConfig(base_model_id=str(base), device="cpu", use_relative_actions=True)
         assert make_policy(config, ds_meta=metadata).config.relative_mask == MASK.tolist()
+
+
+def test_numbers_without_names_are_all_relative_in_lerobots_engine_too(base, dataset):
+    metadata = LeRobotDatasetMetadata(REPO_ID, root=dataset)
+    joints, metadata.features["action"]["names"] = metadata.features["action"]["names"], None
+    config = AIMPolicyConfig(base_model_id=str(base), device="cpu", use_relative_actions=True)
+    policy = make_policy(config, ds_meta=metadata)
+    preprocess, postprocess = make_aim_pre_post_processors(policy.config)
+    robot = SimpleNamespace(robot_type="blocks", action_features=[f"{name}.pos" for name in joints])
+    RTCInferenceEngine(policy, preprocess, postprocess, robot, RTCConfig(), {}, TASK, fps=10, device="cpu")
+    (relative,) = (step for step in preprocess.steps if isinstance(step, RelativeActionsProcessorStep))
+    assert relative.action_names == robot.action_features  # as the engine gives them
+    assert relative._build_mask(JOINTS) == policy.config.relative_mask == [True] * JOINTS
 
 
 def test_numbers_that_are_not_finite_are_named(dataset):

@@ -161,6 +161,19 @@ def test_without_value_maps_their_loss_is_masked(base, space, tmp_path):
     assert terms["value_loss"] == 0 and terms["rgb_loss"] > 0 and terms["action_loss"] > 0
 
 
+def test_value_maps_of_no_camera_are_named(base, dataset):
+    """As after `--rename_map` of the pictures alone."""
+    policy, windows = open_policy(base, dataset)
+    batch = make_batch(policy, windows, [0, 1])
+    _, terms = policy.forward(batch)
+    assert terms["value_loss"] > 0
+    batch["observation.images.value_top"] = batch.pop("observation.images.value_head_camera")
+    with pytest.raises(
+        ValueError, match="^observation.images.value_top: there is no picture of that name.*--rename_map"
+    ):
+        policy.forward(batch)
+
+
 @pytest.mark.parametrize("width, told", [(0, "no"), (14, "14")])
 def test_poses_that_are_no_state_are_missed(space, dataset, width, told):
     numbers = read_numbers(LeRobotDatasetMetadata(REPO_ID, root=dataset))

@@ -8,9 +8,13 @@ import argparse
 import json
 from pathlib import Path
 
+from lerobot.configs import PreTrainedConfig
+
 from aim_hf.model.checkpoint import local_folder
+from aim_hf.utils.extras import MissingExtra, extra
 
 from . import AIMPolicy, make_aim_pre_post_processors
+from .modeling_aim import ADAPTER
 
 
 def camera_features(text: str) -> dict[str, str]:
@@ -23,11 +27,24 @@ def camera_features(text: str) -> dict[str, str]:
     return cameras
 
 
+def saved_policy(folder: Path) -> AIMPolicy:
+    """The policy of a folder. An adapter of LeRobot's `--peft` is merged into the policy that it was trained on."""
+    if not (folder / ADAPTER).is_file():
+        return AIMPolicy.from_pretrained(folder)
+    with extra("lora"):
+        from peft import PeftConfig, PeftModel
+
+    config, adapter = PreTrainedConfig.from_pretrained(folder), PeftConfig.from_pretrained(folder)
+    policy = AIMPolicy.from_pretrained(adapter.base_model_name_or_path, config=config, revision=adapter.revision)
+    return PeftModel.from_pretrained(policy, folder).merge_and_unload()
+
+
 def convert(source: str, output: Path, cameras: dict[str, str]) -> None:
     """Writes the policy of a pipeline, or the pipeline of a policy.
 
     Raises:
         OSError: if the source can't be read, or the output can't be written.
+        MissingExtra: for an adapter, without PEFT.
         ValueError: for cameras that the source doesn't have, and a policy that becomes no pipeline.
     """
     folder = local_folder(source)
@@ -36,7 +53,7 @@ def convert(source: str, output: Path, cameras: dict[str, str]) -> None:
             raise ValueError(
                 f"--cameras is {cameras}, and {source} is a policy, which has them; leave the option out."
             )
-        AIMPolicy.from_pretrained(folder).to_pipeline().save_pretrained(output)
+        saved_policy(folder).to_pipeline().save_pretrained(output)
         return
     policy = AIMPolicy.from_pipeline(folder, cameras)
     policy.save_pretrained(output)
@@ -59,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         convert(arguments.source, arguments.output, arguments.cameras)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MissingExtra) as error:
         parser.error(f"{arguments.source}: {error}")
 
 

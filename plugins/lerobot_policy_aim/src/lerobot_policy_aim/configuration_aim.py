@@ -11,6 +11,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from aim_hf import AIMConfig, AIMProcessor, SamplingConfig
 from aim_hf.model.checkpoint import local_folder
+from aim_hf.pipeline.sampling_config import MOST_STEPS
 from aim_hf.utils.checks import check_choice, check_fields, check_whole, count, not_negative, share
 from aim_hf.utils.files import read_json
 
@@ -47,7 +48,7 @@ class AIMPolicyConfig(PreTrainedConfig):
             `{"head_camera": "observation.images.top"}`. Features named after AIM's cameras need no entry.
         chunk_size: actions of a chunk. actions_per_frame: actions between two pictures. lookahead_steps: actions
             that are predicted beyond the chunk. The base determines these three.
-        action_statistics: of the actions that the policy was trained on, as in `AIMProcessor`; here because an
+        action_statistics, fps: of the actions that the policy was trained on, as in `AIMProcessor`; here because an
             adapter is saved with this configuration, and without the policy that it belongs to.
         use_relative_actions: whether actions are predicted relative to the `observation.state` at which their chunk
             begins, and shown in the history relative to the one at the picture before them. Both have equally many
@@ -73,7 +74,7 @@ class AIMPolicyConfig(PreTrainedConfig):
         dtype: "float32", or "bfloat16" to train in mixed precision; weights stay in float32.
 
     Raises:
-        ValueError: for values out of range.
+        ValueError: for values out of range, and a base that is no pipeline.
         OSError: if the base can't be read.
     """
 
@@ -84,6 +85,7 @@ class AIMPolicyConfig(PreTrainedConfig):
     actions_per_frame: int | None = None
     lookahead_steps: int | None = None
     action_statistics: dict[str, list[float]] | None = None
+    fps: float | None = None
 
     use_relative_actions: bool = False
     relative_exclude_joints: list[str] = field(default_factory=lambda: ["gripper"])
@@ -132,11 +134,16 @@ class AIMPolicyConfig(PreTrainedConfig):
             )
         if self.base_model_id is not None and None in (self.chunk_size, self.actions_per_frame, self.lookahead_steps):
             folder = local_folder(self.base_model_id)
+            if not (folder / "model_index.json").is_file():
+                raise ValueError(
+                    f"base_model_id is {self.base_model_id}; expected an AIM pipeline, which has a model_index.json. "
+                    "Train a policy of LeRobot further with --policy.path."
+                )
             temporal = read_json(folder / "vae" / "config.json", MEND)["scale_factor_temporal"]
             self.set_geometry(AIMConfig.from_pretrained(folder / "model"), temporal)
         elif self.chunk_size is not None:
             self._check_action_steps()
-        self.sampling_config(SamplingConfig())
+        self.sampling_config(SamplingConfig(num_inference_steps=MOST_STEPS))  # the base's number isn't known yet
 
     @classmethod
     def of_pipeline(
@@ -225,12 +232,16 @@ class AIMPolicyConfig(PreTrainedConfig):
 
     def set_dataset_feature_metadata(self, features: dict[str, dict]) -> None:
         """LeRobot calls it with the features of the dataset. Value maps are targets, not inputs; nor are cameras that
-        `cameras` leaves out. Some datasets have names of an action's numbers in groups, or each with its place."""
+        `cameras` leaves out. Some datasets have names of an action's numbers in groups, or each with its place, or
+        none."""
         names = features.get(ACTION, {}).get("names")
         if isinstance(names, dict):
             placed = all(isinstance(place, int) for place in names.values())
             groups = [sorted(names, key=names.get)] if placed else names.values()
             self.action_feature_names = [name for group in groups for name in group]
+        if self.action_feature_names is None:
+            # All numbers are relative. LeRobot's engine would look for these words in the robot's names instead.
+            self.relative_exclude_joints = []
         seen = set(self.cameras.values()) or {name for name in self.image_features if not name.startswith(VALUE_MAP)}
         self.input_features = {
             name: feature

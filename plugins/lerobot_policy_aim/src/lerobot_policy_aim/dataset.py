@@ -339,6 +339,16 @@ def map_features(cameras: dict[str, str]) -> dict[str, str]:
     return {camera: VALUE_MAP + feature.removeprefix(f"{OBS_IMAGES}.") for camera, feature in cameras.items()}
 
 
+def check_maps(batch: dict[str, Any]) -> None:
+    """Raises ValueError for value maps that are named after no picture of a batch: their loss would be masked."""
+    maps = {name for name in batch if name.startswith(VALUE_MAP) and not name.endswith("_is_pad")}
+    if unknown := sorted(maps - set(map_features({name: name for name in batch}).values())):
+        raise ValueError(
+            f"{', '.join(unknown)}: there is no picture of that name, without value_. Rename maps as their cameras, "
+            "with --rename_map, or remove them with lerobot-edit-dataset --operation.type=remove_feature."
+        )
+
+
 @torch.no_grad()
 def encode_pictures(batch: dict[str, Any], pipeline: AIMPipeline, cameras: dict[str, str]) -> dict[str, Tensor]:
     """RGB and value latents of the windows of a batch.
@@ -387,8 +397,12 @@ def training_window(
         encode: batch -> latents, as `encode_pictures`.
         targets, executed: of [`Demonstrations`].
         initial_pose: (B, 16), first poses of the episodes in action space `ee`; None in `qpos`.
+
+    Raises:
+        ValueError: for value maps of no camera, and as `as_pictures`.
     """
     processor = pipeline.processor
+    check_maps(batch)
     encoded = encode(batch)
     frames, *size = encoded["value_latents"].shape[2:]
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # a robot needs no datasets
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 PIPELINE = "pipeline"  # the folder of a pipeline's parts in a policy folder
+ADAPTER = "adapter_config.json"  # PEFT's file in a folder that has an adapter instead
 
 
 class AIMPolicy(PreTrainedPolicy):
@@ -87,7 +88,7 @@ class AIMPolicy(PreTrainedPolicy):
                 "--policy.cameras."
             )
         config.set_geometry(pipeline.model.config, pipeline.codec.temporal_factor)
-        config.action_statistics = pipeline.processor.action_statistics
+        config.action_statistics, config.fps = pipeline.processor.action_statistics, pipeline.processor.fps
         check_committed(config, pipeline.model.config.action_horizon)
         pipeline.sampling_config = config.sampling_config(pipeline.sampling_config)
         pipeline.set_progress_bar_config(disable=True)
@@ -149,12 +150,17 @@ class AIMPolicy(PreTrainedPolicy):
 
         Raises:
             OSError: for a damaged or missing file, which it names.
-            ValueError: for tensors that are missing or unknown, and features that don't fit.
+            ValueError: for tensors that are missing or unknown, features that don't fit, and an adapter.
         """
         download = {name: kwargs.pop(name) for name in DOWNLOAD_KWARGS if name in kwargs}
         folder = local_folder(pretrained_name_or_path, **download)
         saved = PreTrainedConfig.from_pretrained(folder)
         config = config or saved
+        if (folder / ADAPTER).is_file():
+            raise ValueError(
+                f"{pretrained_name_or_path} is an adapter without its policy; make a pipeline of both, and of that a "
+                "policy, with python -m lerobot_policy_aim."
+            )
         pipeline = saved_pipeline(folder / PIPELINE, saved, config, kwargs.get("dataset_meta"))
         return super().from_pretrained(folder, config=config, pipeline=pipeline, **kwargs)
 
@@ -239,6 +245,7 @@ class AIMPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forgets the episodes in progress; the next `select_action` begins new ones."""
         self._session: AIMSession | None = None
+        self._first_poses: Tensor | None = None  # of the episodes, (B, 16), which actions of space `ee` are taken from
         self._generators: list[torch.Generator] = []
         self._queue: deque[Tensor] = deque()  # actions of the chunk that are still to be executed, (B, action_dim)
         self._seen: list[list[dict]] = []  # observations of all rows since the chunk was predicted
@@ -257,7 +264,8 @@ class AIMPolicy(PreTrainedPolicy):
                 `ee`, and with `use_relative_actions`.
 
         Raises:
-            ValueError: for missing pictures, instructions that are empty, or another number of rows than before.
+            ValueError: for missing pictures, instructions that are empty, states of another width than actions, or
+                another number of rows than before.
         """
         self.eval()
         if self._session is None:
@@ -294,37 +302,48 @@ class AIMPolicy(PreTrainedPolicy):
     ) -> Tensor:
         """A chunk of actions (B, chunk_size, action_dim), in physical units, without history: callers of this method
         tell neither what was executed nor what was seen since the last call. Relative actions are taken from the state
-        in `batch`, also those of the last chunk, as LeRobot's engine gives them.
+        in `batch`, also those of the last chunk, as LeRobot's engine gives them. In action space `ee`, the first call
+        after `reset` gives the episodes' first poses.
 
         Args:
             batch: as in `select_action`.
             inference_delay: number of actions that are executed before the chunk arrives. The chunk starts with them.
-            prev_chunk_left_over: (B, T, action_dim), or without B for one row: the rest of the last chunk, padded with
-                zeros.
+            prev_chunk_left_over: (B, T, action_dim), or without B for one row: the rest of the last chunk, which may
+                be empty, or padded with zeros.
             execution_horizon: limit of the actions that are taken over from the last chunk.
 
         Raises:
-            ValueError: as `select_action`, and for a delay that is negative or as long as a prediction.
+            ValueError: as `select_action`, for numbers below 0, actions of another shape, and a delay that is as long
+                as a prediction.
         """
-        check_whole("inference_delay", inference_delay, least=0)
+        limit = check_whole("inference_delay", inference_delay, least=0)
+        if execution_horizon is not None:
+            limit = min(limit, check_whole("execution_horizon", execution_horizon, least=0))
         self.eval()
         session, generators = self._start(batch)
         committed = None
-        if prev_chunk_left_over is not None:
-            left = prev_chunk_left_over.reshape(session.batch_size, -1, prev_chunk_left_over.shape[-1])
+        if prev_chunk_left_over is not None and prev_chunk_left_over.numel():
+            left = prev_chunk_left_over[None] if prev_chunk_left_over.ndim == 2 else prev_chunk_left_over
             # Without LeRobot's padding. A relative action of a resting robot is zero, too.
             given = int((left.any(dim=-1) * torch.arange(1, left.shape[1] + 1, device=left.device)).amax(dim=1).min())
-            count = min(inference_delay, given, execution_horizon or inference_delay)
-            committed = left[:, :count].cpu() if count else None
+            committed = left[:, : min(limit, given)].cpu() if limit and given else None
         return self._sample(session, generators, committed)
 
     def _start(self, batch: dict[str, Any], first_seed: int | None = None) -> tuple[AIMSession, list[torch.Generator]]:
-        """New episodes with their first observations, and the generator of each one's noise."""
+        """Sessions without history, with their first observations, and the generator of each one's noise."""
         tasks = batch["task"] if isinstance(batch.get("task"), list | tuple) else [batch.get("task")]
         observations = self._observations(batch, len(tasks))
         guided = self.pipeline.sampling_config.guidance_scale != 1
         session = self.pipeline.start(list(tasks), negative_prompt="" if guided else None)
         self.pipeline.append(session, observations)
+        if self._first_poses is None:
+            self._first_poses = session.initial_pose
+        elif len(self._first_poses) != len(tasks):
+            raise ValueError(
+                f"the batch has {len(tasks)} rows; expected {len(self._first_poses)}. Call reset() before other "
+                "episodes."
+            )
+        session.initial_pose = self._first_poses
         if first_seed is None:
             seeds = torch.randint(2**62, (len(tasks),), device="cpu").tolist()
         else:
@@ -351,11 +370,15 @@ class AIMPolicy(PreTrainedPolicy):
             {"observation": {camera: {"rgb": clip[row]} for camera, clip in pictures.items()}} for row in range(rows)
         ]
         in_ee = self.pipeline.processor.action_space == "ee"
-        if (in_ee or self.config.use_relative_actions) and OBS_STATE not in batch:
+        if in_ee or self.config.use_relative_actions:
             needed = (
                 "action space 'ee' needs the poses of both arms" if in_ee else "relative actions are taken from it"
             )
-            raise ValueError(f"the batch has no {OBS_STATE}; {needed}.")
+            if OBS_STATE not in batch:
+                raise ValueError(f"the batch has no {OBS_STATE}; {needed}.")
+            shape, expected = tuple(batch[OBS_STATE].shape), (rows, self.pipeline.processor.action_dim)
+            if shape != expected:
+                raise ValueError(f"{OBS_STATE} has shape {shape}; expected {expected}: {needed}.")
         if in_ee:
             for observation, state in zip(observations, batch[OBS_STATE].double().cpu().numpy(), strict=True):
                 observation["endpose"] = unpack_endpose(state)
@@ -431,6 +454,7 @@ def saved_pipeline(
     check_relative(saved, config)
     config.camera_features(processor)
     processor.action_statistics = config.action_statistics or processor.action_statistics
+    processor.fps = config.fps or processor.fps
     if dataset is not None:
         check_pictures(processor, config, dataset)
         processor.action_statistics, processor.fps = action_statistics(processor, config, dataset), dataset.fps
