@@ -482,7 +482,7 @@ class AIMProcessor(ProcessorMixin):
         Raises:
             ValueError: for another shape, no actions, or numbers that aren't finite.
         """
-        actions = floating(actions).double().cpu().numpy()
+        actions = floating(actions).cpu().double().numpy()
         if actions.ndim != 2 or actions.shape[1] != self.action_dim or not len(actions):
             raise ValueError(f"actions have shape {actions.shape}; expected (N, {self.action_dim}) with N >= 1.")
         if not np.isfinite(actions).all():

@@ -582,7 +582,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
                 f"the actions of rows {lost} are not finite: their inputs are out of the network's range, or the "
                 f"weights are damaged, or {self.dtype} is too coarse for them."
             )
-        return self.processor.unnormalize_actions(action_latents.double().cpu(), session.initial_pose).float()
+        return self.processor.unnormalize_actions(action_latents.cpu().double(), session.initial_pose).float()
 
     def _frame_decoders(self, session: AIMSession) -> list[CodecState]:
         # The session keeps decoders that have decoded its real frames; this only makes the next call cheaper.

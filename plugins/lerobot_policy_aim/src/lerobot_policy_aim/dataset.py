@@ -418,7 +418,7 @@ def training_window(
         value_mask = torch.zeros_like(inside)  # without any map, the cells outside the slots are unknown, too
 
     def scaled(actions: Tensor) -> Tensor:
-        return processor.scale_actions(processor.relative_actions(actions.double().cpu(), initial_pose)).float()
+        return processor.scale_actions(processor.relative_actions(actions.cpu().double(), initial_pose)).float()
 
     window = {
         "latents": encoded["latents"],

@@ -380,7 +380,7 @@ class AIMPolicy(PreTrainedPolicy):
             if shape != expected:
                 raise ValueError(f"{OBS_STATE} has shape {shape}; expected {expected}: {needed}.")
         if in_ee:
-            for observation, state in zip(observations, batch[OBS_STATE].double().cpu().numpy(), strict=True):
+            for observation, state in zip(observations, batch[OBS_STATE].cpu().double().numpy(), strict=True):
                 observation["endpose"] = unpack_endpose(state)
         return observations
 
