@@ -225,6 +225,31 @@ def test_a_session_forks(pipe, rng):
     assert_same(out, pipe(session=session, generator=[seeded(2), seeded(3)], **kwargs), [1], [0], atol=2e-5)
 
 
+@pytest.mark.parametrize("rows", [None, [1]])
+def test_an_append_that_failed_may_be_made_again(pipe, rng, rows, monkeypatch):
+    """The memory is full when the history under the negative prompt is appended, after the one under the prompt."""
+    first, [happened] = make_episode(pipe, rng, chunks=1)
+    observations, actions = ([one] * (2 if rows is None else 1) for one in happened)
+    outputs, append = [], pipe.model.append
+    for fails in (False, True):
+        session = pipe.start("ring bell", batch_size=2, negative_prompt="")
+        pipe.append(session, [first] * 2)
+        if fails:
+
+            def full(cache, *arguments, negative=session.negative_cache, **options):
+                if cache is negative:
+                    raise torch.OutOfMemoryError
+                append(cache, *arguments, **options)
+
+            monkeypatch.setattr(pipe.model, "append", full)
+            with pytest.raises(torch.OutOfMemoryError):
+                pipe.append(session, observations, np.stack(actions), rows=rows)
+            monkeypatch.undo()
+        pipe.append(session, observations, np.stack(actions), rows=rows)
+        outputs.append(pipe(session=session, generator=seeded(0), num_inference_steps=2, guidance_scale=2.0))
+    assert_same(*outputs)
+
+
 def test_a_row_keeps_no_memory_of_other_rows(pipe, rng):
     """A row that goes on after the others have ended holds what it holds alone."""
 

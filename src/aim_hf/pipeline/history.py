@@ -88,7 +88,12 @@ def _append_latents(
 ) -> None:
     device, dtype = model.device, model.dtype
     rows = None if index.tolist() == list(range(session.batch_size)) else index
-    for cache in session.caches:
-        model.append(
-            cache, latents.to(device, dtype), None if actions is None else actions.to(device, dtype), rows=rows
-        )
+    latents, actions = latents.to(device, dtype), None if actions is None else actions.to(device, dtype)
+    frames = [cache.frames for cache in session.caches]
+    try:
+        for cache in session.caches:
+            model.append(cache, latents, actions, rows=rows)
+    except BaseException:  # out of memory, or Ctrl-C: the same call may follow, and must not append to one cache twice
+        for cache, count in zip(session.caches, frames, strict=True):
+            cache.frames = count
+        raise
