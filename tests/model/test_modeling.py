@@ -637,6 +637,26 @@ def test_save_and_load_are_bit_equal(tmp_path):
         assert torch.equal(tensor, state[name]), name
 
 
+def test_layers_stay_compiled_in_each_form():
+    """torch runs a function as it is once it has compiled it for `recompile_limit` forms of its inputs, a number that
+    each thread has for itself."""
+    ran = []
+
+    def backend(graph, inputs):
+        return lambda *arguments: ran.append(graph) or graph(*arguments)
+
+    torch._dynamo.reset()
+    model = make_model()
+    model.compile_blocks(backend=backend)
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1):
+        for rows in (1, 2):
+            batch, cache = make_batch(model.config, 1, rows=rows), model.new_cache(rows, H, W)
+            model.set_text(cache, batch["prompt_embeds"])
+            ran.clear()
+            model.append(cache, batch["latents"][:, :, :1])
+            assert ran, f"{rows} rows"
+
+
 def test_compiled_layers_belong_to_their_model(tmp_path):
     """A copy of a compiled model, or of its action head, runs on the copy's weights and gives them gradients."""
     model = make_model(num_layers=1)

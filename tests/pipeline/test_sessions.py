@@ -225,6 +225,57 @@ def test_a_session_forks(pipe, rng):
     assert_same(out, pipe(session=session, generator=[seeded(2), seeded(3)], **kwargs), [1], [0], atol=2e-5)
 
 
+@pytest.mark.parametrize("rows", [None, [1]])
+def test_an_append_that_failed_may_be_made_again(pipe, rng, rows, monkeypatch):
+    """The memory is full when the history under the negative prompt is appended, after the one under the prompt."""
+    first, [happened] = make_episode(pipe, rng, chunks=1)
+    observations, actions = ([one] * (2 if rows is None else 1) for one in happened)
+    outputs, append = [], pipe.model.append
+    for fails in (False, True):
+        session = pipe.start("ring bell", batch_size=2, negative_prompt="")
+        pipe.append(session, [first] * 2)
+        if fails:
+
+            def full(cache, *arguments, negative=session.negative_cache, **options):
+                if cache is negative:
+                    raise torch.OutOfMemoryError
+                append(cache, *arguments, **options)
+
+            monkeypatch.setattr(pipe.model, "append", full)
+            with pytest.raises(torch.OutOfMemoryError):
+                pipe.append(session, observations, np.stack(actions), rows=rows)
+            monkeypatch.undo()
+        pipe.append(session, observations, np.stack(actions), rows=rows)
+        outputs.append(pipe(session=session, generator=seeded(0), num_inference_steps=2, guidance_scale=2.0))
+    assert_same(*outputs)
+
+
+def test_a_row_keeps_no_memory_of_other_rows(pipe, rng):
+    """A row that goes on after the others have ended holds what it holds alone."""
+
+    def memory(session):
+        tensors = [tensor for pair in session.cache._buffers for tensor in pair]
+        for row in range(session.batch_size):
+            decoder = session.decoders[row]
+            tensors += [*session.encoders[row].features, *decoder.state.features, *decoder.unseen]
+        storages = [tensor.untyped_storage() for tensor in tensors if torch.is_tensor(tensor)]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    first, [(observations, actions)] = make_episode(pipe, rng, chunks=1)
+    part, steps = observations[:2], actions[: 2 * pipe.actions_per_frame]
+    held = []
+    for rows in (1, 3):
+        session = pipe.start("ring bell", batch_size=rows)
+        pipe.append(session, [first] * rows)
+        held.append([])
+        for seen, executed in ((observations, actions), (part, steps), (observations, actions)):
+            pipe.append(session, [seen] * rows, np.stack([executed] * rows))
+            held[-1].append(memory(session.select([0])))
+            pipe(session=session, num_inference_steps=1, num_action_inference_steps=1)  # decodes what was seen
+            held[-1].append(memory(session.select([0])))
+    assert held[0] == held[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

@@ -1,6 +1,7 @@
 """The thread that answers requests in batches."""
 
 import threading
+import weakref
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
@@ -95,6 +96,32 @@ def test_a_batch_that_fails_is_answered_row_by_row_and_the_next_one_runs(batcher
         futures[0].result(30)
     assert [future.result(30) for future in futures[1:]] == [1, 2, 3] and batcher.alive
     assert batcher.answers.batches == [[0], [-1, 1, 2], [-1], [1], [2], [3]]
+
+
+def test_the_memory_of_a_batch_that_failed_is_free_before_its_rows_are_answered():
+    """As a batch that is too large for the memory: its tensors must not be there while its rows run."""
+    tensors, left = [], []
+    waiting, together = threading.Event(), threading.Semaphore(0)
+
+    def answer(requests):
+        waiting.set()
+        assert together.acquire(timeout=30)
+        left.append(sum(tensor() is not None for tensor in tensors))
+        tensor = set(requests)
+        tensors.append(weakref.ref(tensor))
+        if len(requests) > 1:
+            raise MemoryError
+        return [request.number for request in requests]
+
+    batcher = Batcher(check, answer, rows=3, max_queue=5)
+    first = batcher.submit(Request(0))
+    assert waiting.wait(30)
+    futures = [batcher.submit(Request(number)) for number in (1, 2, 3)]
+    for _ in range(5):
+        together.release()
+    assert [future.result(30) for future in (first, *futures)] == [0, 1, 2, 3]
+    batcher.stop()
+    assert left == [0, 0, 0, 0, 0]
 
 
 def test_stopping_answers_what_waits(batcher):

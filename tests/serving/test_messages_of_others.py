@@ -178,7 +178,8 @@ def test_a_server_warms_up_before_it_listens(policy, monkeypatch):
     answer = AIMEpisodes.answer
     monkeypatch.setattr(AIMEpisodes, "answer", lambda self, rows: sizes.append(len(rows)) or answer(self, rows))
     with running(policy, batch_sizes=(1, 2)) as server:
-        assert sizes == [1, 1, 2, 2]  # a first frame and a chunk of each size
+        # Of each size a first frame, a part of a chunk and a chunk; then one row alone, all rows, and one again.
+        assert sizes == [1, 1, 1, 1, 1, 1, 2, 2, 2, 1, 2, 1]
         assert server.http("/healthz") == (200, "OK\n")
 
 

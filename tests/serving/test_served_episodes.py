@@ -140,6 +140,34 @@ def test_the_executed_actions_are_those_that_were_sent_unless_others_are_given(e
     assert not np.array_equal(other.ask(1, executed_actions=changed).actions[1], alone[0][1])
 
 
+def test_no_robot_waits_for_compilation():
+    """The warm-up runs the layers in each form that requests run them in, for which compiled layers have code each."""
+    policy, forms = make_policy(action_lookahead_frames=1), []
+
+    def form(layer, inputs):
+        *experts, _, past, text = (*inputs, None)[:6]
+        tokens = [
+            None if expert is None else [(t.shape, t.stride()) if torch.is_tensor(t) else t for t in expert]
+            for expert in experts
+        ]
+        forms.append(repr((layer is policy.pipe.model.blocks[0], tokens, past[0].shape[:2], text is None)))
+
+    for layer in policy.pipe.model.blocks:
+        layer.register_forward_pre_hook(form)
+    episodes = AIMEpisodes(policy, batch_sizes=[2])
+    episodes.warm_up()
+    known = set(forms)
+    clients = [Client(episodes, seed).ask(4) for seed in range(2)]
+    some = clients[:1]
+    ask_together(clients, committed_actions=clients[0].actions[-1][:1])
+    ask_together(some)
+    ask_together(clients)  # of two ages
+    ask_together(clients, committed_actions=clients[0].actions[-1][:2])
+    ask_together(some, images=clients[0].robot.images(3), executed_actions=clients[0].actions[-1][:6])
+    ask_together(some)
+    assert set(forms) == known
+
+
 def test_pictures(policy, episodes):
     client, robot = Client(episodes, 5), Robot(5)
     reply = ask_together([client], pictures="all")[0]

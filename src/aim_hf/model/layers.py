@@ -250,6 +250,17 @@ class AIMLayer(AIMExpert, GradientCheckpointingLayer):
         return [(expert, tokens, expert.modulation(tokens)) for expert, tokens in experts if tokens is not None]
 
 
+def begin_compiled_pass() -> None:
+    """Call it before a pass of compiled layers. CUDA graphs then know that the tensors of the pass before are free.
+
+    A rollout runs a layer in about twenty forms: for the history, the world or the actions, of one row or several, of
+    one age or several. torch compiles eight of them and runs the others uncompiled, unless its limit is raised, which
+    each thread has for itself.
+    """
+    torch.compiler.cudagraph_mark_step_begin()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+
+
 class AIMTimeEmbedding(nn.Module):
     """Wan's timestep embedding, which scales t in [0, 1] to Wan's 0..1000."""
 

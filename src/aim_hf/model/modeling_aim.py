@@ -39,6 +39,7 @@ from .layers import (
     Tokens,
     action_positions,
     at_least_float32,
+    begin_compiled_pass,
     rotary,
     video_positions,
 )
@@ -232,10 +233,9 @@ class AIMForWorldAction(PreTrainedModel):
             layer.compile(**options)
 
     def _layers_of_pass(self) -> nn.ModuleList:
-        """The layers, at the start of a pass of a rollout. CUDA graphs of compiled layers then know that the tensors
-        of the pass before are free."""
+        """The layers, at the start of a pass of a rollout."""
         if self._compiled:
-            torch.compiler.cudagraph_mark_step_begin()
+            begin_compiled_pass()
         return self.blocks
 
     # ------------------------------------------------------------------------------------------------ tokens

@@ -55,7 +55,8 @@ class CodecState:
 
     def unstack(self, rows: int) -> "list[CodecState]":
         """States of one row each; the inverse of `stack`."""
-        columns = [f.split(1) if torch.is_tensor(f) else [f] * rows for f in self.features]
+        # Views would keep the memory of all rows, also of those whose episode has ended.
+        columns = [[g.clone() for g in f.split(1)] if torch.is_tensor(f) else [f] * rows for f in self.features]
         return [CodecState([column[row] for column in columns], self.started) for row in range(rows)]
 
 

@@ -32,7 +32,8 @@ def extend(
     for row, encoder, frames in zip(index.tolist(), encoders, latents, strict=True):
         decoder = session.decoders[row]
         session.encoders[row] = encoder
-        session.decoders[row] = replace(decoder, unseen=decoder.unseen + frames.split(1, dim=1))
+        # A copy: a view would keep the latents of all rows, also of those whose episode has ended.
+        session.decoders[row] = replace(decoder, unseen=decoder.unseen + frames.clone().split(1, dim=1))
     return latents
 
 
@@ -57,7 +58,7 @@ def encode_again(
         _replace_history(model, session, rows, latents, torch.stack([actions[place] for place in places]))
         for place, row, encoder, frames in zip(places, rows.tolist(), encoders, latents, strict=True):
             session.encoders[row] = encoder
-            session.decoders[row] = StreamDecoder(codec.decoder_state(), unseen=frames.split(1, dim=1))
+            session.decoders[row] = StreamDecoder(codec.decoder_state(), unseen=frames.clone().split(1, dim=1))
             results[place] = frames[:, -model.config.chunk_latent_frames :]
     return torch.stack(results)
 
@@ -87,7 +88,12 @@ def _append_latents(
 ) -> None:
     device, dtype = model.device, model.dtype
     rows = None if index.tolist() == list(range(session.batch_size)) else index
-    for cache in session.caches:
-        model.append(
-            cache, latents.to(device, dtype), None if actions is None else actions.to(device, dtype), rows=rows
-        )
+    latents, actions = latents.to(device, dtype), None if actions is None else actions.to(device, dtype)
+    frames = [cache.frames for cache in session.caches]
+    try:
+        for cache in session.caches:
+            model.append(cache, latents, actions, rows=rows)
+    except BaseException:  # out of memory, or Ctrl-C: the same call may follow, and must not append to one cache twice
+        for cache, count in zip(session.caches, frames, strict=True):
+            cache.frames = count
+        raise

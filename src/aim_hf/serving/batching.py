@@ -118,7 +118,8 @@ class Batcher:
         except Exception as error:
             if len(requests) == 1:
                 return [_failure(error)]
-            return [reply for request in requests for reply in self._answers([request])]
+        # Not in the handler: the error's traceback holds the tensors of a batch that was too large for the memory.
+        return [reply for request in requests for reply in self._answers([request])]
 
     def _next_batch(self) -> list[tuple[Batchable, Future]]:
         """Waits for requests; returns the next batch, [] after `stop` once all requests have been answered."""

@@ -114,7 +114,8 @@ class AIMEpisodes:
         return replies
 
     def warm_up(self) -> None:
-        """Answers blank requests at each batch size, so that no client waits for compilation and first allocations.
+        """Answers blank requests of each kind at each batch size, so that no client waits for compilation and first
+        allocations: a start, a part of a chunk, whole chunks and committed actions, of rows of one age and of two.
 
         Raises:
             RuntimeError: if the network fails on them.
@@ -124,12 +125,28 @@ class AIMEpisodes:
             "observation": {name: {"rgb": np.zeros((*size, 3), np.uint8)} for name, size in self.reader.sizes.items()}
         }
         first = blank | {"endpose": unpack_endpose(np.tile([0.0, 0, 0, 1, 0, 0, 0, 1], 2))}
+
+        def go_on(episodes: list[ServedEpisode], pictures: int = frames, committed: int | None = None) -> None:
+            executed = pictures * self.pipe.actions_per_frame
+            self._answer_all(
+                [
+                    Request(e, None, 0, [blank] * pictures, e.actions[:executed], committed and e.actions[:committed])
+                    for e in episodes
+                ]
+            )
+
         for size in self.batch_sizes:
             episodes = [ServedEpisode() for _ in range(size)]
-            replies = self.answer([Request(episode, "warm up", 0, [first]) for episode in episodes])
-            replies += self.answer(
-                [Request(episode, None, 0, [blank] * frames, episode.actions) for episode in episodes]
-            )
-            for reply in replies:
-                if isinstance(reply, RuntimeError):
-                    raise reply
+            self._answer_all([Request(episode, "warm up", 0, [first]) for episode in episodes])
+            go_on(episodes, pictures=1)
+            for _ in ("of one age", "of two ages"):
+                go_on(episodes)
+                if self.reader.lookahead_actions:
+                    go_on(episodes, committed=1)
+                go_on(episodes[:1])
+
+    def _answer_all(self, requests: list[Request]) -> None:
+        """Raises the first error among the replies."""
+        for reply in self.answer(requests):
+            if isinstance(reply, RuntimeError):
+                raise reply
