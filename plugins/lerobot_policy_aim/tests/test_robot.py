@@ -32,7 +32,14 @@ def aim_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(module: str, *options: str, log: Path) -> subprocess.Popen:
     with log.open("w") as file:
         command = [sys.executable, "-u", "-m", module, *options]
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=log.parent)
+        # A shell's background jobs, and what they start, ignore Ctrl-C, which ends the client and the rollout here.
+        return subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def wait_for(text: str, log: Path, process: subprocess.Popen, seconds: float = 240) -> None:
