@@ -11,7 +11,7 @@ from markdown_tables import ROOT, bullets, measured, origin, read, table
 
 from aim_hf.envs.names import splits_of
 from aim_hf.evaluation.comparison import format_comparison, mean_rate
-from aim_hf.evaluation.statistics import PEAKS, format_peaks, format_rate, mcnemar_p, wilson_interval
+from aim_hf.evaluation.statistics import PEAKS, format_peaks, format_rate, paired_difference, wilson_interval
 from aim_hf.utils.provenance import machine
 
 PUBLISHED = ROOT / "src" / "aim_hf" / "evaluation" / "published"
@@ -170,18 +170,60 @@ simulation took {training["simulation_share"]:.0%} of its time. A learner that t
 def study(name: str) -> str:
     """A study of `benchmarks/closed_loop.py`."""
     found = read(f"closed_loop/{name}")
-    tasks = list(found["rows"][0]["tasks"])
     columns = {
         "setting": lambda row: ", ".join(f"`{name}` {value}" for name, value in row["setting"].items()) or "defaults",
-        "success": lambda row: f"{row['rate']:.0%} ({row['successes']}/{row['episodes']})",
-        "95 % interval": lambda row: f"{row['wilson'][0]:.0%} to {row['wilson'][1]:.0%}",
-        **{f"`{task}`": lambda row, task=task: row["tasks"][task] for task in tasks},
+        "success": format_rate,
+        **{f"`{task}`": lambda row, task=task: row["tasks"][task] for task in found["rows"][0]["tasks"]},
     }
+    if "to_first" in found["rows"][0]:  # few_steps-hard was run before settings were compared seed by seed
+        columns["points"] = lambda row: f"{row['to_first']['gain_points']:+.1f}"
+        columns["p"] = lambda row: f"{row['to_first']['p']:.2g}"
+    return f"{table(columns, found['rows'])}\n{_conditions(found)}"
+
+
+def delays() -> str:
+    """Success by inference delay, with and without real-time chunking."""
+    found = read("closed_loop/delays-hard")
+    rows = {(row["setting"].get("delay", 0), row["setting"].get("real_time_chunking")): row for row in found["rows"]}
+
+    def cell(delay: int, told: bool) -> str:
+        row = rows[delay, told if delay else None]
+        return f"{format_rate(row)}; {row['to_first']['gain_points']:+.1f}, p {row['to_first']['p']:.2g}"
+
+    columns = {
+        "`delay`": str,
+        "with real-time chunking": lambda delay: cell(delay, True),
+        "without": lambda delay: cell(delay, False),
+    }
+    return f"{table(columns, sorted({delay for delay, _ in rows}))}\n{_conditions(found)}"
+
+
+def _conditions(found: dict[str, Any]) -> str:
+    first = found["rows"][0]
+    points = " Points are to the first row, p is McNemar's, uncorrected." if "to_first" in first else ""
     return (
-        f"{table(columns, found['rows'])}\n`{found['policy']}` on {found['split'].capitalize()}, "
-        f"{found['rows'][0]['episodes'] // len(tasks)} episodes a task and setting, the same seeds for all of them: "
-        f"`{found['command']}` (commit {found['commit'][:10]}).\n"
+        f"`{found['policy']}` on {found['split'].capitalize()}, {first['episodes'] // len(first['tasks'])} episodes a "
+        f"task and setting, the same seeds for all of them.{points} {origin(found)}.\n"
     )
+
+
+def signals() -> str:
+    """Success of the fifths of the episodes by each signal of doubt."""
+    found = read("closed_loop/signals-hard")
+    parts = range(len(next(iter(found["signals"].values()))["rates"]))
+
+    def cell(name: str, part: int) -> str:
+        rate, (low, high) = found["signals"][name]["rates"][part], found["signals"][name]["intervals"][part]
+        return f"{rate:.0%} ({100 * low:.0f} to {100 * high:.0f})"
+
+    columns = {
+        "signal": {"entropy": "entropy of the value maps", "drift": "drift of the imagined frames"}.get,
+        **{f"{part + 1} of {len(parts)}": lambda name, part=part: cell(name, part) for part in parts},
+        "AUROC of failure": lambda name: "{auroc:.2f} ({0:.2f} to {1:.2f})".format(
+            *found["signals"][name]["auroc_interval"], **found["signals"][name]
+        ),
+    }
+    return f"{table(columns, found['signals'])}\n{len(found['episodes'])} episodes: {origin(found)}.\n"
 
 
 def imagined_study() -> str:
@@ -200,21 +242,21 @@ def imagined_study() -> str:
         **{f"`{task}`": lambda title, task=task: found[title]["tasks"][task]["successes"] for task in tasks},
     }
     before, after = list(found.values())[1:3]
-    lost, won = discordant(before, after)
-    gain, episodes = 100 * (after["mean_rate"] - before["mean_rate"]), before["tasks"][tasks[0]]["episodes"]
+    change = difference(before, after)
     return (
-        f"{table(columns, names)}\nThe third row against the second: {gain:+.1f} points, McNemar's p = "
-        f"{mcnemar_p(lost, won):.1g}. {episodes} episodes a task, the same seeds for all:\n\n{bullets(found)}"
+        f"{table(columns, names)}\nThe third row against the second: {change['gain_points']:+.1f} points, McNemar's "
+        f"p = {change['p']:.1g}. {before['tasks'][tasks[0]]['episodes']} episodes a task, the same seeds for all:\n\n"
+        f"{bullets(found)}"
     )
 
 
-def discordant(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, int]:
-    """Of two results.json on the same scenes: episodes in which only the first succeeds, and only the second."""
+def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """`paired_difference` of two results.json on the same scenes."""
     tasks = [(before["tasks"][name], after["tasks"][name]) for name in before["tasks"]]
     if any(first["seeds"] != second["seeds"] for first, second in tasks):
         raise ValueError("the results are of other scenes; expected the same seeds in each task.")
-    pairs = [pair for first, second in tasks for pair in zip(first["outcomes"], second["outcomes"])]
-    return pairs.count(("1", "0")), pairs.count(("0", "1"))
+    first, second = ([outcome == "1" for task in of for outcome in task["outcomes"]] for of in zip(*tasks))
+    return paired_difference(first, second)
 
 
 def noise_study() -> str:

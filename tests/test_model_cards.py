@@ -62,9 +62,10 @@ def test_episodes_in_which_only_one_of_two_results_succeeds():
         tasks = {"push": push, "pull": pull}
         return {"tasks": {name: {"seeds": [first, 2, 3], "outcomes": outcomes} for name, outcomes in tasks.items()}}
 
-    assert success_tables.discordant(result("110", "000"), result("100", "011")) == (1, 2)
+    change = success_tables.difference(result("110", "000"), result("100", "011"))
+    assert (change["lost"], change["won"]) == (1, 2) and change["gain_points"] == pytest.approx(100 / 6)
     with pytest.raises(ValueError, match="other scenes"):
-        success_tables.discordant(result("110", "000"), result("110", "000", first=0))
+        success_tables.difference(result("110", "000"), result("110", "000", first=0))
 
 
 def test_the_table_of_speed_names_the_machine_of_each_benchmark(monkeypatch):
