@@ -146,15 +146,6 @@ def test_cached_rollout_equals_one_masked_forward(history, frames, variant):
             torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("lookahead", [0, 1])
-@pytest.mark.parametrize("variant", [*({"visibility": v} for v in Visibility), {"value_loss_weight": 0}])
-def test_each_parameter_learns(variant, lookahead):
-    """Distributed training then needs no search for parameters without gradients."""
-    model = make_model(action_lookahead_frames=lookahead, **variant).train()
-    objective(model, **make_batch(model.config, chunks=2)).loss.backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
 @torch.no_grad()
 def test_several_draws_of_actions_at_once():
     """Also where rows differ in age, so that masks and positions do."""

@@ -110,6 +110,7 @@ class AIMGRPOConfig(ResumableArguments):
     max_grad_norm: float = field(default=1.0, metadata={"help": "largest gradient norm, for clipping"})
     logging_steps: float = field(default=1, metadata={"help": "optimizer steps between logs"})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "learning rate schedule"})
+    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "not needed: all parameters are used"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "not needed: all columns are used"})
 
     def __post_init__(self) -> None:

@@ -37,7 +37,6 @@ RANGES = {
 REPORTERS = ("mlflow", "tensorboard", "trackio", "wandb")  # of `report_to`; each needs the package of its name
 
 
-@dataclass
 class ResumableArguments(TrainingArguments):
     """`TrainingArguments` of a run that can be resumed. MAY_CHANGE: fields of subclasses that may then change. OWN:
     valid ranges of fields of subclasses, as in `RANGES`.
@@ -48,8 +47,6 @@ class ResumableArguments(TrainingArguments):
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
     OWN: ClassVar[Mapping[Callable[[str, Any], Any], Collection[str]]] = {}
-
-    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "not needed: all parameters are used"})
 
     def __post_init__(self) -> None:
         if self.output_dir is not None:
