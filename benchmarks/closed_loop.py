@@ -105,15 +105,13 @@ def main():
 
 
 def table(rows: list[dict]) -> str:
-    lines = ["| setting | success | 95 % interval | points to the first | p |", "|---|---|---|---|---|"]
+    from aim_hf.evaluation.statistics import format_rate
+
+    lines = ["| setting | success | points to the first | p |", "|---|---|---|---|"]
     for row in rows:
         setting = ", ".join(f"{key} {value}" for key, value in row["setting"].items()) or "defaults"
-        low, high = (f"{bound:.0%}" for bound in row["wilson"])
-        rate = f"{row['rate']:.0%} ({row['successes']}/{row['episodes']})"
-        to_first = row["to_first"]
-        lines.append(
-            f"| {setting} | {rate} | {low} to {high} | {to_first['gain_points']:+.1f} | {to_first['p']:.2g} |"
-        )
+        change = row["to_first"]
+        lines.append(f"| {setting} | {format_rate(row)} | {change['gain_points']:+.1f} | {change['p']:.2g} |")
     return "\n".join(lines) + "\n"
 
 

@@ -14,13 +14,13 @@ in x is an Ornstein-Uhlenbeck process, whose step from t to s is known in closed
 
     x_s = (1 - s) * x_0 + s * (rho * eps + sqrt(1 - rho^2) * z),    rho = [s * (1 - t) / (t * (1 - s))]^(a^2 / 2)
 
-For small steps it equals the papers' step, and a = 0 gives the ODE's Euler step. With 10 steps,
-samples are distributed as those of the ODE with 10 steps, so practice trains the sampler that is used afterwards.
+For small steps it equals the papers' step, and a = 0 gives the ODE's Euler step. With 10 steps, samples are
+distributed as those of the ODE with 10 steps, so practice trains the sampler that is used afterwards.
 
-Modes. Independent noise for each action mostly averages out over a chunk, and teaches little. The step may
-therefore replace only the smoothest `noise_modes` cosine modes of the noise over the P actions; with one mode, the
-whole chunk moves together. White noise of which a part is replaced stays white, so the distribution of x_t stays the
-same. The likelihood is that of the replaced modes, given x_t.
+Modes. Independent noise for each action mostly averages out over a chunk, and teaches little. The step may therefore
+replace only the smoothest `noise_modes` cosine modes of the noise over the P actions; with one mode, the whole chunk
+moves together. White noise of which a part is replaced stays white, so the distribution of x_t stays the same. The
+likelihood is that of the replaced modes, given x_t.
 
 The last step. The step to s = 0 has no noise, and hence no likelihood, unless `last_step_std` adds some. That noise
 serves exploration: samples of the SDE are only as diverse as those of the ODE, so a policy that always misses by more
