@@ -5,11 +5,11 @@
 
 `schedules`: denoising steps of the world and of the actions, an early end, guidance. `noise`: less of the noise that
 actions start from. `few_steps`: few steps of both together. `replanning`: parts of a chunk executed, or planning again
-by signals. `delays`: control steps that a chunk takes to compute, bridged by real-time chunking or without
-telling the new chunk. Each setting has a folder of results, as `aim-hf evaluate` writes it, so a run that was
-stopped goes on; DIR/STUDY.json holds them all, and DIR/STUDY.md the table. Seeds are the same for all settings, held
-out of training, and none of those that success rates are reported on, so that choosing a setting by them is fair. Each
-setting is compared with the first, seed by seed.
+by signals; a new plan starts afresh, or continues two actions of the plan before. `delays`: control steps that a chunk
+takes to compute, bridged by real-time chunking or without telling the new chunk. Each setting has a folder of results,
+as `aim-hf evaluate` writes it, so a run that was stopped goes on; DIR/STUDY.json holds them all, and DIR/STUDY.md the
+table. Seeds are the same for all settings, held out of training, and none of those that success rates are reported on,
+so that choosing a setting by them is fair. Each setting is compared with the first, seed by seed.
 """
 
 from pathlib import Path
@@ -30,9 +30,16 @@ STUDIES = {
         for world, action in ((5, 10), (2, 10), (1, 10), (1, 5), (1, 4), (1, 2), (1, 1))
     ],
     "replanning": [
-        *({"n_action_steps": steps} for steps in (8, 6, 4, 2)),
-        *({"replan_drift": drift} for drift in (0.05, 0.1)),
-        *({"replan_entropy": entropy} for entropy in (0.6, 0.8)),
+        {"n_action_steps": 8},
+        *(
+            setting | plan
+            for setting in (
+                *({"n_action_steps": steps} for steps in (6, 4, 2)),
+                *({"replan_drift": drift} for drift in (0.05, 0.1)),
+                *({"replan_entropy": entropy} for entropy in (0.6, 0.8)),
+            )
+            for plan in ({}, {"delay": 2})
+        ),
     ],
     "noise": [{"action_noise_scale": scale} for scale in (1.0, 0.5, 0.0)],
     "delays": [
