@@ -14,6 +14,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
+import torch
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -344,6 +345,38 @@ def test_a_network_that_fails_is_an_error_and_no_end(policy, alone):
         server.server._batcher.answer = answer
         np.testing.assert_array_equal(client.infer(message)["actions"], alone[0][1])
         assert server.http("/healthz")[0] == 200 and counted(server, "requests", "failed") == 1
+
+
+def test_a_lost_accelerator_is_not_healthy(policy):
+    with running(policy) as server:
+        client, robot = server.client(), Robot(0)
+
+        def fails(requests):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+        server.server._batcher.answer = fails
+        with pytest.raises(RuntimeError, match="the network failed"):
+            client.infer(robot.start())
+        assert server.http("/healthz") == (503, "network down\n")
+
+
+def test_others_are_served_while_a_message_is_read(policy, alone):
+    with running(policy) as server, ThreadPoolExecutor(1) as pool:
+        reading, let_go, read = threading.Event(), threading.Event(), server.server.episodes.reader.read
+
+        def slow(message, episode):
+            reading.set()
+            assert let_go.wait(60)
+            return read(message, episode)
+
+        server.server.episodes.reader.read = slow
+        reply = pool.submit(server.client().infer, Robot(0).start())
+        try:
+            assert reading.wait(30)
+            assert server.http("/healthz")[0] == 200
+        finally:
+            let_go.set()
+        np.testing.assert_array_equal(reply.result(60)["actions"], alone[0][0])
 
 
 def test_stopping_answers_what_is_in_flight(policy, alone):

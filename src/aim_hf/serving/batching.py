@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+import torch
+
 logger = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ class Batcher:
         self._prepare = prepare
         self._waiting: list[tuple[Batchable, Future]] = []
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = self._lost_device = False
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self._thread.start()
 
@@ -59,7 +61,8 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """Whether requests can be answered: the thread runs, and the accelerator didn't fail for good."""
+        return self._thread.is_alive() and not self._lost_device
 
     def submit(self, request: Batchable) -> Future:
         """Queues a request; returns the future of its reply. Cancelling the future takes a waiting request out of the
@@ -116,6 +119,8 @@ class Batcher:
         try:
             return self.answer(requests)
         except Exception as error:
+            # Such an error of CUDA, which isn't a lack of memory, stays until the process ends.
+            self._lost_device |= isinstance(error, torch.AcceleratorError)
             if len(requests) == 1:
                 return [_failure(error)]
         # Not in the handler: the error's traceback holds the tensors of a batch that was too large for the memory.

@@ -4,7 +4,7 @@ On connecting, a client gets a message of metadata. Then each of its messages ge
 says what was wrong with the message. A connection carries one robot's episodes, one after another. On the same port,
 plain HTTP: `/healthz` and `/metrics`.
 
-The event loop reads, checks and writes; the network runs in the thread of a `Batcher`.
+The event loop receives and sends, threads decode and check messages, the network runs in the thread of a `Batcher`.
 """
 
 import asyncio
@@ -197,7 +197,9 @@ class PolicyServer:
         try:
             if isinstance(data, str):
                 raise ValueError("the message is text; expected bytes, a map packed by msgpack.")
-            future = asyncio.wrap_future(self._batcher.submit(self.episodes.reader.read(unpack(data), episode)))
+            # Pictures as JPEG files take tens of milliseconds, in which the event loop serves the others.
+            request = await asyncio.to_thread(lambda: self.episodes.reader.read(unpack(data), episode))
+            future = asyncio.wrap_future(self._batcher.submit(request))
             await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not future.done():
                 future.cancel()
