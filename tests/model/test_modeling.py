@@ -927,3 +927,14 @@ def test_misuse_of_a_rollout_is_named():
         model.append(cache, latents.repeat(1, 1, 2, 1, 1))
     with pytest.raises(ValueError, match="patches"):
         model.new_cache(1, 3, 4)
+
+
+def test_positions_in_float32_turn_by_the_same_angles():
+    """Apple's GPUs have no float64. Torch can't make their tensors on other machines, so positions are converted."""
+    dtypes = [layers.angle_dtype(torch.device(device)) for device in ("mps", "cpu")]
+    assert dtypes == [torch.float32, torch.float64]
+    frames = torch.arange(200)[None]
+    for positions in (layers.video_positions(frames, 3, 4), layers.action_positions(frames, 8)):
+        assert positions.dtype == torch.float64
+        rounded = layers.rotary(positions.float(), 24, torch.float32)
+        torch.testing.assert_close(rounded, layers.rotary(positions, 24, torch.float32), rtol=0, atol=3e-5)

@@ -110,6 +110,18 @@ def test_a_chunk_continues_the_last_one(policy: AIMPolicy):
     assert policy.supports_rtc()
 
 
+def test_an_instruction_for_each_row(policy: AIMPolicy):
+    def chunk(rows: int, task: str | list[str]) -> torch.Tensor:
+        torch.manual_seed(0)
+        policy.reset()
+        return policy.predict_action_chunk(make_batch(make_steps(1, rows=rows)[0]) | {"task": task})
+
+    assert torch.equal(chunk(1, "press the bell"), chunk(1, ["press the bell"]))
+    for task, count in (("press the bell", 1), (["press"] * 3, 3)):
+        with pytest.raises(ValueError, match=f"task holds {count} instructions; expected a list of 2, one for each"):
+            chunk(2, task)
+
+
 def test_what_is_taken_over_is_limited(policy: AIMPolicy):
     batch = make_batch(make_steps(1, rows=1)[0])
 

@@ -24,12 +24,17 @@ Timestep = torch.Tensor | EmbeddedTime  # in [0, 1], (B, N), or (B,) for N = 1
 Modulation = tuple[torch.Tensor, ...]
 
 
+def angle_dtype(device: torch.device) -> torch.dtype:
+    """Dtype of positions and angles: float64, and float32 on Apple's GPUs, which have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def rotary(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
     """Cosine and sine of Wan's rotary embedding over (time, height, width).
 
     Args:
-        positions: (B or 1, tokens, 3), float64. A coordinate of 0 rotates nothing; action tokens have no rows and
-            columns.
+        positions: (B or 1, tokens, 3), in `angle_dtype`. A coordinate of 0 rotates nothing; action tokens have no rows
+            and columns.
         dtype: of the result, at least float32.
 
     Returns:
@@ -38,7 +43,7 @@ def rotary(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> torch.
     spatial = 2 * (head_dim // 6)
     angles = []
     for axis, dim in enumerate((head_dim - 2 * spatial, spatial, spatial)):
-        exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
+        exponent = torch.arange(0, dim, 2, dtype=positions.dtype, device=positions.device) / dim
         angles.append(positions[..., axis : axis + 1] * ROPE_THETA**-exponent)
     angles = torch.cat(angles, dim=-1).unsqueeze(1)
     return torch.stack((angles.cos(), angles.sin()), dim=-1).to(torch.promote_types(dtype, torch.float32))
@@ -57,17 +62,19 @@ def apply_rotary(hidden: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
 
 def video_positions(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Positions (time, row, column) of the video tokens of latent `frames`: (B, N) -> (B, N * height * width, 3)."""
-    rows, columns = torch.arange(height, device=frames.device), torch.arange(width, device=frames.device)
-    grid = torch.cartesian_prod(rows.double(), columns.double()).expand(*frames.shape, -1, -1)
-    time = frames.double()[..., None, None].expand(*grid.shape[:-1], 1)
+    dtype = angle_dtype(frames.device)
+    rows, columns = (torch.arange(size, device=frames.device, dtype=dtype) for size in (height, width))
+    grid = torch.cartesian_prod(rows, columns).expand(*frames.shape, -1, -1)
+    time = frames.to(dtype)[..., None, None].expand(*grid.shape[:-1], 1)
     return torch.cat([time, grid], dim=-1).flatten(1, 2)
 
 
 def action_positions(frames: torch.Tensor, actions_per_frame: int) -> torch.Tensor:
     """Positions of the action tokens of latent `frames`: (B, N) -> (B, N * n, 3). Action j of latent frame f has time
     f + (j + 1) / (n + 1)."""
-    steps = torch.arange(1, actions_per_frame + 1, device=frames.device, dtype=torch.float64) / (actions_per_frame + 1)
-    time = (frames.double()[..., None] + steps).flatten(1)
+    dtype = angle_dtype(frames.device)
+    steps = torch.arange(1, actions_per_frame + 1, device=frames.device, dtype=dtype) / (actions_per_frame + 1)
+    time = (frames.to(dtype)[..., None] + steps).flatten(1)
     return F.pad(time[..., None], (0, 2))
 
 

@@ -212,7 +212,7 @@ class AIMPolicy(PreTrainedPolicy):
         actions = data.targets(batch, config), data.executed(batch, config), data.first_poses(batch)
         with torch.autocast(self.model.device.type, enabled=False):  # the codec stays in float32
             window = training_window(batch, self.pipeline, self.cameras, self._latents_of, *actions)
-            window["prompt_embeds"] = self._encoded(batch["task"])
+            window["prompt_embeds"] = self._encoded(instructions(batch, len(actions[0])))
             no_prompt = self._encoded([""])[0]
         window["action_mask"] = self.objective.predictions(window["action_mask"])
         if (foreseen := data.foreseen(batch, config)) is not None:
@@ -331,10 +331,10 @@ class AIMPolicy(PreTrainedPolicy):
 
     def _start(self, batch: dict[str, Any], first_seed: int | None = None) -> tuple[AIMSession, list[torch.Generator]]:
         """Sessions without history, with their first observations, and the generator of each one's noise."""
-        tasks = batch["task"] if isinstance(batch.get("task"), list | tuple) else [batch.get("task")]
-        observations = self._observations(batch, len(tasks))
+        rows = max(len(batch.get(feature, ())) for feature in self.cameras.values())
+        observations, tasks = self._observations(batch, rows), instructions(batch, rows)
         guided = self.pipeline.sampling_config.guidance_scale != 1
-        session = self.pipeline.start(list(tasks), negative_prompt="" if guided else None)
+        session = self.pipeline.start(tasks, negative_prompt="" if guided else None)
         self.pipeline.append(session, observations)
         if self._first_poses is None:
             self._first_poses = session.initial_pose
@@ -387,6 +387,19 @@ class AIMPolicy(PreTrainedPolicy):
 
 # LeRobot looks for the configuration's name with "Policy" in place of "Config".
 AIMPolicyPolicy = AIMPolicy
+
+
+def instructions(batch: dict[str, Any], rows: int) -> list[str]:
+    """`task` of each row. A string is a list of one.
+
+    Raises:
+        ValueError: if there are more or fewer than `rows`.
+    """
+    task = batch.get("task")
+    tasks = list(task) if isinstance(task, list | tuple) else [task]
+    if len(tasks) != rows:
+        raise ValueError(f"task holds {len(tasks)} instructions; expected a list of {rows}, one for each row.")
+    return tasks
 
 
 def check_sharded() -> None:
