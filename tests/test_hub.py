@@ -355,6 +355,7 @@ def test_every_python_block_of_the_page_runs(hub, folder, small, token, cache, t
     publish(prepare(folder), "org/aim")
     publish(prepare(folder), "org/aim", revision="v1")
     with_lora(AIMForWorldAction(small.model.config), rank=2).save_pretrained(tmp_path / "adapter")
+    small.processor.save_pretrained(tmp_path / "adapter" / "processor")
     write_model_card(tmp_path / "adapter", "peft", "base_model: org/aim\n")
     publish(prepare(tmp_path / "adapter"), "org/aim-lora")
     write_shard(tmp_path / "episodes", [make_episode()])

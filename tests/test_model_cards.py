@@ -160,7 +160,7 @@ def test_the_card_of_adapters(run):
     (run / "adapter" / "README.md").write_text(str(card))
     card = check_card(run / "adapter", "adapters", {"README.md"})
     assert card.data.library_name == "peft" and card.data.base_model == "org/aim"
-    assert "rank 64 (alpha 64)" in card.text and 'PeftModel.from_pretrained(pipe.model, "org/aim-lora")' in card.text
+    assert "rank 64 (alpha 64)" in card.text and 'PeftModel.from_pretrained(base, "org/aim-lora")' in card.text
 
 
 def test_the_stated_size_is_that_of_the_preset():

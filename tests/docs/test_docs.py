@@ -198,7 +198,7 @@ SCENARIOS: dict[str, list[Run | Left]] = {
     ],
     "docs/training.md": [
         Left("hours of training; tests/training runs each of its commands, smaller"),
-        *[Left(FULL_SIZE)] * 5,
+        *[Left(FULL_SIZE)] * 4,
         Run(before=LATENTS),
     ],
 }

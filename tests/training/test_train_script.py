@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from aim_hf import AIMForWorldAction, AIMPipeline
+from aim_hf import AIMForWorldAction, AIMPipeline, AIMProcessor
 from aim_hf.commands.train import Exporter
 from aim_hf.commands.train import main as run_train
 from aim_hf.hub import prepare
@@ -79,6 +79,26 @@ def test_adapters_are_exported_apart_and_merged(python, pipe, latents, tmp_path)
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
     before = pipe.model.blocks[0].attn1.to_q.weight
     assert 0 < (merged.blocks[0].attn1.to_q.weight - before).abs().max() < 1e-2
+
+
+def test_adapters_of_another_robot_than_their_base_bring_its_processor(latents, tmp_path):  # noqa: F811
+    """With the base's own, actions would have the units of the base's robot."""
+    make_pipeline("qpos").save_pretrained(tmp_path / "base")
+    options = ["--latents", str(latents), "--policy", str(tmp_path / "base"), "--output_dir", str(tmp_path / "run")]
+    options += ["--lora_rank", "2", "--max_steps", "1", "--sample_steps", "0", "--report_to", "none", "--use_cpu"]
+    run_train([*options, "--learning_rate", "0.01", "--ema_decay", "0", "--disable_tqdm", "true"])
+
+    whole, adapter = AIMPipeline.from_pretrained(tmp_path / "run" / "pipeline"), tmp_path / "run" / "adapter"
+    processor = AIMProcessor.from_pretrained(adapter / "processor")
+    base = AIMForWorldAction.from_pretrained(
+        tmp_path / "base" / "model", action_dim=processor.action_dim, ignore_mismatched_sizes=True
+    )
+    model = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    loaded = AIMPipeline.from_pretrained(tmp_path / "base", model=model, processor=processor)
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), loaded.model.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+    for name in ("action_statistics", "cameras", "action_space", "fps"):
+        assert getattr(loaded.processor, name) == getattr(whole.processor, name), name
 
 
 @pytest.mark.parametrize("lora_rank", [None, 2])

@@ -10,7 +10,7 @@ Every option of transformers' `TrainingArguments` works. A run that finds checkp
 from the last one. At the end, and every N steps with `--export_steps N`, `output_dir/pipeline` is a complete
 AIMPipeline with the averaged weights, the training curve and a first card; `output_dir/training.json` holds the
 metrics, the command, the commit and the hardware. With `--lora_rank`, `output_dir/adapter` holds the adapter in PEFT's
-format, and the pipeline has it merged.
+format and the processor of these latents, and the pipeline has both.
 """
 
 from __future__ import annotations
@@ -224,6 +224,7 @@ class Exporter:
         from ..pipeline.loading import load_text_encoder
         from ..pipeline.sampling import new_schedulers
         from ..training.curve import plot_training
+        from ..utils.files import written_folder
         from ..utils.provenance import provenance
 
         trainer, config = self.trainer, self.model.config
@@ -232,6 +233,8 @@ class Exporter:
             return
         output = Path(trainer.args.output_dir)
         if self.has_adapter:
+            with written_folder(output / "adapter" / "processor") as folder:
+                self.processor.save_pretrained(folder)
             with trainer.averaged_model() as averaged:
                 averaged.save_pretrained(output / "adapter")
                 averaged = copy.deepcopy(averaged).float().merge_and_unload()
