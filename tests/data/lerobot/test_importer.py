@@ -22,7 +22,17 @@ from aim_hf.data.video import decode_video, encode_video
 
 from ...hub_server import Repo
 from ..fixtures import make_lerobot as made
-from ..fixtures_lerobot import FIXTURES, JOINTS, TOOL, VERSIONS, change_column, change_record, config, robot
+from ..fixtures_lerobot import (
+    FIXTURES,
+    JOINTS,
+    TOOL,
+    VERSIONS,
+    change_column,
+    change_record,
+    config,
+    robot,
+    with_column,
+)
 from ..test_video import psnr
 
 
@@ -260,6 +270,19 @@ def test_another_control_rate_keeps_the_last_action_before_each_frame(name, tmp_
     assert psnr(episode.rgb["right_camera"], np.stack([made.picture(made.WRIST, 2, f) for f in kept])) > 35
     assert [event.frame for event in episode.events] == [1, 3]  # frames 3 and 7 of the source
     assert decode_video(row["value_head_camera"]["bytes"]).shape == (5, *made.TOP, 3)
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_actions_that_are_differences_are_refused_before_anything_is_written(name, tmp_path):
+    """They were imported as targets, near which the robot would stay."""
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+    for path in folder.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        targets, states = (np.array(table[column].to_pylist()) for column in ("action", "observation.state"))
+        pq.write_table(with_column(table, "action", (targets - states).tolist()), path)
+    with pytest.raises(ValueError, match=f"the actions of {name} span .*% of what its states span.*AIM acts absol"):
+        import_episodes(LeRobotSource(folder), config(JOINTS, tmp_path), tmp_path / "episodes")
+    assert not (tmp_path / "episodes").exists()
 
 
 def test_episodes_of_another_make_are_refused(tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from aim_hf import AIMConfig, AIMPipeline, AIMProcessor
 from aim_hf.data.latents import camera_cells, encode_value_maps, unit_pose
 from aim_hf.data.lerobot.format import EXPERT_ACTION, OURS
+from aim_hf.data.lerobot.robot import check_absolute as check_spans
 from aim_hf.model.processing_aim import EE_ACTION_DIM
 
 from .configuration_aim import VALUE_MAP, AIMPolicyConfig
@@ -21,8 +22,6 @@ from .configuration_aim import VALUE_MAP, AIMPolicyConfig
 if TYPE_CHECKING:  # a robot needs no datasets
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
-# Joint targets span about what joint positions span, and differences from step to step far less.
-LEAST_SPAN = 0.3
 # Statistics of relative actions hold each action of so many predictions: 224 MB for 40 actions of 14 numbers.
 PREDICTIONS = 50_000
 
@@ -148,17 +147,11 @@ def check_finite(dataset: LeRobotDatasetMetadata, numbers: dict[str, np.ndarray]
 
 def check_absolute(name: str, actions: np.ndarray, states: np.ndarray | None) -> None:
     """Raises ValueError if the actions (N, D) of a dataset are differences from step to step. It compares the spans of
-    actions and states, if these have the same width. Numbers that are never commanded to move tell nothing."""
+    actions and states, if these have the same width."""
     if states is None or states.shape != actions.shape:
         return
     action_span, state_span = (np.subtract(*np.quantile(of, [0.99, 0.01], axis=0)) for of in (actions, states))
-    moving = (state_span > 1e-3) & (action_span > 1e-6)
-    share = float(np.median(action_span[moving] / state_span[moving])) if moving.any() else 1.0
-    if share < LEAST_SPAN:
-        raise ValueError(
-            f"the actions of {name} span {share:.0%} of what its states span, so they seem to be differences from "
-            "step to step; AIM acts absolutely. Store the targets themselves as actions."
-        )
+    check_spans(name, action_span, state_span)
 
 
 def read_numbers(dataset: LeRobotDatasetMetadata) -> dict[str, np.ndarray]:

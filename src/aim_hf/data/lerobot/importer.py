@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from ..preview import write_preview
 from ..shards import ShardWriter, remove_leftovers
 from ..video import encode_video
 from . import format
-from .robot import Robot
+from .robot import Robot, check_absolute
 from .source import LeRobotSource, format_numbers
 
 LISTED = 20  # broken episodes that an error lists with their reasons
@@ -182,16 +183,22 @@ def check_episodes(source: LeRobotSource, robot: Robot | None, episodes: list[in
 
     Args:
         robot: None for a dataset of `export_lerobot`.
+
+    Raises:
+        ValueError: if the actions are differences from step to step.
     """
-    keys, broken = _camera_keys(source, robot).values(), {}
+    keys, broken, spans = _camera_keys(source, robot).values(), {}, []
     for episode in tqdm(episodes, unit="episode", desc="check"):
         try:
-            _numbers(source, robot, episode, "", every)
+            row = _numbers(source, robot, episode, "", every)
+            spans.append([np.ptp(vectors, axis=0) for vectors in (row["action"], row["state"][1:])])
             for key in keys:
                 source.check_pictures(episode, key)
         except (OSError, ValueError) as error:
             # Manifests are published, local paths aren't.
             broken[episode] = str(error).replace(f"{source.folder}{os.sep}", "")
+    if robot is not None and spans:
+        check_absolute(source.name, *np.median(spans, axis=0))
     return broken
 
 

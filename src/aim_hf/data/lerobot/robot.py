@@ -32,6 +32,8 @@ from ...value_maps.render import Event
 from .source import LeRobotSource
 
 FAR = 1.0  # of a gripper's range: numbers that lie further outside are of another unit
+# Targets span about what states span, and differences from step to step far less.
+LEAST_SPAN = 0.3
 RESTING_ARM = np.array([0, 0, 0, 1, 0, 0, 0, 1], dtype=np.float32)  # xyz, quaternion wxyz, gripper
 
 
@@ -351,6 +353,18 @@ def _gripper(arm: Arm, pose: Pose, frames: dict[str, np.ndarray]) -> np.ndarray:
             f"closed, to {arm.gripper_open:g}, open, in states and actions. Check the column and its unit"
         )
     return np.clip(opening, 0, 1)
+
+
+def check_absolute(name: str, action_span: np.ndarray, state_span: np.ndarray) -> None:
+    """Raises ValueError if the actions of a dataset are differences from step to step: if they span far less than the
+    states, (D,) each. Numbers that are never commanded to move tell nothing."""
+    moving = (state_span > 1e-3) & (action_span > 1e-6)
+    share = float(np.median(action_span[moving] / state_span[moving])) if moving.any() else 1.0
+    if share < LEAST_SPAN:
+        raise ValueError(
+            f"the actions of {name} span {share:.0%} of what its states span, so they seem to be differences from "
+            "step to step; AIM acts absolutely. Store the targets themselves as actions, in the unit of the states."
+        )
 
 
 def closings_and_openings(gripper: np.ndarray, contacts: Contacts) -> list[tuple[int, str]]:
