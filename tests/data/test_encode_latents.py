@@ -20,7 +20,7 @@ from aim_hf.data.latent_windows import LatentWindows
 from aim_hf.data.latents import encode_episode
 from aim_hf.pipeline.codec import VideoCodec
 
-from ..fixtures_pipeline import make_pipeline
+from ..fixtures_pipeline import make_pipeline, make_processor
 from ..training.test_stage1 import make_episode
 from .fixtures_episodes import write_shard
 
@@ -110,6 +110,36 @@ def test_an_instruction_that_is_too_long_is_refused_before_any_is_encoded(materi
     with pytest.raises(ValueError, match="^instructions have at most 8 tokens .*'wave wave"):
         main([str(option) for option in options])
     assert not (tmp_path / "latents").exists()
+
+
+def test_instructions_that_are_the_same_to_the_policy_are_refused(material, tmp_path):
+    """They were encoded alike, so that the policy would do one task or the other."""
+    folder, _ = material
+    command = ["--dataset", str(tmp_path / "e"), "--policy", str(folder / "policy"), "--output_dir"]
+    told = (("put the 红 block", "put the 蓝 block"), ("put the red block", "put  the red block"))
+    for (first, second), output in zip(told, ("unknown", "known"), strict=True):
+        episodes = [replace(make_episode(seed), instruction=text) for seed, text in enumerate((first, second))]
+        write_shard(tmp_path / "e", episodes)
+        if output == "known":
+            main([*command, str(tmp_path / output)])
+        else:
+            with pytest.raises(ValueError, match=f"instructions '{first}' and '{second}' are the same to the policy"):
+                main([*command, str(tmp_path / output)])
+            assert not (tmp_path / output).exists()
+
+
+def test_a_camera_without_a_slot_is_told(material, tmp_path, capsys):
+    """Of a policy that was trained for fewer cameras, whose latents lacked the others without a word."""
+    folder, pipe = material
+    shutil.copytree(folder / "policy", tmp_path / "policy")
+    cameras = {"head_camera": pipe.processor.cameras["head_camera"]}
+    make_processor(cameras=cameras).save_pretrained(tmp_path / "policy" / "processor")
+    write_shard(tmp_path / "episodes", [make_episode(0)])
+    for policy, told in ((folder / "policy", False), (tmp_path / "policy", True)):
+        output = tmp_path / f"latents of {policy.parent.name}"
+        main(["--dataset", str(tmp_path / "episodes"), "--policy", str(policy), "--output_dir", str(output)])
+        message = f"left out: pictures of left_camera, right_camera, for which {policy} has no slot\n"
+        assert (message in capsys.readouterr().out) == told
 
 
 def test_changed_episodes_are_encoded_anew(material, tmp_path):

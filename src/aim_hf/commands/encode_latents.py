@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     text_encoder = load_text_encoder(policy).to(state.device)
     dataset = load_episodes(args.dataset)
     processor = latents.fit_processor(AIMProcessor.from_pretrained(policy / "processor"), dataset)
-    processor.tokenize(sorted(set(dataset["instruction"])))  # refuses one that is too long before any is encoded
+    latents.check_instructions(processor, sorted(set(dataset["instruction"])))
     settings = latents.made_from(
         config,
         processor,
@@ -78,6 +78,8 @@ def main(argv: list[str]) -> None:
     with state.main_process_first():
         if state.is_main_process:
             print(latents.begin_encoding(args.output_dir, shards))
+            if left_out := latents.without_slot(dataset, processor):
+                print(f"left out: pictures of {', '.join(left_out)}, for which {args.policy} has no slot")
 
     @torch.no_grad()
     def encode_text(text: str, allow_empty: bool = False) -> torch.Tensor:

@@ -169,6 +169,30 @@ def fit_processor(processor: AIMProcessor, dataset: HubDataset) -> AIMProcessor:
     )
 
 
+def without_slot(dataset: HubDataset, processor: AIMProcessor) -> list[str]:
+    """The cameras of the dataset that the processor's canvas has no slot for, so that their pictures are left out."""
+    cameras = [name.removeprefix("rgb_") for name in dataset.column_names if name.startswith("rgb_")]
+    return [name for name in cameras if name not in processor.cameras and _present(dataset, f"rgb_{name}").any()]
+
+
+def check_instructions(processor: AIMProcessor, instructions: list[str]) -> None:
+    """Refuses instructions that a policy couldn't read, before any is encoded.
+
+    Raises:
+        ValueError: as `AIMProcessor.tokenize`; and for two instructions that differ only in characters that the
+            tokenizer doesn't know.
+    """
+    unknown, seen = processor.tokenizer.unk_token_id, {}
+    for instruction, tokens in zip(instructions, processor.tokenize(instructions).input_ids.tolist(), strict=True):
+        other = seen.setdefault(tuple(tokens), instruction)
+        if other != instruction and unknown in tokens:
+            raise ValueError(
+                f"instructions {other!r} and {instruction!r} are the same to the policy, whose tokenizer doesn't know "
+                "the characters in which they differ. Write them in words that it knows, or take a policy whose text "
+                "encoder knows these."
+            )
+
+
 def missing(dataset: HubDataset, processor: AIMProcessor) -> list[dict[str, list[str]]]:
     """For each episode, the cameras of the processor without pictures (`missing_views`) and without value maps
     (`missing_maps`). A complete episode has an empty dict."""
