@@ -102,7 +102,7 @@ BROKEN = {
     ),
     "NaN": (
         lambda f: change_column(f, "action.tool", lambda old: [np.nan, *old[1:]]),
-        "action.tool holds NaN .* at frame 4",
+        r"action.tool\[0:3\] holds NaN .* at frame 4",
     ),
     "another time": (
         lambda f: change_column(f, "timestamp", lambda old: old + 0.3),
@@ -218,6 +218,17 @@ def test_columns_that_nobody_asks_for_may_be_anything(damaged, tmp_path):
     assert check_episodes(source, robot(TOOL, tmp_path), source.episodes) == {}
     with pytest.raises(ValueError, match="has no column words of numbers; it has observation.state"):
         robot(JOINTS | {"action": ["words"]}, tmp_path).check_source(source)
+
+
+def test_numbers_that_nobody_asks_for_may_be_nan(damaged, tmp_path):
+    """Such as the speed of a gripper that measures none, behind the joints in one column."""
+    parts = {"state": ["observation.state[0:6]"], "action": ["action[0:6]"]}
+    whole, some = robot(JOINTS, tmp_path), robot(JOINTS | parts, tmp_path)
+    change_column(damaged, "observation.state", lambda old: [*old[:6], np.nan])
+    source = LeRobotSource(damaged)
+    assert imported_row(source, some, 0, "train")["state"].shape == (12, 6)
+    with pytest.raises(ValueError, match="observation.state holds NaN or infinity at frame 4; repair it"):
+        imported_row(source, whole, 0, "train")
 
 
 def test_matrices_as_datasets_stores_them_are_numbers(tmp_path):

@@ -29,7 +29,7 @@ from ...model.processing_aim import ACTION_SPACES
 from ...utils.checks import check_choice
 from ...utils.files import read_json
 from ...value_maps.render import Event
-from .source import LeRobotSource
+from .source import LeRobotSource, finite
 
 FAR = 1.0  # of a gripper's range: numbers that lie further outside are of another unit
 # Targets span about what states span, and differences from step to step far less.
@@ -72,7 +72,8 @@ class Columns:
         return self.last - self.first
 
     def of(self, frames: dict[str, np.ndarray]) -> np.ndarray:
-        return frames[self.name][:, self.first : self.last]
+        """These columns of all frames. Raises ValueError for NaN among them; the rest of the column may hold it."""
+        return finite(str(self), frames[self.name][:, self.first : self.last])
 
 
 @dataclass(frozen=True)

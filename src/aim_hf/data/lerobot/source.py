@@ -250,13 +250,13 @@ class LeRobotSource:
         return length
 
     def frames(self, episode: int, columns: list[str]) -> dict[str, np.ndarray]:
-        """Numeric columns of one episode, (num_frames, width) float32 each.
+        """Numeric columns of one episode, (num_frames, width) float32 each, whose numbers may be NaN.
 
         Raises:
             OSError, ValueError: if the table is missing or damaged, or hasn't the expected frames.
         """
         table = self._table(episode, ["timestamp", *columns])
-        times = _numbers(table, "timestamp", 1)[:, 0]
+        times = finite("timestamp", _numbers(table, "timestamp", 1))[:, 0]
         late = np.abs(times - np.arange(len(times)) / float(self.rate)) > 0.5 / float(self.rate)
         if late.any():
             frame = int(late.argmax())
@@ -274,7 +274,7 @@ class LeRobotSource:
                 episode's metadata.
         """
         table = self._table(episode, ["task_index"])
-        indices = set(_numbers(table, "task_index", 1)[:, 0].astype(int).tolist())
+        indices = set(finite("task_index", _numbers(table, "task_index", 1))[:, 0].astype(int).tolist())
         instructions = [self.tasks.get(index) for index in indices]
         if not all(isinstance(instruction, str) for instruction in instructions):
             raise ValueError(
@@ -302,7 +302,8 @@ class LeRobotSource:
         """Whether `next.success` is true in some frame. Episodes without that column count as successful."""
         if "next.success" not in self.features:
             return True
-        return bool(_numbers(self._table(episode, ["next.success"]), "next.success", 1).any())
+        table = self._table(episode, ["next.success"])
+        return bool(finite("next.success", _numbers(table, "next.success", 1)).any())
 
     def own_row(self, episode: int) -> dict[str, Any]:
         """The row of an episode in `meta/aim.parquet`."""
@@ -511,7 +512,7 @@ def _numbers(table: pa.Table, column: str, width: int) -> np.ndarray:
     """A column (num_frames, width) float32.
 
     Raises:
-        ValueError: if it isn't numeric, hasn't `width` values per frame, or has NaN.
+        ValueError: if it isn't numeric, or hasn't `width` values per frame.
     """
     values = table[column].combine_chunks()
     if isinstance(values, pa.ExtensionArray):  # the type that `datasets` stores matrices as
@@ -526,10 +527,14 @@ def _numbers(table: pa.Table, column: str, width: int) -> np.ndarray:
         raise ValueError(f"{column} holds {values.type} and {values.null_count} times nothing, expected numbers")
     if len(values) != len(table) * width:
         raise ValueError(f"{column} holds {len(values)} numbers in {len(table)} frames, expected {width} in each")
-    numbers = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), width)
+    return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), width)
+
+
+def finite(name: str, numbers: np.ndarray) -> np.ndarray:
+    """`numbers` (num_frames, width). Raises ValueError, with `name` and the frame, for NaN or infinity."""
     if not np.isfinite(numbers).all():
         frame = int(np.argmin(np.isfinite(numbers).all(axis=1)))
-        raise ValueError(f"{column} holds NaN or infinity at frame {frame}; repair it, or leave the episode out")
+        raise ValueError(f"{name} holds NaN or infinity at frame {frame}; repair it, or leave the episode out")
     return numbers
 
 
