@@ -60,6 +60,16 @@ def cut_video(folder: Path):
     video.write_bytes(video.read_bytes()[:2000])
 
 
+def change_tasks(folder: Path, words: str):
+    """Overwrites the words of task 0."""
+    if folder.name == "lerobot_v21":
+        change_lines(folder, "tasks.jsonl", lambda records: [records[0] | {"task": words}, *records[1:]])
+        return
+    path = folder / "meta" / "tasks.parquet"
+    table = pq.read_table(path)
+    pq.write_table(with_column(table, "__index_level_0__", [words, *table["__index_level_0__"].to_pylist()[1:]]), path)
+
+
 def test_another_version_is_refused(damaged, tmp_path):
     change_info(damaged, codebase_version="v1.6")
     with pytest.raises(ValueError, match=r"codebase_version v1.6; expected one of v2.0, v2.1, v3.0"):
@@ -132,6 +142,10 @@ BROKEN = {
         ),
         "its task_index is 99, but the dataset's tasks are .*block left.*; add it",
     ),
+    "no words": (
+        lambda f: change_tasks(f, " "),
+        "its task_index is 0, but the dataset's tasks are .0: ' ',.*; add it",
+    ),
     "another task": (
         lambda f: change_record(f, tasks=["Open the drawer."]),
         r"its task_index means '.*block left.*', but its metadata say \['Open the drawer.'\]; correct one",
@@ -165,6 +179,16 @@ def test_what_is_wrong_with_an_episode_is_told_before_anything_is_written(damage
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match=f"{damaged.name}, episode 0: .*{message}"):
         imported_row(source, Robot.load(path), 0, "train")
+
+
+def test_half_a_character_is_told_before_anything_is_written(tmp_path):
+    """JSON can hold it, Parquet can't: it was an error of the codec, after the folder was claimed."""
+    folder = Path(shutil.copytree(FIXTURES / "lerobot_v21", tmp_path / "lerobot_v21"))
+    change_tasks(folder, "pick \ud83d up")
+    change_lines(folder, "episodes.jsonl", lambda records: [record | {"tasks": []} for record in records])
+    with pytest.raises(ValueError, match=r"episode 0: its task_index is 0, but .*'pick \\ud83d up'.*; add it to them"):
+        import_episodes(LeRobotSource(folder), config(JOINTS, tmp_path), tmp_path / "episodes")
+    assert not (tmp_path / "episodes").exists()
 
 
 def test_the_instruction_of_the_config_needs_no_task(damaged, tmp_path):

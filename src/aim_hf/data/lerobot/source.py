@@ -34,6 +34,7 @@ from .clips import check_clip, clip_times, cut_clip, frame_rate
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 MEND = "download or record it again"
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 NUMBERS = re.compile(r"(float|u?int)\d+|bool")  # dtypes of columns that can be read as float32
 
 
@@ -270,16 +271,16 @@ class LeRobotSource:
         """The instruction of an episode, which is LeRobot's task.
 
         Raises:
-            ValueError: if the task changes within the episode, isn't among the dataset's tasks, or differs from the
-                episode's metadata.
+            ValueError: if the task changes within the episode, isn't among the dataset's tasks, is no text there, or
+                differs from the episode's metadata.
         """
         table = self._table(episode, ["task_index"])
         indices = set(finite("task_index", _numbers(table, "task_index", 1))[:, 0].astype(int).tolist())
         instructions = [self.tasks.get(index) for index in indices]
-        if not all(isinstance(instruction, str) for instruction in instructions):
+        if not all(isinstance(words, str) and words.strip() and not SURROGATE.search(words) for words in instructions):
             raise ValueError(
                 f"its task_index is {', '.join(map(str, indices))}, but the dataset's tasks are {self.tasks}; add it "
-                "to them, or give the instruction in the config"
+                "to them in words, without halves of a character, or give the instruction in the config"
             )
         if len(instructions) != 1:
             raise ValueError(f"its task changes ({sorted(instructions)}); expected one an episode")
