@@ -185,6 +185,15 @@ def test_training_moves_the_decoder_alone_and_lowers_the_error(vae, episodes, tm
     assert (tmp_path / "samples" / "step-000040.png").stat().st_size > 1000
 
 
+def test_nothing_is_told_of_maps_that_no_episode_has(vae, episodes, tmp_path):
+    """Their error was 0, as of perfect maps, and that of their foreground NaN, which JSON lacks."""
+    dark = [replace(episode, value=np.zeros_like(episode.value)) for episode in episodes]
+    metrics = VAETrainer(clone(vae), dark[2:], dark[:2], replace(ARGS, steps=1), tmp_path).train()
+    assert list(metrics) == ["rgb_psnr", "rgb_foreground_psnr", "value_psnr"]
+    logged = json.loads((tmp_path / "log.jsonl").read_text())
+    assert all(math.isfinite(number) for number in logged.values()) and logged.keys() > metrics.keys()
+
+
 def test_resumed_run_is_the_uninterrupted_one(vae, episodes, tmp_path):
     whole = clone(vae)
     VAETrainer(whole, episodes[2:], episodes[:2], ARGS, tmp_path / "whole").train()

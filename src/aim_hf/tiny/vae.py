@@ -199,7 +199,8 @@ def evaluate_vae(
     Returns:
         metrics: `rgb_psnr`, `value_psnr` (dB, mean over clips), `rgb_foreground_psnr` and `value_foreground_psnr`
             (over pixels that differ from the background by at least an eighth of the range), `peak_error` and
-            `largest_peak_error` (mean and maximum of `peak_errors`).
+            `largest_peak_error` (mean and maximum of `peak_errors`). Those of a foreground or of peaks that the clips
+            lack, as where no episode has value maps, are left out.
         reconstructions: like `clips`.
     """
     metrics, reconstructions = {}, {}
@@ -208,10 +209,13 @@ def evaluate_vae(
         error = ((reconstruction - clip) / 2).square()
         foreground = (loss.pixel_weights(clip, kind) > 1 + loss.foreground_weight / 2).expand_as(error)
         metrics[f"{kind}_psnr"] = -10 * error.flatten(1).mean(dim=1).log10().mean().item()
-        metrics[f"{kind}_foreground_psnr"] = -10 * error[foreground].mean().log10().item()
+        if foreground.any():
+            metrics[f"{kind}_foreground_psnr"] = -10 * error[foreground].mean().log10().item()
         reconstructions[kind] = reconstruction
     errors = peak_errors(clips["value"], reconstructions["value"])
-    return metrics | {"peak_error": errors.mean().item(), "largest_peak_error": errors.max().item()}, reconstructions
+    if len(errors):
+        metrics |= {"peak_error": errors.mean().item(), "largest_peak_error": errors.max().item()}
+    return metrics, reconstructions
 
 
 def peak_errors(true: torch.Tensor, reconstructed: torch.Tensor) -> torch.Tensor:
@@ -228,7 +232,7 @@ def peak_errors(true: torch.Tensor, reconstructed: torch.Tensor) -> torch.Tensor
             top = (true_map >= true_map.max() - 0.05 * (true_map.max() + 1)).nonzero().float()
             peak = torch.tensor(divmod(int(reconstruction.argmax()), width), dtype=torch.float32, device=top.device)
             errors.append((top - peak).norm(dim=1).min())
-    return torch.stack(errors) if errors else torch.zeros(1)
+    return torch.stack(errors) if errors else true.new_zeros(0)
 
 
 @torch.no_grad()
@@ -324,7 +328,8 @@ class VAETrainer:
                 progress.update()
                 if main and (self.step % self.args.report_steps == 0 or last):
                     metrics = self._report(terms)
-                    progress.set_postfix({name: f"{metrics[name]:.2f}" for name in ("rgb_psnr", "peak_error")})
+                    shown = [name for name in ("rgb_psnr", "peak_error") if name in metrics]
+                    progress.set_postfix({name: f"{metrics[name]:.2f}" for name in shown})
                 if main and (self.step % self.args.save_steps == 0 or last):
                     self._save()
         return metrics
