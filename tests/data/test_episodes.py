@@ -53,6 +53,19 @@ def test_plain_load_dataset_reads_the_folder_with_its_videos(folder):
             assert psnr(decode_video(decoder), original.rgb[camera]) > 38
 
 
+def test_the_cards_example_reads_a_camera_that_the_episodes_have(tmp_path):
+    """A robot with a wrist camera alone has no pictures of the head camera, which the example asked for."""
+    episode = make_episode()
+    for part in (episode.rgb, episode.intrinsics, episode.extrinsics):
+        del part["head_camera"]
+    write_shard(tmp_path, [episode])
+    write_card(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(example.replace("<this folder or repo>", str(tmp_path)), names)
+    assert names["frames"].shape[0] == NUM_FRAMES
+
+
 @pytest.mark.parametrize("split", ["2024", "no"])
 def test_a_split_is_loaded_by_its_name_whatever_yaml_takes_it_for(tmp_path, split):
     write_shard(tmp_path, [make_episode(split=split)], split)

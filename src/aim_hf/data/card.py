@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub.utils import yaml_dump
 
+from ..envs.base import CAMERAS
 from ..utils.extras import extra
 from ..utils.files import reading, write_text
 from .shards import MEND, read_manifest, shard_paths
@@ -71,7 +72,7 @@ which the maps can be rendered again, bit for bit.
 from datasets import load_dataset
 
 episode = load_dataset("<this folder or repo>", split="{split}")[0]
-frames = episode["rgb_head_camera"].get_frames_in_range(0, episode["num_frames"]).data
+frames = episode["rgb_{camera}"].get_frames_in_range(0, episode["num_frames"]).data
 ```
 
 **Intended**: training and studying models that act, or that predict where a robot will act. **Limits**: a model
@@ -122,6 +123,7 @@ def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0"
         total=total,
         picture=picture,
         split=_name(splits[0]),
+        camera=rows[0]["camera"],
         columns="\n".join(f"| `{name}` | {text} |" for name, text in COLUMNS.items()),
         action_dim=rows[0]["action_dim"],
         megabytes=sum(row["bytes"] for row in rows) / 1e6,
@@ -136,13 +138,16 @@ def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0"
 
 
 def _contents(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """A record of each split and task, and the simulator versions that the manifests name."""
+    """A record of each split and task, with the first camera of its first episode, and the simulator versions that the
+    manifests name."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     simulators = set()
     for path in shard_paths(folder):
         with reading(path, MEND):
             file = pq.ParquetFile(path)
             names = file.read_row_group(0, columns=["suite", "split", "task"]).to_pylist()[0]
+            paths = file.read_row_group(0, columns=[f"rgb_{camera}.path" for camera in CAMERAS])
+            names["camera"] = next((camera for camera in CAMERAS if paths[f"rgb_{camera}"][0].is_valid), CAMERAS[0])
         action_dim = file.schema_arrow.field("action").type.value_type.list_size
         row = rows.setdefault(
             (names["split"], names["task"]), names | {"action_dim": action_dim, "episodes": 0, "bytes": 0, "failed": 0}
