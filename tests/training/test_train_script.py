@@ -137,7 +137,7 @@ def test_stage_1_goes_on_from_what_it_left_before_stage_2(pipe, tmp_path):  # no
     # Adapters are loaded on the folder's model again, with both of its heads.
     model = initial_model(tmp_path / "model", {}, adapters=True)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in pipe.model.state_dict().items())
-    with pytest.raises(ValueError, match="tensors are of another size, history_head"):
+    with pytest.raises(ValueError, match="of another size, history_head.* Train without --lora_rank: adapters keep"):
         initial_model(tmp_path / "model", other, adapters=True)
 
 

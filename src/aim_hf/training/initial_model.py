@@ -41,10 +41,10 @@ def initial_model(folder: Path, fields: dict[str, Any], adapters: bool) -> AIMFo
     }
     told = [f"{len(keys)} tensors are {what}, {keys[0]} the first" for what, keys in wrong.items() if keys]
     if told:
-        raise ValueError(
-            f"{folder} does not fit --config {fields}: {'; '.join(told)}. Leave out the fields that change its "
-            "layers, or train a new model with --preset."
-        )
+        mend = "Leave out the fields that change its layers, or train a new model with --preset."
+        if adapters and any(key.startswith("history_head.") for key in new):
+            mend = "Train without --lora_rank: adapters keep both heads of stage 2, which have the base's action_dim."
+        raise ValueError(f"{folder} does not fit --config {fields}: {'; '.join(told)}. {mend}")
     if adapters:
         stored, asked = AIMConfig.from_pretrained(folder), AIMConfig(**fields)
         both = {name: (getattr(stored, name), getattr(asked, name)) for name in fields if name not in OF_ADAPTERS}
