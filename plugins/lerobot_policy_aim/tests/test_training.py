@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
@@ -316,6 +317,15 @@ def test_actions_that_are_differences_are_refused(base, dataset):
     check_absolute("you/blocks", resting, numbers["observation.state"])
     with pytest.raises(ValueError, match="span .*% of what its states span.*AIM acts absolutely"):
         check_absolute("you/blocks", np.diff(actions, axis=0, prepend=actions[:1]), numbers["observation.state"])
+
+
+def test_instructions_that_are_the_same_to_the_policy_are_refused(base, dataset, tmp_path):
+    folder = shutil.copytree(dataset, tmp_path / "dataset")
+    tasks = pd.read_parquet(folder / "meta" / "tasks.parquet")
+    tasks.index = pd.Index(["put the 红 block", "put the 蓝 block"], name=tasks.index.name)
+    tasks.to_parquet(folder / "meta" / "tasks.parquet")
+    with pytest.raises(ValueError, match="'put the 红 block' and 'put the 蓝 block' are the same to the policy"):
+        open_policy(base, folder)
 
 
 @pytest.mark.parametrize("lacking", ["file", "features", "numbers"])

@@ -12,7 +12,7 @@ from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor
 
 from aim_hf import AIMConfig, AIMPipeline, AIMProcessor
-from aim_hf.data.latents import camera_cells, encode_value_maps, unit_pose
+from aim_hf.data.latents import camera_cells, check_instructions, encode_value_maps, unit_pose
 from aim_hf.data.lerobot.format import EXPERT_ACTION, OURS
 from aim_hf.data.lerobot.robot import check_absolute as check_spans
 from aim_hf.model.processing_aim import EE_ACTION_DIM
@@ -33,7 +33,8 @@ def fitted_processor(
     the control rate of the dataset.
 
     Raises:
-        ValueError: for cameras without a slot, for relative actions in `ee`, and as `action_statistics`.
+        ValueError: for cameras without a slot, for relative actions in `ee`, and as `check_instructions` and
+            `action_statistics`.
     """
     cameras = {
         camera: {"size": list(config.image_features[feature].shape[1:]), "slot": processor.cameras[camera]["slot"]}
@@ -55,6 +56,7 @@ def fitted_processor(
             "use_relative_actions is True, and actions of space 'ee' are relative to the episode's first pose "
             "already; leave the option out."
         )
+    check_instructions(fitted, [task for task in ([] if dataset.tasks is None else dataset.tasks.index) if task])
     fitted.action_statistics = action_statistics(fitted, config, dataset)
     return fitted
 
