@@ -66,6 +66,19 @@ def test_the_cards_example_reads_a_camera_that_the_episodes_have(tmp_path):
     assert names["frames"].shape[0] == NUM_FRAMES
 
 
+def test_a_card_names_value_maps_if_an_episode_has_them(tmp_path):
+    with_maps, without = make_episode(seed=1), replace(make_episode(seed=0), events=None, recorded_value_maps={})
+    for episodes, has_maps in (([without], False), ([without, with_maps], True)):
+        write_shard(tmp_path, episodes)
+        write_card(tmp_path)
+        card = (tmp_path / "README.md").read_text()
+        assert [text in card for text in ("with value maps\n", "- value-maps\n", "None has value maps")] == [
+            has_maps,
+            has_maps,
+            not has_maps,
+        ]
+
+
 @pytest.mark.parametrize("split", ["2024", "no"])
 def test_a_split_is_loaded_by_its_name_whatever_yaml_takes_it_for(tmp_path, split):
     write_shard(tmp_path, [make_episode(split=split)], split)

@@ -27,7 +27,8 @@ COLUMNS = {
     "action_space": "`ee`: for each arm, left first, xyz (m), quaternion wxyz and gripper (0 closed .. 1 open) of the "
     "tool center point in the world; `qpos`: joint positions and grippers",
     "state": "measured in each frame, in the layout of an action",
-    "action": "executed after each frame but the last, with the perturbation that teaches recovery",
+    "action": "executed after each frame but the last; in recordings of `aim-hf collect` with a perturbation that "
+    "teaches recovery",
     "expert_action": "what the expert wanted: the target of training",
     "intervention": "the step at which the expert sees that it missed an object: `action` holds the miss before it, "
     "`expert_action` the recovery from it on; null without a miss",
@@ -46,15 +47,19 @@ that was tried, its outcome, and the simulator: {simulators}.
 No person or place appears in the data. A policy that is trained on it alone has seen nothing but this simulator."""
 
 
+WITH_MAPS = """A row is an episode: the videos of up to three cameras, for each of them its *action-based spatial value
+maps* (where the robot will make its next contact), states, actions, the contacts themselves and the cameras'
+calibration, from which the maps can be rendered again, bit for bit."""
+
+WITHOUT_MAPS = "A row is an episode: the videos of up to three cameras, states and actions. None has value maps."
+
 CARD = """---
 license: {license}
-pretty_name: Episodes of {suites} with value maps
+pretty_name: Episodes of {content}
 task_categories:
 - robotics
 tags:
-- aim
-- value-maps
-- world-action-model
+{tags}
 size_categories:
 - {size_category}
 configs:
@@ -62,11 +67,9 @@ configs:
   data_files:
 {data_files}
 ---
-# {total} episodes of {suites} with value maps
+# {total} episodes of {content}
 
-A row is an episode: the videos of up to three cameras, for each of them its *action-based spatial value maps* (where
-the robot will make its next contact), states, actions, the contacts themselves and the cameras' calibration, from
-which the maps can be rendered again, bit for bit.
+{summary}
 
 {picture}```python
 from datasets import load_dataset
@@ -111,13 +114,16 @@ def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0"
         license: license by its name on the Hub.
     """
     rows, simulators = _contents(folder)
+    has_maps = any(row["has_maps"] for row in rows)
     splits, suites = sorted({row["split"] for row in rows}), sorted({row["suite"] for row in rows})
     total = sum(row["episodes"] for row in rows)
     picture = "![Frames, and the value maps over them](preview.png)\n\n" if (folder / "preview.png").exists() else ""
     files = [{"split": _name(split), "path": f"data/{split}-*.parquet"} for split in splits]
     text = CARD.format(
         license=license,
-        suites=", ".join(suites),
+        content=", ".join(suites) + " with value maps" * has_maps,
+        tags="\n".join(["- aim", *["- value-maps"] * has_maps, "- world-action-model"]),
+        summary=WITH_MAPS if has_maps else WITHOUT_MAPS,
         size_category=_size_category(total),
         data_files=indent(yaml_dump(files, sort_keys=False).rstrip(), "  "),
         total=total,
@@ -138,20 +144,22 @@ def write_card(folder: Path, origin: str = RECORDED, license: str = "apache-2.0"
 
 
 def _contents(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """A record of each split and task, with the first camera of its first episode, and the simulator versions that the
-    manifests name."""
+    """A record of each split and task, with the first camera of its first episode and whether any has value maps, and
+    the simulator versions that the manifests name."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     simulators = set()
     for path in shard_paths(folder):
         with reading(path, MEND):
             file = pq.ParquetFile(path)
             names = file.read_row_group(0, columns=["suite", "split", "task"]).to_pylist()[0]
-            paths = file.read_row_group(0, columns=[f"rgb_{camera}.path" for camera in CAMERAS])
-            names["camera"] = next((camera for camera in CAMERAS if paths[f"rgb_{camera}"][0].is_valid), CAMERAS[0])
+            videos = file.read(columns=[f"{kind}_{camera}.path" for kind in ("rgb", "value") for camera in CAMERAS])
+            names["camera"] = next((camera for camera in CAMERAS if videos[f"rgb_{camera}"][0].is_valid), CAMERAS[0])
         action_dim = file.schema_arrow.field("action").type.value_type.list_size
         row = rows.setdefault(
-            (names["split"], names["task"]), names | {"action_dim": action_dim, "episodes": 0, "bytes": 0, "failed": 0}
+            (names["split"], names["task"]),
+            names | {"action_dim": action_dim, "has_maps": False, "episodes": 0, "bytes": 0, "failed": 0},
         )
+        row["has_maps"] |= any(videos[f"value_{camera}"].null_count < len(videos) for camera in CAMERAS)
         row["episodes"] += file.metadata.num_rows
         row["bytes"] += path.stat().st_size
         if (made := read_manifest(folder, path)) is not None:
