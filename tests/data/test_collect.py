@@ -169,6 +169,27 @@ def test_a_collection_of_robotwin_goes_on_with_its_robot_alone(tmp_path, monkeyp
     claim("tabletop", EMBODIMENT=robots)  # it has no say there
 
 
+def test_what_an_error_says_to_delete_is_all_that_is_taken_up(tmp_path):
+    """Episodes of a stopped collection came into one with other noise, whose manifest told only the other noise."""
+    command = ["--tasks", "click_bell", "--episodes", "2", "--output_dir", str(tmp_path)]
+    files.claim(tmp_path, collection.made_from(collect.parse(command)))
+    (shard,) = plan(episodes=2, start_seed=0)
+    env = make_environment("tabletop", "click_bell", depth=True)
+    shard.writer(tmp_path).add(record_episode(env, shard.seeds[0], 0.01).to_row())
+    env.close()
+    remedy = "delete made_from.json and data/\\*.parquet and .unfinished there"
+    with pytest.raises(FileExistsError, match=f"noise 0.01 there, 0.05 now. .*{remedy}"):
+        collect.main([*command, "--noise", "0.05"])
+    (tmp_path / "made_from.json").unlink()
+    with pytest.raises(FileExistsError, match=".unfinished exists, but not .*made_from.json"):
+        collect.main([*command, "--noise", "0.05"])
+    shutil.rmtree(tmp_path / ".unfinished")
+    collect.main([*command, "--noise", "0.05"])
+    (path,) = tmp_path.glob("data/*.parquet")
+    moved = [np.abs(np.subtract(row["action"], row["expert_action"])).max() for row in read_rows(path)]
+    assert len(moved) == 2 and min(moved) > 0.05
+
+
 class Lazy:
     """A tabletop environment whose expert does nothing on odd seeds."""
 

@@ -112,7 +112,7 @@ def test_a_record_that_says_something_else_than_the_manifests_is_found(tmp_path)
     args = collect.parse(["--episodes=50", "--output_dir=.", "--start_seed=100", "--seeds_per_episode=4"])
     record = made_from(args)
     assert record["noise"] == 0.01 and "mistakes" not in record
-    claim(tmp_path, record, outputs="nothing")
+    claim(tmp_path, record, "nothing")
     problems = validate(tmp_path, render=0, simulate=0).problems
     assert len(problems) == 2
     for index, problem in zip((1, 2), problems):
@@ -128,7 +128,7 @@ def test_a_record_that_says_something_else_than_the_manifests_is_found(tmp_path)
     assert sum("old.parquet: expected a number at the end" in problem for problem in problems) == 1
     with pytest.raises(FileExistsError, match="noise 0.02 there, 0.0 now"):
         args.noise, args.start_seed = 0.0, 300
-        claim(tmp_path, made_from(args), outputs="data/*.parquet")
+        claim(tmp_path, made_from(args), "data/*.parquet")
 
 
 def test_what_cannot_be_simulated_again_is_told_and_not_counted(tmp_path):

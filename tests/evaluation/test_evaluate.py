@@ -1,6 +1,7 @@
 """A whole evaluation: what it writes, and that a killed one goes on as if nothing had happened."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -109,6 +110,19 @@ def test_refuses_to_mix_results(whole, policy, settings, protocol, message):
     with pytest.raises(FileExistsError, match=message):
         evaluate(other, protocol, whole, episodes=1)
     assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before
+
+
+def test_films_of_another_policy_are_not_shown(whole, policy, tmp_path):
+    """They came into the contact sheet, where the records alone had been deleted."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    remedy = "delete settings.json and episodes/\\*.jsonl and videos/\\* there"
+    other = AIMPolicy(policy.pipe, {"policy": "another"}, policy.sampling_config)
+    with pytest.raises(FileExistsError, match=remedy):
+        evaluate(other, Protocol(), tmp_path, episodes=1, tasks=TASKS)
+    shutil.rmtree(tmp_path / "episodes")
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(FileExistsError, match=r"videos/click_bell-100000000.\w+ exists, but not .*settings.json"):
+        evaluate(other, Protocol(), tmp_path, episodes=1, tasks=TASKS, videos=0)
 
 
 def test_results_of_another_robot_are_not_mixed_in(policy, tmp_path, monkeypatch):

@@ -112,11 +112,11 @@ def arguments(kind=AIMTrainingArguments, **options):
     ids=str,
 )
 def test_a_run_with_other_settings_is_refused(tmp_path, options, message):
-    claim(tmp_path, arguments().made_from() | {"latents": "a"}, outputs="checkpoint-*")
+    claim(tmp_path, arguments().made_from() | {"latents": "a"}, "checkpoint-*")
     with pytest.raises(FileExistsError, match=message):
-        claim(tmp_path, arguments(**options).made_from() | {"latents": "a"}, outputs="checkpoint-*")
+        claim(tmp_path, arguments(**options).made_from() | {"latents": "a"}, "checkpoint-*")
     with pytest.raises(FileExistsError, match="latents 'a' there, 'b' now"):
-        claim(tmp_path, arguments().made_from() | {"latents": "b"}, outputs="checkpoint-*")
+        claim(tmp_path, arguments().made_from() | {"latents": "b"}, "checkpoint-*")
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_a_run_with_other_settings_is_refused(tmp_path, options, message):
     ids=["where and how long", "the same batch"],
 )
 def test_what_does_not_change_what_is_learned_may_change(tmp_path, options):
-    claim(tmp_path, arguments().made_from(), outputs="checkpoint-*")
-    claim(tmp_path, arguments(**options).made_from(), outputs="checkpoint-*")
+    claim(tmp_path, arguments().made_from(), "checkpoint-*")
+    claim(tmp_path, arguments(**options).made_from(), "checkpoint-*")
     assert json.loads((tmp_path / "made_from.json").read_text())["learning_rate"] == arguments().learning_rate
 
 

@@ -139,9 +139,9 @@ def test_several_processes_may_write_one_folder(tmp_path, existed):
 
 
 def test_a_long_record_is_told_in_short(tmp_path):
-    claim(tmp_path, {"seeds": list(range(1000))}, outputs="*.parquet")
+    claim(tmp_path, {"seeds": list(range(1000))}, "*.parquet")
     with pytest.raises(FileExistsError, match=r"seeds \[0, 1, .{100,200}… there, \[1\] now") as raised:
-        claim(tmp_path, {"seeds": [1]}, outputs="*.parquet")
+        claim(tmp_path, {"seeds": [1]}, "*.parquet")
     assert len(str(raised.value)) < 600
 
 

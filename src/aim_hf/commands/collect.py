@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
     from ..data.card import write_card
     from ..data.collection import SeedsExhausted, collect_shard, made_from, plan
     from ..data.preview import write_preview
-    from ..data.shards import remove_leftovers
+    from ..data.shards import OUTPUTS, remove_leftovers
     from ..utils.files import claim
 
     shards = plan(args)
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
     state = PartialState(cpu=True, timeout=timedelta(days=30))
     with state.main_process_first():
         if state.is_main_process:
-            claim(args.output_dir, made_from(args), "data/*.parquet")
+            claim(args.output_dir, made_from(args), *OUTPUTS)
             remove_leftovers(args.output_dir)
     mine = shards[state.process_index :: state.num_processes]
     missing = []

@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
     trainer = AIMTrainer(model=model, args=training_arguments, train_dataset=train)
     # Not before the trainer has checked its settings: once corrected, they may have the same folder.
     with training_arguments.main_process_first():
-        claim(output, training_arguments.made_from() | settings, outputs="checkpoint-*")
+        claim(output, training_arguments.made_from() | settings, "checkpoint-*")
     resume = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
     if resume and is_first:
         print(f"Going on from {resume}")

@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     settings = {"policy": fingerprint(policy), "tasks": script.tasks, "reward_funcs": script.reward_funcs}
     # Not before the trainer has checked its settings: once corrected, they may have the same folder.
     with args.main_process_first():
-        claim(output, args.made_from() | settings, outputs="checkpoint-*")
+        claim(output, args.made_from() | settings, "checkpoint-*")
     resume = checkpoint_to_resume(output, args.resume_from_checkpoint)
     try:
         trainer.train(resume_from_checkpoint=resume)

@@ -27,7 +27,7 @@ from .episodes import Episode
 from .preview import write_preview
 from .recorder import Failure, record_episode
 from .recordings import Recordings
-from .shards import ShardWriter, read_manifest, remove_leftovers
+from .shards import OUTPUTS, ShardWriter, read_manifest, remove_leftovers
 
 TOLERANCE = 1e-3  # rad, m, and parts of a quaternion: other builds of the simulator round the last digits differently
 ORIGIN = """Trajectories that RoboTwin 2.0's own collection has recorded ({sources}), simulated again by
@@ -65,7 +65,7 @@ def annotate(sources: list[Path], output: Path, shard_size: int) -> tuple[int, l
     made_from = _made_from(opened, shard_size)
     with state.main_process_first():
         if state.is_main_process:
-            claim(output, made_from, "data/*.parquet")
+            claim(output, made_from, *OUTPUTS)
             remove_leftovers(output)
     shards = plan(opened, shard_size)
     mine = shards[state.process_index :: state.num_processes]

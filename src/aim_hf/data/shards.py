@@ -36,6 +36,7 @@ with extra("data"):
 
 KEY = ("suite", "task", "split", "seed")  # identifies an episode
 UNFINISHED = ".unfinished"
+OUTPUTS = ("data/*.parquet", UNFINISHED)  # what a command that goes on takes up, for `files.claim`
 RATES, SPACES = "control rates of {:g} frames a second", "actions of space {}"
 MEND = "delete it and run the command that made it again, which makes the missing episodes"
 MANIFEST_MEND = "delete it and its shard, and run the command that made them again"

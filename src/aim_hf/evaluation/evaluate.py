@@ -121,7 +121,8 @@ def evaluate(
     check_fits(policy.interface, protocol.suite, protocol.split)
     settings = policy.settings | asdict(protocol)
     with state.main_process_first():
-        claim(output, settings | chosen_settings(protocol.suite), "episodes/*.jsonl", record="settings.json")
+        made_from = settings | chosen_settings(protocol.suite)
+        claim(output, made_from, "episodes/*.jsonl", "videos/*", record="settings.json")
     if state.is_main_process:
         (output / "episodes").mkdir(exist_ok=True)
         for path in output.glob("episodes/*.jsonl"):

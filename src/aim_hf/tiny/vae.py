@@ -295,7 +295,7 @@ class VAETrainer:
         settings = {name: value for name, value in asdict(args).items() if name not in MAY_CHANGE}
         settings |= {"encoder": encoder_fingerprint(VideoCodec(vae)), "episodes": _digest([*episodes, *held_out])}
         with self.accelerator.main_process_first():
-            claim(self.folder, settings | {"held_out": len(held_out)}, outputs="checkpoint")
+            claim(self.folder, settings | {"held_out": len(held_out)}, "checkpoint")
         self.loss = DecoderLoss(vae, median_canvas(episodes), args.foreground_weight)
         trained = [p for p in vae.parameters() if p.requires_grad]
         kernels = [p for p in trained if p.ndim >= 4 and p.shape[0] > 1 and p[0].numel() > 1]

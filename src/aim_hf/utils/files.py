@@ -137,7 +137,7 @@ def drop_torn_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
-def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = MADE_FROM) -> None:
+def claim(folder: Path, made_from: dict[str, Any], *outputs: str, record: str = MADE_FROM) -> None:
     """Records the inputs of a command in its output folder, before the command writes anything else to it.
 
     Several processes may claim a folder one after the other: `with state.main_process_first(): claim(...)`.
@@ -146,7 +146,7 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
         made_from: everything that the outputs depend on, and nothing that may change when a run is resumed; must be
             JSON-serializable. `X_sha256` is the digest of the content that `X` names: while it is equal, a difference
             in `X` doesn't count.
-        outputs: glob pattern of the command's outputs in `folder`, to find outputs without a record.
+        outputs: glob patterns in `folder` of what a later call takes up, to find outputs without a record.
         record: file name of the record.
 
     Raises:
@@ -155,7 +155,6 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
     """
     made_from = json.loads(json.dumps(made_from, allow_nan=False))
     path = folder / record
-    away = f"choose another output folder, or delete {record} and {outputs} there."
     if path.is_file():
         found = read_json(path, "delete the folder, and make it again")
         all_told = {name: _differences(name, found.get(name), made_from.get(name)) for name in {**found, **made_from}}
@@ -163,12 +162,13 @@ def claim(folder: Path, made_from: dict[str, Any], outputs: str, record: str = M
         if names := [name for name in names if not made_from.get(f"{name}_sha256") or f"{name}_sha256" in names]:
             told = "; ".join(difference for name in names for difference in all_told[name])
             raise FileExistsError(
-                f"{folder} was made from something else: {told}. Give the same settings to go on with it, {away}"
+                f"{folder} was made from something else: {told}. Give the same settings to go on with it, choose "
+                f"another output folder, or delete {' and '.join((record, *outputs))} there."
             )
-    elif other := next(folder.glob(outputs), None):
+    elif other := next((path for pattern in outputs for path in folder.glob(pattern)), None):
         raise FileExistsError(
             f"{other} exists, but not {path}, the record of its inputs. Choose another output folder, or "
-            f"delete {outputs} there."
+            f"delete {' and '.join(outputs)} there."
         )
     else:
         write_json(path, made_from)

@@ -117,6 +117,12 @@ def test_an_import_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     (piece,) = folder.glob(".unfinished/*/*.parquet")
     before = pq.read_table(piece)
 
+    record = folder / "made_from.json"
+    made_from = record.read_bytes()
+    record.unlink()
+    with pytest.raises(FileExistsError, match=".unfinished exists, but not .*made_from.json"):
+        import_episodes(*arguments, shard_size=1)
+    record.write_bytes(made_from)
     assert import_episodes(*arguments) == (2, {})
     (path,) = shard_paths(folder)
     assert path.name == "train-lerobot_v21-00000.parquet" and not list(folder.glob(".unfinished/*"))

@@ -26,7 +26,7 @@ from ...value_maps.render import render_value_maps
 from ..card import write_card
 from ..episodes import Episode, check_row, check_videos, decode_column
 from ..preview import write_preview
-from ..shards import ShardWriter, remove_leftovers
+from ..shards import OUTPUTS, ShardWriter, remove_leftovers
 from ..video import encode_video
 from . import format
 from .robot import Robot, check_absolute
@@ -103,7 +103,7 @@ def import_episodes(
         origin = made_from(source, config, cameras, chosen, every, shard_size)
         good = [episode for episode in chosen if episode not in broken]
         planned = plan(source, robot is None, shard_size, good)
-        claim(output, origin, "data/*.parquet")
+        claim(output, origin, *OUTPUTS)
         remove_leftovers(output)
         shared = [(broken, origin, planned)]
     broken, origin, planned = broadcast_object_list(shared)[0]
