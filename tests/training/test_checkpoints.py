@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from aim_hf.rl import AIMGRPOConfig
 from aim_hf.training.arguments import AIMTrainingArguments
-from aim_hf.training.checkpoints import checkpoint_to_resume, last_checkpoint
+from aim_hf.training.checkpoints import checkpoint_to_resume, claim_run, last_checkpoint
 from aim_hf.training.trainer import EMA_FILE, AIMTrainer
 from aim_hf.utils.files import claim
 
@@ -117,6 +117,29 @@ def test_a_run_with_other_settings_is_refused(tmp_path, options, message):
         claim(tmp_path, arguments(**options).made_from() | {"latents": "a"}, "checkpoint-*")
     with pytest.raises(FileExistsError, match="latents 'a' there, 'b' now"):
         claim(tmp_path, arguments().made_from() | {"latents": "b"}, "checkpoint-*")
+
+
+@pytest.mark.parametrize("kind", [AIMTrainingArguments, AIMGRPOConfig])
+def test_a_checkpoint_of_another_folder_goes_on_with_its_own_settings_alone(run, tmp_path, kind):
+    """The optimizer and the schedule went on with the checkpoint's learning rate, and the record told another."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(run / "checkpoint-2", first / "checkpoint-2")
+
+    def begin(of="a", **options):
+        given = str(first / "checkpoint-2")
+        return claim_run(arguments(kind, output_dir=second, resume_from_checkpoint=given, **options), {"of": of})
+
+    with pytest.raises(OSError, match="first/made_from.json is missing; copy it there from the run that made"):
+        begin()
+    claim(first, arguments(kind).made_from() | {"of": "a"})
+    for message, options in (
+        ("learning_rate .* there, 0.01 now. Give the same", {"learning_rate": 0.01}),
+        ("of 'a' there, 'b' now. Give the same", {"of": "b"}),
+    ):
+        with pytest.raises(ValueError, match=f"checkpoint-2 is of a run that was made from something else: {message}"):
+            begin(**options)
+        assert not second.exists()
+    assert begin(max_steps=9) == str(first / "checkpoint-2") and (second / "made_from.json").is_file()
 
 
 @pytest.mark.parametrize(

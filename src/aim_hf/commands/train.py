@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.presets import PRESETS
 from ..utils.checks import check_choice, check_whole
-from ..utils.files import claim, read_json, write_json
+from ..utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     from ..model.checkpoint import fingerprint, local_folder
     from ..pipeline.codec import VideoCodec
     from ..pipeline.loading import load_vae
-    from ..training.checkpoints import checkpoint_to_resume
+    from ..training.checkpoints import claim_run
     from ..training.samples import SampleCallback
     from ..training.trainer import AIMTrainer
 
@@ -108,9 +108,7 @@ def main(argv: list[str]) -> None:
 
     trainer = AIMTrainer(model=model, args=training_arguments, train_dataset=train)
     # Not before the trainer has checked its settings: once corrected, they may have the same folder.
-    with training_arguments.main_process_first():
-        claim(output, training_arguments.made_from() | settings, "checkpoint-*")
-    resume = checkpoint_to_resume(output, training_arguments.resume_from_checkpoint)
+    resume = claim_run(training_arguments, settings)
     if resume and is_first:
         print(f"Going on from {resume}")
     set_seed(training_arguments.seed, device_specific=True)  # each process draws its own noise

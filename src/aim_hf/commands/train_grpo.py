@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ..envs.names import TASKS, check_split
 from ..envs.robotwin import add_robotwin_arguments
 from ..utils.checks import check_choice
-from ..utils.files import claim, write_json
+from ..utils.files import write_json
 from . import check_options
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ def main(argv: list[str]) -> None:
     from .. import AIMPipeline, rl
     from ..model.checkpoint import fingerprint, local_folder
     from ..rollout.policies import check_fits, interface_of
-    from ..training.checkpoints import checkpoint_to_resume
+    from ..training.checkpoints import claim_run
 
-    policy, output = local_folder(script.policy), Path(args.output_dir)
+    policy = local_folder(script.policy)
     pipe = AIMPipeline.from_pretrained(policy)
     check_fits(interface_of(pipe), args.suite, args.split)
     batches = -(-args.max_steps * args.gradient_accumulation_steps // args.num_iterations)
@@ -94,9 +94,7 @@ def main(argv: list[str]) -> None:
     )
     settings = {"policy": fingerprint(policy), "tasks": script.tasks, "reward_funcs": script.reward_funcs}
     # Not before the trainer has checked its settings: once corrected, they may have the same folder.
-    with args.main_process_first():
-        claim(output, args.made_from() | settings, "checkpoint-*")
-    resume = checkpoint_to_resume(output, args.resume_from_checkpoint)
+    resume = claim_run(args, settings)
     try:
         trainer.train(resume_from_checkpoint=resume)
     finally:

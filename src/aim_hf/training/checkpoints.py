@@ -10,7 +10,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ..utils.files import UnreadableFile, read_json, reading
+from ..utils.files import MADE_FROM, UnreadableFile, claim, differences, read_json, reading
+from .arguments import ResumableArguments
 
 STATE = "trainer_state.json"
 MEND = "delete this checkpoint, and the run goes on from the one before it"
@@ -88,6 +89,31 @@ class _Begin(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.begin()
+
+
+def claim_run(args: ResumableArguments, settings: dict[str, Any]) -> str | None:
+    """Claims the output folder of a run. Returns the checkpoint to resume it from, if any: `checkpoint_to_resume`.
+
+    Args:
+        settings: all that the learned weights depend on besides `args`.
+
+    Raises:
+        FileExistsError: if the output folder has a run of other settings, which it names.
+        ValueError: if the checkpoint is of a run of other settings: it would go on with that one's learning rate.
+        UnreadableFile: as `checkpoint_to_resume`; without a record of the checkpoint's run.
+    """
+    output, made_from = Path(args.output_dir), args.made_from() | settings
+    resume = checkpoint_to_resume(output, args.resume_from_checkpoint)
+    if resume is not None and (run := Path(resume).resolve().parent) != output.resolve():
+        mend = f"copy it there from the run that made {resume}: a run goes on with the same settings alone"
+        if told := differences(run / MADE_FROM, made_from, mend):
+            raise ValueError(
+                f"{resume} is of a run that was made from something else: {told}. Give the same settings to go on "
+                "with it, or leave out --resume_from_checkpoint to begin anew."
+            )
+    with args.main_process_first():
+        claim(output, made_from, "checkpoint-*")
+    return resume
 
 
 def checkpoint_to_resume(output_dir: Path, given: str | bool | None) -> str | None:

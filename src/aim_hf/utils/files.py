@@ -153,14 +153,9 @@ def claim(folder: Path, made_from: dict[str, Any], *outputs: str, record: str = 
         FileExistsError: if the folder has outputs of other settings, which it names, or outputs without a record.
         UnreadableFile: if the record is damaged.
     """
-    made_from = json.loads(json.dumps(made_from, allow_nan=False))
-    path = folder / record
+    made_from, path = json.loads(json.dumps(made_from, allow_nan=False)), folder / record
     if path.is_file():
-        found = read_json(path, "delete the folder, and make it again")
-        all_told = {name: _differences(name, found.get(name), made_from.get(name)) for name in {**found, **made_from}}
-        names = [name for name, told in all_told.items() if told]
-        if names := [name for name in names if not made_from.get(f"{name}_sha256") or f"{name}_sha256" in names]:
-            told = "; ".join(difference for name in names for difference in all_told[name])
+        if told := differences(path, made_from, "delete the folder, and make it again"):
             raise FileExistsError(
                 f"{folder} was made from something else: {told}. Give the same settings to go on with it, choose "
                 f"another output folder, or delete {' and '.join((record, *outputs))} there."
@@ -172,6 +167,19 @@ def claim(folder: Path, made_from: dict[str, Any], *outputs: str, record: str = 
         )
     else:
         write_json(path, made_from)
+
+
+def differences(record: Path, made_from: dict[str, Any], mend: str) -> str:
+    """How `made_from` differs from a record of `claim`; "" if it doesn't. `mend`: as in `reading`.
+
+    Raises:
+        UnreadableFile: if the record is missing or damaged.
+    """
+    found, made_from = read_json(record, mend), json.loads(json.dumps(made_from))
+    all_told = {name: _differences(name, found.get(name), made_from.get(name)) for name in {**found, **made_from}}
+    names = [name for name, told in all_told.items() if told]
+    names = [name for name in names if not made_from.get(f"{name}_sha256") or f"{name}_sha256" in names]
+    return "; ".join(difference for name in names for difference in all_told[name])
 
 
 def _differences(name: str, there: Any, now: Any) -> list[str]:
