@@ -12,6 +12,7 @@ from aim_hf.envs.base import ARMS, Interface
 from aim_hf.evaluation import evaluate as module
 from aim_hf.evaluation.evaluate import Protocol, evaluate, read_rejected
 from aim_hf.rollout.policies import Prediction
+from aim_hf.utils.extras import SimulatorFailed
 
 from ..envs.fixtures_robotwin import write_checkout
 
@@ -90,7 +91,7 @@ def test_two_processes_find_the_same_scenes(checkout, tmp_path, python):
 
 def test_a_simulator_that_rejects_everything_is_an_error(robotwin, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_REJECTED", 4)
-    with pytest.raises(RuntimeError, match="rejected the last 4 seeds of stack_blocks_two .*found no way"):
+    with pytest.raises(SimulatorFailed, match="rejected the last 4 seeds of stack_blocks_two .*found no way"):
         evaluate(
             *(Still(), Protocol("robotwin", "easy", start_seed=13), tmp_path),
             **{"episodes": 2, "tasks": TASKS, "videos": 0, "num_workers": 1},

@@ -10,6 +10,7 @@ from aim_hf.envs import make_environment
 from aim_hf.model.processing_aim import t_pose_canvas
 from aim_hf.rollout.run import run_episodes
 from aim_hf.rollout.vector_env import Chunks
+from aim_hf.utils.extras import SimulatorFailed
 
 from .fixtures_policy import CANVAS, HEAD, WRIST, make_policy
 
@@ -208,7 +209,7 @@ def test_a_worker_that_dies_twice_is_an_error_that_names_the_seed(environments, 
     def kill(chunk):
         os.kill(environments.workers[0].process.pid, signal.SIGKILL)
 
-    with pytest.raises(RuntimeError, match="died in the episode of seed 100000002 of click_bell .* 2 times"):
+    with pytest.raises(SimulatorFailed, match="died in the episode of seed 100000002 of click_bell .* 2 times"):
         run(Traced(policy, kill), environments, SEEDS[2:])
 
 

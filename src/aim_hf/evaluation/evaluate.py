@@ -37,6 +37,7 @@ from ..rollout.run import EpisodeResult, ValueMaps, run_episodes
 from ..rollout.storyboard import write_contact_sheet, write_strip, write_video
 from ..rollout.vector_env import VectorEnvironment, cores_of_this_process
 from ..utils.checks import are_finite, check_choice, check_number, check_whole
+from ..utils.extras import SimulatorFailed
 from ..utils.files import (
     UnreadableFile,
     append_json_line,
@@ -109,7 +110,8 @@ def evaluate(
     Raises:
         ValueError: for unknown tasks, bad numbers, or a policy that doesn't fit the suite: nothing is simulated then.
         FileExistsError: if `output` holds results of another policy or of other settings, which it names.
-        RuntimeError: if the suite rejects `MAX_REJECTED` seeds of a task in a row, with its reasons.
+        SimulatorFailed: if the suite rejects `MAX_REJECTED` seeds of a task in a row, with its reasons, or a worker is
+            lost twice in the same episode.
     """
     state = state or PartialState()
     tasks = list(dict.fromkeys(tasks or TASKS[protocol.suite]))
@@ -196,7 +198,7 @@ def _check_rejected(task: str, done: set[int], rejected: dict[int, str]) -> None
     reasons = Counter(reason for seed, reason in rejected.items() if seed > last)
     if reasons.total() >= MAX_REJECTED:
         found = "; ".join(f"{number} times: {reason}" for reason, number in reasons.most_common(3))
-        raise RuntimeError(
+        raise SimulatorFailed(
             f"the suite rejected the last {reasons.total()} seeds of {task} ({found}). So its simulator or planner "
             "fails, not the scenes: look at one of them by itself."
         )

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ..envs.base import ActionMode, Interface, Observation, SeedRejected
+from ..utils.extras import SimulatorFailed
 from ..value_maps.peak import value_peak_error
 from .policies import Policy
 from .storyboard import Storyboard
@@ -66,7 +67,8 @@ def run_episodes(
         filmed: seeds of the episodes whose pictures are kept.
 
     Raises:
-        RuntimeError: if a worker is lost twice in the same episode, which is named, or an environment fails.
+        SimulatorFailed: if a worker is lost twice in the same episode, which it names.
+        RuntimeError: if an environment fails.
     """
     lost: Counter[int] = Counter()
     missing = list(seeds)
@@ -78,7 +80,7 @@ def run_episodes(
         except WorkerLost as error:
             lost[error.seed] += 1
             if lost[error.seed] == MAX_TRIES:
-                raise RuntimeError(
+                raise SimulatorFailed(
                     f"{error} of {task} ({environments.suite}, {environments.split}), {MAX_TRIES} times: run that "
                     "scene by itself, or look at the free memory."
                 ) from error
