@@ -6,7 +6,11 @@
 Each checkout runs its own `benchmarks/common.py` in a process of its own, with the same random weights' shapes, at the
 preset "tiny" and at 8 heads of 32 (width 256), and whole calls of its own aim-tiny, with and without pictures. A ratio
 is after / before; the interval is that of the median, by resampling. `events` counts the profiler's operator events of
-a call, which no other load on the machine changes.
+a call, which no other load on the machine changes. Each checkout computes in one thread: threads of the one that
+waits would spin in the other's time.
+
+`--without_pipeline` leaves out the calls of aim-tiny, for code whose pipeline has no `append`. `--after_config` gives
+the models after other fields, such as the `visibility` of the models before.
 """
 
 import json
@@ -54,7 +58,8 @@ class Calls:
         self.pipe(session=self.session)
     def latents(self):
         self.pipe(session=self.session, output_type="latent")
-rollouts["aim-tiny"] = Calls()
+if sys.argv[4] == "with pipeline":
+    rollouts["aim-tiny"] = Calls()
 print("ready", flush=True)
 for line in sys.stdin:
     name, call, counts = json.loads(line)
@@ -71,13 +76,14 @@ for line in sys.stdin:
 
 
 class Checkout:
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, config: dict, pipeline: str):
+        sizes = {name: changes | config for name, changes in SIZES.items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), json.dumps(SIZES), str(HISTORY)],
+            [sys.executable, "-c", WORKER, str(folder), json.dumps(sizes), str(HISTORY), pipeline],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={"PYTHONPATH": str(folder / "src"), "PATH": "/usr/bin:/bin"},
+            env={"PYTHONPATH": str(folder / "src"), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         )
         while self.process.stdout.readline().strip() != "ready":
             assert self.process.poll() is None, f"the benchmark of {folder} has ended"
@@ -104,12 +110,19 @@ def main() -> None:
     parser = PathParser(description=__doc__)
     parser.add_argument("--before", type=Path, required=True, help="a checkout")
     parser.add_argument("--after", type=Path, default=Path(__file__).parents[1], help="another; default: this one")
+    parser.add_argument("--after_config", type=json.loads, default={}, help="fields of AIMConfig, as JSON")
+    parser.add_argument("--without_pipeline", action="store_true")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--output_file", type=Path)
     args = parser.parse_args()
-    checkouts = {name: Checkout(getattr(args, name).resolve()) for name in ("before", "after")}
+    pipeline = "without pipeline" if args.without_pipeline else "with pipeline"
+    checkouts = {
+        "before": Checkout(args.before.resolve(), {}, pipeline),
+        "after": Checkout(args.after.resolve(), args.after_config, pipeline),
+    }
     rng, numbers = np.random.default_rng(0), {}
-    for call, title in CALLS.items():
+    calls = {call: title for call, title in CALLS.items() if call[0] in SIZES or not args.without_pipeline}
+    for call, title in calls.items():
         pairs = []
         for number in range(args.rounds + 3):
             order = list(checkouts) if number % 2 else list(checkouts)[::-1]  # neither is always the first
