@@ -114,6 +114,14 @@ def test_the_seed_decides(tokenizer):
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
 
 
+@pytest.mark.parametrize("steps", [1, 20, 21])
+def test_a_few_steps_change_the_weights(tokenizer, steps):
+    encoder = tiny_text_encoder(len(tokenizer), width=16)
+    before = encoder.shared.weight.detach().clone()
+    train_text_encoder(encoder, tokenizer, INSTRUCTIONS, steps=steps, batch_size=4)
+    assert not torch.equal(encoder.shared.weight, before) and encoder.shared.weight.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -117,7 +117,9 @@ def train_text_encoder(
     corpus = sorted(set(instructions))
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    # Up to 20 steps have no warm-up: OneCycleLR divides by zero for one of a single step.
+    warmup = 0.05 if steps > 20 else 0.0
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warmup)
     encoder.train()
     correct, masked = [], []  # numbers of tokens, of each step
     with tqdm(range(steps), desc="text encoder", unit="step") as progress:
