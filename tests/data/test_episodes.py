@@ -380,6 +380,8 @@ def change(folder, **columns) -> Path:
         ({"events": lambda row: [row["events"][0] | {"points": None}]}, "an event has no points"),
         ({"action": lambda row: row["action"][:-1]}, "action has 5 entries, expected 6"),
         ({"expert_action": lambda row: [[np.nan] * 16] * 6}, "expert_action holds NaN"),
+        ({"state": lambda row: [None, *row["state"][1:]]}, "state holds NaN, infinity or nothing; record this"),
+        ({"events": lambda row: [None, *row["events"]]}, "an event has no kind, arm, frame, body_name, points, body"),
         ({"intrinsics_left_camera": lambda row: None}, "left_camera has only one of intrinsics"),
         ({"instruction": lambda row: " "}, "the instruction is empty"),
         ({"intervention": lambda row: 0}, r"intervention is 0; expected a step in 1\.\.6"),

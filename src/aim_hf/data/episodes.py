@@ -265,7 +265,7 @@ def check_row(row: dict[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {camera} has only one of {intrinsics} and {extrinsics}; give both or neither")
         columns += [(name, row[name], frames) for name in (intrinsics, extrinsics) if row[name] is not None]
     for event in row["events"] or ():
-        if missing := [key for key in EVENT if event[key] is None]:
+        if missing := [key for key in EVENT if event is None or event[key] is None]:
             raise ValueError(f"{where}: an event has no {', '.join(missing)}; record this episode again")
         name = f"the {event['kind']} on {event['body_name']}"
         columns.append((f"body_pose of {name}", event["body_pose"], frames))
@@ -283,8 +283,8 @@ def check_row(row: dict[str, Any], where: str) -> None:
     for name, values, length in columns:
         if len(values) != length:
             raise ValueError(f"{where}: {name} has {len(values)} entries, expected {length} (num_frames {frames})")
-        if not np.isfinite(np.asarray(values, dtype=np.float32)).all():
-            raise ValueError(f"{where}: {name} holds NaN or infinity; record this episode again")
+        if any(value is None for value in values) or not np.isfinite(np.asarray(values, dtype=np.float32)).all():
+            raise ValueError(f"{where}: {name} holds NaN, infinity or nothing; record this episode again")
     if not row["instruction"].strip():
         raise ValueError(f"{where}: the instruction is empty")
 
