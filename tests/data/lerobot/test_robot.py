@@ -32,6 +32,15 @@ def test_rotation_conventions_agree():
     np.testing.assert_array_equal(CONVENTIONS["rotation_vector"](np.zeros((1, 3))), [[1, 0, 0, 0]])
 
 
+@pytest.mark.parametrize("convention", ["rpy", "rotation_vector"])
+def test_degrees_are_refused(convention):
+    """Taken for rad, they would be other rotations."""
+    angles = np.array([[0.1, 0, 0], [-180, 0.5, 89]])
+    with pytest.raises(ValueError, match=r"angles of frame 1 are \[-180.0, 0.5, 89.0\]; expected rad, at most 12.6"):
+        CONVENTIONS[convention](angles)
+    CONVENTIONS[convention](np.deg2rad(angles))
+
+
 def test_a_noisy_gripper_makes_one_event_each_way():
     thresholds = Contacts(closed=0.3, open=0.6)
     noisy = np.array([1, 0.9, 0.4, 0.2, 0.35, 0.25, 0.5, 0.7, 0.5, 0.65])

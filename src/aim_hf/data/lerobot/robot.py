@@ -32,6 +32,7 @@ from ...value_maps.render import Event
 from .source import LeRobotSource, finite
 
 FAR = 1.0  # of a gripper's range: numbers that lie further outside are of another unit
+LARGEST_ANGLE = 4 * np.pi  # rad: larger angles are degrees
 # Targets span about what states span, and differences from step to step far less.
 LEAST_SPAN = 0.3
 RESTING_ARM = np.array([0, 0, 0, 1, 0, 0, 0, 1], dtype=np.float32)  # xyz, quaternion wxyz, gripper
@@ -276,7 +277,8 @@ class Robot:
         """State and action, (num_frames, D) float32 each, in AIM's layout.
 
         Raises:
-            ValueError: if a quaternion is not of unit length, or a gripper is far outside its range.
+            ValueError: if a quaternion is not of unit length, angles are in degrees, or a gripper is far outside its
+                range.
         """
         if self.action_space == "qpos":
             parts = (self.state, self.action)
@@ -402,7 +404,19 @@ def _xyzw(quaternion: np.ndarray) -> np.ndarray:
     return _wxyz(np.roll(quaternion, 1, axis=1))
 
 
+def _radians(numbers: np.ndarray) -> np.ndarray:
+    """`numbers` (N, 3). Raises ValueError for degrees."""
+    worst = int(np.abs(numbers).max(axis=1).argmax())
+    if np.abs(numbers[worst]).max() > LARGEST_ANGLE:
+        raise ValueError(
+            f"the angles of frame {worst} are {np.round(numbers[worst], 3).tolist()}; expected rad, at most "
+            f"{LARGEST_ANGLE:.3g}. Check the columns, and convert degrees"
+        )
+    return numbers
+
+
 def _rpy(angles: np.ndarray) -> np.ndarray:
+    angles = _radians(angles)
     (cr, cp, cy), (sr, sp, sy) = np.cos(angles / 2).T, np.sin(angles / 2).T
     parts = (
         cr * cp * cy + sr * sp * sy,
@@ -414,7 +428,7 @@ def _rpy(angles: np.ndarray) -> np.ndarray:
 
 
 def _rotation_vector(vector: np.ndarray) -> np.ndarray:
-    angle = np.linalg.norm(vector, axis=1, keepdims=True)
+    angle = np.linalg.norm(_radians(vector), axis=1, keepdims=True)
     # The factor is sin(angle / 2) / angle, which is 1/2 for angle 0.
     return np.concatenate([np.cos(angle / 2), vector * np.sinc(angle / 2 / np.pi) / 2], axis=1)
 
