@@ -218,6 +218,10 @@ COUNTS = [  # command, its options, and the least number of each
             [*GRPO, "--tasks", "lift_pot", "lift_pot"],
             "train-grpo: tasks are ['lift_pot', 'lift_pot']; expected each once",
         ),
+        (
+            [*GRPO, "--reward_funcs", "success", "success"],
+            "train-grpo: reward_funcs are ['success', 'success']; expected each once. Weigh them by --reward_weights.",
+        ),
         ([*GRPO, "--learning_rate", "nan"], "train-grpo: learning_rate is nan; expected a finite number"),
         ([*GRPO, "--eval_scenes", "0"], "train-grpo: --eval_scenes is 0; expected a whole number"),
         ([*VAE, "--warmup_steps", "0"], "train-vae: warmup_steps is 0; expected a whole number"),

@@ -47,8 +47,8 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
     """The options, checked; `tasks` are all tasks of the suite where none is given.
 
     Raises:
-        ValueError: for an unknown suite, split, task or reward, a task that is given twice, no scene of an evaluation,
-            or without `--max_steps`.
+        ValueError: for an unknown suite, split, task or reward, a task or reward that is given twice, no scene of an
+            evaluation, or without `--max_steps`.
     """
     from transformers import HfArgumentParser
 
@@ -63,6 +63,10 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
     for name, known in (("tasks", TASKS[args.suite]), ("reward_funcs", REWARDS)):
         if unknown := set(getattr(script, name)) - set(known):
             raise ValueError(f"--{name} has {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    if len(set(script.reward_funcs)) < len(script.reward_funcs):
+        raise ValueError(
+            f"reward_funcs are {script.reward_funcs}; expected each once. Weigh them by --reward_weights."
+        )
     if args.max_steps < 1:
         raise ValueError("--max_steps is missing: how many optimizer steps to take")
     check_options(script, "eval_scenes")
