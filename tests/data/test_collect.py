@@ -177,7 +177,7 @@ def test_what_an_error_says_to_delete_is_all_that_is_taken_up(tmp_path):
     env = make_environment("tabletop", "click_bell", depth=True)
     shard.writer(tmp_path).add(record_episode(env, shard.seeds[0], 0.01).to_row())
     env.close()
-    remedy = "delete made_from.json and data/\\*.parquet and .unfinished there"
+    remedy = "delete made_from.json and data/\\*.parquet and .unfinished and README.md there"
     with pytest.raises(FileExistsError, match=f"noise 0.01 there, 0.05 now. .*{remedy}"):
         collect.main([*command, "--noise", "0.05"])
     (tmp_path / "made_from.json").unlink()

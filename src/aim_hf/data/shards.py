@@ -36,7 +36,8 @@ with extra("data"):
 
 KEY = ("suite", "task", "split", "seed")  # identifies an episode
 UNFINISHED = ".unfinished"
-OUTPUTS = ("data/*.parquet", UNFINISHED)  # what a command that goes on takes up, for `files.claim`
+# What a command that goes on takes up or replaces, for `files.claim`: a README.md of the user's own isn't lost.
+OUTPUTS = ("data/*.parquet", UNFINISHED, "README.md")
 RATES, SPACES = "control rates of {:g} frames a second", "actions of space {}"
 MEND = "delete it and run the command that made it again, which makes the missing episodes"
 MANIFEST_MEND = "delete it and its shard, and run the command that made them again"

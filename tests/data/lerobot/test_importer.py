@@ -225,6 +225,18 @@ def test_a_dataset_is_not_imported_into_its_own_folder(tmp_path):
     assert sorted(folder.rglob("*")) == files and (folder / "README.md").read_text() == "LeRobot's card"
 
 
+def test_a_page_of_the_users_own_is_not_replaced_by_the_card(tmp_path):
+    (tmp_path / "README.md").write_text("about my project")
+    source, described = LeRobotSource(FIXTURES / "lerobot_v3"), config(JOINTS, tmp_path)
+    with pytest.raises(FileExistsError, match="README.md exists, but not .*made_from.json.* Choose another output"):
+        import_episodes(source, described, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "about my project" and not (tmp_path / "data").exists()
+    (tmp_path / "README.md").unlink()
+    for _ in range(2):  # its own card is replaced
+        import_episodes(source, described, tmp_path)
+        assert "3 of the 3 episodes" in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.parametrize("size", ["0", "-1"])
 def test_shards_of_no_episode_are_refused_before_the_folder_is_claimed(tmp_path, capsys, size):
     output = tmp_path / "episodes"
