@@ -1,5 +1,6 @@
 """Publishing and loading through huggingface_hub's real client, against the small Hub of `hub_server.py`."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
@@ -329,6 +332,28 @@ def test_a_dataset_comes_back_row_by_row(hub, token, cache, tmp_path, monkeypatc
     HfApi().upload_file(path_or_fileobj=again, path_in_repo=twice, repo_id="org/episodes", repo_type="dataset")
     with pytest.raises(ValueError, match="org/episodes holds 1 episodes more than once, such as .*'easy', 2.; delete"):
         load_episodes("org/episodes")
+
+
+def test_a_damaged_or_foreign_file_of_a_dataset_is_told(hub, cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.address)
+    whole = write_shard(tmp_path / "episodes", [make_episode()]).read_bytes()
+    foreign = io.BytesIO()
+    pq.write_table(pa.table({"x": [1]}), foreign)
+    spoiled = {
+        "cut": (whole[:-1000], "Parquet magic bytes not found"),
+        "foreign": (foreign.getvalue(), "Couldn't cast"),
+    }
+    for name, (content, told) in spoiled.items():
+        hub.repos["datasets", f"org/{name}"] = Repo(private=False)
+        hub.repos["datasets", f"org/{name}"].commit("main", {"data/a.parquet": whole, "data/b.parquet": content})
+        with pytest.raises(SystemExit):
+            run(["preview", f"org/{name}", "--output_file", str(tmp_path / "sheet.png")])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert (
+            error.startswith(f"aim-hf preview: org/{name} can't be copied into the cache of datasets")
+            and told in error
+        )
 
 
 @pytest.mark.parametrize("command", ["encode", "export"])

@@ -266,6 +266,12 @@ def reading_repo(repo_id: str, revision: str | None = None) -> Iterator[None]:
     """Context manager for code that reads a dataset of the Hub. Raises UnreadableFile for its errors."""
     try:
         yield
+    except DatasetGenerationError as error:  # its cause names what is wrong, with all columns if they are others
+        raise UnreadableFile(
+            f"{repo_id} can't be copied into the cache of datasets, {config.HF_DATASETS_CACHE} "
+            f"({' '.join(str(error.__cause__).split())[:300]}); publish its files again if one is damaged or of other "
+            "data, or make room there"
+        ) from error
     except (HTTPError, OSError, ValueError) as error:
         raise UnreadableFile(
             f"{repo_id} is no folder, and as a dataset of the Hub{f' at {revision}' if revision else ''} it can't be "
