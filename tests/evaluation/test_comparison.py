@@ -73,6 +73,8 @@ def test_pairs_are_counted_by_task_and_seed(tmp_path):
     assert lines[2].startswith("| `push` | 25% (1/4; 5% to 70%) | 75% (3/4; ") and "| +50 | 1 / 3 |" in lines[2]
     plot_comparison(comparison, tmp_path / "comparison.png")
     assert (tmp_path / "comparison.png").stat().st_size > 1000
+    turned = write(tmp_path / "turned", {"pull": [True, False], "push": [False, True, True, True]})
+    assert compare(before, turned)["tasks"] == comparison["tasks"]  # --tasks was given in another order
 
 
 def test_policies_that_were_sampled_differently_are_told(tmp_path):

@@ -40,7 +40,7 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
     for name in SAME:
         if results[0][name] != results[1][name]:
             raise ValueError(f"{name} is {results[0][name]!r} in {before} and {results[1][name]!r} in {after}.")
-    if list(results[0]["tasks"]) != list(results[1]["tasks"]):
+    if results[0]["tasks"].keys() != results[1]["tasks"].keys():
         tasks = [list(result["tasks"]) for result in results]
         raise ValueError(f"{before} and {after} have different tasks: {tasks}.")
     tasks, seeds = {}, set()
