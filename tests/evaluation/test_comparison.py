@@ -234,6 +234,13 @@ def test_a_run_of_stage_2_in_short():
     assert summary["first"]["rollout/success_rate"] == pytest.approx(0.05)
     assert summary["last"]["reward"] == pytest.approx(1.7) and summary["processes"] == 2
     assert summary["first"]["kl"] == pytest.approx(0.1) and summary["last"]["kl"] == pytest.approx(1.7)
+    assert summary["last"]["rollout/value_hit"] == 0.5
+    for entry in history[-6:]:
+        entry.pop("rollout/value_hit", None)  # iterations in which no map showed a place
+    summary = training_summary(origin | {"log_history": history})
+    assert summary["first"]["rollout/value_hit"] == 0.5 and summary["last"]["rollout/value_hit"] is None
+    del history[0]["rollout/value_hit"]
+    assert training_summary(origin | {"log_history": history})["first"]["rollout/value_hit"] == 0.5
     never = [{name: value for name, value in entry.items() if name != "kl"} for entry in history]
     assert training_summary(origin | {"log_history": never})["last"]["kl"] is None
     with pytest.raises(ValueError, match="it logs no rollout, as with --logging_steps above --max_steps"):

@@ -169,8 +169,8 @@ def training_summary(record: dict[str, Any]) -> dict[str, Any]:
         command, commit, hardware, seeds, steps and processes of the run; `episodes`, the number of episodes rolled
         out; `hours` of rollouts and learning, and the share of them in simulation, `simulation_share`;
         `control_steps_per_core_second` while simulating; and `first` and `last`, means over the first and the last
-        fifth of its iterations of rewards, success and value hits in rollouts, and of the KL divergence, None if no
-        group was ever learned from.
+        fifth of its iterations of rewards, success and value hits in rollouts, and of the KL divergence; None if
+        these iterations have no such number, as without learning from a group, or without a map that shows a place.
 
     Raises:
         ValueError: if no rollout was logged.
@@ -192,12 +192,18 @@ def training_summary(record: dict[str, Any]) -> dict[str, Any]:
         "simulation_share": seconds["simulation"] / sum(seconds.values()),
         "control_steps_per_core_second": sum(rates) / len(rates),
     }
-    shown = [name for name in rolled[0] if name.startswith(("reward", "rollout/success", "rollout/value"))]
+    prefixes = ("reward", "rollout/success", "rollout/value")
+    shown = dict.fromkeys(key for entry in rolled for key in entry if key.startswith(prefixes))
     for name, part in (("first", _first_fifth), ("last", lambda entries: _first_fifth(entries[::-1]))):
-        entries, steps = part(rolled), part(learned)
-        summary[name] = {key: sum(entry[key] for entry in entries) / len(entries) for key in shown}
-        summary[name]["kl"] = sum(entry["kl"] for entry in steps) / len(steps) if steps else None
+        summary[name] = {key: _logged_mean(key, part(rolled)) for key in shown}
+        summary[name]["kl"] = _logged_mean("kl", part(learned))
     return summary
+
+
+def _logged_mean(name: str, entries: list[dict[str, Any]]) -> float | None:
+    """The mean over the entries that have the metric; None if none has."""
+    values = [entry[name] for entry in entries if name in entry]
+    return sum(values) / len(values) if values else None
 
 
 def _first_fifth(entries: list[dict]) -> list[dict]:
