@@ -183,3 +183,19 @@ def test_every_problem_is_named(tmp_path):
     assert len(problems) == len(expected)
     for problem, message in zip(problems, expected, strict=True):
         assert message in problem
+
+
+def test_episodes_behind_a_bad_one_are_checked_too(tmp_path):
+    writer = ShardWriter(tmp_path, "easy", "click_bell", 0)
+    rows = [make_episode(seed).to_row() for seed in range(4)]
+    rows[0]["instruction"], rows[2]["instruction"] = " ", ""
+    for row in rows:
+        writer.add(row)
+    writer.finish({"suite": "tabletop", "simulator": {}})
+    write_card(tmp_path)
+    report = validate(tmp_path, render=4, simulate=0)
+    told = [f"{writer.path}, row {row}: the instruction is empty" for row in (0, 2)]
+    assert report.problems == told and (report.episodes, report.frames, report.rendered) == (4, 14, 2)
+    writer.manifest.write_text("{")
+    report = validate(tmp_path, render=4, simulate=0)
+    assert len(report.problems) == 3 and report.problems[1:] == told

@@ -337,6 +337,14 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: for a bad row; names the file, the row, the expectation and the remedy.
     """
+    for where, row in stored_rows(path):
+        check_row(row, where)
+        check_videos(row, where)
+        yield row
+
+
+def stored_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of one shard, not checked, each with its place for errors. Raises ValueError for a damaged file."""
     with reading(path, MEND):
         file = pq.ParquetFile(path)
     check_schema(file.schema_arrow, str(path))
@@ -345,10 +353,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         with reading(path, MEND):
             rows = file.read_row_group(group).to_pylist()
         for row in rows:
-            where = f"{path}, row {index}"
-            check_row(row, where)
-            check_videos(row, where)
-            yield row
+            yield f"{path}, row {index}", row
             index += 1
 
 

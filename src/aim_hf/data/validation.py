@@ -1,6 +1,7 @@
 """Validation of a folder of episodes: checks every row, and renders and simulates samples again."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from ..envs.base import CAMERAS, Environment
 from ..envs.seeds import episode_seeds
 from ..utils.extras import extra
 from ..utils.files import MADE_FROM, read_json, reading
-from .episodes import Episode, decode_column
+from .episodes import Episode, check_row, check_videos, decode_column
 from .recorder import Failure, record_episode
-from .shards import UNFINISHED, check_folder, read_manifest, read_rows, shard_paths
+from .shards import UNFINISHED, check_folder, read_manifest, shard_paths, stored_rows
 
 with extra("data"):
     import pyarrow.parquet as pq
@@ -37,6 +38,14 @@ class Report:
     largest_video_error: int = 0  # of 255
     problems: list[str] = field(default_factory=list)
 
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Context manager that ends with the first error of the data, and keeps it as a problem."""
+        try:
+            yield
+        except (ValueError, FileNotFoundError) as error:
+            self.problems.append(str(error))
+
 
 def validate(folder: Path, render: int, simulate: int) -> Report:
     """Checks a folder. Continues after a problem, so that the report lists all problems.
@@ -46,10 +55,9 @@ def validate(folder: Path, render: int, simulate: int) -> Report:
         render, simulate: numbers of episodes to render and to simulate again, evenly spread over the folder.
     """
     report = Report()
-    try:
+    with report.telling():
         check_folder(folder)
-    except (ValueError, FileNotFoundError) as error:
-        report.problems.append(str(error))
+    if report.problems:
         return report
     if not (folder / "README.md").exists():
         report.problems.append(f"{folder} has no README.md: without it, load_dataset can't tell the splits apart")
@@ -57,46 +65,42 @@ def validate(folder: Path, render: int, simulate: int) -> Report:
         report.problems.append(f"{pieces} is an unfinished shard; run the same command again to finish it")
 
     made_from: dict[str, Any] = {}
-    try:
+    with report.telling():
         if (folder / MADE_FROM).exists():
             made_from = read_json(folder / MADE_FROM, "make the folder again")
-    except ValueError as error:
-        report.problems.append(str(error))
     total = sum(pq.read_metadata(path).num_rows for path in shard_paths(folder))
-    to_render, to_simulate = _spread(render, total), _spread(simulate, total)
-    number, env = 0, None
+    to_render, to_simulate, env = _spread(render, total), _spread(simulate, total), None
     with tqdm(total=total, unit="episode", desc="validate") as progress:
         for path in shard_paths(folder):
             report.bytes += path.stat().st_size
             manifest, seeds = None, []
-            try:
+            with report.telling():
                 manifest = read_manifest(folder, path)
                 if manifest is not None:
                     report.problems += _disagreements(path, manifest, made_from)
-                for row in read_rows(path):
+            with report.telling():
+                for number, (where, row) in enumerate(stored_rows(path), report.episodes):
                     seeds.append(row["seed"])
-                    report.frames += row["num_frames"]
-                    episode = Episode.from_row(row) if number in to_render | to_simulate else None
-                    if number in to_render:
-                        _check_value_maps(row, episode, report)
-                    if number in to_simulate and row["suite"] in TASKS and _is_scripted(manifest):
-                        options = {} if row["suite"] == "robotwin" else {"render": False}  # pictures aren't compared
-                        env = next_environment(env, row["suite"], row["task"], row["split"], **options)
-                        others = _other_settings(path, manifest["simulator"], env.simulator)
-                        report.problems += [other for other in others if other not in report.problems]
-                        report.problems += _differences(episode, env, manifest)
-                        report.simulated += manifest.get("noise") is not None
-                    number += 1
+                    with report.telling():
+                        check_row(row, where)
+                        check_videos(row, where)
+                        report.frames += row["num_frames"]
+                        episode = Episode.from_row(row) if number in to_render | to_simulate else None
+                        if number in to_render:
+                            _check_value_maps(row, episode, report)
+                        if number in to_simulate and row["suite"] in TASKS and _is_scripted(manifest):
+                            # Pictures aren't compared.
+                            options = {} if row["suite"] == "robotwin" else {"render": False}
+                            env = next_environment(env, row["suite"], row["task"], row["split"], **options)
+                            _check_simulation(path, episode, env, manifest, report)
+                    report.episodes += 1
                     progress.update()
                 if manifest is not None and seeds != [
                     seed["seed"] for seed in manifest["seeds"] if seed["outcome"] == "recorded"
                 ]:
                     report.problems.append(f"{path}: its seeds aren't those that its manifest calls recorded")
-            except ValueError as error:
-                report.problems.append(str(error))
     if env is not None:
         env.close()
-    report.episodes = number
     return report
 
 
@@ -153,6 +157,16 @@ def _other_settings(shard: Path, made: dict[str, str], here: dict[str, str]) -> 
 def _is_scripted(manifest: dict[str, Any] | None) -> bool:
     """Whether the seeds alone determine the episodes: not for experts on recorded paths, nor for imports."""
     return manifest is not None and manifest.get("paths") != "recorded" and "robot" not in manifest
+
+
+def _check_simulation(
+    shard: Path, episode: Episode, env: Environment, manifest: dict[str, Any], report: Report
+) -> None:
+    """Simulates the seed of an episode again, and compares."""
+    others = _other_settings(shard, manifest["simulator"], env.simulator)
+    report.problems += [other for other in others if other not in report.problems]
+    report.problems += _differences(episode, env, manifest)
+    report.simulated += manifest.get("noise") is not None
 
 
 def _differences(episode: Episode, env: Environment, manifest: dict[str, Any]) -> Iterator[str]:
