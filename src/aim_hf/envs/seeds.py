@@ -31,11 +31,8 @@ def seed_range(purpose: Purpose) -> range:
 def check_seed(seed: int, purpose: Purpose | None = None) -> int:
     """The seed as an int. Raises ValueError if it is outside the range of `purpose`, or of all purposes if None."""
     ranges = {purpose: seed_range(purpose)} if purpose is not None else SEED_RANGES
-    if (
-        isinstance(seed, bool)
-        or not isinstance(seed, (int, np.integer))
-        or not any(seed in r for r in ranges.values())
-    ):
+    is_whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not is_whole or not any(seed in r for r in ranges.values()):
         allowed = ", ".join(f"{name}: {r.start} to {r.stop - 1}" for name, r in ranges.items())
         raise ValueError(f"seed={seed!r} is out of range: expected an integer of {allowed}.")
     return int(seed)

@@ -194,9 +194,10 @@ def training_summary(record: dict[str, Any]) -> dict[str, Any]:
     }
     prefixes = ("reward", "rollout/success", "rollout/value")
     shown = dict.fromkeys(key for entry in rolled for key in entry if key.startswith(prefixes))
-    for name, part in (("first", _first_fifth), ("last", lambda entries: _first_fifth(entries[::-1]))):
-        summary[name] = {key: _logged_mean(key, part(rolled)) for key in shown}
-        summary[name]["kl"] = _logged_mean("kl", part(learned))
+    for name, way in (("first", 1), ("last", -1)):
+        entries, steps = (of[::way][: -(-len(of) // 5)] for of in (rolled, learned))
+        summary[name] = {key: _logged_mean(key, entries) for key in shown}
+        summary[name]["kl"] = _logged_mean("kl", steps)
     return summary
 
 
@@ -204,10 +205,6 @@ def _logged_mean(name: str, entries: list[dict[str, Any]]) -> float | None:
     """The mean over the entries that have the metric; None if none has."""
     values = [entry[name] for entry in entries if name in entry]
     return sum(values) / len(values) if values else None
-
-
-def _first_fifth(entries: list[dict]) -> list[dict]:
-    return entries[: -(-len(entries) // 5)]
 
 
 def _origin(results: dict[str, Any]) -> dict[str, Any]:

@@ -294,23 +294,18 @@ def _read_lines(output: Path, task: str) -> list[dict[str, Any]]:
     path = _records_file(output, task)
     if not path.exists():
         return []
-    records = read_json_lines(path, "delete that line and evaluate again, which runs missing episodes", ("seed",))
+    mend = "line and evaluate again, which runs missing episodes"
+    records = read_json_lines(path, f"delete that {mend}", ("seed",))
     for record in records:
-        if type(record["seed"]) is not int:
-            raise UnreadableFile(
-                f"{path}: seed is {record['seed']!r}, expected a whole number; delete its line and evaluate again, "
-                "which runs missing episodes"
-            )
-        if missing := [name for name in RECORD if name not in record and "rejected" not in record]:
-            raise UnreadableFile(
-                f"{path}: the record of seed {record['seed']} has no {', '.join(missing)}; delete its line and "
-                "evaluate again, which runs missing episodes"
-            )
-        if not isinstance(record.get("success", False), bool):
-            raise UnreadableFile(
-                f"{path}: success of seed {record['seed']} is {record['success']!r}, expected true or false; delete "
-                "its line and evaluate again, which runs missing episodes"
-            )
+        seed, fault = record["seed"], None
+        if type(seed) is not int:
+            fault = f"seed is {seed!r}, expected a whole number"
+        elif missing := [name for name in RECORD if name not in record and "rejected" not in record]:
+            fault = f"the record of seed {seed} has no {', '.join(missing)}"
+        elif not isinstance(record.get("success", False), bool):
+            fault = f"success of seed {seed} is {record['success']!r}, expected true or false"
+        if fault:
+            raise UnreadableFile(f"{path}: {fault}; delete its {mend}")
     return list({record["seed"]: record for record in records}.values())
 
 

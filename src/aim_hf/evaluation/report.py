@@ -119,16 +119,11 @@ def deviations(run: Run) -> list[str]:
         found.append("The policy acts on true value maps: a diagnostic, no result.")
     if results.get("delay"):
         found.append(f"A chunk takes {results['delay']} control steps to compute; the official script waits for it.")
-    simulators = _simulators(results)
+    simulators = results.get("simulators", [])  # early evaluations don't record them
     if len(simulators) > 1:
         found.append(f"{len(simulators)} different simulators took part: {simulators}.")
     found += dict.fromkeys(sentence for simulator in simulators for sentence in robotwin.deviations(simulator))
     return found
-
-
-def _simulators(results: dict[str, Any]) -> list[dict[str, str]]:
-    """The simulators that took part; [] for early evaluations, which don't record them."""
-    return results.get("simulators", [])
 
 
 def write_report(folders: list[Path], published: Path, output: Path) -> None:
@@ -142,7 +137,9 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
         OSError: for a folder without results, with damaged ones, or that can't be written. ValueError: if the suites
             differ.
     """
-    runs = _told_apart([Run.read(folder) for folder in folders])
+    runs = [Run.read(folder) for folder in folders]
+    counts = Counter(run.name for run in runs)  # equal for one policy that was sampled differently
+    runs = [replace(run, is_named=counts[run.name] > 1) for run in runs]
     suites = sorted({run.results["suite"] for run in runs})
     if len(suites) != 1:
         raise ValueError(f"the results are of the suites {', '.join(suites)}; a report is of one.")
@@ -159,12 +156,6 @@ def write_report(folders: list[Path], published: Path, output: Path) -> None:
         write_bytes(output / name, picture)
     write_text(output / "report.md", text)
     write_text(output / "report.html", _page(f"AIM on {suites[0]}", text, pictures))
-
-
-def _told_apart(runs: list[Run]) -> list[Run]:
-    """The runs; equal names, as of one policy that was sampled differently, get the folder added."""
-    counts = Counter(run.name for run in runs)
-    return [replace(run, is_named=counts[run.name] > 1) for run in runs]
 
 
 def _table(rows: list[list[str]]) -> str:
@@ -194,7 +185,7 @@ def _head(suite: str, runs: list[Run]) -> str:
     rows = [["policy", "split", "episodes", "mean success", PEAKS, "instructions", "checkpoint", "code", "hardware"]]
     rows += [run.row() for run in runs]
     commands = _list([f"{run.title}: `{run.results['command']}`" for run in runs])
-    simulators = sorted({json.dumps(simulator) for run in runs for simulator in _simulators(run.results)})
+    simulators = sorted({json.dumps(simulator) for run in runs for simulator in run.results.get("simulators", [])})
     measured = (
         "Success rates in closed loop on held-out scenes, with 95 % Wilson intervals. Means are of the tasks' rates. "
         f"Simulator: {'; '.join(f'`{simulator}`' for simulator in simulators)}."

@@ -7,29 +7,28 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+from .sampling import OnStepEnd
 
-class StepCallback:
+
+def step_callback(
+    pipe: DiffusionPipeline,
+    function: Callable | None,
+    tensor_inputs: Sequence[str],
+    tensors: dict[str, torch.Tensor],
+    progress_bar: tqdm,
+) -> OnStepEnd:
     """Stores the latents of each denoising step in `tensors`, updates the progress bar, and calls the user's function
     with the latents that it asked for."""
 
-    def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        function: Callable | None,
-        tensor_inputs: Sequence[str],
-        tensors: dict[str, torch.Tensor],
-        progress_bar: tqdm,
-    ):
-        self.pipe, self.function, self.tensor_inputs = pipe, function, tensor_inputs
-        self.tensors, self.progress_bar = tensors, progress_bar
+    def on_step_end(step: int, timestep: torch.Tensor, latents: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors.update(latents)
+        if function is not None:
+            given = {name: tensors[name] for name in tensor_inputs}
+            tensors.update(_returned(function(pipe, step, timestep, given), tensors))
+        progress_bar.update()
+        return tensors
 
-    def __call__(self, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self.tensors.update(tensors)
-        if self.function is not None:
-            given = {name: self.tensors[name] for name in self.tensor_inputs}
-            self.tensors.update(_returned(self.function(self.pipe, step, timestep, given), self.tensors))
-        self.progress_bar.update()
-        return self.tensors
+    return on_step_end
 
 
 def _returned(returned: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ from ..model.modeling_aim import AIMForWorldAction
 from ..model.processing_aim import AIMProcessor
 from ..utils.checks import check_choice, check_kind, check_whole
 from . import inputs
-from .callbacks import StepCallback
+from .callbacks import step_callback
 from .codec import CodecState, StreamDecoder, VideoCodec
 from .history import encode_again, extend
 from .loading import AIMLoaderMixin, check_components
@@ -218,15 +218,14 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             prompt_embeds = prompt_embeds.expand(batch_size or 1, -1, -1)
         elif batch_size not in (None, len(instruction)):
             raise ValueError(f"{len(instruction)} instructions for batch_size {batch_size}; give one for each row.")
-        negative_prompt_embeds = None
+        rows, negative_cache = len(prompt_embeds), None
         if negative_prompt is not None:
             negative_prompt_embeds = self.encode_prompt(negative_prompt, allow_empty=True)
-            negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
-        rows = len(prompt_embeds)
+            negative_cache = self._new_cache(negative_prompt_embeds.expand(rows, -1, -1))
         return AIMSession(
             pipeline_id=self._id,
             cache=self._new_cache(prompt_embeds),
-            negative_cache=None if negative_prompt_embeds is None else self._new_cache(negative_prompt_embeds),
+            negative_cache=negative_cache,
             initial_pose=torch.zeros(rows, 16, dtype=torch.float64, device="cpu")
             if self.processor.action_space == "ee"
             else None,
@@ -451,7 +450,10 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         callback = callback_on_step_end, callback_on_step_end_tensor_inputs
         self.check_inputs(observation, session, config, committed_actions, generator, output_type, *callback)
-        value_pixels = self._value_pixels(session, value_maps)
+        value_pixels = None
+        if value_maps is not None:
+            count = session.batch_size, self.frames_per_chunk
+            value_pixels = inputs.value_map_pixels(self.processor, value_maps, *count)
         committed_actions, committed = self._committed(session, committed_actions)
 
         # 2. Append the first observation to the session.
@@ -464,7 +466,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
 
         # 4. Denoise RGB and value maps, eq. (6), then actions from the finished value map, eq. (10).
         with self.progress_bar(total=config.world_steps + config.num_action_inference_steps) as progress_bar:
-            on_step_end = StepCallback(self, *callback, tensors, progress_bar)
+            on_step_end = step_callback(self, *callback, tensors, progress_bar)
             tensors["latents"], tensors["value_latents"] = self.denoise_world(
                 session, tensors["latents"], tensors["value_latents"], config, on_step_end
             )
@@ -588,11 +590,6 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         # The session keeps decoders that have decoded its real frames; this only makes the next call cheaper.
         session.decoders = self.codec.caught_up(session.decoders)
         return [decoder.state.fork() for decoder in session.decoders]
-
-    def _value_pixels(self, session: AIMSession, value_maps: Mapping[str, np.ndarray] | None) -> torch.Tensor | None:
-        if value_maps is None:
-            return None
-        return inputs.value_map_pixels(self.processor, value_maps, session.batch_size, self.frames_per_chunk)
 
     def _committed(
         self, session: AIMSession, actions: np.ndarray | torch.Tensor | None

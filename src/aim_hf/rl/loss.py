@@ -4,16 +4,7 @@ A token is one mode of a chunk's actions at one random denoising step: (G, C, S,
 and M modes.
 """
 
-from typing import NamedTuple
-
 import torch
-
-
-class PolicyLoss(NamedTuple):
-    """Loss and likelihood ratio (new / old) of each token, (G, C, S, M) each."""
-
-    loss: torch.Tensor
-    ratio: torch.Tensor
 
 
 def policy_loss(
@@ -24,8 +15,9 @@ def policy_loss(
     epsilon: float,
     epsilon_high: float,
     beta: float,
-) -> PolicyLoss:
-    """Loss of each token: - min(ratio * A, clip(ratio) * A) + beta * KL.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each token, - min(ratio * A, clip(ratio) * A) + beta * KL, and its likelihood ratio (new / old): (G, C,
+    S, M) each.
 
     Args:
         log_probs, old_log_probs, divergence: (G, C, S, M).
@@ -33,7 +25,7 @@ def policy_loss(
     """
     advantages, ratio = advantages[:, :, None, None], (log_probs - old_log_probs).exp()
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
-    return PolicyLoss(-torch.minimum(ratio * advantages, clipped * advantages) + beta * divergence, ratio)
+    return -torch.minimum(ratio * advantages, clipped * advantages) + beta * divergence, ratio
 
 
 def token_weights(

@@ -124,7 +124,8 @@ def value_map_reward(outcomes: list[Outcome], cameras: Sequence[str] = ("head_ca
     check_cameras(cameras)
     rewards = []
     for outcome in outcomes:
-        best = np.stack([_best_arm(outcome.landings(camera)[0]) for camera in cameras])  # (cameras, C)
+        # The better arm, (cameras, C); NaN if neither arm is seen.
+        best = np.stack([np.fmax.reduce(outcome.landings(camera)[0], axis=-1) for camera in cameras])
         seen = ~np.isnan(best)
         rewards.append(np.where(seen, best, 0).sum(axis=0) / seen.sum(axis=0).clip(min=1))
     return rewards
@@ -170,9 +171,3 @@ def evaluate_rewards(functions: Sequence[RewardFunction], outcomes: list[Outcome
                 )
         rewards.append(given)
     return rewards
-
-
-def _best_arm(readings: np.ndarray) -> np.ndarray:
-    """Maximum over both arms, (..., 2) -> (...); NaN if both are NaN."""
-    best = np.nan_to_num(readings, nan=-1).max(axis=-1)
-    return np.where(best < 0, np.nan, best)

@@ -289,13 +289,10 @@ class AIMGRPOTrainer(CheckpointedTrainer):
 
     def _weights(self, group: Group) -> torch.Tensor:
         """Loss weight of each token, (G, C, S, M)."""
-        chunks, steps = group.log_probs.shape[1:3]
-        return token_weights(group.num_chunks, chunks, steps, self._executed_share(), self.args.loss_type)
-
-    def _executed_share(self) -> torch.Tensor:
-        """Share of each mode that lies in executed actions, (M,); 1 or 0 if modes are actions."""
         basis = self.model.sde.basis(self.pipe.model.config.action_horizon)
-        return basis[:, : self.pipe.actions_per_chunk].square().sum(dim=1).float()
+        # The share of each mode that lies in executed actions, (M,); 1 or 0 if modes are actions.
+        executed = basis[:, : self.pipe.actions_per_chunk].square().sum(dim=1).float()
+        return token_weights(group.num_chunks, *group.log_probs.shape[1:3], executed, self.args.loss_type)
 
     # --------------------------------------------------------------------------------------------- logs, evaluation
 

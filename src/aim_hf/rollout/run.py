@@ -157,14 +157,8 @@ def new_storyboard(
     task: str, split: str, seed: int, start: Start, instruction: str, action_mode: ActionMode
 ) -> Storyboard:
     """A storyboard for an episode that has just been reset, with this instruction."""
-    return Storyboard(
-        title=f"{task} ({split}, seed {seed})",
-        instruction=instruction,
-        start=start.observation,
-        control_dt=start.control_dt,
-        step_limit=start.step_limit,
-        action_mode=action_mode,
-    )
+    title = f"{task} ({split}, seed {seed})"
+    return Storyboard(title, instruction, start.observation, start.control_dt, start.step_limit, action_mode)
 
 
 def _measure_peaks(

@@ -135,7 +135,8 @@ def _video_frame(board: Storyboard, moment: int) -> np.ndarray:
         panels["where it wants to act"] = board.overlays(moment, VIDEO_PANEL)
     gap, bar, caption = 8, 30, 46
     height = next(iter(panels.values())).shape[0]
-    picture = Image.new("RGB", (len(panels) * (VIDEO_PANEL + gap) + gap, _even(bar + height + caption)), NIGHT)
+    even = -(-(bar + height + caption) // 2) * 2  # as the codec needs it
+    picture = Image.new("RGB", (len(panels) * (VIDEO_PANEL + gap) + gap, even), NIGHT)
     draw = ImageDraw.Draw(picture)
     for index, (name, panel) in enumerate(panels.items()):
         left = gap + index * (VIDEO_PANEL + gap)
@@ -319,7 +320,3 @@ def _fitting(words: str, size: int, room: float) -> ImageFont.FreeTypeFont:
 def _resized(picture: np.ndarray, width: int) -> np.ndarray:
     height = round(width * picture.shape[0] / picture.shape[1])
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST))
-
-
-def _even(size: int) -> int:
-    return size + size % 2

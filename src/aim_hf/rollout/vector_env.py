@@ -12,8 +12,7 @@ import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -275,7 +274,7 @@ class VectorEnvironment:
                 except OSError:
                     pass  # the worker is dead, which ends the connection; handled below
 
-        with self._replaced_if_interrupted(busy):
+        try:
             for index in range(len(self.workers)):
                 send_next(index)
             while busy:
@@ -305,22 +304,15 @@ class VectorEnvironment:
                     else:
                         failed = RuntimeError(f"the environment failed with seed {self.seeds[row]}:\n{answer}")
                     send_next(index)
+        except BaseException:  # as Ctrl-C in a notebook: answers of busy workers would be taken for later ones
+            for index, _ in busy.values():
+                self._replace(index)
+            raise
         if failed is not None:
             raise failed
         if (error := self._worker_lost()) is not None:
             raise error
         return {row: answer for row, answer in answers.items() if row not in self.lost}
-
-    @contextmanager
-    def _replaced_if_interrupted(self, busy: dict[Connection, tuple[int, int]]) -> Iterator[None]:
-        """Replaces busy workers if the context is left by an error, as Ctrl-C in a notebook: their next answers would
-        be taken for those of later commands."""
-        try:
-            yield
-        except BaseException:
-            for index, _ in busy.values():
-                self._replace(index)
-            raise
 
     def _replace(self, index: int) -> None:
         self.workers[index].kill()

@@ -31,6 +31,8 @@ with extra("serve"):
     from websockets.frames import CloseCode
 
 logger = logging.getLogger(__name__)
+_quiet = logging.getLogger(f"{__name__}.websockets")
+_quiet.setLevel(logging.CRITICAL)  # a client that sends garbage to the port must not fill the log
 
 MAX_ERROR = 1000  # characters of an error, which may quote what was sent
 _CLOSE_SECONDS = 5  # for a client to say goodbye
@@ -98,7 +100,7 @@ class PolicyServer:
                 max_queue=1,  # a client that doesn't wait for its answers can't fill the memory
                 ping_interval=None,  # `idle_timeout` finds those that are gone
                 close_timeout=_CLOSE_SECONDS,
-                logger=_quiet(),
+                logger=_quiet,
             )
             if on_start is not None:
                 on_start(server.sockets[0].getsockname()[1])
@@ -223,10 +225,3 @@ class PolicyServer:
     async def _send(self, websocket: ServerConnection, message: bytes | str) -> None:
         async with asyncio.timeout(self.limits.idle_timeout):
             await websocket.send(message)
-
-
-def _quiet() -> logging.Logger:
-    """A logger for errors of connections: a client that sends garbage to the port must not fill the log."""
-    quiet = logging.getLogger(f"{__name__}.websockets")
-    quiet.setLevel(logging.CRITICAL)
-    return quiet

@@ -1,24 +1,12 @@
 """Random changes of a batch of windows, as arguments of `FlowMatchingLoss`."""
 
-from typing import Protocol
-
 import torch
 
+from .arguments import AIMTrainingArguments
 from .flow_matching import FlowMatchingLoss
 
 
-class AugmentationArguments(Protocol):
-    """The fields of `AIMTrainingArguments` that say how much is changed."""
-
-    num_action_draws: int
-    history_noise_probability: float
-    history_noise_max: float
-    committed_probability: float
-    committed_max: int
-    prompt_dropout: float
-
-
-def check_committed(args: AugmentationArguments, horizon: int) -> None:
+def check_committed(args: AIMTrainingArguments, horizon: int) -> None:
     """Raises ValueError unless `committed_max` is below `horizon`, the number of actions in a prediction."""
     if args.committed_probability and not 1 <= args.committed_max < horizon:
         raise ValueError(f"committed_max is {args.committed_max}; expected 1 to {horizon - 1}, for {horizon} actions.")
@@ -26,7 +14,7 @@ def check_committed(args: AugmentationArguments, horizon: int) -> None:
 
 def augmentations(
     inputs: dict[str, torch.Tensor],
-    args: AugmentationArguments,
+    args: AIMTrainingArguments,
     chunk_latent_frames: int,
     no_prompt_embeds: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:

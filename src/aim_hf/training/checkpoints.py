@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +162,9 @@ def check_checkpoint(folder: Path, names: tuple[str, ...] = ()) -> None:
 
 def last_checkpoint(output_dir: Path) -> str | None:
     """The newest complete checkpoint of a run; None if there is none."""
-    found = [(int(match[1]), path) for path in output_dir.glob("*") if (match := _NAME.fullmatch(path.name))]
-    return next((str(path) for _, path in sorted(found, reverse=True) if _is_whole(path)), None)
-
-
-_NAME = re.compile(r"checkpoint-(\d+)")
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        read_json(checkpoint / STATE, MEND)
-    except UnreadableFile:
-        return False
-    return True
+    names = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("*"))
+    for _, path in sorted(((int(match[1]), path) for match, path in names if match), reverse=True):
+        with suppress(UnreadableFile):
+            read_json(path / STATE, MEND)
+            return str(path)
+    return None

@@ -17,17 +17,14 @@ VIDEO_LAYERS = r"blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ffn\.net\.(0\.proj
 TRAINED_IN_FULL = ["action_head", "action", "value_noise_token"]
 
 
-def with_lora(
-    model: AIMForWorldAction, rank: int, alpha: float | None = None, frozen_dtype: torch.dtype | None = None
-) -> PeftModel:
+def with_lora(model: AIMForWorldAction, rank: int, frozen_dtype: torch.dtype | None = None) -> PeftModel:
     """`model` with new adapters of this rank, which don't change its outputs yet.
 
     Args:
-        alpha: scale of the adapters times the rank; the rank if not given.
         frozen_dtype: of all weights that aren't trained; as they are if not given. In bfloat16 they take half of the
             memory, and autocast to bfloat16 computes with the same numbers. Trained weights keep their dtype.
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=VIDEO_LAYERS, modules_to_save=TRAINED_IN_FULL)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=VIDEO_LAYERS, modules_to_save=TRAINED_IN_FULL)
     adapted = get_peft_model(model, config)
     for parameter in adapted.parameters():
         if not parameter.requires_grad and frozen_dtype is not None:

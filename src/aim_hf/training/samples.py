@@ -5,12 +5,10 @@ peak decides whether the robot touches the right object. Actions are sampled twi
 true map, which separates errors of the map from errors of the action head.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import default_collate
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -139,17 +137,15 @@ class SampleCallback(TrainerCallback):
 
         frames = self.trainer.model.config.chunk_latent_frames
 
-        def canvases(latents: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-            return self.processor.pixels_to_canvas(decode(latents[:6]))
-
-        now = canvases(batch["latents"][:, :, :1], self.codec.decode)[:, -1]
-        future = canvases(batch["latents"][:, :, : 1 + frames], self.codec.decode)[:, -1]
-        past_and_imagined = torch.cat([batch["latents"][:, :, :1], sampled["rgb"]], dim=2)
-        imagined = canvases(past_and_imagined, self.codec.decode)[:, -1]
-        value = canvases(true_value, self.codec.decode_value_maps)[:, -1]
-        predicted = canvases(sampled["value"], self.codec.decode_value_maps)[:, -1]
-        columns = {"now": now, "future": future, "imagined": imagined, "value map": value, "predicted map": predicted}
-        count = len(now)
+        now, future = batch["latents"][:, :, :1], batch["latents"][:, :, : 1 + frames]
+        rgb = {"now": now, "future": future, "imagined": torch.cat([now, sampled["rgb"]], dim=2)}
+        maps = {"value map": true_value, "predicted map": sampled["value"]}
+        columns = {
+            title: self.processor.pixels_to_canvas(decode(latents[:6]))[:, -1]
+            for decode, kind in ((self.codec.decode, rgb), (self.codec.decode_value_maps, maps))
+            for title, latents in kind.items()
+        }
+        count = len(columns["now"])
         figure = Figure(figsize=(15, 2.4 * count))
         axes = figure.subplots(count, 6, squeeze=False)
         for row in range(count):

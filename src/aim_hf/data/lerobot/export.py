@@ -118,7 +118,10 @@ class _Writer:
         self.names = format.number_names(first["suite"], first["action_space"], self.action_dim)
         self.sizes = {column: decode_column(first, column, [0]).shape[1:3] for column in self.columns}
         self.videos = {column: _VideoFiles(folder, format.VIDEO_KEYS[column], self.rate) for column in self.columns}
-        self.data = _TableFiles(folder, tables, format.DATA, self._frame_features().arrow_schema, DATA_FILE_MB)
+        vector = List(Value("float32"), length=self.action_dim)
+        columns = dict.fromkeys(format.VECTORS.values(), vector) | {"timestamp": Value("float32")}
+        schema = Features(columns | {name: Value("int64") for name in INDICES}).arrow_schema
+        self.data = _TableFiles(folder, tables, format.DATA, schema, DATA_FILE_MB)
         self.episodes: _TableFiles | None = None  # opened with the first records, which determine its columns
         self.records: list[dict[str, Any]] = []  # of episodes that aren't written yet
         self.own = _table(tables, folder / format.OURS, format.own_features().arrow_schema)
@@ -233,13 +236,6 @@ class _Writer:
             write_json(self.folder / name, content, indent=4)
         write_text(self.folder / "README.md", _card(repo_id, info, bool(self.left_out), expert_actions, license))
         return info
-
-    def _frame_features(self) -> Features:
-        vector = List(Value("float32"), length=self.action_dim)
-        vectors = {feature: vector for feature in format.VECTORS.values()}
-        return Features(
-            vectors | {"timestamp": Value("float32")} | {name: Value("int64") for name in INDICES},
-        )
 
     def _features(self) -> dict[str, Any]:
         features: dict[str, Any] = {}

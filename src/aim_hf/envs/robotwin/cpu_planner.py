@@ -10,6 +10,7 @@ The worker imports this file in RoboTwin's interpreter, so it imports nothing of
 from __future__ import annotations
 
 import multiprocessing.dummy
+import os
 import sys
 import types
 from typing import Any
@@ -73,7 +74,7 @@ class CpuPlanner:
     ) -> None:
         from mplib.kinematics.pinocchio import PinocchioModel
 
-        config = robot_config or _load(yml_path)
+        config = robot_config or load_yaml(yml_path)
         kinematics = config["robot_cfg"]["kinematics"]
         self.origin, self.bias = robot_origion_pose, np.array(config["planner"]["frame_bias"], float)
         self.joints = [all_joints.index(name) for name in active_joints_name]
@@ -174,8 +175,8 @@ def _minimum_jerk(start: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.n
     return position, velocity
 
 
-def _load(path: str) -> dict[str, Any]:
+def load_yaml(*path: str) -> dict[str, Any]:
     import yaml
 
-    with open(path, encoding="utf-8") as stream:
+    with open(os.path.join(*path), encoding="utf-8") as stream:
         return yaml.safe_load(stream)

@@ -50,13 +50,7 @@ PLANNERS = ("curobo", "cpu")
 
 
 class _SetVariable(argparse.Action):
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | list[str],
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: str | list[str], option_string: Any = None) -> None:
         os.environ[self.const] = values if isinstance(values, str) else " ".join(values)
 
 

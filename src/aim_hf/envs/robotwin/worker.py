@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, NoReturn
 import cpu_planner
 import numpy as np
 import requirements
+from cpu_planner import load_yaml
 from messages import Arrays, read_message, write_message
 from scene import ARMS, CAMERAS, RoboTwinScene, Sample, pack
 
@@ -86,9 +87,9 @@ class Simulator:
 
         self.task, self.target, self.depth = request["task"], request["target"], request["depth"]
         configs, shader, planner = request["configs"], request["shader"], request["planner"]
-        args = _load_yaml(configs, request["config"] + ".yml")
+        args = load_yaml(configs, request["config"] + ".yml")
         args["embodiment"] = request["embodiment"] or args["embodiment"]
-        folders = self._embodiment_folders(args["embodiment"], _load_yaml(configs, "_embodiment_config.yml"))
+        folders = self._embodiment_folders(args["embodiment"], load_yaml(configs, "_embodiment_config.yml"))
         if planner == "cpu":
             cpu_planner.stand_in_for_curobo()
         missing = self._import_task() or requirements.missing_for_task(self.layout, self.module)
@@ -111,9 +112,9 @@ class Simulator:
         clutter = type(self.env).get_cluttered_table
         self.clutter_defaults = copy.deepcopy(clutter.__defaults__)
 
-        sizes = _load_yaml(configs, "_camera_config.yml")
+        sizes = load_yaml(configs, "_camera_config.yml")
         kinds = [args["camera"][kind + "_camera_type"] for kind in ("head", "wrist", "wrist")]
-        self.step_limit = _load_yaml(configs, "_eval_step_limit.yml").get(self.task, 1000)
+        self.step_limit = load_yaml(configs, "_eval_step_limit.yml").get(self.task, 1000)
         return {
             "versions": versions(),
             "package_version": self.layout == "package" and importlib.metadata.version("rlinf-robotwin-runtime"),
@@ -179,7 +180,7 @@ class Simulator:
         embodiment = args["embodiment"]
         args.update(task_name=self.task, task_config=config, dual_arm_embodied=len(embodiment) == 1)
         args.update(left_robot_file=folders[0], right_robot_file=folders[1], render_freq=0)
-        args.update({f"{arm}_embodiment_config": _load_yaml(f, "config.yml") for arm, f in zip(ARMS, folders)})
+        args.update({f"{arm}_embodiment_config": load_yaml(f, "config.yml") for arm, f in zip(ARMS, folders)})
         if len(embodiment) == 3:
             args["embodiment_dis"] = embodiment[2]
         args["data_type"].update(rgb=True, qpos=True, endpose=True, depth=self.depth)
@@ -443,13 +444,6 @@ def _own_states(file: Any) -> np.ndarray:
         for group in ("state", "action")
     )
     return np.concatenate([states, actions[-1:]])
-
-
-def _load_yaml(*path: str) -> dict[str, Any]:
-    import yaml
-
-    with open(os.path.join(*path), encoding="utf-8") as stream:
-        return yaml.safe_load(stream)
 
 
 def _assets_name() -> str:

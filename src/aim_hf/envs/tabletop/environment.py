@@ -123,7 +123,9 @@ class TabletopEnvironment(InProcessEnvironment):
         self._waiting.clear()
         path = self.expert()
         if mistake_rng is not None and path.attempts:
-            path = self._with_mistake(path, mistake_rng)
+            path = with_mistake(path, mistake_rng)
+            if len(path.actions) > self.step_limit:
+                raise SeedRejected(self._seed, f"with a mistake, {self.task} takes more than {self.step_limit} steps")
         for frame in play_path(self, path, noise, rng, observe):
             if frame.intervention and (frame.success or self._active_scene().gripper(path.mistake.arm) > HELD):
                 raise SeedRejected(self._seed, "the arm that was to miss its object has reached it")
@@ -166,12 +168,6 @@ class TabletopEnvironment(InProcessEnvironment):
     def _pictures(self) -> dict[str, dict[str, np.ndarray]]:
         use_renderer(self)
         return self._rig.pictures(self._tint, self._depth)
-
-    def _with_mistake(self, path: ExpertPath, rng: np.random.Generator) -> ExpertPath:
-        path = with_mistake(path, rng)
-        if len(path.actions) > self.step_limit:
-            raise SeedRejected(self._seed, f"with a mistake, {self.task} takes more than {self.step_limit} steps")
-        return path
 
     def _axis_generator(self, stream: str) -> np.random.Generator:
         """A generator that is the same for all strengths of an axis."""

@@ -45,9 +45,10 @@ def sample_look(split: str, rng: np.random.Generator) -> Look:
         return Look()
     table_color = muted_color(rng, 0.45, 0.95)
     head_jitter = np.concatenate([rng.uniform(-0.01, 0.01, 3), np.deg2rad(rng.uniform(-1, 1, 3))])
+    kind = rng.integers(4)  # 0: a plain table
     return Look(
         table_color=table_color,
-        table_texture=_texture(table_color, rng),
+        table_texture=texture(table_color, kind, rng.uniform(0.04, 0.14), rng) if kind else None,
         floor_color=muted_color(rng, 0.05, 0.6),
         table_offset=rng.uniform(-0.015, 0.015),
         tint=(rng.uniform(0.75, 1.05) * rng.uniform(0.9, 1.0, 3)).astype(np.float32),
@@ -80,12 +81,6 @@ def add_clutter(
 def muted_color(rng: np.random.Generator, darkest: float, brightest: float) -> tuple[float, float, float]:
     gray = rng.uniform(darkest, brightest)
     return tuple(float(c) for c in np.clip(gray + rng.uniform(-0.08, 0.08, 3), 0, 1))
-
-
-def _texture(color: tuple, rng: np.random.Generator) -> np.ndarray | None:
-    """A texture of stripes, checks or blotches around a color, (128, 128, 3) uint8; None for a plain table."""
-    kind = rng.integers(4)
-    return None if kind == 0 else texture(color, kind, rng.uniform(0.04, 0.14), rng)
 
 
 def texture(color: tuple, kind: int, contrast: float, rng: np.random.Generator) -> np.ndarray:
