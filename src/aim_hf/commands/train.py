@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from transformers.hf_argparser import HfArg
 
 from ..model.presets import PRESETS
 from ..utils.checks import check_choice, check_whole
@@ -37,34 +39,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainArguments:
-    latents: str = field(metadata={"help": "folder of latents"})
-    policy: str = field(
-        metadata={
-            "help": "checkpoint to start from: its codec, text encoder and, without --preset, its model; of a stage 2 "
-            "checkpoint, the model as stage 1 left it, but with --lora_rank the one that stage 2 made"
-        }
+    latents: str = HfArg(help="folder of latents")
+    policy: str = HfArg(
+        help="checkpoint to start from: its codec, text encoder and, without --preset, its model; of a stage 2 "
+        "checkpoint, the model as stage 1 left it, but with --lora_rank the one that stage 2 made"
     )
-    preset: str | None = field(
-        default=None, metadata={"help": f"train a new model of this size: {', '.join(sorted(PRESETS))}"}
+    preset: str | None = HfArg(default=None, help=f"train a new model of this size: {', '.join(sorted(PRESETS))}")
+    config: str = HfArg(
+        default="{}", help="JSON object of AIMConfig fields that override the preset's or the policy's"
     )
-    config: str = field(
-        default="{}", metadata={"help": "JSON object of AIMConfig fields that override the preset's or the policy's"}
+    lora_rank: int | None = HfArg(
+        default=None, help="train LoRA of this rank on the video expert, and the action head and experts in full"
     )
-    lora_rank: int | None = field(
+    window_chunks: int = HfArg(default=3, help="K, chunks in a training window")
+    held_out: int | None = HfArg(
         default=None,
-        metadata={"help": "train LoRA of this rank on the video expert, and the action head and experts in full"},
+        help="episodes held out of training, evenly spread over the dataset; default: one in 20, at most 48",
     )
-    window_chunks: int = field(default=3, metadata={"help": "K, chunks in a training window"})
-    held_out: int | None = field(
-        default=None,
-        metadata={
-            "help": "episodes held out of training, evenly spread over the dataset; default: one in 20, at most 48"
-        },
-    )
-    compile_blocks: bool = field(default=False, metadata={"help": "torch.compile the layers; needs a C++ compiler"})
-    export_steps: int = field(
-        default=0, metadata={"help": "steps between two exports of the pipeline; 0: one at the end"}
-    )
+    compile_blocks: bool = HfArg(default=False, help="torch.compile the layers; needs a C++ compiler")
+    export_steps: int = HfArg(default=0, help="steps between two exports of the pipeline; 0: one at the end")
 
 
 def main(argv: list[str]) -> None:

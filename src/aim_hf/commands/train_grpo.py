@@ -13,9 +13,11 @@ the hardware, and `output_dir/training.png` plots the metrics.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from transformers.hf_argparser import HfArg
 
 from ..envs.names import TASKS, check_split
 from ..envs.robotwin import add_robotwin_arguments
@@ -35,12 +37,12 @@ REWARDS = {"value_map": "value_map_reward", "contact": "contact_reward", "succes
 
 @dataclass
 class ScriptArguments:
-    policy: str = field(metadata={"help": "folder or repo id of the pipeline that stage 1 trained"})
-    tasks: list[str] = field(default_factory=list, metadata={"help": "default: all tasks of the suite"})
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["value_map", "success"], metadata={"help": f"some of {', '.join(REWARDS)}"}
+    policy: str = HfArg(help="folder or repo id of the pipeline that stage 1 trained")
+    tasks: list[str] = HfArg(default_factory=list, help="default: all tasks of the suite")
+    reward_funcs: list[str] = HfArg(
+        default_factory=lambda: ["value_map", "success"], help=f"some of {', '.join(REWARDS)}"
     )
-    eval_scenes: int = field(default=48, metadata={"help": "scenes of an evaluation, all tasks together"})
+    eval_scenes: int = HfArg(default=48, help="scenes of an evaluation, all tasks together")
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:

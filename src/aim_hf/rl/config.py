@@ -1,10 +1,11 @@
 """Training arguments of stage 2, with the names of TRL's `GRPOConfig` where the meaning is the same."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from transformers.hf_argparser import HfArg
 
 from ..training.arguments import ResumableArguments
 from ..utils.checks import check_choice, check_positive, check_whole, count, finite_numbers, not_negative, share
@@ -35,83 +36,68 @@ class AIMGRPOConfig(ResumableArguments):
         finite_numbers: ("reward_weights", "random_steps"),
     }
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "learning rate of AdamW"})
-    per_device_train_batch_size: int = field(
-        default=8, metadata={"help": "episodes per forward pass; a multiple of num_generations"}
+    learning_rate: float = HfArg(default=1e-4, help="learning rate of AdamW")
+    per_device_train_batch_size: int = HfArg(
+        default=8, help="episodes per forward pass; a multiple of num_generations"
     )
-    num_generations: int = field(default=8, metadata={"help": "G, episodes per group"})
-    steps_per_generation: int | None = field(
+    num_generations: int = HfArg(default=8, help="G, episodes per group")
+    steps_per_generation: int | None = HfArg(
+        default=None, help="batches that are rolled out together; gradient_accumulation_steps if not given"
+    )
+    num_iterations: int = HfArg(default=1, help="number of times that each rollout is learned from")
+    max_completion_length: int | None = HfArg(
+        default=None, help="control steps after which a training episode ends; the task's limit if not given"
+    )
+    epsilon: float = HfArg(default=0.2, help="lower clip range: the ratio's lower bound is 1 - epsilon")
+    epsilon_high: float | None = HfArg(
+        default=None, help="upper clip range: the upper bound is 1 + epsilon_high; epsilon if not given"
+    )
+    beta: float = HfArg(default=0.0, help="weight of the KL divergence from the reference policy")
+    loss_type: str = HfArg(
+        default="dapo", help="grpo: mean over episodes of the mean over tokens; dapo: mean over all tokens"
+    )
+    scale_rewards: str = HfArg(
+        default="group", help="standard deviation that advantages are divided by: group, batch or none"
+    )
+    reward_weights: list[float] | None = HfArg(default=None, help="one weight per reward function; 1 if not given")
+    return_to_go: bool = HfArg(
+        default=False, help="credit a chunk with the dense rewards of all later chunks too, not with its own alone"
+    )
+    noise_level: float = HfArg(default=0.7, help="a of the SDE, see rl/policy.py")
+    noise_modes: int | None = HfArg(
         default=None,
-        metadata={"help": "batches that are rolled out together; gradient_accumulation_steps if not given"},
+        help="number of cosine modes of a chunk's noise that random steps replace; 1 moves all its actions "
+        "together; all modes if not given",
     )
-    num_iterations: int = field(default=1, metadata={"help": "number of times that each rollout is learned from"})
-    max_completion_length: int | None = field(
+    last_step_std: float = HfArg(
+        default=0.0, help="standard deviation of the noise of the last denoising step, in normalized actions"
+    )
+    random_steps: list[int] | None = HfArg(
+        default=None, help="indices of denoising steps that may be random, from 0; all steps with noise if not given"
+    )
+    num_random_steps: int = HfArg(default=1, help="number of random denoising steps per chunk; 0: all of random_steps")
+    num_inference_steps: int = HfArg(default=5, help="denoising steps of RGB and value maps")
+    num_action_inference_steps: int = HfArg(default=10, help="denoising steps of actions")
+    action_noise_scale: float | None = HfArg(
         default=None,
-        metadata={"help": "control steps after which a training episode ends; the task's limit if not given"},
+        help="factor of the actions' initial noise, which the trained pipeline keeps; below 1, only the last "
+        "denoising step may be random. The pipeline's value if not given",
     )
-    epsilon: float = field(default=0.2, metadata={"help": "lower clip range: the ratio's lower bound is 1 - epsilon"})
-    epsilon_high: float | None = field(
-        default=None, metadata={"help": "upper clip range: the upper bound is 1 + epsilon_high; epsilon if not given"}
+    suite: str = HfArg(default="tabletop", help="benchmark suite of the scenes")
+    split: str = HfArg(default="easy", help="split of the scenes")
+    num_env_workers: int | None = HfArg(
+        default=None, help="environment processes; one per core of this process if not given"
     )
-    beta: float = field(default=0.0, metadata={"help": "weight of the KL divergence from the reference policy"})
-    loss_type: str = field(
-        default="dapo",
-        metadata={"help": "grpo: mean over episodes of the mean over tokens; dapo: mean over all tokens"},
+    env_timeout: float = HfArg(default=300, help="seconds after which an environment counts as hung")
+    max_kl: float | None = HfArg(default=None, help="stop if a logged mean KL exceeds this")
+    hacking_patience: int | None = HfArg(
+        default=None, help="stop after this many evaluations in a row with more value reward and less success"
     )
-    scale_rewards: str = field(
-        default="group", metadata={"help": "standard deviation that advantages are divided by: group, batch or none"}
-    )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "one weight per reward function; 1 if not given"}
-    )
-    return_to_go: bool = field(
-        default=False,
-        metadata={"help": "credit a chunk with the dense rewards of all later chunks too, not with its own alone"},
-    )
-    noise_level: float = field(default=0.7, metadata={"help": "a of the SDE, see rl/policy.py"})
-    noise_modes: int | None = field(
-        default=None,
-        metadata={
-            "help": "number of cosine modes of a chunk's noise that random steps replace; 1 moves all its actions "
-            "together; all modes if not given"
-        },
-    )
-    last_step_std: float = field(
-        default=0.0,
-        metadata={"help": "standard deviation of the noise of the last denoising step, in normalized actions"},
-    )
-    random_steps: list[int] | None = field(
-        default=None,
-        metadata={"help": "indices of denoising steps that may be random, from 0; all steps with noise if not given"},
-    )
-    num_random_steps: int = field(
-        default=1, metadata={"help": "number of random denoising steps per chunk; 0: all of random_steps"}
-    )
-    num_inference_steps: int = field(default=5, metadata={"help": "denoising steps of RGB and value maps"})
-    num_action_inference_steps: int = field(default=10, metadata={"help": "denoising steps of actions"})
-    action_noise_scale: float | None = field(
-        default=None,
-        metadata={
-            "help": "factor of the actions' initial noise, which the trained pipeline keeps; below 1, only the last "
-            "denoising step may be random. The pipeline's value if not given"
-        },
-    )
-    suite: str = field(default="tabletop", metadata={"help": "benchmark suite of the scenes"})
-    split: str = field(default="easy", metadata={"help": "split of the scenes"})
-    num_env_workers: int | None = field(
-        default=None, metadata={"help": "environment processes; one per core of this process if not given"}
-    )
-    env_timeout: float = field(default=300, metadata={"help": "seconds after which an environment counts as hung"})
-    max_kl: float | None = field(default=None, metadata={"help": "stop if a logged mean KL exceeds this"})
-    hacking_patience: int | None = field(
-        default=None,
-        metadata={"help": "stop after this many evaluations in a row with more value reward and less success"},
-    )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "largest gradient norm, for clipping"})
-    logging_steps: float = field(default=1, metadata={"help": "optimizer steps between logs"})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "learning rate schedule"})
-    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "not needed: all parameters are used"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "not needed: all columns are used"})
+    max_grad_norm: float = HfArg(default=1.0, help="largest gradient norm, for clipping")
+    logging_steps: float = HfArg(default=1, help="optimizer steps between logs")
+    lr_scheduler_type: str = HfArg(default="constant", help="learning rate schedule")
+    ddp_find_unused_parameters: bool = HfArg(default=False, help="not needed: all parameters are used")
+    remove_unused_columns: bool = HfArg(default=False, help="not needed: all columns are used")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,12 +1,13 @@
 """Training arguments: those of transformers and of AIM. The command line parses them before it imports the model."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.integrations import get_available_reporting_integrations
 
 from ..pipeline.sampling_config import SamplingConfig
@@ -110,59 +111,48 @@ class AIMTrainingArguments(ResumableArguments):
                 "trains the rest. Leave out one of the two."
             )
 
-    num_draws: int = field(default=1, metadata={"help": "noise samples per chunk of RGB and value latents"})
-    num_action_draws: int = field(default=1, metadata={"help": "noise samples per chunk of actions; these are cheap"})
-    num_inference_steps: int | None = field(
+    num_draws: int = HfArg(default=1, help="noise samples per chunk of RGB and value latents")
+    num_action_draws: int = HfArg(default=1, help="noise samples per chunk of actions; these are cheap")
+    num_inference_steps: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "train RGB and value maps only at the times of so many denoising steps, and let the pipeline take "
-            "them; all times if not given"
-        },
+        help="train RGB and value maps only at the times of so many denoising steps, and let the pipeline take "
+        "them; all times if not given",
     )
-    num_action_inference_steps: int | None = field(default=None, metadata={"help": "the same for actions"})
-    action_noise_scale: float | None = field(
-        default=None, metadata={"help": "the pipeline's factor of the initial noise of actions, 0 to 1; default: 1"}
+    num_action_inference_steps: int | None = HfArg(default=None, help="the same for actions")
+    action_noise_scale: float | None = HfArg(
+        default=None, help="the pipeline's factor of the initial noise of actions, 0 to 1; default: 1"
     )
-    history_noise_probability: float = field(
-        default=0.0, metadata={"help": "share of windows with noisy real observations; the model gets the noise level"}
+    history_noise_probability: float = HfArg(
+        default=0.0, help="share of windows with noisy real observations; the model gets the noise level"
     )
-    history_noise_max: float = field(
-        default=0.5, metadata={"help": "largest noise level t of noisy observations; t is uniform from 0"}
+    history_noise_max: float = HfArg(
+        default=0.5, help="largest noise level t of noisy observations; t is uniform from 0"
     )
-    committed_probability: float = field(
+    committed_probability: float = HfArg(
+        default=0.0, help="share of predictions that start with committed actions (real-time chunking)"
+    )
+    committed_max: int = HfArg(default=8, help="largest number of committed actions; the number is uniform from 1")
+    imagined_value_probability: float = HfArg(
         default=0.0,
-        metadata={"help": "share of predictions that start with committed actions (real-time chunking)"},
+        help="share of windows whose actions are trained on value maps that the model imagines in one "
+        "denoising step, as in a rollout; another forward pass",
     )
-    committed_max: int = field(
-        default=8, metadata={"help": "largest number of committed actions; the number is uniform from 1"}
+    imagined_value_start: int = HfArg(
+        default=0, help="the optimizer step from which imagined maps are used; earlier ones are poor"
     )
-    imagined_value_probability: float = field(
+    prompt_dropout: float = HfArg(
+        default=0.0, help="share of windows without instruction, for classifier-free guidance"
+    )
+    value_foreground_weight: float = HfArg(
+        default=10.0, help="additional weight of the value loss on bright cells, since most of a map is black"
+    )
+    muon_learning_rate: float = HfArg(
         default=0.0,
-        metadata={
-            "help": "share of windows whose actions are trained on value maps that the model imagines in one "
-            "denoising step, as in a rollout; another forward pass"
-        },
+        help="learning rate of Muon for the layers' matrices; AdamW with learning_rate trains the rest. 0: "
+        "optim for all",
     )
-    imagined_value_start: int = field(
-        default=0, metadata={"help": "the optimizer step from which imagined maps are used; earlier ones are poor"}
-    )
-    prompt_dropout: float = field(
-        default=0.0, metadata={"help": "share of windows without instruction, for classifier-free guidance"}
-    )
-    value_foreground_weight: float = field(
-        default=10.0,
-        metadata={"help": "additional weight of the value loss on bright cells, since most of a map is black"},
-    )
-    muon_learning_rate: float = field(
-        default=0.0,
-        metadata={
-            "help": "learning rate of Muon for the layers' matrices; AdamW with learning_rate trains the rest. 0: "
-            "optim for all"
-        },
-    )
-    ema_decay: float = field(default=0.999, metadata={"help": "decay of the averaged weights"})
-    sample_steps: int = field(default=1000, metadata={"help": "optimizer steps between samples; 0 for no samples"})
-    remove_unused_columns: bool = field(
-        default=False,
-        metadata={"help": "whether to drop batch columns that forward doesn't take; the trainer needs value_mask"},
+    ema_decay: float = HfArg(default=0.999, help="decay of the averaged weights")
+    sample_steps: int = HfArg(default=1000, help="optimizer steps between samples; 0 for no samples")
+    remove_unused_columns: bool = HfArg(
+        default=False, help="whether to drop batch columns that forward doesn't take; the trainer needs value_mask"
     )
