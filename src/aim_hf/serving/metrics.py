@@ -31,12 +31,9 @@ class Metrics:
         ):
             for name in names:
                 counter.labels(name)  # so that 0 is reported too
-        self.request_seconds = Histogram(
-            "aim_request_seconds", "From a message to its reply.", buckets=SECONDS, registry=registry
-        )
-        self.batch_seconds = Histogram(
-            "aim_batch_seconds", "A batch through the network.", buckets=SECONDS, registry=registry
-        )
+        seconds = {"buckets": SECONDS, "registry": registry}
+        self.request_seconds = Histogram("aim_request_seconds", "From a message to its reply.", **seconds)
+        self.batch_seconds = Histogram("aim_batch_seconds", "A batch through the network.", **seconds)
         self.batch_rows = Histogram(
             "aim_batch_rows", "Requests in a batch.", buckets=range(1, rows + 1), registry=registry
         )
