@@ -116,6 +116,30 @@ def test_a_fork_and_a_new_episode_have_their_own_frames():
     assert_same([part[[1]] for part in sampled(pipe, fork)], sampled(pipe, session))
 
 
+@pytest.mark.parametrize("full_at", [1, 2])
+def test_a_part_that_failed_may_be_appended_again(full_at, monkeypatch):
+    """The memory is full when the first frame of the history is appended again, or a chunk after it."""
+    pipe = make_pipeline(history_chunks=2)
+    observations, actions = make_episode(5, 6)
+    session, append, calls = appended(pipe, observations, actions, [4]), pipe.model.append, []
+    before, part = sampled(pipe, session), (observations[0][5:7], actions[0, 8:12])
+
+    def full(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == full_at:
+            raise torch.OutOfMemoryError
+        append(*arguments, **options)
+
+    monkeypatch.setattr(pipe.model, "append", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        pipe.append(session, *part)
+    monkeypatch.undo()
+    assert session.chunks == [1]
+    assert_same(sampled(pipe, session), before)
+    pipe.append(session, *part)
+    assert_same(sampled(pipe, session), sampled(pipe, appended(pipe, observations, actions, [4, 2])))
+
+
 def test_only_frames_that_a_history_needs_are_kept():
     frames = RecentFrames(np.zeros((1, 4, 4, 3), np.uint8), torch.zeros(0, 3))
     for chunk in range(6):
