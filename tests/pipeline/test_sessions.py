@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aim_hf.pipeline.pipeline_aim import AIMPipeline
+from aim_hf.pipeline.session import AIMSession
 
 from ..fixtures_pipeline import make_observation, make_pipeline
 from .fixtures_rollouts import INSTRUCTIONS, ODD, assert_same, make_episode, roll_out, seeded
@@ -341,6 +342,34 @@ def test_a_session_from_before_the_model_was_cast_is_refused(rng):
         pipe(make_observation(rng), session=session)
     assert session.waiting == [0]
     pipe(make_observation(rng), session=pipe.start("ring bell"), output_type="latent")
+
+
+def test_sessions_from_before_and_after_a_cast_are_not_stacked():
+    pipe = make_pipeline()
+    before = pipe.start("ring bell")
+    pipe.to(torch.bfloat16)
+    with pytest.raises(
+        ValueError, match="of torch.bfloat16 on cpu and torch.float32 on cpu; stack those of the model"
+    ):
+        AIMSession.stack([pipe.start("ring bell"), before])
+
+
+@pytest.mark.parametrize("history", [None, 1])
+def test_a_session_outlives_inference_mode(rng, history):
+    """It starts there, is continued outside and there by turns, and gives what it gives outside."""
+    pipe = make_pipeline(history_chunks=history)
+    first, happened = make_episode(pipe, rng, chunks=5)  # more than an unlimited history has room for at first
+    outputs = []
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            session = AIMSession.stack([pipe.start("ring bell")]).select([0])
+            pipe(first, session=session, output_type="latent")
+        for number, chunk in enumerate(happened):
+            with torch.inference_mode(mode and number % 2 == 1):
+                pipe.append(session, *chunk)
+        outputs.append(pipe(session=session, generator=seeded(0), num_inference_steps=1))
+        pipe.reset(session, [0], "lift pot")
+    assert_same(*outputs)
 
 
 def test_wrong_history_is_refused_and_leaves_the_session_alone(pipe, rng):

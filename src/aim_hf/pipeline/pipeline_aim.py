@@ -10,7 +10,7 @@
 A call doesn't change its session: only `append` extends it, so calling again samples the same chunk again. A call runs
 these public steps: `check_inputs`, `prepare_latents`, `denoise_world`, `denoise_actions`, `decode_actions`,
 `decode_world` (`decode_frames` and `decode_value_maps` at once). Latents and noise stay in float32 for every dtype of
-the model, and nothing here records gradients.
+the model. Nothing here records gradients, nor makes tensors of `torch.inference_mode`, which a session may outlive.
 """
 
 import logging
@@ -191,6 +191,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             self.maybe_free_model_hooks()
         return features.masked_fill(mask[..., None].to(features.device) == 0, 0)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def start(
         self,
@@ -239,6 +240,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         self.model.set_text(cache, prompt_embeds.to(self.model.device, self.model.dtype))
         return cache
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def append(
         self,
@@ -321,6 +323,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
                 )
         return count
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def reset(self, session: AIMSession, rows: int | Sequence[int], instruction: str | Sequence[str]) -> None:
         """Starts new episodes in `rows` of a session; the other rows continue. Append a first observation to `rows`
@@ -401,6 +404,7 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
                 f"{self._callback_tensor_inputs}."
             )
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(
         self,

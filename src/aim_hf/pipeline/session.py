@@ -19,7 +19,8 @@ class AIMSession:
     it.
 
     A session is data: it computes nothing. Rows don't influence each other, and may have different numbers of frames.
-    `select` drops rows or forks them; `stack` joins sessions.
+    `select` drops rows or forks them; `stack` joins sessions. A session may outlive `torch.inference_mode`, so its
+    tensors are ordinary ones, which can be written to in any mode.
 
     pipeline_id: identifies the pipeline that made it; keys and values of another pipeline don't fit.
     cache: keys and values of the history under the instruction.
@@ -67,6 +68,7 @@ class AIMSession:
         """The rows that have no observation yet."""
         return (self.cache.frames == 0).nonzero().flatten().tolist()
 
+    @torch.inference_mode(False)
     def select(self, rows: Sequence[int]) -> AIMSession:
         """An independent session of these rows, in this order. Giving a row several times forks its episode, without
         computing the common history again.
@@ -86,17 +88,21 @@ class AIMSession:
         )
 
     @staticmethod
+    @torch.inference_mode(False)
     def stack(sessions: Sequence[AIMSession]) -> AIMSession:
         """An independent session of the rows of all sessions, in order; the inverse of `select`.
 
         Raises:
-            ValueError: for no session, sessions of different pipelines, or if only some have a negative prompt.
+            ValueError: for no session, sessions of different pipelines, dtypes or devices, or if only some have a
+                negative prompt.
         """
         if not isinstance(sessions, Sequence) or not sessions or not all(isinstance(s, AIMSession) for s in sessions):
             raise ValueError(f"sessions are {sessions!r}; expected a list of at least one AIMSession.")
         first = sessions[0]
         if any(session.pipeline_id != first.pipeline_id for session in sessions):
             raise ValueError("the sessions are of several pipelines; stack those of one.")
+        if len(places := {f"{session.cache.dtype} on {session.cache.device}" for session in sessions}) > 1:
+            raise ValueError(f"the sessions are of {' and '.join(sorted(places))}; stack those of the model as it is.")
         negative = [session.negative_cache for session in sessions if session.negative_cache is not None]
         if len(negative) not in (0, len(sessions)):
             raise ValueError("some of the sessions have a negative prompt, and others none; stack them separately.")
