@@ -51,6 +51,19 @@ def test_a_delay_beyond_the_lookahead_is_refused():
         make_policy(delay=1)
     with pytest.raises(ValueError, match="delay is 9 control steps; this model looks 16 ahead, in chunks of 8"):
         make_policy(action_lookahead_frames=2, delay=9)
+    with pytest.raises(ValueError, match="delay is 5 control steps, and n_action_steps 4: a plan would begin before"):
+        make_policy(action_lookahead_frames=1, delay=5, n_action_steps=4)
+
+
+@pytest.mark.parametrize("signal", ["replan_drift", "replan_entropy"])
+def test_no_plan_begins_before_the_one_that_it_continues_has_arrived(observations, signal):
+    """Every frame, of two actions, is a reason to plan again, and a plan takes five actions to compute."""
+    policy = make_policy(action_lookahead_frames=1, delay=5, **{signal: 0.0})
+    policy.start(["ring the bell"], [1])
+    predictions = [policy.predict([observations[:1]])]
+    for frame in (1, 2, 3, 4):
+        predictions.append(policy.predict([observations[frame : frame + 1]], predictions[-1].actions))
+    assert [bool(prediction.planned) for prediction in predictions] == [True, False, False, True, False]
 
 
 def test_a_part_of_a_chunk_is_executed_and_planned_again(observations):

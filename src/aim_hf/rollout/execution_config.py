@@ -19,6 +19,8 @@ class ExecutionConfig:
         see `frame_drift`.
     replan_entropy: plan again as soon as the next value map's entropy is above this, 0 to 1, see `map_entropy`.
 
+    A new plan never begins before the last one, which it continues, has arrived, `delay` control steps after it began.
+
     Raises:
         ValueError: for numbers out of range.
     """

@@ -116,8 +116,8 @@ class AIMPolicy:
         execution_config: default: whole chunks without delay.
 
     Raises:
-        ValueError: for a delay that is longer than the model's lookahead or a chunk, or an `n_action_steps` that isn't
-            a multiple of `actions_per_frame` or longer than a chunk.
+        ValueError: for a delay that is longer than the model's lookahead, a chunk or `n_action_steps`, or an
+            `n_action_steps` that isn't a multiple of `actions_per_frame` or longer than a chunk.
     """
 
     def __init__(
@@ -158,6 +158,11 @@ class AIMPolicy:
             raise ValueError(
                 f"n_action_steps is {n_action_steps}; expected a multiple of {frame}, the actions between two frames, "
                 f"of at most {chunk}, the actions of a chunk."
+            )
+        if n_action_steps is not None and delay > n_action_steps:
+            raise ValueError(
+                f"delay is {delay} control steps, and n_action_steps {n_action_steps}: a plan would begin before the "
+                "one that it continues has arrived. Lower delay, or raise n_action_steps to at least as much."
             )
 
     @classmethod
@@ -248,6 +253,8 @@ class AIMPolicy:
         config = self.execution_config
         if row.actions is None or row.position >= self.n_action_steps:
             return True
+        if row.position < config.delay:  # the plan that the next one continues is still being computed
+            return False
         frame = row.position // self.actions_per_frame  # the next one of the plan
         if config.replan_drift is not None:
             latest = {camera: clip[None, frame - 1 : frame] for camera, clip in row.frames.items()}
