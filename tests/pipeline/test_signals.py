@@ -34,3 +34,7 @@ def test_drift_is_the_rms_over_all_pixels():
     for wrong in ([observations[0]], [observations[0], observations[1][:1]], [[seen(0)] * 4] * 2):
         with pytest.raises(ValueError, match="expected equally many for each of 2 rows, at most 3"):
             frame_drift(frames, wrong)
+    floats = seen(0)
+    floats["observation"]["left_camera"]["rgb"] = np.full((4, 2, 3), 0.5)
+    with pytest.raises(ValueError, match="pictures of left_camera have dtype float64; expected uint8"):
+        frame_drift(frames, [[floats]] * 2)

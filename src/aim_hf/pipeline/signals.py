@@ -18,7 +18,7 @@ def frame_drift(frames: Mapping[str, np.ndarray], observations: Sequence[Sequenc
         (B, n), of each observed frame.
 
     Raises:
-        ValueError: for another number of rows, or more observations than frames.
+        ValueError: for another number of rows, more observations than frames, or pictures that aren't uint8.
     """
     rows, frames_per_chunk = next(iter(frames.values())).shape[:2]
     counts = {len(of_row) for of_row in observations}
@@ -29,7 +29,12 @@ def frame_drift(frames: Mapping[str, np.ndarray], observations: Sequence[Sequenc
         )
     squares = []
     for camera, imagined in frames.items():
-        seen = np.stack([[seen["observation"][camera]["rgb"] for seen in of_row] for of_row in observations]) / 255
+        seen = np.stack([[seen["observation"][camera]["rgb"] for seen in of_row] for of_row in observations])
+        if seen.dtype != np.uint8:
+            raise ValueError(
+                f"pictures of {camera} have dtype {seen.dtype}; expected uint8 RGB, 0 to 255. Convert them."
+            )
+        seen = seen / 255
         squares.append(np.square(imagined[:, : seen.shape[1]] - seen).reshape(*seen.shape[:2], -1))
     return np.sqrt(np.concatenate(squares, axis=2).mean(axis=2))
 
