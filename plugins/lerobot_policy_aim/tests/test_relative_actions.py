@@ -150,6 +150,20 @@ def test_a_robot_elsewhere_does_the_same_elsewhere(folder):
     torch.testing.assert_close(there, here + offset * MASK, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_state_that_is_nan_reaches_no_robot(folder, step):
+    """At the first picture, between two, and at the second. The same step may follow once the sensor is back."""
+    policy, batches = AIMPolicy.from_pretrained(folder), with_states(make_steps(3, rows=2), torch.zeros(3, 2, JOINTS))
+    for batch in batches[:step]:
+        policy.select_action(batch)
+    state = torch.zeros(2, JOINTS)
+    state[1, 4] = torch.nan
+    for act in (policy.select_action, policy.predict_action_chunk):
+        with pytest.raises(ValueError, match=r"observation.state\[1, 4\] is nan; expected finite numbers"):
+            act(batches[step] | {"observation.state": state})
+    assert policy.select_action(batches[step]).isfinite().all()
+
+
 def test_the_rest_of_a_chunk_is_continued_from_another_state(folder):
     policy = AIMPolicy.from_pretrained(folder)
     preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path=str(folder))

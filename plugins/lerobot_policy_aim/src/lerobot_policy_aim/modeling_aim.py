@@ -264,8 +264,8 @@ class AIMPolicy(PreTrainedPolicy):
                 `ee`, and with `use_relative_actions`.
 
         Raises:
-            ValueError: for missing pictures, instructions that are empty, states of another width than actions, or
-                another number of rows than before.
+            ValueError: for missing pictures, instructions that are empty, states of another width than actions, states
+                that aren't finite where actions are taken from them, or another number of rows than before.
         """
         self.eval()
         if self._session is None:
@@ -273,9 +273,12 @@ class AIMPolicy(PreTrainedPolicy):
             self._state = batch.get(OBS_STATE)
             if self._next_seed is not None:
                 self._next_seed += self._session.batch_size
-        elif len(self._executed) % self.config.actions_per_frame == 0:
-            self._seen.append(self._observations(batch, self._session.batch_size))
-            self._state = batch.get(OBS_STATE)
+        else:
+            if self.config.use_relative_actions:
+                self._check_state(batch, self._session.batch_size)
+            if len(self._executed) % self.config.actions_per_frame == 0:
+                self._seen.append(self._observations(batch, self._session.batch_size))
+                self._state = batch.get(OBS_STATE)
         if not self._queue:
             if self._executed:
                 executed = torch.stack(self._executed, dim=1).cpu()
@@ -371,18 +374,28 @@ class AIMPolicy(PreTrainedPolicy):
         ]
         in_ee = self.pipeline.processor.action_space == "ee"
         if in_ee or self.config.use_relative_actions:
-            needed = (
-                "action space 'ee' needs the poses of both arms" if in_ee else "relative actions are taken from it"
-            )
-            if OBS_STATE not in batch:
-                raise ValueError(f"the batch has no {OBS_STATE}; {needed}.")
-            shape, expected = tuple(batch[OBS_STATE].shape), (rows, self.pipeline.processor.action_dim)
-            if shape != expected:
-                raise ValueError(f"{OBS_STATE} has shape {shape}; expected {expected}: {needed}.")
+            self._check_state(batch, rows)
         if in_ee:
             for observation, state in zip(observations, batch[OBS_STATE].cpu().double().numpy(), strict=True):
                 observation["endpose"] = unpack_endpose(state)
         return observations
+
+    def _check_state(self, batch: dict[str, Any], rows: int) -> None:
+        """Raises ValueError for a state that actions can't be taken from: NaN would reach the robot in its actions.
+        Of action space `ee`, the pipeline checks the first pose."""
+        relative = self.config.use_relative_actions
+        needed = "relative actions are taken from it" if relative else "action space 'ee' needs the poses of both arms"
+        if OBS_STATE not in batch:
+            raise ValueError(f"the batch has no {OBS_STATE}; {needed}.")
+        state, expected = batch[OBS_STATE], (rows, self.pipeline.processor.action_dim)
+        if tuple(state.shape) != expected:
+            raise ValueError(f"{OBS_STATE} has shape {tuple(state.shape)}; expected {expected}: {needed}.")
+        if relative and not state.isfinite().all():
+            lost = (~state.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"{OBS_STATE}{lost} is {state[tuple(lost)]}; expected finite numbers: {needed}. Check the robot's "
+                "sensors."
+            )
 
 
 # LeRobot looks for the configuration's name with "Policy" in place of "Config".
