@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -211,6 +212,22 @@ def test_a_worker_that_dies_twice_is_an_error_that_names_the_seed(environments, 
 
     with pytest.raises(SimulatorFailed, match="died in the episode of seed 100000002 of click_bell .* 2 times"):
         run(Traced(policy, kill), environments, SEEDS[2:])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda actions: actions[..., :14], r"shape \(1, 8, 14\); suite 'tabletop' expects .*, 16\) in mode 'ee'"),
+        (lambda actions: actions * np.nan, "have NaN or infinite numbers"),
+    ],
+)
+def test_actions_that_no_environment_takes_are_refused(environments, policy, monkeypatch, change, match):
+    predict = policy.predict
+    monkeypatch.setattr(
+        policy, "predict", lambda *given: replace(told := predict(*given), actions=change(told.actions))
+    )
+    with pytest.raises(ValueError, match=match):
+        run(policy, environments, SEEDS[:1])
 
 
 def test_parts_of_chunks_in_closed_loop(environments):

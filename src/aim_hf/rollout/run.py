@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..envs import interface
 from ..envs.base import ActionMode, Interface, Observation, SeedRejected
 from ..utils.extras import SimulatorFailed
 from ..value_maps.peak import value_peak_error
@@ -67,6 +68,7 @@ def run_episodes(
         filmed: seeds of the episodes whose pictures are kept.
 
     Raises:
+        ValueError: for actions of another width than the suite's, and NaN among them.
         SimulatorFailed: if a worker is lost twice in the same episode, which it names.
         RuntimeError: if an environment fails.
     """
@@ -124,6 +126,7 @@ def _run(
     yield from rejected
     if rows:
         policy.start([row.start.instruction for row in rows], [row.result.seed for row in rows])
+    width = interface(environments.suite, environments.split).action_dims.get(policy.action_mode)
     executed = None
     while rows:
         prediction = policy.predict(
@@ -132,6 +135,7 @@ def _run(
             _stacked([row.value_maps for row in rows], policy.interface) if value_maps == "true" else None,
             "all" if any(row.result.storyboard for row in rows) else "value_maps" if executed is None else "none",
         )
+        _check_actions(prediction.actions, width, environments.suite, policy.action_mode)
         if executed is None and prediction.value_maps is not None:
             for index, row in enumerate(rows):
                 _measure_peaks(row.result, policy, prediction.value_maps, index, row.start)
@@ -151,6 +155,17 @@ def _run(
             policy.keep(running)
             executed = executed[running]
         rows = [rows[index] for index in running]
+
+
+def _check_actions(actions: np.ndarray, width: int | None, suite: str, mode: ActionMode) -> None:
+    """Raises ValueError for a policy's actions that no environment of the suite takes, before a worker gets them."""
+    if actions.ndim != 3 or width not in (None, actions.shape[2]):
+        raise ValueError(
+            f"the policy's actions have shape {actions.shape}; suite {suite!r} expects (episodes, actions, "
+            f"{width or 'numbers'}) in mode {mode!r}. Give a policy of this robot."
+        )
+    if not np.isfinite(actions).all():
+        raise ValueError("the policy's actions have NaN or infinite numbers; look at its weights and its inputs.")
 
 
 def new_storyboard(
