@@ -20,7 +20,7 @@ from arms import add_holm
 from aim_hf.commands import PathParser
 from aim_hf.commands.policy_options import add_sampling_arguments, given_options
 from aim_hf.envs.base import SPLITS
-from aim_hf.envs.names import AIM_TINY_TASKS, AXES, STRENGTHS, TABLETOP
+from aim_hf.envs.names import AXES, STRENGTHS, TABLETOP
 from aim_hf.envs.seeds import episode_seeds
 from aim_hf.evaluation.statistics import paired_difference, rate_of
 from aim_hf.pipeline.sampling_config import SamplingConfig
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument(
         "--policy", action="append", required=True, help="pipeline's folder or repo id; may be repeated"
     )
-    parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=AIM_TINY_TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=TABLETOP)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--episodes", type=int, default=50, help="of each task and split")
     parser.add_argument("--start_seed", type=int, default=START_SEED, help="offset into the seeds kept for evaluation")

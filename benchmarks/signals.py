@@ -58,7 +58,7 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
-    from aim_hf.envs.names import AIM_TINY_TASKS
+    from aim_hf.envs.names import TABLETOP
     from aim_hf.envs.seeds import episode_seeds
     from aim_hf.rollout.policies import AIMPolicy
     from aim_hf.rollout.run import run_episodes
@@ -69,7 +69,7 @@ def main() -> None:
     parser = PathParser(description=__doc__)
     parser.add_argument("--policy", required=True, help="folder of an AIMPipeline, or repo id")
     parser.add_argument("--split", default="hard")
-    parser.add_argument("--tasks", nargs="+", default=list(AIM_TINY_TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=TABLETOP)
     parser.add_argument("--episodes", type=int, default=100, help="of each task")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()

@@ -4,7 +4,7 @@ from operator import itemgetter
 from statistics import mean
 from typing import Any
 
-from markdown_tables import measured, origin, pairs, read, table
+from markdown_tables import bullets, measured, origin, pairs, read, table
 
 from aim_hf.utils.provenance import machine
 
@@ -19,6 +19,8 @@ RATIOS = {
     "action_step_over_video_step": "an action step over a video step",
     "packed_over_single_chunk": "supervised tokens a second, eight chunks packed over one at a time",
 }
+# Variants of the code now and before -> the result file.
+PAIRED = {"each one's default variant": "paired-0.1", "`aim` in both": "paired-0.1-aim"}
 ROBOTWIN_EPISODES = 30_000  # 300 of each of 50 tasks and both splits
 
 
@@ -49,6 +51,25 @@ def chunks() -> str:
     rows = next(iter(results.values()))["time_over_baseline"]
     where = "; ".join(dict.fromkeys(origin(result) for result in results.values()))
     return f"{table(columns, rows)}\nMeasured in float32, all chunks of a column in turn within one run. {where}\n"
+
+
+def paired_latency() -> str:
+    """Time and operator events of a chunk over those of the code before version 0.2."""
+    results = {title: read(f"latency/{name}") for title, name in PAIRED.items()}
+    rows = [(name, parts, title) for title, result in results.items() for name, parts in result["ratios"].items()]
+    columns = {
+        "measured": itemgetter(0),
+        "variant": itemgetter(2),
+        "time (95 % interval)": lambda row: "{after_over_before:.2f} ({0:.3f} to {1:.3f})".format(
+            *row[1]["interval"], **row[1]
+        ),
+        "operator events": lambda row: "{after:,} of {before:,}".format(**row[1]["events"]),
+    }
+    commit = next(iter(results.values()))["commits"]["before"][:7]
+    return (
+        f"{table(columns, rows)}\nAgainst commit {commit}, call by call in turn, in one thread and in float32:\n\n"
+        f"{bullets(results)}"
+    )
 
 
 def counted(result: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import evidence_tables
 import success_tables
 from huggingface_hub import EvalResult, ModelCard
 from markdown_tables import RESULTS, ROOT, bullets, origin, table
-from success_tables import CARD_COMPARISONS, COMPARISONS, read_evaluations, success_table
+from success_tables import read_evaluations, success_table
 
 from aim_hf.commands import PathParser
 
@@ -42,15 +42,16 @@ results of a training run fill.
 # Name between the marks of README.md and docs/*.md -> its content.
 SECTIONS: dict[str, Callable[[], str]] = {
     "aim-tiny": lambda: success_table(read_evaluations(RESULTS / "aim-tiny")),
+    "aim-tiny-0.1": lambda: success_table(read_evaluations(RESULTS / "aim-tiny-0.1")),
     "click-bell": lambda: success_table(read_evaluations(RESULTS / "click-bell")),
-    "comparisons": lambda: success_tables.comparison_table(COMPARISONS),
+    "comparisons": success_tables.comparison_table,
     "commands": lambda: bullets(
         {
             f"`{name}`, {title}": result
-            for name in ("aim-tiny", "click-bell")
+            for name in ("aim-tiny", "aim-tiny-0.1", "click-bell")
             for title, result in read_evaluations(RESULTS / name).items()
         }
-        | success_tables.comparison_origins(COMPARISONS)
+        | success_tables.comparison_origins()
     ),
     "grpo": success_tables.grpo_tasks,
     "rewards": success_tables.grpo_rewards,
@@ -67,6 +68,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "signals": success_tables.signals,
     "speed": cost_tables.speed,
     "chunks": cost_tables.chunks,
+    "paired-latency": cost_tables.paired_latency,
     "experts": lambda: success_tables.experts("tabletop"),
     "aloha-experts": lambda: success_tables.experts("aloha"),
     "aloha": success_tables.aloha,
@@ -84,21 +86,15 @@ SECTIONS: dict[str, Callable[[], str]] = {
 }
 
 
-def training_text(path: Path) -> str:
-    """Steps and origin of a run, from its training.json, and of stage 2 if stage2-hard.json lies beside it."""
-    if not path.exists():
-        return "Nothing was trained yet.\n"
-    run = json.loads(path.read_text())
-    stage = 2 if "seeds" in run else 1  # only stage 2 has scenes to practise on
-    text = f"{run['steps']:,} steps of stage {stage}: {origin(run)}.\n"
-    stage2 = path.with_name("stage2-hard.json")
-    if stage2.exists():
-        run = json.loads(stage2.read_text())["training"]
-        text += (
-            f"\n{run['steps']:,} steps of stage 2, on {run['episodes']:,} episodes of practice in "
-            f"{60 * run['hours']:.0f} minutes: {origin(run)}.\n"
-        )
-    return text
+def training_text(folder: Path) -> str:
+    """Steps and origin of the training runs that left training*.json in `folder`, in the order of their names."""
+
+    def text(run: dict[str, Any]) -> str:
+        stage = 2 if "seeds" in run else 1  # only stage 2 has scenes to practise on
+        return f"{run['steps']:,} steps of stage {stage}: {origin(run)}.\n"
+
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("training*.json"))]
+    return "\n".join(map(text, runs)) or "Nothing was trained yet.\n"
 
 
 def eval_results(results: dict[str, dict[str, Any]]) -> list[EvalResult]:
@@ -124,12 +120,12 @@ def eval_results(results: dict[str, dict[str, Any]]) -> list[EvalResult]:
     return entries
 
 
-def model_card(name: str, results: dict[str, dict[str, Any]], training: Path, repo_id: str, **words: str) -> ModelCard:
+def model_card(name: str, results: dict[str, dict[str, Any]], run: Path, repo_id: str, **words: str) -> ModelCard:
     """The card that model_cards/NAME.md is the text of.
 
     Args:
         results: of `read_evaluations`.
-        training: the run's training.json; it may be missing.
+        run: the folder with training.json; it may be missing.
         repo_id: the repo or folder that the card's examples load from.
         words: values of the text's other placeholders.
     """
@@ -139,12 +135,9 @@ def model_card(name: str, results: dict[str, dict[str, Any]], training: Path, re
         "repo_id": repo_id,
         "success_table": success_table(results),
         "commands": bullets(results),
-        "training": training_text(training),
+        "training": training_text(run),
         "published_table": table({title: itemgetter(index) for index, title in enumerate(header)}, rows),
         "safety": (ROOT / "model_cards" / "parts" / "safety.md").read_text().strip(),
-        "comparisons": success_tables.comparison_table(CARD_COMPARISONS),
-        "comparison_details": success_tables.comparison_details(),
-        "comparison_commands": bullets(success_tables.comparison_origins(CARD_COMPARISONS)),
         "status": "" if results else NO_WEIGHTS,
     }
     card = ModelCard(Template((ROOT / "model_cards" / f"{name}.md").read_text()).substitute(words))
@@ -171,8 +164,8 @@ def run_card(
         ValueError: if a card of adapters has no `base_model`.
     """
     results = read_evaluations(folder.parent / "evaluation", "{}/results.json")
-    training = folder.parent / "training.json"
-    if not results or not training.exists():
+    trained = (folder.parent / "training.json").exists()
+    if not results or not trained:
         raise FileNotFoundError(
             f"{folder.parent} has {'no training.json' if results else 'no evaluation/NAME/results.json'}; train with "
             f"aim-hf train, and evaluate into {folder.parent / 'evaluation'}/easy with aim-hf evaluate."
@@ -187,7 +180,7 @@ def run_card(
             f"rank {config['r']} (alpha {config['lora_alpha']:g}) on the video stream, with {whole} trained in full,"
         )
         words = {"adapters": adapters, "base_model": base_model}
-    card = model_card(name, results, training, repo_id, **words)
+    card = model_card(name, results, folder.parent, repo_id, **words)
     if base_model is not None:
         card.data.base_model = base_model
     if datasets is not None:
@@ -200,8 +193,7 @@ def render() -> dict[Path, str]:
     texts = {}
     for name in (template.stem for template in ROOT.glob("model_cards/*.md")):
         if (ROOT / "checkpoints" / name).is_dir():
-            results, training = read_evaluations(RESULTS / name), RESULTS / name / "training.json"
-            card = model_card(name, results, training, f"checkpoints/{name}")
+            card = model_card(name, read_evaluations(RESULTS / name), RESULTS / name, f"checkpoints/{name}")
             texts[ROOT / "checkpoints" / name / "README.md"] = str(card)
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text()

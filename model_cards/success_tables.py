@@ -57,18 +57,17 @@ def success_table(results: dict[str, dict[str, Any]]) -> str:
 
 # Results of `aim-hf compare`: the change, the two policies, the split, and the file.
 _STAGES = ("after stage 1", "after stage 2")
-CARD_COMPARISONS = [
-    (change, names, split, f"aim-tiny/{file}-{split.lower()}")
-    for change, names, file in (
-        ("actions without noise (`action_noise_scale` 0), after stage 1", ("from noise", "without"), "noise"),
-        ("stage 2", _STAGES, "stage2"),
-        ("stage 2, both without action noise", _STAGES, "stage2-without-noise"),
-        ("value maps, after stage 1", ("without value maps", "with"), "value-maps"),
-    )
-    for split in ("Easy", "Hard")
-]
 COMPARISONS = [
-    *CARD_COMPARISONS,
+    *(
+        (change, names, split, f"aim-tiny-0.1/{file}-{split.lower()}")
+        for change, names, file in (
+            ("actions without noise (`action_noise_scale` 0), after stage 1", ("from noise", "without"), "noise"),
+            ("stage 2", _STAGES, "stage2"),
+            ("stage 2, both without action noise", _STAGES, "stage2-without-noise"),
+            ("value maps, after stage 1", ("without value maps", "with"), "value-maps"),
+        )
+        for split in ("Easy", "Hard")
+    ),
     ("stage 2 practised and judged without action noise", _STAGES, "Hard", "grpo/aim-tiny-without-noise"),
     ("bfloat16 instead of float32", ("float32", "bfloat16"), "Hard", "dtype/bfloat16-hard"),
 ]
@@ -81,9 +80,9 @@ def pooled_rate(comparison: dict[str, Any], side: str) -> str:
     return f"{mean_rate(comparison, side):.1%} ({successes}/{count}; {low} to {high})"
 
 
-def comparison_table(comparisons: list[tuple[str, tuple[str, str], str, str]]) -> str:
-    """A row for each comparison."""
-    rows = [(change, split, read(file)) for change, _, split, file in comparisons]
+def comparison_table() -> str:
+    """A row for each of `COMPARISONS`."""
+    rows = [(change, split, read(file)) for change, _, split, file in COMPARISONS]
     columns = {
         "change": itemgetter(0),
         "split": itemgetter(1),
@@ -96,20 +95,12 @@ def comparison_table(comparisons: list[tuple[str, tuple[str, str], str, str]]) -
     return table(columns, rows)
 
 
-def comparison_origins(comparisons: list[tuple[str, tuple[str, str], str, str]]) -> dict[str, dict[str, Any]]:
+def comparison_origins() -> dict[str, dict[str, Any]]:
     return {
         f"{change}, {split}, {name}": read(file)[side]
-        for change, names, split, file in comparisons
+        for change, names, split, file in COMPARISONS
         for name, side in zip(names, ("before", "after"))
     }
-
-
-def comparison_details() -> str:
-    """A table of tasks for each comparison of the card of aim-tiny."""
-    return "\n".join(
-        f"{change[0].upper()}{change[1:]}, {split}:\n\n{format_comparison(read(file), names)}"
-        for change, names, split, file in CARD_COMPARISONS
-    )
 
 
 REWARDS = {

@@ -55,18 +55,18 @@ def served(rollouts, tasks: list[str], at_once: int = 1) -> Iterator[str]:
 def main() -> None:
     # Imported here: the environments' worker processes import this file too, and need none of it.
     from aim_hf.app.episode import LiveRollouts, Simulators
-    from aim_hf.envs.names import AIM_TINY_TASKS
+    from aim_hf.envs.names import TABLETOP
     from aim_hf.pipeline.pipeline_aim import AIMPipeline
 
     parser = PathParser(description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--task", choices=AIM_TINY_TASKS, default="stack_blocks_two")
+    parser.add_argument("--task", choices=TABLETOP, default="stack_blocks_two")
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=800)
     args = parser.parse_args()
 
     rollouts = LiveRollouts(AIMPipeline.from_pretrained("checkpoints/aim-tiny"), Simulators(limit=2))
-    tasks = [args.task, *(task for task in AIM_TINY_TASKS if task != args.task)]
+    tasks = [args.task, *(task for task in TABLETOP if task != args.task)]
     with served(rollouts, tasks) as address, browser(args.width, args.height) as context:
         page = context.new_page()
         page.goto(address)

@@ -97,15 +97,8 @@ def test_the_metadata_of_aim_tiny_are_the_results():
 def test_the_results_of_aim_tiny_are_of_the_weights_that_ship():
     measured = ROOT / "benchmarks" / "results" / "aim-tiny"
     weights = fingerprint(ROOT / "checkpoints" / "aim-tiny")
-    for name in ("easy", "hard", "easy-true-maps", "first-scenes-easy", "first-scenes-hard"):
+    for name in ("easy", "hard", "easy-true-maps"):
         assert json.loads((measured / f"{name}.json").read_text())["policy_sha256"] == weights, name
-    for split in ("easy", "hard"):  # the comparison of stages ends with what these weights reach on its scenes
-        results = json.loads((measured / f"first-scenes-{split}.json").read_text())
-        compared = json.loads((measured / f"stage2-{split}.json").read_text())
-        assert compared["same_world"] and compared["gain_points"] > 0
-        for task, pair in compared["tasks"].items():
-            assert pair["after"]["successes"] == results["tasks"][task]["successes"], task
-            assert pair["after"]["wilson"][1] >= pair["before"]["wilson"][0], f"{task} is worse after stage 2"
 
 
 @pytest.fixture
@@ -141,7 +134,7 @@ def test_a_run_fills_the_card_of_the_full_size(run):
 
 
 def test_without_a_run_the_card_says_that_there_are_no_weights(tmp_path):
-    card = render.model_card("aim-wan2.2-ti2v-5b", {}, tmp_path / "training.json", "org/aim")
+    card = render.model_card("aim-wan2.2-ti2v-5b", {}, tmp_path, "org/aim")
     assert "**No weights of this model exist yet, and nothing was measured.**" in card.text
     assert card.data.eval_results is None and "Nothing was trained yet" in card.text
     # Numbers of the paper, nowhere but under the words that say whose they are.

@@ -169,6 +169,8 @@ SCENARIOS: dict[str, list[Run | Left]] = {
         ),
         Run(
             {
+                "git worktree add ../aim-0.1 446fa84\n": "",  # a clone may have no history
+                "../aim-0.1/checkpoints": "checkpoints",
                 "--tasks $TASKS --episodes 300": "--tasks click_bell --episodes 2",
                 "--bf16 --compile_blocks": "--held_out 1",
             }

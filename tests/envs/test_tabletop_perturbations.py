@@ -9,7 +9,7 @@ import pytest
 
 from aim_hf.commands import collect, evaluate
 from aim_hf.envs import interface, make_environment
-from aim_hf.envs.names import AIM_TINY_TASKS, AXES, PERTURBATIONS, STRENGTHS, TABLETOP
+from aim_hf.envs.names import AXES, PERTURBATIONS, STRENGTHS, TABLETOP
 from aim_hf.envs.tabletop.cameras import HEAD_TARGET
 from aim_hf.envs.tabletop.perturbations import CHATTY, DELAY, DISTRACTORS, LIFT, SIZE, perturb
 from aim_hf.envs.tabletop.tasks import TASKS
@@ -214,7 +214,7 @@ def test_aim_tiny_can_read_every_wording():
     folder = Path(__file__).parents[2] / "checkpoints" / "aim-tiny" / "processor"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     longest = {"a": "yellow", "b": "purple", "side": "right"}
-    for task in AIM_TINY_TASKS:
+    for task in TABLETOP:
         requests = TASKS[task].requests
         for text in (*TASKS[task].unseen, *(chat.format(request=request) for request in requests for chat in CHATTY)):
             tokens = tokenizer(text.format(**longest))["input_ids"]

@@ -19,7 +19,7 @@ from ..rollout.fixtures_policy import make_policy
 def test_an_arm_is_practice_as_the_command_takes_it(arm):
     given = ["practise", "--arm", arm, "--seed", "2", "--policy", "stage1", "--output_dir", "runs"]
     script, config = train_grpo.parse(stage2.practice_arguments(stage2.parse(given)))
-    assert script.tasks == stage2.AIM_TINY_TASKS and config.seed == 2
+    assert script.tasks == list(stage2.TABLETOP) and config.seed == 2
     # Two processes, with a group each in every batch.
     assert config.gradient_accumulation_steps * 2 == stage2.GROUPS
     episodes = 2 * config.steps_per_generation * config.per_device_train_batch_size  # of an iteration

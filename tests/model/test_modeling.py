@@ -1,6 +1,7 @@
 """The model's identities, on a small real model in float64."""
 
 import copy
+import json
 import weakref
 
 import pytest
@@ -447,12 +448,16 @@ def test_what_reaches_the_actions(variant, reads_rgb, reads_value):
         assert difference > 1e-3 if reads else difference == 0
 
 
-def test_variants_by_name_and_by_the_name_of_before():
+def test_variants_by_name_and_by_the_name_of_before(tmp_path):
     assert AIMConfig().visibility == "map_only"
     assert AIMConfig(action_reads_value=True).visibility == "aim"
     assert AIMConfig(action_reads_value=False).visibility == "observations"
-    assert AIMConfig.from_pretrained(AIM_TINY, subfolder="model").visibility == "aim"  # the name of before is stored
-    assert AIMConfig.from_pretrained(AIM_TINY, subfolder="model", visibility="map_only").visibility == "map_only"
+    stored = AIMConfig().to_dict() | {"action_reads_value": True}  # by a version without variants
+    del stored["visibility"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert AIMConfig.from_pretrained(tmp_path).visibility == "aim"
+    assert AIMConfig.from_pretrained(tmp_path, visibility="map_only").visibility == "map_only"
+    assert AIMConfig.from_pretrained(AIM_TINY, subfolder="model").visibility == "map_only"
     for given in ("map_only", "aim"):  # as in a stored configuration that somebody has added it to
         with pytest.raises(ValueError, match=f"visibility is '{given}' and action_reads_value True; expected one"):
             AIMConfig.from_dict({"visibility": given, "action_reads_value": True})

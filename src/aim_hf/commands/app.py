@@ -9,7 +9,7 @@ machines.
 import os
 
 from .. import AIM_TINY
-from ..envs.names import AIM_TINY_TASKS, TABLETOP
+from ..envs.names import TABLETOP
 from ..pipeline.loading_config import LoadingConfig
 from ..utils.checks import check_number
 from . import Parser, check_address, check_options
@@ -19,7 +19,7 @@ from .policy_options import add_loading_arguments, given_options
 def main(argv: list[str]) -> None:
     parser = Parser("app", __doc__)
     parser.add_argument("--policy", default=AIM_TINY, help="folder of an AIMPipeline, or repo id; default: aim-tiny")
-    parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=AIM_TINY_TASKS, help="default: aim-tiny's")
+    parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=TABLETOP, help="default: all")
     parser.add_argument("--episodes", type=int, default=2, help="episodes that run at once; others wait")
     parser.add_argument("--port", type=int, help="default: 7860, or the next free port")
     add_loading_arguments(parser)

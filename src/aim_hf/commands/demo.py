@@ -8,14 +8,14 @@ Writes `contact_sheet.png`, a video of each task and `results.json`. Takes 1 to 
 from pathlib import Path
 
 from .. import AIM_TINY
-from ..envs.names import AIM_TINY_TASKS, TABLETOP
+from ..envs.names import TABLETOP
 from . import Parser, check_options
 
 
 def main(argv: list[str]) -> None:
     parser = Parser("demo", __doc__)
     parser.add_argument("--policy", default=AIM_TINY, help="folder of an AIMPipeline, or repo id; default: aim-tiny")
-    parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=AIM_TINY_TASKS, help="default: aim-tiny's")
+    parser.add_argument("--tasks", nargs="+", choices=TABLETOP, default=TABLETOP, help="default: all")
     parser.add_argument("--episodes", type=int, default=3, help="episodes of each task")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     args = parser.parse_args(argv)

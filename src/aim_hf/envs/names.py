@@ -80,9 +80,6 @@ AXES = ("light", "texture", "clutter", "camera", "height", "color", "size", "wor
 STRENGTHS = (1, 2, 3)
 PERTURBATIONS = tuple(f"{axis}-{strength}" for axis in AXES for strength in STRENGTHS)
 
-# Training tasks of checkpoints/aim-tiny, a subset of the tabletop suite.
-AIM_TINY_TASKS = ["click_bell", "place_a2b_left", "place_a2b_right", "stack_blocks_two", "lift_pot", "handover_block"]
-
 
 def check_tasks(suite: str, tasks: Iterable[str]) -> None:
     """Raises ValueError for an unknown suite, and for tasks that it hasn't."""
