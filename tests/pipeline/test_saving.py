@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -336,8 +337,13 @@ def test_what_is_no_folder_is_refused(tmp_path):
         AIMPipeline.from_pretrained(tmp_path)
 
 
-def test_a_folder_of_the_first_release_is_loaded():
+def test_a_folder_of_the_first_release_is_loaded(tmp_path):
     """Its files name modules that lie elsewhere since."""
-    assert "aim_hf.modeling_aim" in (Path(AIM_TINY) / "model_index.json").read_text()
-    plain = DiffusionPipeline.from_pretrained(AIM_TINY, custom_pipeline="pipeline", trust_remote_code=True)
-    assert type(plain) is type(AIMPipeline.from_pretrained(AIM_TINY)) is AIMPipeline
+    folder = tmp_path / "0.1.0"
+    shutil.copytree(AIM_TINY, folder)
+    index = (folder / "model_index.json").read_text()
+    (folder / "model_index.json").write_text(index.replace("aim_hf.model.", "aim_hf."))
+    assert "aim_hf.modeling_aim" in (folder / "model_index.json").read_text()
+    (folder / "pipeline.py").write_text("from aim_hf.pipeline_aim import AIMPipeline\n")
+    plain = DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)
+    assert type(plain) is type(AIMPipeline.from_pretrained(folder)) is AIMPipeline
