@@ -1,1 +1,1 @@
-from aim_hf.pipeline_aim import AIMPipeline  # noqa: F401
+from aim_hf import AIMPipeline  # noqa: F401
