@@ -213,7 +213,7 @@ def test_aim_tiny_can_read_every_wording():
 
     folder = Path(__file__).parents[2] / "checkpoints" / "aim-tiny" / "processor"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    longest = {"a": "yellow", "b": "purple", "side": "right"}
+    longest = {"a": "yellow", "b": "purple", "side": "right", "left": "yellow", "right": "purple"}
     for task in TABLETOP:
         requests = TASKS[task].requests
         for text in (*TASKS[task].unseen, *(chat.format(request=request) for request in requests for chat in CHATTY)):

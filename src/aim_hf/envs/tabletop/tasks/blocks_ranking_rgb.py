@@ -37,7 +37,7 @@ class BlocksRankingRGB(Task):
     )
     requests = (
         "form a row on the strip: red, then green, then blue",
-        "lay out the cubes on the strip so that red comes first, green second and blue third",
+        "lay out red, then green and then blue",
         "order the three blocks from red on the left to blue on the right, green between",
     )
 

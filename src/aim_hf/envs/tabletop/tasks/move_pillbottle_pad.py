@@ -33,7 +33,7 @@ class MovePillbottlePad(Task):
     )
     requests = (
         "park the {a} pill bottle upright on the {b} pad",
-        "carry the {a} bottle across so that it stands on the {b} square",
+        "carry the {a} bottle onto the {b} square",
         "get the {a} pills onto the {b} mat",
     )
 

@@ -34,7 +34,7 @@ class PickDualBottles(Task):
     requests = (
         "hoist the two bottles together",
         "get both bottles into the air, one per hand",
-        "take hold of the {left} and the {right} bottle and lift them up together",
+        "grab the {left} and the {right} bottle and lift both",
     )
 
     def build(self, scene: TabletopScene, split: str, rng: np.random.Generator) -> None:

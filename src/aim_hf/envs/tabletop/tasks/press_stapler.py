@@ -31,7 +31,7 @@ class PressStapler(Task):
     )
     requests = (
         "clamp down on the {a} stapler",
-        "give the {a} stapler a firm squeeze on its yellow end",
+        "squeeze the {a} stapler at its yellow end",
         "drive a staple with the {a} stapler",
     )
 

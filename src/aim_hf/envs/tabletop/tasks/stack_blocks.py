@@ -103,6 +103,6 @@ class StackBlocksThree(_StackBlocks):
     )
     requests = (
         "pile the blocks up: red below, then green, then blue",
-        "get the blue cube to the top of a pile with green below it and red at the base",
-        "pick red as the base, lay green on it and finish with blue",
+        "get blue on top of green, and green on top of red",
+        "begin with red, lay green on it and end with blue",
     )

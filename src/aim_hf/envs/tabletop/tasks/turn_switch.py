@@ -37,7 +37,7 @@ class TurnSwitch(Task):
     )
     requests = (
         "get the {a} knob over to the {side} end of its slot",
-        "nudge the {a} slider until it stops on the {side}",
+        "nudge the {a} slider all the way {side}",
         "bring the {a} switch into its {side} position",
     )
 
