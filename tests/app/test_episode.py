@@ -122,7 +122,9 @@ def test_words_that_cannot_be_read_are_refused(rollouts, words, told):
 
 
 def test_an_early_end_lies_within_the_steps(rollouts):
-    assert rollouts.sampling(5, 7, None) == replace(rollouts.pipe.sampling_config, num_action_inference_steps=7)
+    assert rollouts.sampling(5, 7, None) == replace(
+        rollouts.pipe.sampling_config, num_inference_steps=5, num_action_inference_steps=7
+    )
     with pytest.raises(Trouble, match="after step 7, but there are only 5"):
         rollouts.sampling(5, 10, 7)
     for steps in ((4.5, 10, None), (5, 7.5, None), (5, 10, 2.5)):
