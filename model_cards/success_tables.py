@@ -58,6 +58,12 @@ def success_table(results: dict[str, dict[str, Any]]) -> str:
 # Results of `aim-hf compare`: the change, the two policies, the split, and the file.
 _STAGES = ("after stage 1", "after stage 2")
 COMPARISONS = [
+    (
+        "3,000 steps of training at the times of 1 + 4 steps, instead of 5 + 10",
+        ("5 + 10", "1 + 4"),
+        "Hard",
+        "aim-tiny/few-steps-hard",
+    ),
     *(
         (change, names, split, f"aim-tiny-0.1/{file}-{split.lower()}")
         for change, names, file in (
