@@ -41,7 +41,8 @@ def test_aim_tiny_becomes_a_policy_and_back(monkeypatch, tmp_path):
         rng = np.random.default_rng(0)
         torch.manual_seed(0)
         actions.append([postprocess(one.select_action(preprocess(make_batch(rng, one)))) for _ in range(10)])
-    assert torch.equal(torch.stack(actions[0]), torch.stack(actions[1]))
+    # Two models of equal weights differ by the rounding of float32, which depends on where the weights lie in memory.
+    torch.testing.assert_close(torch.stack(actions[0]), torch.stack(actions[1]), atol=1e-4, rtol=0)
 
 
 def test_an_adapter_becomes_a_pipeline_with_its_policy(folder, pipe, monkeypatch, tmp_path):
