@@ -273,12 +273,11 @@ class AIMPolicy(PreTrainedPolicy):
             self._state = batch.get(OBS_STATE)
             if self._next_seed is not None:
                 self._next_seed += self._session.batch_size
-        else:
-            if self.config.use_relative_actions:
-                self._check_state(batch, self._session.batch_size)
-            if len(self._executed) % self.config.actions_per_frame == 0:
-                self._seen.append(self._observations(batch, self._session.batch_size))
-                self._state = batch.get(OBS_STATE)
+        elif len(self._executed) % self.config.actions_per_frame == 0:
+            self._seen.append(self._observations(batch, self._session.batch_size))
+            self._state = batch.get(OBS_STATE)
+        elif self.config.use_relative_actions:
+            self._check_state(batch, self._session.batch_size)
         if not self._queue:
             if self._executed:
                 executed = torch.stack(self._executed, dim=1).cpu()
