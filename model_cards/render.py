@@ -19,7 +19,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -93,7 +93,7 @@ def training_text(folder: Path) -> str:
         stage = 2 if "seeds" in run else 1  # only stage 2 has scenes to practise on
         return f"{run['steps']:,} steps of stage {stage}: {origin(run)}.\n"
 
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("training*.json"))]
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("training*.json"), key=attrgetter("stem"))]
     return "\n".join(map(text, runs)) or "Nothing was trained yet.\n"
 
 
