@@ -36,7 +36,7 @@ with extra("data"):
 
 KEY = ("suite", "task", "split", "seed")  # identifies an episode
 UNFINISHED = ".unfinished"
-# What a command that goes on takes up or replaces, for `files.claim`: a README.md of the user's own isn't lost.
+# Files that a resumed command takes up or replaces, for `files.claim`. A user's own README.md must not be lost.
 OUTPUTS = ("data/*.parquet", UNFINISHED, "README.md")
 RATES, SPACES = "control rates of {:g} frames a second", "actions of space {}"
 MEND = "delete it and run the command that made it again, which makes the missing episodes"
