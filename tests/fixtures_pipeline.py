@@ -6,9 +6,10 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from aim_hf.model.canvas import t_pose_canvas
 from aim_hf.model.configuration_aim import AIMConfig
 from aim_hf.model.modeling_aim import AIMForWorldAction
-from aim_hf.model.processing_aim import AIMProcessor, t_pose_canvas
+from aim_hf.model.processing_aim import AIMProcessor
 from aim_hf.pipeline.pipeline_aim import AIMPipeline
 
 WORDS = "put the red block on blue one ring bell lift pot left right".split()

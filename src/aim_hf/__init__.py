@@ -19,7 +19,7 @@ _MODULES = {
     "AIMSession": ".pipeline.session",
     "SamplingConfig": ".pipeline.sampling_config",
     "VideoCodec": ".pipeline.codec",
-    "t_pose_canvas": ".model.processing_aim",
+    "t_pose_canvas": ".model.canvas",
 }
 __all__ = sorted([*_MODULES, "AIM_TINY"])
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
 from aim_hf import AIMForWorldAction, AIMPipeline
+from aim_hf.model.canvas import t_pose_canvas
 from aim_hf.model.conversion import resample
 from aim_hf.model.presets import PRESETS
-from aim_hf.model.processing_aim import t_pose_canvas
 from aim_hf.model.visibility import Kind
 
 from ..fixtures_pipeline import HEAD, WRIST, make_observation, make_processor, make_tokenizer, make_vae

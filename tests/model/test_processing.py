@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from aim_hf.model.processing_aim import AIMProcessor, t_pose_canvas
+from aim_hf.model.canvas import t_pose_canvas
+from aim_hf.model.processing_aim import AIMProcessor
 from aim_hf.pipeline.inputs import as_actions
 
 from ..fixtures_pipeline import CANVAS, HEAD, WRIST, make_observation, make_pose, make_processor, make_tokenizer

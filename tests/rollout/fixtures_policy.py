@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from aim_hf.model.processing_aim import t_pose_canvas
+from aim_hf.model.canvas import t_pose_canvas
 from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.rollout.execution_config import ExecutionConfig
 from aim_hf.rollout.policies import AIMPolicy

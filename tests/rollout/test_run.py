@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aim_hf.envs import make_environment
-from aim_hf.model.processing_aim import t_pose_canvas
+from aim_hf.model.canvas import t_pose_canvas
 from aim_hf.rollout.run import run_episodes
 from aim_hf.rollout.vector_env import Chunks
 from aim_hf.utils.extras import SimulatorFailed

@@ -13,7 +13,7 @@ from websockets.sync.server import serve
 
 from aim_hf.commands import run
 from aim_hf.evaluation.evaluate import Protocol, evaluate
-from aim_hf.model.processing_aim import t_pose_canvas
+from aim_hf.model.canvas import t_pose_canvas
 from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.protocol.observations import read_endpose, read_images
 from aim_hf.rollout import dialects

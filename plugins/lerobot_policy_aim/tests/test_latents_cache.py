@@ -18,7 +18,7 @@ from lerobot_policy_aim.dataset import encode_pictures
 from lerobot_policy_aim.latents_cache import dataset_fingerprint
 from torch.utils.data import default_collate
 
-from aim_hf.model.processing_aim import t_pose_canvas
+from aim_hf.model.canvas import t_pose_canvas
 from tests.fixtures_pipeline import HEAD, WRIST, make_pipeline, make_processor
 
 

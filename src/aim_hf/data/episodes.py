@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..envs.base import CAMERAS
-from ..model.processing_aim import ACTION_SPACES, EE_ACTION_DIM, AIMProcessor
+from ..model.actions import ACTION_SPACES, EE_ACTION_DIM
+from ..model.processing_aim import AIMProcessor
 from ..utils.extras import extra
 from ..utils.files import reading
 from ..value_maps.render import Event, render_value_maps

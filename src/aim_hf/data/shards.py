@@ -22,7 +22,7 @@ from typing import Any
 
 from huggingface_hub.errors import HTTPError
 
-from ..model.processing_aim import EE_ACTION_DIM
+from ..model.actions import EE_ACTION_DIM
 from ..utils.extras import extra
 from ..utils.files import UnreadableFile, read_json, reading, write_text, written_file
 from ..utils.plain import plain

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from ..model.processing_aim import AIMProcessor, floating
+from ..model.actions import floating
+from ..model.processing_aim import AIMProcessor
 from ..utils.checks import naming
 
 Observation = Mapping[str, Any]  # in RoboTwin's layout

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from ..model.processing_aim import check_magnitude
+from ..model.actions import check_magnitude
 from ..pipeline.inputs import committed_actions
 from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.session import AIMSession

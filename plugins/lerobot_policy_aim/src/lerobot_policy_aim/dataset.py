@@ -15,7 +15,7 @@ from aim_hf import AIMConfig, AIMPipeline, AIMProcessor
 from aim_hf.data.latents import camera_cells, check_instructions, encode_value_maps, unit_pose
 from aim_hf.data.lerobot.format import EXPERT_ACTION, OURS
 from aim_hf.data.lerobot.robot import check_absolute as check_spans
-from aim_hf.model.processing_aim import EE_ACTION_DIM
+from aim_hf.model.actions import EE_ACTION_DIM
 
 from .configuration_aim import VALUE_MAP, AIMPolicyConfig
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from ...envs.base import ARMS, CAMERAS
 from ...envs.poses import rotation_matrix
-from ...model.processing_aim import ACTION_SPACES
+from ...model.actions import ACTION_SPACES
 from ...utils.checks import check_choice, naming
 from ...utils.files import read_json
 from ...value_maps.render import Event
