@@ -121,6 +121,11 @@ def make_pose(rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(arms)
 
 
+def make_views(rng, leading=(2, 3), head=HEAD, wrist=WRIST) -> dict[str, np.ndarray]:
+    sizes = {"head_camera": head, "left_camera": wrist, "right_camera": wrist}
+    return {name: rng.integers(0, 256, (*leading, *size, 3), dtype=np.uint8) for name, size in sizes.items()}
+
+
 def make_observation(rng: np.random.Generator) -> dict:
     """A random observation in RoboTwin's layout, with a camera that the canvas has no slot for."""
     sizes = {"head_camera": HEAD, "left_camera": WRIST, "right_camera": WRIST, "front_camera": (7, 9)}
