@@ -35,6 +35,12 @@ def test_the_checkpoint_that_was_asked_for(run, tmp_path):
         checkpoint_to_resume(run, str(tmp_path / "not_there"))
 
 
+def test_colleagues_may_read_a_checkpoint(run):
+    """safetensors lets the owner alone read its files, whatever the umask."""
+    modes = {path.name: path.stat().st_mode for path in (run / "checkpoint-2").iterdir()}
+    assert {"model.safetensors", EMA_FILE} <= modes.keys() and set(modes.values()) == {modes["trainer_state.json"]}
+
+
 @pytest.mark.parametrize(
     "name", ["trainer_state.json", "model.safetensors", EMA_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth"]
 )

@@ -7,7 +7,9 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from aim_hf.utils.files import UnreadableFile, append_json_line, claim, files_in, reading, written_file, written_folder
 
@@ -136,6 +138,23 @@ def test_several_processes_may_write_one_folder(tmp_path, existed):
     assert [(folder / name).read_text() for name in ("vae/config.json", "model_index.json")] == ["first", "first"]
     assert sorted(path.name for path in folder.iterdir()) == ["model_index.json", "vae"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_others_may_read_what_safetensors_wrote(tmp_path):
+    """safetensors lets the owner alone read its files; others may read them as far as the umask allows."""
+    before = os.umask(0o027)
+    try:
+        with written_file(tmp_path / "shard.safetensors") as temporary:
+            save_file({"a": torch.zeros(2)}, temporary)
+        with written_folder(tmp_path / "aim") as folder:
+            (folder / "vae").mkdir()
+            save_file({"a": torch.zeros(2)}, folder / "vae" / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files_in(tmp_path)} == {
+        "model.safetensors": "0o640",
+        "shard.safetensors": "0o640",
+    }
 
 
 def test_a_long_record_is_told_in_short(tmp_path):

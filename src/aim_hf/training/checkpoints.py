@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ..utils.files import MADE_FROM, UnreadableFile, claim, differences, read_json, reading, writing
+from ..utils.files import MADE_FROM, UnreadableFile, claim, differences, give_usual_mode, read_json, reading, writing
 from .arguments import ResumableArguments
 
 STATE = "trainer_state.json"
@@ -67,6 +67,7 @@ class CheckpointedTrainer(Trainer):
                 (folder / STATE).unlink(missing_ok=True)  # a rewritten checkpoint isn't complete until the end
             self.save_to_checkpoint(folder)
             super()._save_checkpoint(model, trial)
+            give_usual_mode(folder.glob("*.safetensors"))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

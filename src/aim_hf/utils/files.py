@@ -2,6 +2,7 @@
 
 - `writing` raises errors that name the file and a remedy.
 - `written_file`, `write_json`, `write_text`, `write_bytes`, `written_folder` write under a temporary name and rename.
+- `give_usual_mode` lets others read the files of safetensors.
 - `claim` records the inputs of an output folder, and refuses a folder with other inputs.
 - `append_json_line`, `drop_torn_line` keep a list of records, of which a kill tears at most the last line.
 - `reading`, `read_json`, `read_json_lines` raise `UnreadableFile`, which names the file, for every error in it.
@@ -12,7 +13,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -220,10 +221,23 @@ def written_file(path: Path) -> Iterator[Path]:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            give_usual_mode([temporary])
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # the file doesn't exist after success, or if its folder couldn't be made
             temporary.unlink()
+
+
+def give_usual_mode(files: Iterable[Path]) -> None:
+    """Gives each file the mode that a new file has there: safetensors lets its owner alone read a file, whatever the
+    umask (https://github.com/safetensors/safetensors/issues/782)."""
+    for file in files:
+        new = file.with_name(f".{token_hex(4)}.new")
+        new.touch()
+        mode = new.stat().st_mode
+        new.unlink()
+        if file.stat().st_mode != mode:  # a disk whose files all have the same mode refuses any other
+            file.chmod(mode)
 
 
 def write_json(path: Path, content: Any, indent: int = 1) -> None:
@@ -258,6 +272,7 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        give_usual_mode(partial.rglob("*.safetensors"))
         if partial.parent != folder:
             try:
                 partial.rename(folder)
