@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,25 @@ def test_an_export_leaves_the_training_as_it_is(pipe, latents, tmp_path, lora_ra
     name = "action_embedder.0.weight"
     averaged = next(tensor for key, tensor in trainer.averaged_tensors().items() if key.endswith(name))
     assert torch.equal(exported.action_head.state_dict()[name], averaged)
+
+
+def test_adapters_are_exported_as_a_whole_or_not_at_all(pipe, latents, tmp_path):  # noqa: F811
+    """On a full disk a folder with a new processor, and old weights or none, would look like an adapter."""
+    pipe.save_pretrained(tmp_path / "base")
+    trainer = train_stage_1(pipe, latents, tmp_path / "run", 1, lora_rank=2)
+    model, adapter = trainer.model.get_base_model(), tmp_path / "run" / "adapter"
+    exporter = Exporter(trainer, model, tmp_path / "base", pipe.vae, pipe.processor, has_adapter=True)
+    exporter.export()
+    size = (adapter / "adapter_model.safetensors").stat().st_size
+    shutil.rmtree(adapter)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"{adapter} could not be written"):
+            exporter.export()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not adapter.exists()
 
 
 def test_stage_1_goes_on_from_what_it_left_before_stage_2(pipe, tmp_path):  # noqa: F811

@@ -217,10 +217,9 @@ class Exporter:
             return
         output = Path(trainer.args.output_dir)
         if self.has_adapter:
-            with written_folder(output / "adapter" / "processor") as folder:
-                self.processor.save_pretrained(folder)
-            with trainer.averaged_model() as averaged:
-                averaged.save_pretrained(output / "adapter")
+            with trainer.averaged_model() as averaged, written_folder(output / "adapter") as folder:
+                averaged.save_pretrained(folder)
+                self.processor.save_pretrained(folder / "processor")
                 averaged = copy.deepcopy(averaged).float().merge_and_unload()
         else:
             with torch.device("meta"):  # new weights would be drawn from the random numbers of the training
