@@ -232,6 +232,11 @@ COUNTS = [  # command, its options, and the least number of each
         ([*GRPO, "--learning_rate", "nan"], "train-grpo: learning_rate is nan; expected a finite number"),
         ([*GRPO, "--eval_scenes", "0"], "train-grpo: --eval_scenes is 0; expected a whole number"),
         ([*VAE, "--warmup_steps", "0"], "train-vae: warmup_steps is 0; expected a whole number"),
+        *(
+            ([*argv, "--seed", str(seed)], f"{argv[0]}: {name} is {seed}; expected a whole number, 0 to {most}")
+            for argv, name, most in ((VAE, "seed", 2**63 - 1), (TEXT, "--seed", 2**63 - 1), (TRAIN, "seed", 2**32 - 1))
+            for seed in (-1, 2**64)
+        ),
         ([*VAE, "--max_episodes", "0"], "train-vae: --max_episodes is 0; expected a whole number"),
         ([*TEXT, "--steps", "0"], "train-text-encoder: --steps is 0; expected a whole number"),
         ([*TEXT, "--canvas", "0", "96"], "train-text-encoder: --canvas is 0; expected a whole number"),

@@ -55,6 +55,11 @@ def test_a_delay_beyond_the_lookahead_is_refused():
         make_policy(action_lookahead_frames=1, delay=5, n_action_steps=4)
 
 
+def test_a_seed_that_torch_cannot_take_is_refused():
+    with pytest.raises(ValueError, match=f"^seed is {2**64}; expected a whole number, 0 to {2**63 - 1}"):
+        make_policy().start(["ring the bell"], [2**64])
+
+
 @pytest.mark.parametrize("signal", ["replan_drift", "replan_entropy"])
 def test_no_plan_begins_before_the_one_that_it_continues_has_arrived(observations, signal):
     """Every frame, of two actions, is a reason to plan again, and a plan takes five actions to compute."""

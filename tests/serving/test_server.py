@@ -117,7 +117,7 @@ BAD = {
     ),
     "prompt too long for anyone": (Robot(0).start(prompt="x" * 5000), "at most 4096 characters; this one is 5000"),
     "prompt no string": (Robot(0).start(prompt=3), "this one is int"),
-    "seed": (Robot(0).start(seed=-1), "seed is -1"),
+    "seed": (Robot(0).start(seed=-1), "seed is -1; expected a whole number, 0 to 9223372036854775807"),
     "seed no number": (Robot(0).start(seed=np.zeros(2)), "seed is"),
     "pictures": (Robot(0).start(pictures="some"), "pictures is 'some'"),
     "no camera": (Robot(0).start(images={}), "images are"),

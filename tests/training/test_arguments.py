@@ -23,6 +23,7 @@ SHARED = [
     ("gradient_accumulation_steps", [0, 1.5], WHOLE),
     ("dataloader_num_workers", [-1], "a whole number, at least 0"),
     ("max_steps", [-2, 2.5], "a whole number, at least -1"),
+    *((name, [-1, 2**32, 2**64], "a whole number, 0 to 4294967295") for name in ("seed", "data_seed")),
 ]
 STAGE_1 = [
     ("value_foreground_weight", [-100.0, NAN], NUMBER),

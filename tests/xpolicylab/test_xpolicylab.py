@@ -181,6 +181,7 @@ def test_seeds_are_those_of_the_same_scenes():
         ({"action_type": "joint"}, "action_type is 'joint'; this checkpoint needs 'ee'"),
         ({"action_type": "delta"}, "action_type is 'delta'; this checkpoint needs 'ee'"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"seed": 2**64}, f"^seed is {2**64}; expected a whole number, 0 to {2**63 - 1}"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_the_server_starts(changes, match):

@@ -18,6 +18,7 @@ from aim_hf.envs.robotwin.environment import FRAME_BEHIND_TCP
 from aim_hf.envs.robotwin.tasks import evaluation_seed
 from aim_hf.pipeline.sampling_config import SamplingConfig
 from aim_hf.pipeline.session import AIMSession
+from aim_hf.utils.checks import noise_seed
 
 CAMERAS = {"head_camera": "cam_head", "left_camera": "cam_left_wrist", "right_camera": "cam_right_wrist"}
 ACTION_TYPES = {"ee": "ee", "joint": "qpos"}  # XPolicyLab's name -> the action space of an AIMProcessor
@@ -67,13 +68,13 @@ class Model:
         if ACTION_TYPES.get(model_cfg["action_type"]) != self.mode:
             (wanted,) = (name for name, mode in ACTION_TYPES.items() if mode == self.mode)
             raise ValueError(f"action_type is {model_cfg['action_type']!r}; this checkpoint needs {wanted!r}.")
-        self.seed = model_cfg.get("seed") or 0
+        self.seed = noise_seed("seed", model_cfg.get("seed") or 0)
         self.reset()
 
     def prepare_case(self, case_meta: dict[str, Any] | None = None) -> None:
         """Takes the scene's seed, from which `aim-hf evaluate` draws the noise of the same scene."""
         if case_meta and "seed" in case_meta:
-            self.seed = evaluation_seed(case_meta["seed"])
+            self.seed = evaluation_seed(noise_seed("seed", case_meta["seed"]))
 
     def reset(self) -> None:
         """Forgets all episodes."""

@@ -38,7 +38,7 @@ def test_an_unconnected_device_says_so_and_a_connected_one_keeps_its_scene(tmp_p
     [
         ({"task": "click_bells"}, "no task click_bells in suite 'tabletop'; choose from click_bell"),
         ({"split": "camera-9"}, "split='camera-9' is unknown in suite 'tabletop'"),
-        ({"seed": -1}, "start=-1, .* choose 0 <= start"),
+        ({"seed": -1}, "seed is -1; expected a whole number, 0 to 99999999"),
         ({"action_mode": "joint"}, "action_mode is 'joint'; expected one of ee, qpos"),
     ],
 )

@@ -137,6 +137,7 @@ def test_what_sharded_processes_cannot_train_is_refused(folder, config, monkeypa
         ({"imagined_value_probability": 1.5}, "imagined_value_probability is 1.5; expected 0 to 1"),
         ({"value_foreground_weight": -3.0}, "value_foreground_weight is -3.0; expected a finite number, at least 0"),
         ({"first_seed": -5}, "first_seed is -5"),
+        ({"first_seed": 2**64}, f"first_seed is {2**64}; expected a whole number, 0 to {2**63 - 1}"),
         ({"latents_dir": ""}, "latents_dir is ''; expected a path. Give '.' for the current folder"),
         ({"normalization_mapping": {"ACTION": "MEAN_STD"}}, "expected IDENTITY"),
     ],

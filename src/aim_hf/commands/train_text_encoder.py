@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..utils.checks import check_whole
+from ..utils.checks import check_whole, noise_seed
 from . import Parser, check_options
 
 
@@ -36,6 +36,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of new weights and of the samples")
     args = parser.parse_args(argv)
     check_options(args, "steps", "max_text_length")
+    noise_seed("--seed", args.seed)
     for size in args.canvas or ():
         check_whole("--canvas", size)
     return args

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, check_whole
 from ..utils.extras import extra
 from . import make_environment
 from .base import ActionMode, Observation
 from .names import TASKS
 from .poses import pack_endpose, unit_quaternions
-from .seeds import episode_seeds, seed_range
+from .seeds import seed_range
 
 with extra("sim"):
     import gymnasium as gym
@@ -22,7 +22,8 @@ with extra("sim"):
 
 def scene_seed(index: int) -> int:
     """The seed of a scene for evaluation. Raises ValueError for an index outside 0 .. 99,999,999."""
-    return episode_seeds("evaluation", index, 1)[0]
+    seeds = seed_range("evaluation")
+    return seeds[check_whole("seed", index, least=0, most=len(seeds) - 1)]
 
 
 class SuiteEnv(gym.Env):
@@ -70,6 +71,8 @@ class SuiteEnv(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """The first observation of a scene. Raises ValueError for a seed outside 0 .. 99,999,999."""
+        if seed is not None:
+            scene_seed(seed)  # before Gymnasium refuses one below 0 by an error of its own
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(len(seed_range("evaluation"))))

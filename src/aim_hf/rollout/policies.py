@@ -19,6 +19,7 @@ from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.sampling_config import SamplingConfig
 from ..pipeline.session import AIMSession
 from ..pipeline.signals import frame_drift, map_entropy
+from ..utils.checks import noise_seed
 from .execution_config import ExecutionConfig
 from .rows import ROWS, filled
 
@@ -204,7 +205,7 @@ class AIMPolicy:
             of_call = instructions[first : first + ROWS]
             session = self.pipe.start(filled(of_call), negative_prompt=self.negative_prompt)
             for row, seed in enumerate(seeds[first : first + ROWS]):
-                self._rows.append(_Row(session.select([row]), torch.Generator().manual_seed(seed)))
+                self._rows.append(_Row(session.select([row]), torch.Generator().manual_seed(noise_seed("seed", seed))))
 
     def keep(self, rows: list[int]) -> None:
         self._rows = [self._rows[row] for row in rows]

@@ -13,7 +13,7 @@ from ..pipeline.pipeline_aim import AIMPipeline
 from ..pipeline.session import AIMSession
 from ..protocol.observations import keys_of, read_endpose, read_images, read_numbers
 from ..rollout.policies import Pictures
-from ..utils.checks import check_choice, shortened
+from ..utils.checks import check_choice, noise_seed, shortened
 
 START_KEYS = ("prompt", "images", "state", "endpose", "seed", "pictures", "lookahead")
 CHUNK_KEYS = ("images", "state", "endpose", "executed_actions", "committed_actions", "pictures", "lookahead")
@@ -196,8 +196,4 @@ class RequestReader:
     @staticmethod
     def _seed(message: dict) -> int:
         seed = message.get("seed")
-        if seed is None:
-            return torch.Generator().seed() >> 1
-        if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed is {shortened(seed)}; expected an integer of 0 to 2**63 - 1.")
-        return int(seed)
+        return torch.Generator().seed() >> 1 if seed is None else noise_seed("seed", seed)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ..utils.checks import check_fields, check_whole, count, not_negative, share
+from ..utils.checks import check_fields, check_whole, noise_seed, not_negative, share
 
 RANGES = {
     check_whole: ("steps", "warmup_steps", "frame_stride", "report_steps", "save_steps"),
     partial(check_whole, least=2): ("picture_batch_size", "clip_batch_size"),  # half RGB, half value maps
-    count: ("seed",),
+    noise_seed: ("seed",),
     not_negative: ("learning_rate", "adam_learning_rate", "foreground_weight", "latent_noise"),
     share: ("picture_share",),
 }

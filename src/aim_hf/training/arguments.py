@@ -11,7 +11,7 @@ from transformers.hf_argparser import HfArg
 from transformers.integrations import get_available_reporting_integrations
 
 from ..pipeline.sampling_config import SamplingConfig
-from ..utils.checks import check_fields, check_number, check_path, check_whole, count, not_negative, share
+from ..utils.checks import check_fields, check_number, check_path, check_whole, count, not_negative, numpy_seed, share
 
 # Fields of `TrainingArguments` that affect the learned weights. The others concern device, duration and reports.
 LEARNING = (
@@ -26,6 +26,7 @@ LEARNING = (
 RANGES = {
     check_whole: ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     count: ("dataloader_num_workers",),
+    numpy_seed: ("seed", "data_seed"),
     partial(check_whole, least=-1): ("max_steps",),
     not_negative: (
         *("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps", "num_train_epochs"),

@@ -21,10 +21,11 @@ def naming(where: Any) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
 
 
-def check_whole(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int. Raises ValueError unless it is an integer, not a bool, of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} is {shortened(value)}; expected a whole number, at least {least}.")
+def check_whole(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
+    """`value` as an int. Raises ValueError unless it is an integer, not a bool, from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+        expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+        raise ValueError(f"{name} is {shortened(value)}; expected a whole number, {expected}.")
     return int(value)
 
 
@@ -84,6 +85,8 @@ def check_path(name: str, value: str | os.PathLike) -> Path:
 not_negative = partial(check_number, least=0)
 share = partial(check_number, least=0, most=1)
 count = partial(check_whole, least=0)
+noise_seed = partial(check_whole, least=0, most=2**63 - 1)  # torch takes twice as many: rows may count on from it
+numpy_seed = partial(check_whole, least=0, most=2**32 - 1)  # of numpy's global generator, which trainers seed, too
 
 
 def check_fields(arguments: Any, ranges: Mapping[Callable[[str, Any], Any], Collection[str]]) -> None:

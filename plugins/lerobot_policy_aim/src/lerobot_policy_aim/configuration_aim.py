@@ -12,7 +12,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from aim_hf import AIMConfig, AIMProcessor, SamplingConfig
 from aim_hf.model.checkpoint import local_folder
 from aim_hf.pipeline.sampling_config import MOST_STEPS
-from aim_hf.utils.checks import check_choice, check_fields, check_path, check_whole, count, not_negative, share
+from aim_hf.utils.checks import check_choice, check_fields, check_path, check_whole, noise_seed, not_negative, share
 from aim_hf.utils.files import read_json
 
 # Value maps of a dataset, as `aim-hf export-lerobot` names them: observation.images.value_<camera>.
@@ -22,7 +22,7 @@ IDENTITY = {
 }
 RANGES = {
     check_whole: ("window_chunks", "num_draws", "num_action_draws", "committed_max"),
-    count: ("first_seed",),
+    noise_seed: ("first_seed",),
     not_negative: ("value_foreground_weight",),
     share: (
         *("history_noise_probability", "history_noise_max", "committed_probability", "imagined_value_probability"),
