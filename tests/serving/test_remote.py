@@ -308,6 +308,53 @@ def test_a_server_of_another_release_is_named():
             RemotePolicy(server.address)
 
 
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ({"settings": []}, "settings is of type list; expected dict."),
+        ({"settings": {"server": "aim_hf"}}, "settings.server is of type str; expected dict."),
+        ({"settings": {"server": {"image_keys": 5}}}, "settings.server.image_keys is of type int; expected dict."),
+        (
+            {"settings": {"server": {"image_keys": {"head_camera": 5}}}},
+            "settings.server.image_keys.head_camera is of type int; expected str.",
+        ),
+        ({"pixel_size": ["head_camera"]}, "pixel_size is of type list; expected dict."),
+        ({"pixel_size": {"head_camera": 4}}, "pixel_size.head_camera is 4; expected 2 finite numbers."),
+        ({"images": None}, "images is of type NoneType; expected dict."),
+        ({"images": {"cam_high": [3, 64]}}, "images.cam_high is [3, 64]; expected 3 finite numbers."),
+        ({"fps": "25"}, "fps is '25'; expected a number above 0."),
+        ({"action_dim": None}, "action_dim is None; expected a whole number, at least 1."),
+        ({"action_space": 3}, "action_space is 3; expected one of ee, qpos."),
+        ({"actions_per_chunk": 8.5}, "actions_per_chunk is 8.5; expected a whole number, at least 1."),
+        ({"actions_per_frame": "2"}, "actions_per_frame is '2'; expected a whole number, at least 1."),
+    ],
+    ids=str,
+)
+def test_metadata_of_another_type_are_named(odd, told):
+    metadata = {
+        "server": "aim_hf",
+        "settings": {},
+        "action_space": "ee",
+        "action_dim": 16,
+        "actions_per_chunk": 8,
+        "actions_per_frame": 2,
+        "images": {"cam_high": [3, 64, 96]},
+        "pixel_size": {"head_camera": [4, 4]},
+    }
+    with OtherServer(lambda message: {}, metadata | {"fps": 25}) as server:
+        assert RemotePolicy(server.address).interface.fps == 25
+    with OtherServer(lambda message: {}, metadata | odd) as server:
+        with pytest.raises(RemotePolicyError, match=f"sent metadata that don't fit: {re.escape(told)} Look at the s"):
+            RemotePolicy(server.address)
+
+
+@pytest.mark.parametrize("value", [b"raw", float("nan")], ids=str)
+def test_metadata_that_results_cannot_record_are_named(value):
+    with OtherServer(lambda message: {}, {"reset_pose": [0, value]}) as server:
+        with pytest.raises(RemotePolicyError, match="don't fit: reset_pose is .*; expected what JSON can hold"):
+            RemotePolicy(server.address, dialects.openpi(4))
+
+
 def test_a_server_that_is_not_there_or_closed_to_us(policy):
     with OtherServer(lambda message: {}) as server:
         with pytest.raises(ValueError, match="say by --dialect"):

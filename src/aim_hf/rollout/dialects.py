@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ..envs.base import ActionMode, Interface, Observation
 from ..envs.poses import along_tools, pack_endpose, quaternion_product
 from ..envs.robotwin.environment import FRAME_BEHIND_TCP
 from ..protocol.observations import CAMERA_KEYS, keys_of, write_images, write_state
+from ..utils.checks import are_finite, check_choice, check_kind, check_positive, check_whole, shortened
 
 if TYPE_CHECKING:  # `policies` imports torch
     from .policies import Pictures
@@ -66,20 +67,39 @@ class Dialect:
 
 
 def aim(metadata: dict[str, Any]) -> Dialect:
-    """AIM's own server, whose metadata give all fields. Its results are those of the checkpoint that it serves."""
+    """AIM's own server, whose metadata give all fields. Its results are those of the checkpoint that it serves.
+
+    Raises:
+        KeyError: for metadata without a field.
+        ValueError: for a field of another type; names it.
+    """
+    for name in ("settings", "pixel_size", "images"):
+        check_kind(name, metadata[name], dict)
     # Older servers send neither their `image_keys` nor `fps`.
-    keys = keys_of(metadata["pixel_size"], metadata["settings"].get("server", {}).get("image_keys", {}))
-    sizes = {camera: tuple(metadata["images"][key][1:]) for camera, key in keys.items()}
-    interface = Interface({metadata["action_space"]: metadata["action_dim"]}, sizes, metadata.get("fps"))
-    return Dialect(
-        partial(AIMEpisode, keys=keys),
-        metadata["settings"],
-        metadata["action_space"],
-        metadata["actions_per_chunk"],
-        metadata["actions_per_frame"],
-        {name: tuple(size) for name, size in metadata["pixel_size"].items()},
-        interface=interface,
+    server = metadata["settings"].get("server", {})
+    check_kind("settings.server", server, dict)
+    image_keys = server.get("image_keys", {})
+    check_kind("settings.server.image_keys", image_keys, dict)
+    for camera, key in image_keys.items():
+        check_kind(f"settings.server.image_keys.{camera}", key, str)
+    if (fps := metadata.get("fps")) is not None:
+        check_positive("fps", fps)
+    action_space = check_choice("action_space", metadata["action_space"], get_args(ActionMode))
+    action_dim, chunk, frame = (
+        check_whole(name, metadata[name]) for name in ("action_dim", "actions_per_chunk", "actions_per_frame")
     )
+    keys = keys_of(metadata["pixel_size"], image_keys)
+    pixel_size = {camera: _numbers(f"pixel_size.{camera}", size, 2) for camera, size in metadata["pixel_size"].items()}
+    sizes = {camera: _numbers(f"images.{key}", metadata["images"][key], 3)[1:] for camera, key in keys.items()}
+    interface = Interface({action_space: action_dim}, sizes, fps)
+    episode = partial(AIMEpisode, keys=keys)
+    return Dialect(episode, metadata["settings"], action_space, chunk, frame, pixel_size, interface=interface)
+
+
+def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
+    if not are_finite(values) or len(values) != count:
+        raise ValueError(f"{name} is {shortened(values)}; expected {count} finite numbers.")
+    return tuple(values)
 
 
 def openpi(actions_per_chunk: int) -> Dialect:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..envs.base import ActionMode, Interface, Observation
 from ..protocol.messages import MessageError, pack, unpack
+from ..utils.checks import shortened
 from ..utils.extras import extra
 from ..utils.plain import plain
 from .dialects import Dialect, RemoteEpisode, aim
@@ -123,27 +125,32 @@ class RemotePolicy:
     ) -> None:
         self.address, self.token = address, token
         connection = Connection(address, token)
-        metadata = connection.metadata
+        metadata = plain(connection.metadata)
         connection.close()
-        if metadata.get("server") == "aim_hf":
-            if dialect is not None or name is not None:
-                raise ValueError(
-                    f"the server at {address} is AIM's, whose metadata give its messages and its policy's name; leave "
-                    "out --dialect, --actions_per_chunk and --policy_name."
-                )
-            try:
-                self.dialect = aim(metadata)
-            except KeyError as error:
-                raise RemotePolicyError(
-                    f"the policy server at {address} is of another release of AIM, whose metadata have no {error}; "
-                    "install the same release on both sides"
-                ) from error
-            self.settings = self.dialect.settings
-        elif dialect is None:
+        ours = metadata.get("server") == "aim_hf"
+        if ours and (dialect is not None or name is not None):
+            raise ValueError(
+                f"the server at {address} is AIM's, whose metadata give its messages and its policy's name; leave "
+                "out --dialect, --actions_per_chunk and --policy_name."
+            )
+        if not ours and dialect is None:
             raise ValueError(f"the server at {address} is not AIM's; say by --dialect which message format it has.")
-        else:
-            self.dialect = dialect
-            self.settings = {"policy": name or address} | dialect.settings | {"server_metadata": plain(metadata)}
+        try:
+            for field, value in metadata.items():
+                _check_json(field, value)
+            self.dialect = aim(metadata) if ours else dialect
+        except KeyError as error:
+            raise RemotePolicyError(
+                f"the policy server at {address} is of another release of AIM, whose metadata have no {error}; "
+                "install the same release on both sides"
+            ) from error
+        except ValueError as error:
+            raise RemotePolicyError(
+                f"the policy server at {address} sent metadata that don't fit: {error} Look at the server's code."
+            ) from error
+        self.settings = self.dialect.settings
+        if not ours:
+            self.settings = {"policy": name or address} | self.settings | {"server_metadata": metadata}
         self.action_mode: ActionMode = self.dialect.action_mode
         self.interface = self.dialect.interface or Interface({self.action_mode: {"ee": 16}.get(self.action_mode)})
         self.actions_per_chunk = self.dialect.actions_per_chunk
@@ -215,6 +222,14 @@ class RemotePolicy:
         if not np.isfinite(actions).all():
             raise ValueError("actions have NaN or infinite numbers")
         return actions[: self.actions_per_chunk]
+
+
+def _check_json(name: str, value: Any) -> None:
+    """Raises ValueError for a value that results can't record."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {shortened(value)}; expected what JSON can hold ({error}).") from error
 
 
 def _at_once(function: Callable, *columns: list) -> list[Any]:
