@@ -318,6 +318,14 @@ def test_wrong_sessions_are_refused(pipe, rng):
     for step in (pipe.append, lambda *args: pipe.reset(args[0], 0, "ring bell")):
         with pytest.raises(ValueError, match="another pipeline"):
             step(other, make_observation(rng))
+    for name in ("model", "vae", "processor"):
+        changed = copy.copy(pipe)
+        session = changed.start("ring bell")
+        changed.append(session, make_observation(rng))
+        setattr(changed, name, copy.deepcopy(getattr(pipe, name)))
+        with pytest.raises(ValueError, match="or to a model, VAE or processor that this one no longer has"):
+            changed(session=session)
+        pipe(session=session, output_type="latent", num_inference_steps=1)  # which still has them
     session = pipe.start("ring bell")
     pipe(make_observation(rng), session=session, output_type="latent")
     with pytest.raises(ValueError, match="pipe.append"):

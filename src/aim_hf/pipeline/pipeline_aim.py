@@ -112,7 +112,6 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         self.register_modules(**components)
         self.sampling_config = sampling_config
         self._codec = VideoCodec(vae)
-        self._id = uuid.uuid4().hex  # identifies the sessions that it starts
         config, temporal, spatial = model.config, vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
         for field, number, source, other in (
             ("in_channels", config.in_channels, "vae.config.z_dim", vae.config.z_dim),
@@ -131,6 +130,11 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             raise ValueError(
                 f"canvas_size is {processor.canvas_size}; it must be divisible by {cell}, the pixels of one token."
             )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("model", "vae", "processor"):
+            self._id = uuid.uuid4().hex  # identifies the sessions that it starts, whose history is of these parts
+        super().__setattr__(name, value)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -356,7 +360,10 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
         if not isinstance(session, AIMSession):
             raise ValueError(f"session is {session!r}; start one with pipe.start(instruction) and pass it.")
         if session.pipeline_id != self._id:
-            raise ValueError("session belongs to another pipeline; start one with this one.")
+            raise ValueError(
+                "session belongs to another pipeline, or to a model, VAE or processor that this one no longer has; "
+                "start one with this one."
+            )
         of_session, of_model = (f"{of.dtype} on {of.device}" for of in (session.cache, self.model))
         if of_session != of_model:
             raise ValueError(f"session is of {of_session}, and the model of {of_model}; start another one.")
