@@ -71,9 +71,10 @@ def test_missing_pictures_and_other_rows_are_named(policy):
             ValueError, match="images.head_camera is torch.* expected floating-point numbers from 0 to"
         ):
             policy.select_action(others)
-    with pytest.raises(ValueError, match="has 3 rows; expected 2. Call reset"):
-        for _ in range(2):
+    for _ in range(2):  # at a picture, and between two
+        with pytest.raises(ValueError, match="has 3 rows; expected 2. Call reset"):
             policy.select_action(make_batch(make_steps(1, rows=3)[0]))
+        policy.select_action(batch)
 
 
 def test_states_of_another_width_are_named(policy):

@@ -277,8 +277,11 @@ class AIMPolicy(PreTrainedPolicy):
         elif len(self._executed) % self.config.actions_per_frame == 0:
             self._seen.append(self._observations(batch, self._session.batch_size))
             self._state = batch.get(OBS_STATE)
-        elif self.config.use_relative_actions:
-            self._check_state(batch, self._session.batch_size)
+        else:
+            if rows := self._rows(batch):  # a batch between two pictures may come without any
+                check_rows(rows, self._session.batch_size)
+            if self.config.use_relative_actions:
+                self._check_state(batch, self._session.batch_size)
         if not self._queue:
             if self._executed:
                 executed = torch.stack(self._executed, dim=1).cpu()
@@ -334,18 +337,15 @@ class AIMPolicy(PreTrainedPolicy):
 
     def _start(self, batch: dict[str, Any], first_seed: int | None = None) -> tuple[AIMSession, list[torch.Generator]]:
         """Sessions without history, with their first observations, and the generator of each one's noise."""
-        rows = max(len(batch.get(feature, ())) for feature in self.cameras.values())
+        rows = self._rows(batch)
         observations, tasks = self._observations(batch, rows), instructions(batch, rows)
         guided = self.pipeline.sampling_config.guidance_scale != 1
         session = self.pipeline.start(tasks, negative_prompt="" if guided else None)
         self.pipeline.append(session, observations)
         if self._first_poses is None:
             self._first_poses = session.initial_pose
-        elif len(self._first_poses) != len(tasks):
-            raise ValueError(
-                f"the batch has {len(tasks)} rows; expected {len(self._first_poses)}. Call reset() before other "
-                "episodes."
-            )
+        else:
+            check_rows(rows, len(self._first_poses))
         session.initial_pose = self._first_poses
         if first_seed is None:
             seeds = torch.randint(2**62, (len(tasks),), device="cpu").tolist()
@@ -365,6 +365,9 @@ class AIMPolicy(PreTrainedPolicy):
             decode_frames=False,
         )
         return out.actions.to(self.model.device)
+
+    def _rows(self, batch: dict[str, Any]) -> int:
+        return max(len(batch.get(feature, ())) for feature in self.cameras.values())
 
     def _observations(self, batch: dict[str, Any], rows: int) -> list[dict[str, Any]]:
         """The observation of each row, in RoboTwin's layout."""
@@ -413,6 +416,12 @@ def instructions(batch: dict[str, Any], rows: int) -> list[str]:
     if len(tasks) != rows:
         raise ValueError(f"task holds {len(tasks)} instructions; expected a list of {rows}, one for each row.")
     return tasks
+
+
+def check_rows(rows: int, expected: int) -> None:
+    """Raises ValueError for another number of rows than that of the episodes in progress."""
+    if rows != expected:
+        raise ValueError(f"the batch has {rows} rows; expected {expected}. Call reset() before other episodes.")
 
 
 def check_sharded() -> None:
