@@ -512,6 +512,7 @@ _TASKS = {
     "click_bell": """
     def load_actors(self):
         self.place = np.array([np.random.uniform(-0.2, -0.1), -0.1, 0.8])
+        open("./assets/objects/050_bell/model_data0.json").close()
         entity = self.scene.add("050_bell", self.place)
         self.bell = Bag(actor=entity, get_pose=lambda: entity.pose)
 

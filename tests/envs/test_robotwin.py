@@ -289,6 +289,19 @@ def test_training_seeds_are_set_up_and_no_more(env):
     for seed in (UNSTABLE, NO_PLAN, UNFULFILLED, RAISES):
         failure = record_episode(env, seed, 0.0)
         assert isinstance(failure, Failure) and failure.seed == seed and len(failure.reason) > 15
+        assert not failure.mendable, "the scene itself, or its expert"
+
+
+def test_a_failure_of_the_machine_or_of_an_asset_is_mendable(tmp_path):
+    root, _ = checkout = write_checkout(tmp_path)
+    environment = make(checkout, "click_bell")
+    died = record_episode(environment, CRASHES, 0.0)
+    assert "the simulator's process ended" in died.reason and died.mendable
+    environment.reset(0)
+    (root / "assets/objects/050_bell/model_data0.json").unlink()
+    lacking = record_episode(environment, 1, 0.0)
+    assert "its scene can't be set up: FileNotFoundError" in lacking.reason and lacking.mendable
+    environment.close()
 
 
 # RoboTwin's own way

@@ -8,8 +8,9 @@ episode is simulated again from its seed, along the recorded joint paths, by the
 LeRobot dataset, which has no paths, the expert plans again. An episode whose task isn't fulfilled again, or whose
 states differ from the recorded ones, is left out, and the manifest says why. Pickles are read as numbers, never run.
 
-An interrupted run continues with the next episode when the same command is given again. With
-`accelerate launch -m aim_hf` several processes share the work.
+An interrupted run continues with the next episode when the same command is given again, which also tries those again
+that lacked a file or an asset, or whose simulator died. With `accelerate launch -m aim_hf` several processes share the
+work.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def main(argv: list[str]) -> None:
     annotated, skipped = annotate(args.sources, args.output_dir, args.shard_size)
     if not annotated:
         raise ValueError(
-            f"none of {len(skipped)} episodes agrees with its recording: {'; '.join(skipped[:5])}. To try them again, "
-            f"delete {args.output_dir}."
+            f"none of {len(skipped)} episodes agrees with its recording: {'; '.join(skipped[:5])}. The same command "
+            "tries those again that lack a file or an asset, or whose simulator died; to try all of them, delete "
+            f"{args.output_dir}."
         )
     tell = PartialState().print  # once for all processes
     tell(f"{annotated} of {annotated + len(skipped)} episodes in {args.output_dir}")

@@ -74,7 +74,7 @@ def annotate(sources: list[Path], output: Path, shard_size: int) -> tuple[int, l
     with tqdm(total=sum(len(shard.episodes) for shard in mine), unit="episode") as progress:
         for shard in mine:
             writer = shard.writer(output)
-            if not writer.is_done(1):
+            if not writer.is_done(1) or writer.reopened():
                 env = next_environment(env, "robotwin", *shard.recordings.names, depth=True)
                 _annotate_shard(env, shard, writer, progress)
             left_out = _left_out(shard, writer)
@@ -120,7 +120,7 @@ def _annotate_shard(env: RoboTwinEnvironment, shard: Shard, writer: ShardWriter,
         if seed not in writer.tried:
             episode = annotated_episode(env, shard.recordings, number)
             if isinstance(episode, Failure):
-                writer.reject(seed, episode.reason)
+                writer.reject(seed, episode.reason, episode.mendable)
             else:
                 writer.add(episode.to_row())
         progress.update()
@@ -154,9 +154,9 @@ def annotated_episode(env: RoboTwinEnvironment, recordings: Recordings, number: 
         env.follow(recordings.paths(number))
         episode = record_episode(env, seed, 0.0)
     except (OSError, ValueError) as error:
-        return Failure(seed, recordings.problem(error))
+        return Failure(seed, recordings.problem(error), mendable=True)
     except SimulatorLost as lost:
-        return Failure(seed, str(lost))
+        return Failure(seed, str(lost), mendable=True)
     if isinstance(episode, Failure):
         return episode
     if description not in (None, env.description):

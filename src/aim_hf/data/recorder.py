@@ -14,10 +14,11 @@ from .episodes import Episode
 
 @dataclass(frozen=True)
 class Failure:
-    """An episode that is discarded, and the reason."""
+    """An episode that is discarded, and the reason. `mendable`: of the machine or the files, not of the episode."""
 
     seed: int
     reason: str
+    mendable: bool = False
 
 
 def record_episode(env: Environment, seed: int, noise: float, mistakes: float = 0.0) -> Episode | Failure:
@@ -29,9 +30,9 @@ def record_episode(env: Environment, seed: int, noise: float, mistakes: float = 
     try:
         return _recorded(env, seed, noise, mistakes)
     except SeedRejected as error:
-        return Failure(seed, error.reason)
+        return Failure(seed, error.reason, error.mendable)
     except SimulatorLost as lost:
-        return Failure(seed, str(lost))
+        return Failure(seed, str(lost), mendable=True)
 
 
 def _recorded(env: Environment, seed: int, noise: float, mistakes: float) -> Episode | Failure:

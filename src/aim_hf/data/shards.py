@@ -65,7 +65,7 @@ class ShardWriter:
     writer = ShardWriter(folder, "easy", "click_bell", 0)
     writer.tried                  # seed -> None if it is recorded, or the reason of its failure
     writer.add(row)
-    writer.reject(seed, reason)
+    writer.reject(seed, reason)   # mendable=True: a later writer tries the seed again
     writer.finish(provenance)     # writes the shard and its manifest, removes the pieces
     """
 
@@ -74,6 +74,7 @@ class ShardWriter:
     task: str
     index: int
     tried: dict[int, str | None] = field(init=False)
+    mendable: set[int] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self._pieces = self.folder / UNFINISHED / self.path.stem
@@ -104,12 +105,29 @@ class ShardWriter:
         with reading(self.path, MEND):
             return pq.read_metadata(self.path).num_rows >= episodes
 
+    def reopened(self) -> bool:
+        """Whether the finished shard has seeds that are to be tried again. It is then in pieces, without these."""
+        seeds = (read_manifest(self.folder, self.path) or {"seeds": []})["seeds"]
+        if not any(seed.get("mendable") for seed in seeds):
+            return False
+        for seed in seeds:
+            if seed["outcome"] == "failed" and not seed.get("mendable"):
+                self.reject(seed["seed"], seed["reason"])
+        with reading(self.path, MEND):
+            rows = pq.read_table(self.path).to_pylist()
+        for row in rows:
+            self.add(row)
+        return True
+
     def add(self, row: dict[str, Any]) -> None:
         write_rows(self._piece(row["seed"], "parquet"), [row], len(row["action"][0]))
         self.tried[row["seed"]] = None
 
-    def reject(self, seed: int, reason: str) -> None:
-        write_text(self._piece(seed, "txt"), reason)
+    def reject(self, seed: int, reason: str, mendable: bool = False) -> None:
+        if mendable:
+            self.mendable.add(seed)
+        else:
+            write_text(self._piece(seed, "txt"), reason)
         self.tried[seed] = reason
 
     def finish(self, provenance: dict[str, Any]) -> None:
@@ -123,7 +141,9 @@ class ShardWriter:
             with reading(piece, MEND):
                 schema = pq.read_schema(piece)
         seeds = [
-            {"seed": seed, "outcome": "recorded"} | ({} if reason is None else {"outcome": "failed", "reason": reason})
+            {"seed": seed, "outcome": "recorded"}
+            | ({} if reason is None else {"outcome": "failed", "reason": reason})
+            | ({"mendable": True} if seed in self.mendable else {})
             for seed, reason in sorted(self.tried.items())
         ]
         head = json.dumps(provenance, indent=1)[:-2]  # one line per seed is easier to read and to diff

@@ -154,11 +154,12 @@ class SeedRejected(RuntimeError):
     """The scene of a seed is unsuitable: it doesn't come to rest, or the suite's own expert fails on it.
 
     A collection counts it as a failed seed. An evaluation continues with the next seed if its protocol says so.
+    `mendable`: the scene couldn't be set up, for example without an asset.
     """
 
-    def __init__(self, seed: int, reason: str) -> None:
-        super().__init__(seed, reason)  # the arguments as given, so that the error can be pickled
-        self.seed, self.reason = seed, reason
+    def __init__(self, seed: int, reason: str, mendable: bool = False) -> None:
+        super().__init__(seed, reason, mendable)  # the arguments as given, so that the error can be pickled
+        self.seed, self.reason, self.mendable = seed, reason, mendable
 
     def __str__(self) -> str:
         return f"seed {self.seed} is rejected: {self.reason}"

@@ -49,6 +49,11 @@ class OperationFailed(RoboTwinError):
     """A scene can't be set up, or its expert fails. The worker is ready for the next request."""
 
 
+class SceneBroken(OperationFailed):
+    """RoboTwin's code fails as it sets up a scene, for example without an asset. The worker is ready for the next
+    request."""
+
+
 class RecordingRefused(OperationFailed, ValueError):
     """A file is no recording of RoboTwin's. The worker is ready for the next request."""
 
@@ -59,7 +64,8 @@ def _failure(kind: str, message: str, traceback: str) -> RoboTwinError:
         return RoboTwinMissing(*message.split("\n"))
     if kind == "failure":
         return RoboTwinError(f"RoboTwin's code failed: {message}\n{traceback}")
-    return {"setup": SettingRefused, "recording": RecordingRefused}.get(kind, OperationFailed)(message)
+    kinds = {"setup": SettingRefused, "broken": SceneBroken, "recording": RecordingRefused}
+    return kinds.get(kind, OperationFailed)(message)
 
 
 class Client:

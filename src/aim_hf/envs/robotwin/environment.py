@@ -35,7 +35,7 @@ from ..base import (
 from ..names import check_split
 from ..poses import along_tools, unpack_endpose
 from ..seeds import SEED_RANGES, scene_generator
-from .client import START_TIMEOUT, Answer, Client, OperationFailed, RoboTwinMissing
+from .client import START_TIMEOUT, Answer, Client, OperationFailed, RoboTwinMissing, SceneBroken
 from .installation import ASSETS, PACKAGE, PYTHON, ROOT, find_configs, find_installation
 from .tasks import CONFIGS, OFFICIAL, TARGETS, TASKS, simulator_seed
 
@@ -458,7 +458,7 @@ class RoboTwinEnvironment:
         try:
             self._scene, arrays = self._ask("setup", seed=self._own_seed, evaluation=evaluation, observe=observe)
         except OperationFailed as error:
-            self._reject(str(error))
+            self._reject(str(error), mendable=isinstance(error, SceneBroken))
         self._starting = False
         self._moment = self._first_moment = self._unpack_moment(arrays)
         self._untouched, self._ended, self._step = True, None, 0
@@ -506,9 +506,9 @@ class RoboTwinEnvironment:
         self._info, self.own_states = header["info"], arrays.get("own")
         yield frame
 
-    def _reject(self, reason: str) -> NoReturn:
+    def _reject(self, reason: str, mendable: bool = False) -> NoReturn:
         self._moment = self._info = None
-        raise SeedRejected(self._seed, reason) from None
+        raise SeedRejected(self._seed, reason, mendable) from None
 
     def _ask(self, op: str, arrays: dict[str, np.ndarray] | None = None, **request: Any) -> Answer:
         self._client.send(op, arrays, **request)

@@ -37,7 +37,7 @@ DESCRIPTIONS = 100  # instructions generated for a scene, as in an official run 
 
 
 class Failed(Exception):
-    """An operation failed. `kind`: `missing`, `setup`, `scene`, `expert` or `recording`."""
+    """An operation failed. `kind`: `missing`, `setup`, `scene`, `broken`, `expert` or `recording`."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -214,7 +214,7 @@ class Simulator:
                 raise Failed("scene", f"its scene is unstable: {error}") from error
             if not self.came_up:  # no scene will: a planner or an asset is broken, not the seed
                 raise
-            raise Failed("scene", f"its scene can't be set up: {type(error).__name__}: {error}") from error
+            raise Failed("broken", f"its scene can't be set up: {type(error).__name__}: {error}") from error
         self.came_up = True
         cpu_planner.note_table(env.table_z_bias)
         cameras = env.cameras
