@@ -159,6 +159,17 @@ def test_each_pass_has_new_windows_with_any_workers(folder, source, options):
     assert starts(windows)[0] == alone[1]
 
 
+@pytest.mark.parametrize("workers", [(0, 2, 1), (2, 1, 2)], ids=str)
+def test_all_workers_take_the_same_pass_after_passes_of_fewer(folder, workers):
+    """In another pass than the rest, a worker would take other shards of shuffled rows: some twice, and some never."""
+    windows = StreamedWindows(load_dataset(str(folder), split="easy", streaming=True), PICTURES, windows_per_episode=8)
+    alone = starts(windows)
+    windows.set_epoch(0)
+    for expected, number in zip(alone, workers, strict=True):
+        drawn = DataLoader(windows, batch_size=None, num_workers=number)
+        assert sorted((window["seed"], window["start"]) for window in drawn) == expected
+
+
 def test_episodes_of_one_seed_and_several_tasks_have_windows_of_their_own(folder):
     row = load_episodes(folder)[0]
     rows = [row, row | {"task": "lift_pot"}]

@@ -185,7 +185,8 @@ class StreamedWindows(IterableDataset):
             rows = rows.decode(False)  # `cut` decodes only the frames of a window, and names a damaged video
         self.rows, self.window, self.seed = rows, window, check_whole("seed", seed, least=0)
         self.windows_per_episode = check_whole("windows_per_episode", windows_per_episode)
-        # The next pass of each worker, in shared memory, because workers end with the pass.
+        # The next pass of each worker, in shared memory, because workers end with the pass. It must be the same for
+        # all workers of a loader: `datasets` divides the shards among them, in the order of that pass.
         self._next_pass = torch.zeros(MOST_WORKERS, dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -193,14 +194,16 @@ class StreamedWindows(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        index = 0 if worker is None else worker.id
+        index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         epoch = int(self._next_pass[index])
-        self._next_pass[index] += 1
+        self._next_pass[index] = epoch + 1
+        if index == 0:  # for those that this pass doesn't have, and a later one may
+            self._next_pass[num_workers:] = epoch + 1
         rows = self.rows
         if isinstance(rows, StreamedDataset):
             rows.set_epoch(epoch)  # reshuffles; `datasets` divides the shards among workers itself
-        elif worker is not None:
-            rows = islice(rows, index, None, worker.num_workers)
+        else:
+            rows = islice(rows, index, None, num_workers)
         for row in rows:
             name = zlib.crc32("/".join(row[part] for part in ("suite", "task", "split")).encode())
             rng = np.random.default_rng([self.seed, epoch, name, row["seed"]])
