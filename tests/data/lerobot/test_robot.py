@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aim_hf.data.lerobot.robot import CONVENTIONS, Contacts, closings_and_openings
+from aim_hf.data.lerobot.robot import CONVENTIONS, Contacts, check_absolute, closings_and_openings
 from aim_hf.data.lerobot.source import LeRobotSource
 from aim_hf.envs.poses import rotation_matrix
 
@@ -30,6 +30,32 @@ def test_rotation_conventions_agree():
     for name, rotation in given.items():
         np.testing.assert_allclose(rotation_matrix(CONVENTIONS[name](rotation)), expected, atol=1e-9, err_msg=name)
     np.testing.assert_array_equal(CONVENTIONS["rotation_vector"](np.zeros((1, 3))), [[1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("convention", ["wxyz", "rpy"])
+def test_signs_of_quaternions_are_no_motion(tmp_path, convention):
+    """A tool that turns a little is measured with roll angles of both signs about 180 degrees, and with both signs of
+    quaternions."""
+    time = np.linspace(0, 1, 20)
+    roll = np.pi - 0.01 * (-1.0) ** np.arange(20)
+    roll[roll > np.pi] -= 2 * np.pi
+    angles = np.stack([roll, 0.9 + 0.1 * time, 0.8 - 0.1 * time], axis=1)
+    target = np.stack([np.full(20, np.pi), 0.9 + 0.1 * time, 0.8 - 0.1 * time], axis=1)
+    measured, commanded = (CONVENTIONS["rpy"](of) if convention == "wxyz" else of for of in (angles, target))
+    xyz, still = np.stack([0.1 * time, 0 * time, 0 * time], axis=1), np.ones((20, 1))
+    width = measured.shape[1]
+    pose = {"xyz": "[0:3]", "rotation": f"[3:{3 + width}]", "gripper": f"[{3 + width}]"}
+    poses = {part: {name: f"{part}{place}" for name, place in pose.items()} for part in ("state", "action")}
+    described = robot(
+        TOOL | {"arms": {"right": poses | {"convention": convention}}, "calibration": {}, "contacts": None}, tmp_path
+    )
+    frames = {
+        "state": np.concatenate([xyz, measured, still], axis=1),
+        "action": np.concatenate([xyz, commanded, still], axis=1),
+    }
+    state, action = described.states_and_actions(frames)
+    assert np.abs(np.diff(state, axis=0)).max() < 0.03
+    check_absolute("turns", np.ptp(action, axis=0), np.ptp(state, axis=0))
 
 
 @pytest.mark.parametrize("convention", ["rpy", "rotation_vector"])

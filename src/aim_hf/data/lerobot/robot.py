@@ -294,7 +294,7 @@ class Robot:
 
     def _quaternions(self, arm: Arm, pose: Pose, frames: dict[str, np.ndarray]) -> np.ndarray:
         with naming(pose.rotation):
-            return CONVENTIONS[arm.convention](pose.rotation.of(frames).astype(np.float64))
+            return continuous(CONVENTIONS[arm.convention](pose.rotation.of(frames).astype(np.float64)))
 
     def cameras_of(
         self, frames: dict[str, np.ndarray], sizes: dict[str, tuple[int, int]]
@@ -427,6 +427,14 @@ def _rotation_vector(vector: np.ndarray) -> np.ndarray:
     angle = np.linalg.norm(_radians(vector), axis=1, keepdims=True)
     # The factor is sin(angle / 2) / angle, which is 1/2 for angle 0.
     return np.concatenate([np.cos(angle / 2), vector * np.sinc(angle / 2 / np.pi) / 2], axis=1)
+
+
+def continuous(quaternions: np.ndarray) -> np.ndarray:
+    """The same rotations (N, 4), each as q or -q, whichever is nearer to the one before. Changes of the sign, as of
+    noisy angles about 180 degrees, would count as motion in `check_absolute`."""
+    turned = (quaternions[1:] * quaternions[:-1]).sum(axis=1) < 0
+    signs = np.where(np.cumsum([False, *turned]) % 2, -1, 1)
+    return quaternions * signs[:, None]
 
 
 CONVENTIONS = {"wxyz": _wxyz, "xyzw": _xyzw, "rpy": _rpy, "rotation_vector": _rotation_vector}
