@@ -250,6 +250,14 @@ def test_shards_of_no_episode_are_refused_before_the_folder_is_claimed(tmp_path,
     assert not output.exists()
 
 
+@pytest.mark.parametrize("license", ["", "mit: yes", "mit\ntags: []"])
+def test_a_license_that_would_damage_the_card_is_refused(tmp_path, license):
+    output = tmp_path / "episodes"
+    with pytest.raises(ValueError, match="^license is .*; expected its name on the Hub, such as cc-by-4.0$"):
+        import_episodes(LeRobotSource(FIXTURES / "lerobot_v3"), config(JOINTS, tmp_path), output, license=license)
+    assert not output.exists()
+
+
 def test_broken_episodes_are_left_out_with_their_reasons_when_asked(tmp_path):
     folder = Path(shutil.copytree(FIXTURES / "lerobot_v21", tmp_path / "lerobot_v21"))
     change_column(folder, "action", lambda old: [np.nan, *old[1:]])

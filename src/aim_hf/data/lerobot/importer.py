@@ -72,11 +72,13 @@ def import_episodes(
         The number of imported episodes, and the reason of each broken episode.
 
     Raises:
-        ValueError, OSError: for a bad `shard_size`, a dataset that doesn't fit the config or lies in `output`, and
-            broken episodes; lists all of them.
+        ValueError, OSError: for a bad `shard_size` or `license`, a dataset that doesn't fit the config or lies in
+            `output`, and broken episodes; lists all of them.
         FileExistsError: if `output` was made from other settings; names them.
     """
     check_whole("shard_size", shard_size)
+    if not re.fullmatch(r"[\w.+-]+", license):  # other text would end the card's metadata, which name the splits
+        raise ValueError(f"license is {license!r}; expected its name on the Hub, such as cc-by-4.0")
     state = PartialState(cpu=True, timeout=timedelta(days=7))
     robot = Robot.load(config) if config else None
     if robot is None and not source.own:
