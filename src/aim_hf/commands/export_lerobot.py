@@ -8,6 +8,7 @@ maps out, and `--expert_actions` writes the expert's actions as `action`, which 
 
 from pathlib import Path
 
+from ..utils.checks import check_path
 from . import Parser
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     from ..data.lerobot.export import export_lerobot, license_of, rows_of
     from ..data.shards import reading_repo
 
-    source = Path(args.source)
+    source = check_path("the dataset", args.source)
     if not source.exists() and args.source.count("/") == 1:
         with reading_repo(args.source):
             source = Path(snapshot_download(args.source, repo_type="dataset"))

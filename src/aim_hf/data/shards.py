@@ -23,6 +23,7 @@ from typing import Any
 from huggingface_hub.errors import HTTPError
 
 from ..model.actions import EE_ACTION_DIM
+from ..utils.checks import check_path
 from ..utils.extras import extra
 from ..utils.files import UnreadableFile, read_json, reading, write_text, written_file
 from ..utils.plain import plain
@@ -306,10 +307,11 @@ def load_episodes(source: str | Path) -> Dataset:
     `check_folder` checks a folder; rows are not checked, `aim-hf validate` does that.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_folder`; for a repo, as `reading_repo`; ValueError for other data.
+        FileNotFoundError, ValueError: as `check_folder`; for a repo, as `reading_repo`; ValueError for other data, and
+            an empty path.
         OSError: for a damaged shard, which it names, or a cache of `datasets` that can't be written.
     """
-    folder = Path(source)
+    folder = check_path("the dataset", source)
     if not folder.exists() and str(source).count("/") == 1:
         with reading_repo(str(source)):
             splits = load_dataset(str(source))

@@ -17,7 +17,7 @@ from aim_hf.data.lerobot.clips import ClipJoiner
 from aim_hf.data.lerobot.importer import check_episodes, import_episodes, imported_row
 from aim_hf.data.lerobot.robot import Robot
 from aim_hf.data.lerobot.source import LeRobotSource
-from aim_hf.data.shards import read_rows, shard_paths
+from aim_hf.data.shards import load_episodes, read_rows, shard_paths
 from aim_hf.data.video import encode_video
 from aim_hf.utils.files import UnreadableFile
 
@@ -326,6 +326,12 @@ def test_a_task_index_has_one_meaning(tmp_path):
     path.write_text(path.read_text().rstrip() + '\n{"task_index": 0, "task": "other words"}\n')
     with pytest.raises(UnreadableFile, match=r"task_index 0 is both .* and 'other words'"):
         LeRobotSource(folder)
+
+
+@pytest.mark.parametrize("read", [LeRobotSource.open, load_episodes])
+def test_an_empty_path_is_not_the_current_folder(read):
+    with pytest.raises(ValueError, match="^the dataset is ''; expected a path. Give '.' for the current folder.$"):
+        read("")
 
 
 def test_episodes_are_chosen_by_number_and_by_task():

@@ -25,6 +25,7 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 from torchcodec.decoders import VideoDecoder
 
+from ...utils.checks import check_path
 from ...utils.files import files_in, read_json, read_json_lines, reading
 from ...utils.pictures import check_bits, rgb_pixels
 from ..shards import KEY, reading_repo
@@ -94,9 +95,9 @@ class LeRobotSource:
         """Opens a folder, or downloads the metadata of a repo of the Hub; `fetch` downloads the rest.
 
         Raises:
-            OSError, ValueError: as the class; if the repo can't be read; for a revision of a folder.
+            OSError, ValueError: as the class; if the repo can't be read; for a revision of a folder; for "".
         """
-        if Path(source).exists() or source.count("/") != 1:
+        if check_path("the dataset", source).exists() or source.count("/") != 1:
             if revision is not None:
                 raise ValueError(
                     f"{source} is a folder, so there is no revision {revision} of it; leave --revision out"
