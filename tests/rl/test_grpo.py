@@ -567,6 +567,11 @@ def test_scenes_take_turns_and_processes_share_them():
             r"reward_weights is \[nan, 1.0\]; expected a list of finite numbers",
         ),
         ({"reward_weights": 2.0}, "reward_weights is 2.0; expected a list of finite numbers"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 500},
+            "metric_for_best_model is 'loss'; expected a metric of evaluations, such as success_rate",
+        ),
+        ({"metric_for_best_model": "eval_reward"}, "metric_for_best_model is 'eval_reward'; expected a metric of"),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "multiple of gradient_accumulation_steps=2"),
     ],
 )

@@ -17,6 +17,7 @@ SHARED = [
     ("warmup_steps", [NAN], NUMBER),
     ("num_train_epochs", [NAN, -1.0], NUMBER),
     ("save_steps", [-1], NUMBER),
+    ("eval_steps", [-7.0, NAN], NUMBER),
     ("adam_beta1", [-0.1, 1.0, NAN], "0 to 0.999999"),
     ("adam_beta2", [1.5], "0 to 0.999999"),
     ("per_device_train_batch_size", [0, -8, 2.5], WHOLE),

@@ -107,6 +107,12 @@ class AIMGRPOConfig(ResumableArguments):
         super().__post_init__()
         check_choice("loss_type", self.loss_type, LOSSES)
         check_choice("scale_rewards", self.scale_rewards, SCALES)
+        # The Trainer's default with `load_best_model_at_end` is "loss", which evaluations don't have.
+        best = self.metric_for_best_model
+        if best is not None and not best.removeprefix("eval_").startswith("success"):
+            raise ValueError(
+                f"metric_for_best_model is {best!r}; expected a metric of evaluations, such as success_rate."
+            )
         if self.per_device_train_batch_size % self.num_generations:
             raise ValueError(
                 f"per_device_train_batch_size is {self.per_device_train_batch_size}; expected a multiple of "

@@ -30,7 +30,7 @@ RANGES = {
     partial(check_whole, least=-1): ("max_steps",),
     not_negative: (
         *("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps", "num_train_epochs"),
-        *("logging_steps", "save_steps"),
+        *("logging_steps", "save_steps", "eval_steps"),
     ),
     partial(check_number, least=0, most=0.999999): ("adam_beta1", "adam_beta2"),  # Adam divides by 1 - beta
 }
