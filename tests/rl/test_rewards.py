@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from aim_hf.rl.rewards import Outcome, bilinear, success_reward, value_hits, value_map_reward
+from aim_hf.rl.rewards import Outcome, bilinear, evaluate_rewards, success_reward, value_hits, value_map_reward
 
 HEIGHT, WIDTH, FOCAL = 8, 12, 6.0
 INTRINSICS = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
@@ -86,3 +86,18 @@ def test_hits_are_counted_where_a_map_shows_something():
     targets[:, -1] = point(0.5, 0.5, depth=1.0)  # all land at the last frame
     targets[0, -1, 1] = targets[2, -1, 1] = point(4.6, 3.5, depth=1.0)
     assert value_hits(make_outcome(targets, {"head_camera": maps})) == (1, 2)
+
+
+def test_rewards_are_numbers_of_one_kind():
+    outcomes = [make_outcome(np.zeros((3, 2, 2, 3)), {"head": np.zeros((3, 2, HEIGHT, WIDTH))})] * 2
+
+    def mixed_reward(outcomes):
+        return [1.0, [0.0, 0.0, 1.0]]
+
+    def long_reward(outcomes):
+        return [[0.0] * 4] * 2
+
+    with pytest.raises(ValueError, match="mixed_reward gave a number for some episodes and one for each chunk"):
+        evaluate_rewards([mixed_reward], outcomes)
+    with pytest.raises(ValueError, match=r"long_reward gave a reward of shape \(4,\) to an episode of 3 chunks"):
+        evaluate_rewards([long_reward], outcomes)

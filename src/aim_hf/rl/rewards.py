@@ -169,5 +169,9 @@ def evaluate_rewards(functions: Sequence[RewardFunction], outcomes: list[Outcome
                 raise FloatingPointError(
                     f"the reward {name} is {reward.tolist()} for {outcome.task}, seed {outcome.seed}."
                 )
+        if len({reward.ndim for reward in given}) > 1:
+            raise ValueError(
+                f"{name} gave a number for some episodes and one for each chunk for others; expected one kind for all."
+            )
         rewards.append(given)
     return rewards
