@@ -33,7 +33,7 @@ from success_tables import read_evaluations, success_table
 
 from aim_hf.commands import PathParser
 
-SECTION = re.compile(r"(<!-- results of ([\w-]+) -->\n).*?(<!-- end of results -->\n)", re.DOTALL)
+SECTION = re.compile(r"(<!-- results of (\S+) -->\n).*?(<!-- end of results -->\n)", re.DOTALL)
 SUITES = {"tabletop": "the tabletop simulator of aim-hf", "robotwin": "RoboTwin 2.0", "aloha": "gym-aloha"}
 NO_WEIGHTS = """**No weights of this model exist yet, and nothing was measured.** This page is a template, which the
 results of a training run fill.

@@ -28,6 +28,12 @@ def test_cards_and_readme_are_what_the_results_say():
         assert path.read_text() == text, f"{path} and the results disagree: run python model_cards/render.py"
 
 
+def test_no_mark_of_results_is_overlooked():
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = path.read_text()
+        assert len(render.SECTION.findall(text)) == text.count("<!-- results of "), path
+
+
 def test_a_table_of_results():
     def task(successes):
         return {
