@@ -1,4 +1,4 @@
-"""Runs a few held-out episodes of the tabletop tasks that the policy was trained on, and draws them.
+"""Runs a few held-out episodes of the tabletop tasks, and draws them.
 
     aim-hf demo [--policy DIR] [--tasks ...] [--episodes 3] [--output_dir outputs/demo]
 
