@@ -47,7 +47,7 @@ from .scenes import PracticeScene, RepeatSampler, Scenes
 
 
 class AIMGRPOTrainer(CheckpointedTrainer):
-    """Trains the action head of a pipeline by GRPO; RGB and value predictions stay the same, bit for bit.
+    """Trains the action head of a pipeline by GRPO; all weights that RGB and value maps depend on stay as they are.
 
     Args:
         pipe: the stage 1 pipeline. Its model is trained in place.
