@@ -103,6 +103,16 @@ def test_a_damaged_video_is_told_in_one_line(material, tmp_path, capsys, seed):
     assert "record this episode again, or leave it out" in told
 
 
+def test_a_policy_is_no_folder_for_latents(material, tmp_path):
+    """Its processor was replaced by that of the latents, which scales actions otherwise."""
+    shutil.copytree(material[0] / "policy", tmp_path / "policy")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    options = ["--dataset", material[0] / "episodes", "--policy", tmp_path / "policy"]
+    with pytest.raises(FileExistsError, match="policy/processor exists, but not .*policy/made_from.json, the record"):
+        main([str(option) for option in (*options, "--output_dir", tmp_path / "policy")])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_an_instruction_that_is_too_long_is_refused_before_any_is_encoded(material, tmp_path):
     folder, _ = material
     write_shard(tmp_path / "episodes", [make_episode(0), replace(make_episode(1), instruction="wave " * 99)])

@@ -212,5 +212,7 @@ def test_the_command_records_what_it_was_made_from(tmp_path):
             run(**changes)
     assert contents() == made
     (base / "text_encoder.made_from.json").unlink()
-    with pytest.raises(FileExistsError, match="text_encoder exists, but not .*text_encoder.made_from.json"):
-        run()
+    for part in ("text_encoder", "processor"):
+        with pytest.raises(FileExistsError, match=f"{part} exists, but not .*text_encoder.made_from.json"):
+            run()
+        (base / part).rename(tmp_path / part)

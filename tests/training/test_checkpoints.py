@@ -148,6 +148,17 @@ def test_a_checkpoint_of_another_folder_goes_on_with_its_own_settings_alone(run,
     assert begin(max_steps=9) == str(first / "checkpoint-2") and (second / "made_from.json").is_file()
 
 
+@pytest.mark.parametrize("output", ["pipeline", "adapter", "checkpoint-2"])
+def test_what_another_run_wrote_is_not_replaced(tmp_path, output):
+    """Such as the pipeline that a run begins with, in the folder that it would write its own to."""
+    (tmp_path / output).mkdir()
+    with pytest.raises(
+        FileExistsError, match=f"/{output} exists, but not .*/made_from.json, the record of its inputs"
+    ):
+        claim_run(arguments(output_dir=tmp_path), {})
+    assert [path.name for path in tmp_path.iterdir()] == [output]
+
+
 @pytest.mark.parametrize(
     "options",
     [

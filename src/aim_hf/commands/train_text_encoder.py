@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
         **{name: getattr(args, name) for name in ("steps", "seed")},
     }
     # Not inside text_encoder/ or processor/, whose fingerprints cover every file in them.
-    claim(args.policy, settings, "text_encoder", record="text_encoder.made_from.json")
+    claim(args.policy, settings, "text_encoder", "processor", record="text_encoder.made_from.json")
 
     torch.manual_seed(args.seed)
     encoder = tiny_text_encoder(len(tokenizer))

@@ -350,7 +350,7 @@ def begin_encoding(folder: Path, shards: list[LatentShard]) -> str:
         FileExistsError: if the folder holds latents of other settings; names them.
         OSError: if the folder can't be written.
     """
-    claim(folder, shards[0].made_from, "shard-*.safetensors")
+    claim(folder, shards[0].made_from, "shard-*.safetensors", "processor")
     (folder / INDEX).unlink(missing_ok=True)
     reasons = Counter(reason for shard in shards if (reason := shard.unfinished()))
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())

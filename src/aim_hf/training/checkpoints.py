@@ -109,7 +109,7 @@ def claim_run(args: ResumableArguments, settings: dict[str, Any]) -> str | None:
                 "with it, or leave out --resume_from_checkpoint to begin anew."
             )
     with args.main_process_first():
-        claim(output, made_from, "checkpoint-*")
+        claim(output, made_from, "checkpoint-*", "pipeline", "adapter")
     return resume
 
 
