@@ -263,8 +263,12 @@ def test_a_run_goes_on_only_as_it_began(vae, episodes, tmp_path):
         *((name, [1, -4], "a whole number, at least 2") for name in ("picture_batch_size", "clip_batch_size")),
         *((name, [-1.0, math.nan], "a finite number, at least 0") for name in ("learning_rate", "adam_learning_rate")),
         *((name, [-1.0, math.inf], "a finite number, at least 0") for name in ("foreground_weight", "latent_noise")),
+        *(
+            (name, [3, 5], "an even number: half RGB, half value maps")
+            for name in ("picture_batch_size", "clip_batch_size")
+        ),
         ("picture_share", [-0.5, 2.0, math.nan], "0 to 1"),
-        ("seed", [-1], "a whole number, at least 0"),
+        ("seed", [-1], f"a whole number, 0 to {2**63 - 1}"),
     ],
     ids=str,
 )

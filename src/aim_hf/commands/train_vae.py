@@ -68,6 +68,8 @@ def main(argv: list[str]) -> None:
         vae = tiny_vae()
         set_encoder(vae, episodes[held_out:], training.frame_stride, training.seed)
         export(vae, args.policy)
+    elif state.is_main_process:
+        print(f"{args.policy / 'vae'} is there: its encoder stays as it is, and its decoder is trained further")
     state.wait_for_everyone()
     vae = load_vae(args.policy)
     trainer = VAETrainer(vae, episodes[held_out:], episodes[:held_out], training, args.output_dir)

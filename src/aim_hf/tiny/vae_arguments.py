@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from ..utils.checks import check_fields, check_whole, noise_seed, not_negative, share
 
+
+def check_even(name: str, value: int) -> None:
+    """Raises ValueError unless `value` is a whole number of pairs, at least one."""
+    if check_whole(name, value, least=2) % 2:
+        raise ValueError(f"{name} is {value}; expected an even number: half RGB, half value maps.")
+
+
 RANGES = {
     check_whole: ("steps", "warmup_steps", "frame_stride", "report_steps", "save_steps"),
-    partial(check_whole, least=2): ("picture_batch_size", "clip_batch_size"),  # half RGB, half value maps
+    check_even: ("picture_batch_size", "clip_batch_size"),  # half RGB, half value maps
     noise_seed: ("seed",),
     not_negative: ("learning_rate", "adam_learning_rate", "foreground_weight", "latent_noise"),
     share: ("picture_share",),
