@@ -566,6 +566,7 @@ def test_scenes_take_turns_and_processes_share_them():
             {"reward_weights": [float("nan"), 1.0]},
             r"reward_weights is \[nan, 1.0\]; expected a list of finite numbers",
         ),
+        ({"reward_weights": [0.0, 0.0]}, r"reward_weights is \[0.0, 0.0\]; expected one that is not 0"),
         ({"reward_weights": 2.0}, "reward_weights is 2.0; expected a list of finite numbers"),
         (
             {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 500},

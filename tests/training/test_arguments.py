@@ -6,6 +6,7 @@ import pytest
 
 from aim_hf.rl import AIMGRPOConfig
 from aim_hf.training.arguments import AIMTrainingArguments
+from aim_hf.utils.versions import ACTIVATION_CHECKPOINTING
 
 NAN = math.nan
 NUMBER, SHARE, WHOLE = "a finite number, at least 0", "0 to 1", "a whole number, at least 1"
@@ -53,6 +54,23 @@ def test_numbers_of_both_stages_out_of_range_are_named(name, values, expected):
 def test_an_empty_output_dir_is_not_the_current_folder():
     for kind in (AIMTrainingArguments, AIMGRPOConfig):
         refused(kind, "output_dir", "", "a path. Give '.' for the current folder")
+
+
+def test_settings_that_a_training_does_not_support_are_refused():
+    """They were ignored, or ended in a traceback once the pipeline was loaded."""
+    shared = {"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0}
+    of_stage_2 = {"data_seed": 3, "dataloader_num_workers": 2, "dataloader_drop_last": True}
+    of_stage_2 |= {
+        "train_sampling_strategy": "sequential",
+        "auto_find_batch_size": True,
+        ACTIVATION_CHECKPOINTING: True,
+    }
+    for kind, refused_ones in ((AIMTrainingArguments, shared), (AIMGRPOConfig, shared | of_stage_2)):
+        for name, value in refused_ones.items():
+            with pytest.raises(ValueError) as error:
+                kind(report_to="none", use_cpu=True, **{name: value})
+            assert str(error.value) == f"{name} is {value!r}, which this training doesn't support; leave it out."
+    AIMTrainingArguments(report_to="none", use_cpu=True, resume_from_checkpoint=True, **of_stage_2)
 
 
 @pytest.mark.parametrize(("name", "values", "expected"), STAGE_1, ids=str)

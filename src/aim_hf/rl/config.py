@@ -11,6 +11,7 @@ from transformers.hf_argparser import HfArg
 from ..pipeline.sampling_config import SamplingConfig
 from ..training.arguments import SAMPLING, ResumableArguments
 from ..utils.checks import check_choice, check_positive, check_whole, count, finite_numbers, not_negative, share
+from ..utils.versions import ACTIVATION_CHECKPOINTING
 from .policy import FlowSDE
 
 LOSSES, SCALES = ("grpo", "dapo"), ("group", "batch", "none")
@@ -24,6 +25,12 @@ class AIMGRPOConfig(ResumableArguments):
         ValueError: for values that are out of range or don't fit together.
     """
 
+    UNSUPPORTED: ClassVar = (
+        *ResumableArguments.UNSUPPORTED,
+        # The sampler of groups reads none of these, and the policy that is trained is no PreTrainedModel.
+        *("dataloader_num_workers", "dataloader_drop_last", "train_sampling_strategy", "length_column_name"),
+        *("data_seed", "auto_find_batch_size", ACTIVATION_CHECKPOINTING),
+    )
     MAY_CHANGE: ClassVar = ("num_env_workers", "env_timeout", "max_kl", "hacking_patience")
     OWN: ClassVar = {
         check_whole: (
@@ -107,6 +114,8 @@ class AIMGRPOConfig(ResumableArguments):
         super().__post_init__()
         check_choice("loss_type", self.loss_type, LOSSES)
         check_choice("scale_rewards", self.scale_rewards, SCALES)
+        if self.reward_weights is not None and not any(self.reward_weights):
+            raise ValueError(f"reward_weights is {self.reward_weights}; expected one that is not 0.")
         # The Trainer's default with `load_best_model_at_end` is "loss", which evaluations don't have.
         best = self.metric_for_best_model
         if best is not None and not best.removeprefix("eval_").startswith("success"):

@@ -43,20 +43,25 @@ REPORTERS = ("mlflow", "tensorboard", "trackio", "wandb")  # of `report_to`; eac
 
 class ResumableArguments(TrainingArguments):
     """`TrainingArguments` of a run that can be resumed. MAY_CHANGE: fields of subclasses that may then change. OWN:
-    valid ranges of fields of subclasses, as in `RANGES`.
+    valid ranges of fields of subclasses, as in `RANGES`. UNSUPPORTED: fields that this training doesn't support.
 
     Raises:
-        ValueError: for a number out of range, an empty `output_dir`, and a reporter that isn't installed.
+        ValueError: for a number out of range, an empty path, an unsupported field, and an uninstalled reporter.
     """
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
     OWN: ClassVar[Mapping[Callable[[str, Any], Any], Collection[str]]] = {}
+    UNSUPPORTED: ClassVar[tuple[str, ...]] = ("label_smoothing_factor", "neftune_noise_alpha")
 
     def __post_init__(self) -> None:
-        if self.output_dir is not None:
-            check_path("output_dir", self.output_dir)
+        for name in ("output_dir", "resume_from_checkpoint"):
+            if getattr(self, name) not in (None, True):
+                check_path(name, getattr(self, name))
         check_fields(self, RANGES)
         check_fields(self, self.OWN)
+        for field in fields(self):
+            if field.name in self.UNSUPPORTED and (value := getattr(self, field.name)) not in (None, field.default):
+                raise ValueError(f"{field.name} is {value!r}, which this training doesn't support; leave it out.")
         super().__post_init__()
         available = get_available_reporting_integrations()
         if missing := [name for name in REPORTERS if name in self.report_to and name not in available]:
