@@ -131,6 +131,7 @@ def test_help_and_wrong_arguments_are_answered_before_anything_heavy_is_imported
 
 TRAIN = ["train", "--latents", "none", "--policy", "none", "--use_cpu"]
 GRPO = ["train-grpo", "--policy", "none", "--max_steps", "1", "--use_cpu"]
+EVALUATING = ["--eval_strategy", "steps", "--eval_steps", "1"]
 VAE = ["train-vae", "--dataset", "none", "--policy", "none", "--output_dir", "out"]
 TEXT = ["train-text-encoder", "--dataset", "none", "--policy", "none"]
 COLLECT = ["collect", "--tasks", "click_bell", "--episodes", "1", "--output_dir", "out"]
@@ -229,6 +230,26 @@ COUNTS = [  # command, its options, and the least number of each
             [*GRPO, "--reward_funcs", "success", "success"],
             "train-grpo: reward_funcs are ['success', 'success']; expected each once. Weigh them by --reward_weights.",
         ),
+        (
+            [*GRPO, "--hacking_patience", "2"],
+            "train-grpo: --hacking_patience is 2; expected evaluations, such as by --eval_strategy steps",
+        ),
+        (
+            [*GRPO, *EVALUATING, "--hacking_patience", "2", "--reward_funcs", "success"],
+            "train-grpo: --hacking_patience is 2; expected evaluations, such as by --eval_strategy steps",
+        ),
+        (
+            [*GRPO, "--max_kl", "0.5", "--logging_strategy", "no"],
+            "train-grpo: --max_kl is 0.5 and --logging_strategy no; the KL divergence is checked as it is logged",
+        ),
+        (
+            [*GRPO, *EVALUATING, "--eval_scenes", "3"],
+            "train-grpo: --eval_scenes is 3; expected at least one for each of 12 tasks",
+        ),
+        (
+            [*TRAIN, "--preset", "tiny", "--lora_rank", "2"],
+            "train: --preset is tiny and --lora_rank 2: adapters of a new model would leave its video expert random.",
+        ),
         ([*GRPO, "--learning_rate", "nan"], "train-grpo: learning_rate is nan; expected a finite number"),
         ([*GRPO, "--eval_scenes", "0"], "train-grpo: --eval_scenes is 0; expected a whole number"),
         ([*VAE, "--warmup_steps", "0"], "train-vae: warmup_steps is 0; expected a whole number"),
@@ -255,9 +276,39 @@ def test_what_is_wrong_is_one_line_and_code_2(argv, told, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("argv", [COLLECT, EVALUATE, GRPO], ids=lambda argv: argv[0])
+def test_options_of_robotwin_are_refused_for_other_suites(argv, tmp_path, monkeypatch, capsys):
+    """They were ignored: episodes of tabletop came instead of RoboTwin's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROBOTWIN_ROOT", "")  # restored in the end: the option sets it
+    with pytest.raises(SystemExit) as ended:
+        run([*argv, "--robotwin-root", "RoboTwin"])
+    told = (
+        f"aim-hf {argv[0]}: --suite is tabletop, and --robotwin_root is of robotwin; give --suite robotwin, or leave"
+    )
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith(told) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("argv", [EVALUATE, ["demo"], GRPO], ids=lambda argv: argv[0])
+@pytest.mark.parametrize("output", ["policy", "policy/runs/easy", "link/easy"])
+def test_an_output_folder_inside_of_the_policy_is_refused(argv, output, tmp_path, monkeypatch, capsys):
+    """Its records counted as the policy's: an interrupted run was refused as one of another policy."""
+    monkeypatch.chdir(tmp_path)
+    Path("policy").mkdir()
+    Path("link").symlink_to("policy")
+    with pytest.raises(SystemExit) as ended:
+        run([*argv, "--policy", "policy/", "--output_dir", output])
+    told = f"aim-hf {argv[0]}: --output_dir {output} is inside of --policy policy/; give a folder beside it\n"
+    assert ended.value.code == 2 and capsys.readouterr().err == told and not list(Path("policy").iterdir())
+    with pytest.raises(SystemExit):
+        run([*argv, "--policy", "policy/", "--output_dir", "policy-runs"])
+    assert "policy has no model_index.json" in capsys.readouterr().err
+
+
 PATHS = [  # every command and its arguments that are paths, where one is empty
     *([*argv, "--output_dir", ""] for argv in (TRAIN, GRPO, VAE, COLLECT, EVALUATE, ["demo"])),
     *([*argv, "--policy", ""] for argv in (VAE, TEXT)),
+    *([*TRAIN, option, ""] for option in ("--latents", "--resume_from_checkpoint")),
     *([*argv, "--token_file", ""] for argv in (SERVE, EVALUATE)),
     *(["annotate-robotwin", *options] for options in (["a", "--output_dir", ""], ["--output_dir", "b", ""])),
     *(["import-lerobot", "a", "--output_dir", "b", option, ""] for option in ("--output_dir", "--config")),

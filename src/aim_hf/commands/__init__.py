@@ -92,6 +92,19 @@ def check_options(args: argparse.Namespace, *names: str, least: int = 1) -> None
             check_whole(f"--{name}", value, least)
 
 
+def check_robotwin_options(suite: str, argv: list[str]) -> None:
+    """Raises ValueError for options of RoboTwin with another suite, which would run in RoboTwin's place."""
+    if suite != "robotwin" and (given := [option for option in argv if option.startswith("--robotwin_")]):
+        raise ValueError(f"--suite is {suite}, and {given[0]} is of robotwin; give --suite robotwin, or leave it out")
+
+
+def check_outside(output_dir: Path, policy: str) -> None:
+    """Raises ValueError for an output folder inside the policy's: its files would count as the policy's, and the run
+    couldn't continue, since its policy would be another one."""
+    if os.path.isdir(policy) and output_dir.expanduser().resolve().is_relative_to(Path(policy).resolve()):
+        raise ValueError(f"--output_dir {output_dir} is inside of --policy {policy}; give a folder beside it")
+
+
 def check_address(host: str, port: int) -> None:
     """Raises OSError unless a server can listen there. Checked before a policy is loaded, which may take minutes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

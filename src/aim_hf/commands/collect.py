@@ -25,7 +25,7 @@ from pathlib import Path
 from ..envs.names import TASKS, check_split, check_tasks
 from ..envs.robotwin import add_robotwin_arguments
 from ..utils.checks import check_number
-from . import SPLITS_HELP, Parser, check_options
+from . import SPLITS_HELP, Parser, check_options, check_robotwin_options
 
 # Set before SAPIEN loads its renderer: each process renders on one core, since processes share the machine.
 os.environ.setdefault("LP_NUM_THREADS", "1")
@@ -62,6 +62,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_options(args, "episodes", "shard_size", "seeds_per_episode")
     check_options(args, "start_seed", least=0)
+    check_robotwin_options(args.suite, argv)
     check_tasks(args.suite, args.tasks or ())
     for split in args.splits:
         check_split(args.suite, split)

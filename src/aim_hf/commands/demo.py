@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import AIM_TINY
 from ..envs.names import TABLETOP
-from . import Parser, check_options
+from . import Parser, check_options, check_outside
 
 
 def main(argv: list[str]) -> None:
@@ -20,6 +20,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     args = parser.parse_args(argv)
     check_options(args, "episodes")
+    check_outside(args.output_dir, args.policy)
 
     import torch
     from accelerate import PartialState

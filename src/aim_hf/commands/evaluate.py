@@ -26,7 +26,7 @@ from ..pipeline.loading_config import LoadingConfig
 from ..pipeline.sampling_config import SamplingConfig
 from ..rollout import dialects
 from ..rollout.execution_config import ExecutionConfig
-from . import SPLITS_HELP, Parser, check_options
+from . import SPLITS_HELP, Parser, check_options, check_outside, check_robotwin_options
 from .policy_options import add_loading_arguments, add_options, add_sampling_arguments, given_options
 from .serve import read_token
 
@@ -79,11 +79,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dialects.Dialect | None]
     args = parser.parse_args(argv)
     check_options(args, "episodes", "batch_size", "actions_per_chunk")
     check_options(args, "start_seed", "videos", least=0)
+    check_robotwin_options(args.suite, argv)
     check_tasks(args.suite, args.tasks or ())
     check_split(args.suite, args.split)
     if is_address(args.policy):
         args.token = read_token(args.token_file)
         return args, remote_dialect(parser, args)
+    check_outside(args.output_dir, args.policy)
     if args.dialect or args.actions_per_chunk or args.policy_name or args.token_file:
         parser.error(f"{args.policy} is no ws:// address; --dialect and its like are for policies behind a server")
     return args, None

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.hf_argparser import HfArg
 
 from ..model.presets import PRESETS
-from ..utils.checks import check_choice, check_whole, naming
+from ..utils.checks import check_choice, check_path, check_whole, naming
 from ..utils.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -136,6 +136,12 @@ def parse(argv: list[str]) -> tuple[TrainArguments, AIMTrainingArguments, dict[s
             check_whole(f"--{name}", getattr(arguments, name), least)
     if arguments.preset is not None:
         check_choice("--preset", arguments.preset, sorted(PRESETS))
+        if arguments.lora_rank is not None:
+            raise ValueError(
+                f"--preset is {arguments.preset} and --lora_rank {arguments.lora_rank}: adapters of a new model would "
+                "leave its video expert random. Leave out one of the two."
+            )
+    check_path("--latents", arguments.latents)
 
     from .. import AIMConfig
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 from transformers.hf_argparser import HfArg
 
 from ..envs.names import TASKS, check_split
-from ..envs.robotwin import add_robotwin_arguments
+from ..envs.robotwin import add_robotwin_arguments, chosen_settings
 from ..utils.checks import check_choice
 from ..utils.files import write_json
-from . import check_options
+from . import check_options, check_outside, check_robotwin_options
 
 if TYPE_CHECKING:
     from ..rl import AIMGRPOConfig, AIMGRPOTrainer
@@ -61,7 +61,9 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
     add_robotwin_arguments(parser)
     script, args = parser.parse_args_into_dataclasses(with_installed_names(argv))
     check_choice("--suite", args.suite, TASKS)
+    check_robotwin_options(args.suite, argv)
     check_split(args.suite, args.split)
+    check_outside(Path(args.output_dir), script.policy)
     for name, known in (("tasks", TASKS[args.suite]), ("reward_funcs", REWARDS)):
         if unknown := set(getattr(script, name)) - set(known):
             raise ValueError(f"--{name} has {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
@@ -73,8 +75,29 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, AIMGRPOConfig]:
         raise ValueError("--max_steps is missing: how many optimizer steps to take")
     check_options(script, "eval_scenes")
     script.tasks = script.tasks or list(TASKS[args.suite])
+    check_watched(script, args)
     Scenes(script.tasks, script.eval_scenes, "validation")  # refuses tasks and counts without scenes
     return script, args
+
+
+def check_watched(script: ScriptArguments, args: AIMGRPOConfig) -> None:
+    """Raises ValueError for limits that would never stop the run, and for evaluations of some of the tasks alone."""
+    evaluated, logged = args.eval_strategy != "no", args.logging_strategy != "no"
+    if args.max_kl is not None and not logged:
+        raise ValueError(
+            f"--max_kl is {args.max_kl} and --logging_strategy no; the KL divergence is checked as it is logged"
+        )
+    if args.hacking_patience is not None and not (
+        evaluated and logged and {"value_map", "contact"} & set(script.reward_funcs)
+    ):
+        raise ValueError(
+            f"--hacking_patience is {args.hacking_patience}; expected evaluations, such as by --eval_strategy steps, "
+            "logs, and value_map or contact among the --reward_funcs: it compares their rewards with success"
+        )
+    if evaluated and script.eval_scenes < len(script.tasks):
+        raise ValueError(
+            f"--eval_scenes is {script.eval_scenes}; expected at least one for each of {len(script.tasks)} tasks"
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -99,6 +122,7 @@ def main(argv: list[str]) -> None:
         eval_dataset=rl.Scenes(script.tasks, script.eval_scenes, "validation"),
     )
     settings = {"policy": fingerprint(policy), "tasks": script.tasks, "reward_funcs": script.reward_funcs}
+    settings |= chosen_settings(args.suite)
     # Not before the trainer has checked its settings: once corrected, they may have the same folder.
     resume = claim_run(trainer.args, settings)
     try:
