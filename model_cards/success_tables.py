@@ -59,7 +59,7 @@ def success_table(results: dict[str, dict[str, Any]]) -> str:
 _STAGES = ("after stage 1", "after stage 2")
 COMPARISONS = [
     (
-        "3,000 steps of training at the times of 1 + 4 steps, instead of 5 + 10",
+        "8,000 steps of training at the times of 1 + 4 steps, instead of 5 + 10",
         ("5 + 10", "1 + 4"),
         "Hard",
         "aim-tiny/few-steps-hard",
