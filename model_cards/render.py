@@ -56,6 +56,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "grpo": success_tables.grpo_tasks,
     "rewards": success_tables.grpo_rewards,
     "few-steps": lambda: success_tables.study("few_steps-hard"),
+    "few-steps-0.1": lambda: success_tables.study("few_steps-0.1-hard"),
     "imagined": success_tables.imagined_study,
     "evidence-rates": evidence_tables.rates,
     "evidence-tasks": evidence_tables.tasks,

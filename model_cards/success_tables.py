@@ -172,7 +172,7 @@ def study(name: str) -> str:
         "success": format_rate,
         **{f"`{task}`": lambda row, task=task: row["tasks"][task] for task in found["rows"][0]["tasks"]},
     }
-    if "to_first" in found["rows"][0]:  # few_steps-hard was run before settings were compared seed by seed
+    if "to_first" in found["rows"][0]:  # few_steps-0.1-hard was run before settings were compared seed by seed
         columns["points"] = lambda row: f"{row['to_first']['gain_points']:+.1f}"
         columns["p"] = lambda row: f"{row['to_first']['p']:.2g}"
     return f"{table(columns, found['rows'])}\n{_conditions(found)}"
