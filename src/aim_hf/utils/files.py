@@ -221,7 +221,8 @@ def written_file(path: Path) -> Iterator[Path]:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            give_usual_mode([temporary])
+            if path.suffix == ".safetensors":
+                give_usual_mode([temporary])
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # the file doesn't exist after success, or if its folder couldn't be made
