@@ -7,7 +7,7 @@ from aim_hf.data.recorder import Failure, record_episode
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import SeedRejected
 from aim_hf.envs.seeds import scene_generator
-from aim_hf.envs.tabletop.mistakes import ABOVE, BESIDE, HELD, MOST_UNAWARE, with_mistake
+from aim_hf.envs.tabletop.mistakes import ABOVE, BESIDE, HELD, MOST_UNAWARE, SHORT_PUSH, with_mistake
 
 TASKS = ("click_bell", "stack_blocks_two", "place_a2b_left", "lift_pot", "handover_block", "pick_dual_bottles")
 NOISE = 0.01
@@ -92,10 +92,25 @@ def test_only_one_arm_recovers_while_the_other_waits_where_it_was():
         assert steps < 0.08, "no jump"
 
 
-def test_a_push_has_no_mistake():
-    env = make_environment("tabletop", "turn_switch", "easy", render=False)
-    frames, _ = demonstrated(env, 0)
-    assert frames[-1].success and not any(frame.intervention for frame in frames)
+@pytest.mark.parametrize("split", ["easy", "hard"])
+def test_a_push_stops_short_and_goes_on_from_there(split):
+    """Its map is shown to the end: another event begins with the second push."""
+    env = make_environment("tabletop", "turn_switch", split, render=False)
+    for seed in range(6):
+        frames, _ = demonstrated(env, seed)
+        (step,) = (step for step, frame in enumerate(frames) if frame.intervention)
+        executed, wanted = (
+            np.array([getattr(frame, name) for frame in frames[:-1]]) for name in ("action", "expert_action")
+        )
+        arm = slice(8, 11) if env.expert().attempts[0].arm == "right" else slice(0, 3)
+        short = np.linalg.norm(wanted[step - 1, arm] - executed[step - 1, arm])
+        assert SHORT_PUSH[0] - 1e-6 <= short <= SHORT_PUSH[1] + 1e-6
+        onwards = np.diff(executed[step - 1 :, arm], axis=0)
+        assert np.all(np.linalg.norm(onwards, axis=1) < 0.03), "no way back"
+        assert frames[-1].success and not frames[step].success
+        episode = record_episode(env, seed, NOISE, mistakes=1.0)
+        assert {event.kind for event in episode.events} == {"push"}
+        assert episode.events[-1].frame > episode.intervention
 
 
 def test_a_share_of_the_recorded_episodes_has_a_mistake():

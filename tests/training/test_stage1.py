@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +180,20 @@ def test_held_out_episodes_are_not_trained_on(pipe, latents):
     ):
         with pytest.raises(ValueError, match=f"held_out is {count!r}; expected {expected}"):
             LatentWindows(latents, config, 2, held_out=count)
+
+
+def test_windows_of_tasks_that_have_few_are_repeated(pipe, latents, tmp_path):
+    """With a fifth of the windows of the largest task, a task has each of them twice."""
+    folder = shutil.copytree(latents, tmp_path / "latents")
+    index = json.loads((folder / "index.json").read_text())
+    index["episodes"][-1]["task"] = "another"
+    (folder / "index.json").write_text(json.dumps(index))
+    plain, balanced = (LatentWindows(folder, pipe.model.config, 2, balance_tasks=on) for on in (False, True))
+    windows = [Counter(places) for places in (plain._places, balanced._places)]
+    assert windows[0].keys() == windows[1].keys() and set(windows[0].values()) == {1}
+    assert all(times == 1 + (place[0] == 5) for place, times in windows[1].items())
+    few = sum(place[0] == 5 for place in windows[0])
+    assert 2.25 <= len(plain) / few - 1 < 6.25 and len(balanced) == len(plain) + few
 
 
 def test_the_share_held_out_is_bounded():

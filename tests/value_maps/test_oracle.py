@@ -143,6 +143,22 @@ def test_a_pot_that_both_arms_drop_is_to_be_picked_by_both_again():
     assert rollout.oracle.happened == []
 
 
+@pytest.mark.parametrize("seed", range(SEED, SEED + 4))
+def test_a_push_that_stops_short_is_to_go_on(seed):
+    rollout = Rollout("turn_switch", seed)
+    events, (attempt,) = rollout.run.events, rollout.env.expert().attempts
+    rollout.act(rollout.path[: attempt.end - 2])
+    rollout.act([rollout.last] * 6)
+    assert len(rollout.oracle._detector.made) >= 1 and len(events) - 1 not in rollout.oracle.happened
+    assert rollout.oracle.value_maps(STEPS)["head_camera"].max() > 200
+    rollout.act(rollout.path[attempt.end - 2 :])
+    up = rollout.last.copy()
+    up[[2, 10]] += 0.1
+    rollout.act([up] * 6)
+    assert rollout.oracle.happened == list(range(len(events)))
+    assert rollout.oracle.value_maps(STEPS)["head_camera"].max() == 0
+
+
 def test_a_dropped_cube_is_to_be_picked_again():
     env = make_environment("tabletop", "place_a2b_left")
     run = record_expert(env, SEED)

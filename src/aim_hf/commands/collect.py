@@ -51,7 +51,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--mistakes",
         type=float,
         default=0.0,
-        help="share of the episodes in which the expert misses an object and recovers (tabletop; default: 0)",
+        help="share of the episodes in which the expert misses or stops short, and recovers (tabletop; default: 0)",
     )
     parser.add_argument("--start_seed", type=int, default=0, help="the first seed of each task and split")
     parser.add_argument("--shard_size", type=int, default=50, help="episodes in a Parquet file")

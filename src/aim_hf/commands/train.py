@@ -56,6 +56,10 @@ class TrainArguments:
         default=None,
         help="episodes held out of training, evenly spread over the dataset; default: one in 20, at most 48",
     )
+    balance_tasks: bool = HfArg(
+        default=False,
+        help="repeat the windows of tasks that have few: those of a task with a 1/r² of the largest task's, r times",
+    )
     compile_blocks: bool = HfArg(default=False, help="torch.compile the layers; needs a C++ compiler")
     export_steps: int = HfArg(default=0, help="steps between two exports of the pipeline; 0: one at the end")
 
@@ -78,7 +82,13 @@ def main(argv: list[str]) -> None:
     set_seed(training_arguments.seed)
     policy = local_folder(arguments.policy)
     model = model_to_train(arguments, policy, config_fields, training_arguments.bf16)
-    train = LatentWindows(arguments.latents, model.config, arguments.window_chunks, held_out=arguments.held_out)
+    train = LatentWindows(
+        arguments.latents,
+        model.config,
+        arguments.window_chunks,
+        held_out=arguments.held_out,
+        balance_tasks=arguments.balance_tasks,
+    )
     held_out = LatentWindows(
         arguments.latents, model.config, 1, held_out=arguments.held_out, only_held_out=True, first_only=True
     )
@@ -93,7 +103,7 @@ def main(argv: list[str]) -> None:
             name: value for name, value in model.config.to_diff_dict().items() if name != "transformers_version"
         },
         "begins_with": None if arguments.preset else fingerprint(policy / "model"),
-        **{name: getattr(arguments, name) for name in ("window_chunks", "held_out", "lora_rank")},
+        **{name: getattr(arguments, name) for name in ("window_chunks", "held_out", "balance_tasks", "lora_rank")},
     }
     is_first = training_arguments.process_index == 0
     if is_first:

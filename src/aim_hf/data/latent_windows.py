@@ -6,6 +6,7 @@ Shards are memory-mapped, so a window reads only its own bytes.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ class LatentWindows(Dataset):
         held_out: number of held-out episodes, evenly spread over the index; None for one in 20, at most 48.
         only_held_out: use only the held-out episodes instead of all others.
         first_only: use only the first window of each episode.
+        balance_tasks: repeat the windows of tasks that have few. A task with a 1/r² of the windows of the largest has
+            each of its windows r times, rounded to a whole number.
 
     An item holds the arguments of a [`FlowMatchingLoss`] call, with `value_cells` (K*F, h, w), the value map's maximum
     in each latent cell, from which `weigh_values` makes `value_weights`. If some episode lacks a view or a value map,
@@ -76,6 +79,7 @@ class LatentWindows(Dataset):
         held_out: int | None = 0,
         only_held_out: bool = False,
         first_only: bool = False,
+        balance_tasks: bool = False,
     ) -> None:
         self.folder, self.config = Path(folder), config
         index = read_json(self.folder / INDEX, MEND)
@@ -106,6 +110,10 @@ class LatentWindows(Dataset):
         for index, entry in enumerate(self.entries):
             last = 0 if first_only else max(entry["chunks"] - self.window_chunks, 0)
             self._places += [(index, start) for start in range(last + 1)]
+        if balance_tasks:
+            count = Counter(self.entries[index]["task"] for index, _ in self._places)
+            times = {task: round((max(count.values()) / windows) ** 0.5) for task, windows in count.items()}
+            self._places = [place for place in self._places for _ in range(times[self.entries[place[0]]["task"]])]
 
     def _check_entry(self, entry: dict[str, Any]) -> None:
         """Raises UnreadableFile if tensors of an episode are missing, or have another shape than the index says."""

@@ -103,8 +103,9 @@ class StepResult:
 @dataclass(frozen=True)
 class Attempt:
     """The actions `start` .. `end - 1` of an expert's path, in which `arm` approaches an object and grasps or presses
-    it."""
+    it, or pushes it along."""
 
+    kind: Literal["grasp", "press", "push"]
     arm: Arm
     start: int
     end: int
@@ -112,8 +113,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A failure in an expert's path. `offset` (T, 16), added to the actions, makes `arm` miss its object;
-    `intervention` is the first action of the recovery."""
+    """A failure in an expert's path. `offset` (T, 16), added to the actions, makes `arm` miss its object, or
+    stop short of its place; `intervention` is the first action of the recovery."""
 
     arm: Arm
     offset: np.ndarray

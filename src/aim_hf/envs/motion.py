@@ -55,7 +55,7 @@ class ArmMotion:
             row[7] = opening
             self._rows[arm].append(row)
         if opening == CLOSED:
-            self._attempts.append(Attempt(arm, self._last_move[arm], len(self._rows[arm]) - 1))
+            self._attempts.append(Attempt("grasp", arm, self._last_move[arm], len(self._rows[arm]) - 1))
 
     def hold(self, arm: str, steps: int) -> None:
         self._rows[arm].extend(self._rows[arm][-1].copy() for _ in range(steps))

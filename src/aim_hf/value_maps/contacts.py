@@ -83,9 +83,10 @@ class EventDetector:
     press, push: a closed finger pushes one of the task's press or push targets, and lets go of it. Like a place, the
         event happens when no finger of the arm has touched the target for `HOLD_CHECKS` checks, in which it rested, or
         at the end of the episode. Its points are those of the first touch: a map shows them as long as the push lasts.
+        A target that is pushed again has another event.
     insert: a picked body pushes one of the task's insert targets, until they part, the fingers let go of the body or
-        the episode ends. The arm of the event is the one that carries the body, and the points are on the target.
-    Each target has one event.
+        the episode ends. The arm of the event is the one that carries the body, and the points are on the target,
+        which has one event.
 
     `made`: the events so far, in time order.
     """
@@ -112,7 +113,6 @@ class EventDetector:
         self.carrier: dict[int, str] = {}  # body picked and not yet placed -> the last arm that touched it
         # Body in `carrier` -> the pose where its rest began, and the number of checks since.
         self.rest: dict[int, tuple[np.ndarray, int]] = {}
-        self.reached: set[int] = set()  # targets pressed or pushed
         # Kind, arm, frame, body, and the points in body coordinates.
         self.found: list[tuple[str, str, int, int, np.ndarray]] = []
         self.made: list[MadeContact] = []  # of `found`
@@ -209,9 +209,8 @@ class EventDetector:
 
     def _find_presses_and_pushes(self, env: Environment, touches: dict[tuple[str, int], dict[int, _Touch]]) -> None:
         for (arm, body), fingers in touches.items():
-            if body in self.targets.keys() - self.reached and arm in self.closed:
+            if body in self.targets.keys() - self.touched.keys() and arm in self.closed:
                 if max(np.linalg.norm(touch.push) for touch in fingers.values()) > MIN_FORCE:
-                    self.reached.add(body)
                     points = [point for touch in fingers.values() for point in touch.points]
                     self.touched[body] = self._touched_now(env, self.targets[body], arm, body, points)
 

@@ -6,7 +6,7 @@ from the expert's path, and `ValueMapOracle` approximates the maps:
 
 - The events that have happened are detected live, by the detector that labels the data. If an object is set down away
   from the expert's place, its last pick, a pick of the other arm at the same time, and the later events of this object
-  are undone.
+  are undone. A push happens when its body is where the expert pushed it.
 - The current frame of the expert is the one, between the last event that has happened and the next one, in which the
   fingers were closest to their current positions. The maps of the chunk follow the expert from this frame, so that the
   next event takes over in time and a wrist camera approaches its target, as in the data. Constant maps would tell the
@@ -28,6 +28,7 @@ from .peak import SeenContact
 from .render import TOGETHER, Event, project, render_value_maps, shown_events
 
 PLACED = 0.05  # m: an object set down further than this from the expert's place counts as dropped
+PUSHED = 0.01  # m: a body pushed to further than this from the expert's place still has to be pushed
 TIE = 2e-4  # m: of frames of the expert whose distances differ by less than this, the earliest is used
 
 
@@ -149,8 +150,11 @@ class ValueMapOracle:
         for event, contact in zip(found[self._followed :], made[self._followed :], strict=True):
             body = self._detector.names[contact.body]
             same = [i for i, other in enumerate(expected) if self.run.bodies[i] == body and _same(event, other)]
-            fresh = [i for i in same if i not in self.happened]
-            self.happened += fresh[:1]
+            if event.kind == "push":  # by one push or several, however many the expert took
+                same = [i for i in range(1 + max(same, default=-1)) if _same_kind(event, expected[i])]
+                self.happened += [i for i in same if i not in self.happened]
+            else:
+                self.happened += [i for i in same if i not in self.happened][:1]
             if event.kind == "place" and not same:
                 self._undo(body)
         self._followed = len(found)
@@ -171,10 +175,17 @@ class ValueMapOracle:
         return start + int(np.flatnonzero(distance <= distance.min() + TIE)[0])
 
 
+def _same_kind(event: Event, expected: Event) -> bool:
+    return (event.kind, event.arm, event.body_name) == (expected.kind, expected.arm, expected.body_name)
+
+
 def _same(event: Event, expected: Event) -> bool:
     """Whether a detected event is this event of the expert."""
-    if (event.kind, event.arm, event.body_name) != (expected.kind, expected.arm, expected.body_name):
+    if not _same_kind(event, expected):
         return False
+    if event.kind == "push":
+        at, place = (of.body_pose[min(of.frame, len(of.body_pose) - 1), :3] for of in (event, expected))
+        return np.linalg.norm(at - place) < PUSHED
     distance = np.linalg.norm(event.points.mean(axis=0) - expected.points.mean(axis=0))
     return event.kind != "place" or distance < PLACED
 

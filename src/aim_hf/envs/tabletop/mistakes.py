@@ -5,56 +5,68 @@ from __future__ import annotations
 import numpy as np
 
 from ..base import ARMS, ExpertPath, Mistake
-from ..motion import straight
-from .motion import CLOSED, SPEED
+from ..motion import CLOSED, straight
+from .motion import PUSH_SPEED, SPEED
 
 BESIDE = 0.05  # m: largest distance of a miss to the side, along each axis
 ABOVE = 0.06  # m: largest distance above
 LEAST = 0.04  # m: smallest distance of a missed grasp
 SHORT = (0.008, 0.03)  # m: by how much a press may stop short
+SHORT_PUSH = (0.015, 0.045)  # m: and a push
 MOST_UNAWARE = 6  # control steps between the miss and the recovery
 HELD = 0.1  # a closed gripper that is measured further open than this holds an object
 
 
 def with_mistake(path: ExpertPath, rng: np.random.Generator) -> ExpertPath:
-    """A path on which one grasp or press misses its object. After up to `MOST_UNAWARE` more actions, the expert goes
-    back, tries again and goes on with `path`; meanwhile the other arm waits.
+    """A path on which one grasp or press misses its object, or one push stops short. After up to `MOST_UNAWARE` more
+    actions, the expert goes back and tries again, or pushes on from where it is; meanwhile the other arm waits. Then
+    it goes on with `path`.
 
     `path` has at least one attempt.
     """
     attempt = path.attempts[rng.integers(len(path.attempts))]
     mine, other = (slice(0, 8), slice(8, 16)) if attempt.arm == ARMS[0] else (slice(8, 16), slice(0, 8))
     before, approach = path.actions[max(attempt.start - 1, 0), mine], path.actions[attempt.start : attempt.end, mine]
-    is_grasp = before[7] > CLOSED
-    miss = _missed_grasp(rng) if is_grasp else _missed_press(rng)
+    way = approach[-1, :3] - before[:3]
+    miss = {"grasp": _missed_grasp, "press": _missed_press, "push": _short_push}[attempt.kind](way, rng)
     unaware = _unaware(path, attempt.end, int(rng.integers(MOST_UNAWARE + 1)))
     nominal = np.concatenate([path.actions[: attempt.end], unaware])
     noticed = len(nominal)
 
     offset = np.zeros_like(nominal)
-    steps = np.arange(1, noticed - attempt.start + 1) / (
-        np.sum(approach[:, 7] > CLOSED) if is_grasp else len(approach)
-    )
+    moving = np.sum(approach[:, 7] > CLOSED) if attempt.kind == "grasp" else len(approach)
+    steps = np.arange(1, noticed - attempt.start + 1) / moving
     offset[attempt.start :, mine][:, :3] = np.minimum(steps, 1)[:, None] * miss
 
     here = nominal[-1, mine] + offset[-1, mine]
-    back = straight(here, before[:3] + miss, SPEED, 2, before[7])
-    back += straight(back[-1], before[:3], SPEED, 2, before[7])
-    again = np.concatenate([back, approach])
+    if attempt.kind == "push":
+        again = straight(here, approach[-1, :3], PUSH_SPEED, 2, CLOSED)
+        key_steps = range(len(again))
+    else:
+        back = straight(here, before[:3] + miss, SPEED, 2, before[7])
+        back += straight(back[-1], before[:3], SPEED, 2, before[7])
+        again = [*back, *approach]
+        key_steps = [
+            step - attempt.start + len(back) for step in path.key_steps if attempt.start <= step < attempt.end
+        ]
     waiting = np.repeat(path.actions[attempt.end - 1 : attempt.end, other], len(again), axis=0)
-    way = straight(nominal[-1, other], waiting[0, :3], SPEED, 2, waiting[0, 7])
-    waiting[: len(way)] = way
+    return_to = straight(nominal[-1, other], waiting[0, :3], SPEED, 2, waiting[0, 7])[: len(again)]
+    waiting[: len(return_to)] = return_to
     recovery = np.empty((len(again), nominal.shape[1]))
     recovery[:, mine], recovery[:, other] = again, waiting
 
     actions = np.concatenate([nominal, recovery, path.actions[attempt.end :]])
     offset = np.concatenate([offset, np.zeros((len(actions) - noticed, offset.shape[1]))])
-    key_steps = [step for step in path.key_steps if step < noticed]
-    key_steps += [step + noticed + len(back) - attempt.start for step in path.key_steps if attempt.start <= step]
+    resumed = noticed + len(again)
+    key_steps = [
+        *(step for step in path.key_steps if step < noticed),
+        *(noticed + step for step in key_steps),
+        *(step - attempt.end + resumed for step in path.key_steps if attempt.end <= step),
+    ]
     return ExpertPath(actions, key_steps, mistake=Mistake(attempt.arm, offset, noticed))
 
 
-def _missed_grasp(rng: np.random.Generator) -> np.ndarray:
+def _missed_grasp(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Where the gripper closes, relative to the object, beside or above it: (3,), in meters."""
     while True:
         miss = np.append(rng.uniform(-BESIDE, BESIDE, size=2), rng.uniform(0, ABOVE))
@@ -62,10 +74,15 @@ def _missed_grasp(rng: np.random.Generator) -> np.ndarray:
             return miss
 
 
-def _missed_press(rng: np.random.Generator) -> np.ndarray:
+def _missed_press(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Where the press ends, relative to its place. Half of them are beside the object, half stop short above it."""
     beside = rng.uniform(-BESIDE, BESIDE, size=2) if rng.random() < 0.5 else np.zeros(2)
     return np.append(beside, rng.uniform(*SHORT))
+
+
+def _short_push(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Where the push along `way` (3,) ends, relative to its place."""
+    return -rng.uniform(*SHORT_PUSH) * way / np.linalg.norm(way)
 
 
 def _unaware(path: ExpertPath, start: int, steps: int) -> np.ndarray:

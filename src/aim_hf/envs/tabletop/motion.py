@@ -12,7 +12,7 @@ from . import robot
 
 SPEED = 0.032  # meters per control step, averaged over a movement
 _CAREFUL_SPEED = 0.025  # near the table
-_PUSH_SPEED = 0.016  # of presses and pushes
+PUSH_SPEED = 0.016  # of presses and pushes
 
 
 class Motion(ArmMotion):
@@ -43,13 +43,14 @@ class Motion(ArmMotion):
         step."""
         touch = above(top, robot.FINGER_TIP)
         self.move(arm, above(touch, 0.08), opening=CLOSED)
-        self.move(arm, above(touch, -0.004), _PUSH_SPEED)
+        self.move(arm, above(touch, -0.004), PUSH_SPEED)
         self._key_steps.add(len(self._rows[arm]) - 2)
-        self._attempts.append(Attempt(arm, self._last_move[arm], len(self._rows[arm]) - 1))
+        self._attempts.append(Attempt("press", arm, self._last_move[arm], len(self._rows[arm]) - 1))
 
     def push(self, arm: str, position: np.ndarray) -> None:
         """Moves straight to `position` and pushes along objects in the way. All steps are key steps."""
-        self.move_exactly(arm, position, _PUSH_SPEED)
+        self.move_exactly(arm, position, PUSH_SPEED)
+        self._attempts.append(Attempt("push", arm, self._last_move[arm], len(self._rows[arm]) - 1))
 
     def lift_together(self, grasps: dict[str, np.ndarray], approach: float, lift: float) -> None:
         """Grasps at the points `grasps` of both arms at once, from `approach` meters above them, and lifts."""
