@@ -11,7 +11,8 @@ from .motion import PUSH_SPEED, SPEED
 BESIDE = 0.05  # m: largest distance of a miss to the side, along each axis
 ABOVE = 0.06  # m: largest distance above
 LEAST = 0.04  # m: smallest distance of a missed grasp
-SHORT = (0.008, 0.03)  # m: by how much a press may stop short
+LEAST_BESIDE = 0.01  # m: and of a press beside its place
+SHORT = (0.004, 0.03)  # m: by how much a press may stop short
 SHORT_PUSH = (0.015, 0.045)  # m: and a push
 MOST_UNAWARE = 6  # control steps between the miss and the recovery
 HELD = 0.1  # a closed gripper that is measured further open than this holds an object
@@ -75,9 +76,11 @@ def _missed_grasp(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _missed_press(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where the press ends, relative to its place. Half of them are beside the object, half stop short above it."""
-    beside = rng.uniform(-BESIDE, BESIDE, size=2) if rng.random() < 0.5 else np.zeros(2)
-    return np.append(beside, rng.uniform(*SHORT))
+    """Where the press ends, relative to its place. Half of them are beside it, half stop short above it."""
+    if rng.random() < 0.5:
+        return np.array([0, 0, rng.uniform(*SHORT)])
+    distance, angle = rng.uniform(LEAST_BESIDE, BESIDE), rng.uniform(0, 2 * np.pi)
+    return np.array([distance * np.cos(angle), distance * np.sin(angle), rng.uniform(0, SHORT[1])])
 
 
 def _short_push(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
