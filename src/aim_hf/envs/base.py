@@ -103,9 +103,9 @@ class StepResult:
 @dataclass(frozen=True)
 class Attempt:
     """The actions `start` .. `end - 1` of an expert's path, in which `arm` approaches an object and grasps or presses
-    it, or pushes it along."""
+    it, pushes it along, or sets it down and retreats."""
 
-    kind: Literal["grasp", "press", "push"]
+    kind: Literal["grasp", "press", "push", "place"]
     arm: Arm
     start: int
     end: int
@@ -114,11 +114,13 @@ class Attempt:
 @dataclass(frozen=True)
 class Mistake:
     """A failure in an expert's path. `offset` (T, 16), added to the actions, makes `arm` miss its object, or
-    stop short of its place; `intervention` is the first action of the recovery."""
+    stop short of its place; `intervention` is the first action of the recovery. `hidden`: the demonstration begins
+    with it, since the frames before show a contact that isn't wanted."""
 
     arm: Arm
     offset: np.ndarray
     intervention: int
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,10 +211,11 @@ class Environment(Protocol):
         """Runs the expert from the state after `reset`: T + 1 frames, evenly spaced in time.
 
         A frame is yielded before its action is executed, so that `cameras`, `bodies` and so on describe that frame.
-        `noise` (m) perturbs the end effectors' paths by `rng`. With `mistake_rng` the expert misses an object that
-        it grasps or presses, and recovers; until then `expert_action` is the path without the miss. Raises ValueError
-        if the suite doesn't support one of them, SeedRejected if the arm that was to miss reaches the object or the
-        recovery takes too long. Without `observe`, frames have no observation.
+        `noise` (m) perturbs the end effectors' paths by `rng`. With `mistake_rng` the expert fails once to
+        grasp, press, push or place an object, and recovers; until then `expert_action` is the path without the miss.
+        Where an object was placed wrongly, the demonstration begins with the recovery. Raises ValueError if the suite
+        doesn't support one of them, SeedRejected if the arm that was to miss reaches the object or the recovery takes
+        too long. Without `observe`, frames have no observation.
         """
 
     def instruction(self, split: Literal["seen", "unseen"] = "seen") -> str:

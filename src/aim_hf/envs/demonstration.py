@@ -37,11 +37,13 @@ def play_path(
     mistake = path.mistake
     if mistake is not None:
         actions += mistake.offset.astype(np.float32)
-    observation, success = env.observe() if observe else None, False
+    first = mistake.intervention if mistake is not None and mistake.hidden else 0
+    observation, success = env.observe() if observe and not first else None, False
     for step, (action, expert_action) in enumerate(zip(actions, expert_actions)):
         intervention = mistake is not None and step == mistake.intervention
-        yield ExpertFrame(observation, action, expert_action, success, intervention)
-        result = env.step(action, observe=observe)
+        if step >= first:
+            yield ExpertFrame(observation, action, expert_action, success, intervention)
+        result = env.step(action, observe=observe and step + 1 >= first)
         observation, success = result.observation, result.success
     yield ExpertFrame(observation, None, None, success)
 

@@ -127,8 +127,10 @@ class TabletopEnvironment(InProcessEnvironment):
             if len(path.actions) > self.step_limit:
                 raise SeedRejected(self._seed, f"with a mistake, {self.task} takes more than {self.step_limit} steps")
         for frame in play_path(self, path, noise, rng, observe):
-            if frame.intervention and (frame.success or self._active_scene().gripper(path.mistake.arm) > HELD):
-                raise SeedRejected(self._seed, "the arm that was to miss its object has reached it")
+            if frame.intervention:
+                held = not path.mistake.hidden and self._active_scene().gripper(path.mistake.arm) > HELD
+                if frame.success or held:
+                    raise SeedRejected(self._seed, "the arm that was to miss its object has reached it")
             yield frame
 
     def instruction(self, split: str = "seen") -> str:

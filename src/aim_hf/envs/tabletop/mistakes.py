@@ -1,12 +1,12 @@
-"""Mistakes of an expert, from which a policy learns to notice that it has missed an object, and to try again."""
+"""Mistakes of an expert, from which a policy learns to notice that it has failed, and to try again."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..base import ARMS, ExpertPath, Mistake
-from ..motion import CLOSED, straight
-from .motion import PUSH_SPEED, SPEED
+from ..base import ARMS, Attempt, ExpertPath, Mistake
+from ..motion import CLOSED, OPEN, straight
+from .motion import CAREFUL_SPEED, GRIP_STEPS, PUSH_SPEED, SPEED
 
 BESIDE = 0.05  # m: largest distance of a miss to the side, along each axis
 ABOVE = 0.06  # m: largest distance above
@@ -14,78 +14,119 @@ LEAST = 0.04  # m: smallest distance of a missed grasp
 LEAST_BESIDE = 0.01  # m: and of a press beside its place
 SHORT = (0.004, 0.03)  # m: by how much a press may stop short
 SHORT_PUSH = (0.015, 0.045)  # m: and a push
-MOST_UNAWARE = 6  # control steps between the miss and the recovery
+MISPLACED = (0.035, 0.08)  # m: by how much an object is set down beside its place
+OFF_CENTER = (0.022, 0.026)  # m: and on another object, on which it still stands
+MOST_UNAWARE = 6  # control steps between a miss and the recovery
 HELD = 0.1  # a closed gripper that is measured further open than this holds an object
 
 
 def with_mistake(path: ExpertPath, rng: np.random.Generator) -> ExpertPath:
-    """A path on which one grasp or press misses its object, or one push stops short. After up to `MOST_UNAWARE` more
-    actions, the expert goes back and tries again, or pushes on from where it is; meanwhile the other arm waits. Then
-    it goes on with `path`.
+    """A path on which a grasp or press misses its object, a push stops short, or an object is placed wrongly.
+    After up to `MOST_UNAWARE` more actions, the expert goes back and tries again, or pushes on from where it is.
+    A misplaced object is picked up at once. Meanwhile the other arm waits. Then the expert goes on with `path`.
 
-    `path` has at least one attempt.
+    `path` has an attempt that is no placement.
     """
-    attempt = path.attempts[rng.integers(len(path.attempts))]
-    mine, other = (slice(0, 8), slice(8, 16)) if attempt.arm == ARMS[0] else (slice(8, 16), slice(0, 8))
+    attempt = _chosen(path, rng)
+    mine, other = _columns(attempt.arm)
     before, approach = path.actions[max(attempt.start - 1, 0), mine], path.actions[attempt.start : attempt.end, mine]
-    way = approach[-1, :3] - before[:3]
-    miss = {"grasp": _missed_grasp, "press": _missed_press, "push": _short_push}[attempt.kind](way, rng)
-    unaware = _unaware(path, attempt.end, int(rng.integers(MOST_UNAWARE + 1)))
+    miss = _miss(path, attempt, rng)
+    unaware = _unaware(path, attempt.end, int(rng.integers(MOST_UNAWARE + 1)) if attempt.kind != "place" else 0)
     nominal = np.concatenate([path.actions[: attempt.end], unaware])
     noticed = len(nominal)
 
     offset = np.zeros_like(nominal)
-    moving = np.sum(approach[:, 7] > CLOSED) if attempt.kind == "grasp" else len(approach)
-    steps = np.arange(1, noticed - attempt.start + 1) / moving
+    of_kind = {"grasp": approach[:, 7] > CLOSED, "place": approach[:, 7] == CLOSED}
+    steps = np.arange(1, noticed - attempt.start + 1) / np.sum(of_kind.get(attempt.kind, np.ones(len(approach))))
     offset[attempt.start :, mine][:, :3] = np.minimum(steps, 1)[:, None] * miss
 
-    here = nominal[-1, mine] + offset[-1, mine]
-    if attempt.kind == "push":
-        again = straight(here, approach[-1, :3], PUSH_SPEED, 2, CLOSED)
-        key_steps = range(len(again))
-    else:
-        back = straight(here, before[:3] + miss, SPEED, 2, before[7])
-        back += straight(back[-1], before[:3], SPEED, 2, before[7])
-        again = [*back, *approach]
-        key_steps = [
-            step - attempt.start + len(back) for step in path.key_steps if attempt.start <= step < attempt.end
-        ]
-    waiting = np.repeat(path.actions[attempt.end - 1 : attempt.end, other], len(again), axis=0)
-    return_to = straight(nominal[-1, other], waiting[0, :3], SPEED, 2, waiting[0, 7])[: len(again)]
-    waiting[: len(return_to)] = return_to
-    recovery = np.empty((len(again), nominal.shape[1]))
-    recovery[:, mine], recovery[:, other] = again, waiting
+    back, again = _recovery(attempt.kind, nominal[-1, mine] + offset[-1, mine], before, approach, miss)
+    recovery = np.empty((len(back) + len(again), nominal.shape[1]))
+    recovery[:, mine] = [*back, *again]
+    recovery[:, other] = waiting = path.actions[attempt.end - 1, other]
+    way = straight(nominal[-1, other], waiting[:3], SPEED, 2, waiting[7])[: len(recovery)]
+    recovery[: len(way), other] = way
 
     actions = np.concatenate([nominal, recovery, path.actions[attempt.end :]])
     offset = np.concatenate([offset, np.zeros((len(actions) - noticed, offset.shape[1]))])
-    resumed = noticed + len(again)
+    begin, resumed = noticed + len(back), noticed + len(recovery)
+    repeated = [step - attempt.start for step in path.key_steps if attempt.start <= step < attempt.end]
     key_steps = [
         *(step for step in path.key_steps if step < noticed),
-        *(noticed + step for step in key_steps),
-        *(step - attempt.end + resumed for step in path.key_steps if attempt.end <= step),
+        *(range(noticed, begin) if attempt.kind == "place" else []),
+        *(range(begin, resumed) if attempt.kind == "push" else (begin + step for step in repeated)),
+        *(resumed + step - attempt.end for step in path.key_steps if attempt.end <= step),
     ]
-    return ExpertPath(actions, key_steps, mistake=Mistake(attempt.arm, offset, noticed))
+    return ExpertPath(actions, key_steps, mistake=Mistake(attempt.arm, offset, noticed, attempt.kind == "place"))
 
 
-def _missed_grasp(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where the gripper closes, relative to the object, beside or above it: (3,), in meters."""
+def _chosen(path: ExpertPath, rng: np.random.Generator) -> Attempt:
+    """An attempt of the path; no placement while the other hand isn't open, for it may hold another object."""
+    possible = [
+        attempt
+        for attempt in path.attempts
+        if attempt.kind != "place"
+        or np.all(path.actions[attempt.start : attempt.end, _columns(attempt.arm)[1]][:, 7] == OPEN)
+    ]
+    return possible[rng.integers(len(possible))]
+
+
+def _columns(arm: str) -> tuple[slice, slice]:
+    """The numbers of this arm in an action, and those of the other."""
+    left, right = slice(0, 8), slice(8, 16)
+    return (left, right) if arm == ARMS[0] else (right, left)
+
+
+def _recovery(
+    kind: str, here: np.ndarray, before: np.ndarray, approach: np.ndarray, miss: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Rows (8,) of the arm that has missed and is `here`: those that lead back, and those of the second try."""
+    if kind == "push":
+        return [], straight(here, approach[-1, :3], PUSH_SPEED, 2, CLOSED)
+    back = []
+    if kind == "place":
+        lowest = approach[approach[:, 2].argmin(), :3]
+        back += straight(here, lowest + miss, CAREFUL_SPEED, 2, OPEN)
+        back += GRIP_STEPS * [np.append(back[-1][:7], CLOSED)]
+    back += straight(back[-1] if back else here, before[:3] + miss, SPEED, 2, before[7])
+    back += straight(back[-1], before[:3], SPEED, 2, before[7])
+    return back, list(approach)
+
+
+def _miss(path: ExpertPath, attempt: Attempt, rng: np.random.Generator) -> np.ndarray:
+    """Where an attempt ends, relative to its place: (3,), in meters."""
+    if attempt.kind == "grasp":
+        return _missed_grasp(rng)
+    if attempt.kind == "press":
+        return _missed_press(rng)
+    positions = path.actions[:, _columns(attempt.arm)[0]][:, :3]
+    if attempt.kind == "push":
+        way = positions[attempt.end - 1] - positions[max(attempt.start - 1, 0)]
+        return -rng.uniform(*SHORT_PUSH) * way / np.linalg.norm(way)
+    grasps = [other for other in path.attempts if (other.kind, other.arm) == ("grasp", attempt.arm)]
+    picked = max(other.end for other in grasps if other.end <= attempt.start) - 1
+    on_table = abs(positions[picked, 2] - positions[attempt.start : attempt.end, 2].min()) < 0.01
+    return _beside(rng.uniform(*(MISPLACED if on_table else OFF_CENTER)), rng)
+
+
+def _beside(distance: float, rng: np.random.Generator) -> np.ndarray:
+    angle = rng.uniform(0, 2 * np.pi)
+    return np.array([distance * np.cos(angle), distance * np.sin(angle), 0])
+
+
+def _missed_grasp(rng: np.random.Generator) -> np.ndarray:
+    """Where the gripper closes, beside or above the object."""
     while True:
         miss = np.append(rng.uniform(-BESIDE, BESIDE, size=2), rng.uniform(0, ABOVE))
         if LEAST < np.linalg.norm(miss):
             return miss
 
 
-def _missed_press(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where the press ends, relative to its place. Half of them are beside it, half stop short above it."""
+def _missed_press(rng: np.random.Generator) -> np.ndarray:
+    """Where the press ends. Half of them are beside its place, half stop short above it."""
     if rng.random() < 0.5:
         return np.array([0, 0, rng.uniform(*SHORT)])
-    distance, angle = rng.uniform(LEAST_BESIDE, BESIDE), rng.uniform(0, 2 * np.pi)
-    return np.array([distance * np.cos(angle), distance * np.sin(angle), rng.uniform(0, SHORT[1])])
-
-
-def _short_push(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where the push along `way` (3,) ends, relative to its place."""
-    return -rng.uniform(*SHORT_PUSH) * way / np.linalg.norm(way)
+    return _beside(rng.uniform(LEAST_BESIDE, BESIDE), rng) + [0, 0, rng.uniform(0, SHORT[1])]
 
 
 def _unaware(path: ExpertPath, start: int, steps: int) -> np.ndarray:

@@ -11,8 +11,9 @@ from ..motion import CLOSED, OPEN, ArmMotion, above
 from . import robot
 
 SPEED = 0.032  # meters per control step, averaged over a movement
-_CAREFUL_SPEED = 0.025  # near the table
+CAREFUL_SPEED = 0.025  # near the table
 PUSH_SPEED = 0.016  # of presses and pushes
+GRIP_STEPS = 3
 
 
 class Motion(ArmMotion):
@@ -21,22 +22,24 @@ class Motion(ArmMotion):
     def move(self, arm: str, position: np.ndarray, speed: float = SPEED, **options: Any) -> None:
         super().move(arm, position, speed, **options)
 
-    def grip(self, arm: str, opening: float, steps: int = 3) -> None:
+    def grip(self, arm: str, opening: float, steps: int = GRIP_STEPS) -> None:
         super().grip(arm, opening, steps)
 
     def pick(self, arm: str, position: np.ndarray, lift: float) -> None:
         """Grasps the object at `position` from above and lifts it."""
         self.move(arm, above(position, lift), opening=OPEN)
-        self.move(arm, position, _CAREFUL_SPEED)
+        self.move(arm, position, CAREFUL_SPEED)
         self.grip(arm, CLOSED)
-        self.move(arm, above(position, lift), _CAREFUL_SPEED)
+        self.move(arm, above(position, lift), CAREFUL_SPEED)
 
     def place(self, arm: str, position: np.ndarray, lift: float) -> None:
         """Carries the held object to `position`, sets it down, releases it and retreats upwards."""
         self.move(arm, above(position, lift))
-        self.move(arm, position, _CAREFUL_SPEED)
+        self.move(arm, position, CAREFUL_SPEED)
+        lowered = self._last_move[arm]
         self.grip(arm, OPEN, steps=2)
         self.move(arm, above(position, lift))
+        self._attempts.append(Attempt("place", arm, lowered, len(self._rows[arm]) - 1))
 
     def press(self, arm: str, top: np.ndarray) -> None:
         """Comes down with closed fingers onto the point `top` of an object and presses it. The last step is a key
