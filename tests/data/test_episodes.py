@@ -384,8 +384,8 @@ def change(folder, **columns) -> Path:
         ({"events": lambda row: [None, *row["events"]]}, "an event has no kind, arm, frame, body_name, points, body"),
         ({"intrinsics_left_camera": lambda row: None}, "left_camera has only one of intrinsics"),
         ({"instruction": lambda row: " "}, "the instruction is empty"),
-        ({"intervention": lambda row: 0}, r"intervention is 0; expected a step in 1\.\.6"),
-        ({"intervention": lambda row: 7}, r"intervention is 7; expected a step in 1\.\.6"),
+        ({"intervention": lambda row: -1}, r"intervention is -1; expected a step in 0\.\.6"),
+        ({"intervention": lambda row: 7}, r"intervention is 7; expected a step in 0\.\.6"),
         ({"events": lambda row: [row["events"][0] | {"frame": 7}]}, "event at frame 7"),
         (
             {"events": lambda row: [row["events"][0] | {"body_pose": [[0.0] * 7]}]},

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from aim_hf.data.episodes import Episode
 from aim_hf.data.recorder import Failure, record_episode
 from aim_hf.envs import make_environment
 from aim_hf.envs.base import SeedRejected
@@ -110,6 +111,7 @@ def test_a_demonstration_begins_beside_an_object_that_was_placed_wrongly(task):
         kinds = [(event.kind, event.body_name) for event in episode.events]
         assert kinds == [(event.kind, event.body_name) for event in nominal[-len(kinds) :]], "the rest of the task"
         assert episode.success and kinds[0][0] == "pick"
+        assert Episode.from_row(episode.to_row()).intervention == 0
         at, expected = (events[0].body_pose[0, :3] for events in (episode.events, nominal[-len(kinds) :]))
         assert np.linalg.norm(at - expected) > 0.05, "not where it was at first"
     assert recovered >= 2

@@ -31,7 +31,8 @@ COLUMNS = {
     "teaches recovery",
     "expert_action": "what the expert wanted: the target of training",
     "intervention": "the step at which the expert sees that it missed an object: `action` holds the miss before it, "
-    "`expert_action` the recovery from it on; null without a miss",
+    "`expert_action` the recovery from it on; 0 where an object lies in the wrong place from the start; null without "
+    "mistake",
     "events": "contacts in order: kind (pick, place, press, push, insert), arm, first frame that shows it done, body, "
     "contact points in the body's frame (m), its pose in each frame, and the share of the points that each camera "
     "sees; null where they are unknown",

@@ -86,8 +86,8 @@ class Episode:
     state (num_frames, D) float32: measured state in the layout of an action.
     action (T, D) float32: executed actions. expert_action (T, D): the expert's actions, the target of training.
     events: contacts in time order; None if they are unknown.
-    intervention: the step from which `expert_action` recovers from a mistake that `action` makes before it; None
-        without a mistake.
+    intervention: the step from which `expert_action` recovers from a mistake that `action` makes before it; 0 if
+        the mistake came before the episode, None without a mistake.
     recorded_value_maps: camera -> (num_frames, height, width, 3) uint8, of an episode with unknown contacts, or of a
         camera without calibration.
     """
@@ -253,9 +253,9 @@ def check_row(row: dict[str, Any], where: str) -> None:
             f"{where}: fps is {row['fps']} and action_space {row['action_space']!r}; expected a positive rate and one "
             f"of {', '.join(ACTION_SPACES)}"
         )
-    if (step := row.get("intervention")) is not None and not 0 < step < frames:
+    if (step := row.get("intervention")) is not None and not 0 <= step < frames:
         raise ValueError(
-            f"{where}: intervention is {step}; expected a step in 1..{frames - 1}, or null without a mistake"
+            f"{where}: intervention is {step}; expected a step in 0..{frames - 1}, or null without a mistake"
         )
     columns = [("state", row["state"], frames)]
     columns += [(name, row[name], frames - 1) for name in ("action", "expert_action")]

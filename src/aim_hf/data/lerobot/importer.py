@@ -344,8 +344,7 @@ def _thinned(row: dict[str, Any], every: int) -> dict[str, Any]:
         raise ValueError(f"it has {row['num_frames']} frames, of which every {every}th is kept; expected at least 2")
     thin = dict(row, num_frames=last + 1)
     if row.get("intervention") is not None:
-        # The first kept action that belongs to the recovery; none if the recovery begins with the episode.
-        thin["intervention"] = row["intervention"] // every or None
+        thin["intervention"] = row["intervention"] // every  # the first kept action that belongs to the recovery
     for name, values in row.items():
         if name in ("action", "expert_action"):
             thin[name] = values[every - 1 :: every]
