@@ -356,6 +356,23 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
     assert f"{tmp_path}/home/easy holds no results.json" in capsys.readouterr().err
 
 
+def test_a_tilde_is_the_home_folder_also_where_a_repo_id_may_stand(tmp_path, monkeypatch, capsys):
+    """`--policy=~/aim` was looked for on the Hub."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "aim").mkdir()
+    with pytest.raises(SystemExit):
+        run(["demo", "--policy=~/aim", f"--output_dir={tmp_path}/demo"])
+    assert f"{tmp_path}/aim has no model_index.json" in capsys.readouterr().err
+
+
+def test_a_tilde_with_an_unknown_user_stays_as_in_a_shell(tmp_path, monkeypatch, capsys):
+    """It ended in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run(["report", "--results=~no-such-user/easy", "--output_dir=report"])
+    assert "~no-such-user/easy holds no results.json" in capsys.readouterr().err
+
+
 def test_every_command_with_an_output_folder_refuses_an_empty_one():
     commands = ROOT / "src" / "aim_hf" / "commands"
     named = {path.stem.replace("_", "-") for path in commands.glob("*.py") if '"--output_dir"' in path.read_text()}

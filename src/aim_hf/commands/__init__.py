@@ -65,7 +65,7 @@ def path_argument(text: str) -> Path:
     """The path in an argument, with `~` for the home folder, which shells leave in `--output_dir=~/runs`. An empty
     one, as of a variable that isn't set, is refused."""
     try:
-        return check_path("it", text).expanduser()
+        return check_path("it", os.path.expanduser(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(error) from error
 
@@ -101,7 +101,7 @@ def check_robotwin_options(suite: str, argv: list[str]) -> None:
 def check_outside(output_dir: Path, policy: str) -> None:
     """Raises ValueError for an output folder inside the policy's: its files would count as the policy's, and the run
     couldn't continue, since its policy would be another one."""
-    if os.path.isdir(policy) and output_dir.expanduser().resolve().is_relative_to(Path(policy).resolve()):
+    if os.path.isdir(policy) and output_dir.resolve().is_relative_to(Path(policy).resolve()):
         raise ValueError(f"--output_dir {output_dir} is inside of --policy {policy}; give a folder beside it")
 
 
@@ -116,7 +116,8 @@ def check_address(host: str, port: int) -> None:
 
 
 def spelled(argv: list[str]) -> list[str]:
-    """`argv` with options as they are declared: underscores for dashes, and current names for renamed options."""
+    """`argv` with options as they are declared: underscores for dashes, and current names for renamed options. `~` is
+    the home folder, which shells leave in `--policy=~/runs/aim`."""
 
     def option(text: str) -> str:
         match = re.match(r"--[A-Za-z][\w-]*", text)
@@ -125,7 +126,8 @@ def spelled(argv: list[str]) -> list[str]:
         name = "--" + match[0][2:].replace("-", "_")
         if name in RENAMED:
             print(f"{name} is called {RENAMED[name]} now.", file=sys.stderr)
-        return RENAMED.get(name, name) + text[match.end() :]
+        value = text[match.end() :]
+        return RENAMED.get(name, name) + (f"={os.path.expanduser(value[1:])}" if value.startswith("=~") else value)
 
     return [option(text) for text in argv]
 

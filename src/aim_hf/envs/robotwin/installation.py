@@ -54,7 +54,7 @@ def find_installation(
     root = root or os.environ.get(ROOT)
     assets = assets or os.environ.get(ASSETS)
     if root:
-        root = Path(root).expanduser().resolve()
+        root = Path(os.path.expanduser(root)).resolve()
         configs = _check_checkout(root, task)
         _package_folder(python)  # raises if the interpreter can't run
         return Installation(python, root, configs, _assets_folder(assets) if assets else root, False)
@@ -75,7 +75,7 @@ def find_installation(
 def find_configs() -> Path | None:
     """The folder of configurations that the environment variables name; None if RoboTwin isn't installed."""
     if root := os.environ.get(ROOT):
-        return _checkout_configs(Path(root).expanduser())
+        return _checkout_configs(Path(os.path.expanduser(root)))
     if os.environ.get(PYTHON):
         package = _package_folder(_interpreter(None))
         return package and package / "configs" / "task"
@@ -83,7 +83,7 @@ def find_configs() -> Path | None:
 
 
 def _assets_folder(assets: str | os.PathLike) -> Path:
-    folder = Path(assets).expanduser().resolve()
+    folder = Path(os.path.expanduser(assets)).resolve()
     if not (folder / "assets").is_dir():
         raise RoboTwinMissing(f"{folder} holds no folder assets: give the folder that contains RoboTwin's assets/")
     return folder
