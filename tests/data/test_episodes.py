@@ -348,6 +348,16 @@ def test_a_full_cache_is_told(folder):
     assert len(load_episodes(folder)) == 3
 
 
+def test_a_cache_that_cannot_be_made_is_told(folder, tmp_path, monkeypatch):
+    """As below a home folder that can't be written."""
+    (tmp_path / "home").touch()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
+    with pytest.raises(
+        OSError, match=r"copied into the cache of datasets, .*/home/datasets \(.*choose another folder"
+    ):
+        load_episodes(folder)
+
+
 def test_a_shard_from_before_interventions_is_read_beside_new_ones(folder):
     path = folder / "data" / "easy-click_bell-00000.parquet"
     pq.write_table(pq.read_table(path).drop_columns("intervention"), path, row_group_size=1)

@@ -335,14 +335,14 @@ def load_episodes(source: str | Path) -> Dataset:
     files = [glob.escape(path) for path in paths]  # `datasets` also takes names for patterns
     try:
         return _with_videos_as_bytes(load_dataset("parquet", data_files=files, split="train", features=features))
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, OSError) as error:
         for path in shard_paths(folder):
             with reading(path, MEND):
                 for _ in pq.ParquetFile(path).iter_batches(batch_size=1):
                     pass
         raise OSError(
             f"{folder} could not be copied into the cache of datasets, {config.HF_DATASETS_CACHE} "
-            f"({error.__cause__}). Make room there, or choose another folder by HF_DATASETS_CACHE"
+            f"({error.__cause__ or error}). Make room there, or choose another folder by HF_DATASETS_CACHE"
         ) from error
 
 
