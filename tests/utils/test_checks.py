@@ -1,10 +1,21 @@
 """Errors about a wrong value name it, and stay readable however large it is."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from aim_hf.protocol.messages import MessageError, pack, unpack
-from aim_hf.utils.checks import check_choice, check_number, check_positive, check_whole, finite_numbers, shortened
+from aim_hf.utils.checks import (
+    check_choice,
+    check_number,
+    check_path,
+    check_positive,
+    check_whole,
+    finite_numbers,
+    shortened,
+)
 
 LARGE = list(range(100_000))
 HUGE = 10**400  # no float holds it
@@ -50,3 +61,10 @@ def test_a_client_is_told_its_large_shape_in_short():
 def test_a_text_is_truncated_within_its_quotes():
     assert shortened("ab\n" * 100, 5) == repr("ab\nab…")
     assert shortened("press the bell") == "'press the bell'"
+
+
+def test_a_path_that_is_not_utf8_is_refused():
+    """pyarrow and cards can't write it: a collection ended after its first episode."""
+    with pytest.raises(ValueError, match=r"^it is 'runs/\\udce9'; expected a name in UTF-8\. .* set LC_ALL=C.UTF-8"):
+        check_path("it", os.fsdecode(b"runs/\xe9"))
+    assert check_path("it", "runs/é") == Path("runs/é")

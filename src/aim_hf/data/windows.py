@@ -18,7 +18,7 @@ from datasets import IterableDataset as StreamedDataset
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..envs.base import CAMERAS
-from ..utils.checks import check_choice, check_whole
+from ..utils.checks import check_choice, check_path, check_whole
 from ..utils.extras import extra
 from ..value_maps.render import render_value_maps
 from .episodes import VECTORS, decode_column, event_from_row
@@ -125,7 +125,7 @@ class EpisodeWindows(Dataset):
     """
 
     def __init__(self, folder: str | Path, window: Window) -> None:
-        folder = Path(folder)
+        folder = check_path("folder", folder)
         check_folder(folder)
         self.window, self.paths = window, shard_paths(folder)
         self._places: list[tuple[int, int, int]] = []  # (shard, row group, row in the group) of each episode

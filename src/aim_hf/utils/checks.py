@@ -75,10 +75,21 @@ def check_kind(name: str, value: Any, kind: type) -> None:
 
 
 def check_path(name: str, value: str | os.PathLike) -> Path:
-    """`value` as a Path. Raises ValueError for an empty one, which `Path` takes for the current folder."""
+    """`value` as a Path, which is absolute if it has a colon: FFmpeg and pyarrow would take `run:1/data` for a URL.
+
+    Raises:
+        ValueError: for an empty one, which `Path` takes for the current folder, and one that isn't UTF-8.
+    """
     if not os.fspath(value):
         raise ValueError(f"{name} is {shortened(value)}; expected a path. Give '.' for the current folder.")
-    return Path(value)
+    path = Path(value)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # a byte that Python couldn't decode
+        raise ValueError(
+            f"{name} is {str(path)!a}; expected a name in UTF-8. Rename it, or set LC_ALL=C.UTF-8 if it is one."
+        ) from error
+    return path.absolute() if ":" in str(path) else path
 
 
 # Checks for `check_fields`.

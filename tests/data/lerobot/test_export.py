@@ -25,6 +25,7 @@ from aim_hf.data.lerobot.source import LeRobotSource
 from aim_hf.data.shards import write_rows
 from aim_hf.data.validation import validate
 from aim_hf.data.video import decode_video, encode_video
+from aim_hf.data.windows import EpisodeWindows, Window
 from aim_hf.envs.base import CAMERAS
 
 from ..fixtures_episodes import SIZES, make_episode, write_shard
@@ -89,6 +90,15 @@ def test_an_export_comes_back_whole(exported, tmp_path):
             else:
                 assert before[name] == after[name], name
     assert load_dataset(str(tmp_path / "back"))["easy"].num_rows == 2
+
+
+def test_folders_may_be_named_by_the_time(exported, tmp_path, monkeypatch):
+    """FFmpeg and pyarrow take such names for URLs where paths are relative."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported / "export", "run-10:30")
+    run(["import-lerobot", "run-10:30", "--output_dir", "run-10:31"])
+    run(["export-lerobot", "run-10:31", "--output_dir", "run-10:32"])
+    assert EpisodeWindows("run-10:31", Window(num_frames=3))[0]["start"] == 0
 
 
 def test_an_import_of_an_export_is_valid(exported, tmp_path):

@@ -97,12 +97,13 @@ class LeRobotSource:
         Raises:
             OSError, ValueError: as the class; if the repo can't be read; for a revision of a folder; for "".
         """
-        if check_path("the dataset", source).exists() or source.count("/") != 1:
+        path = check_path("the dataset", source)
+        if path.exists() or source.count("/") != 1:
             if revision is not None:
                 raise ValueError(
                     f"{source} is a folder, so there is no revision {revision} of it; leave --revision out"
                 )
-            return cls(Path(source))
+            return cls(path)
         folder = _snapshot(source, revision, ["meta/*"])
         return cls(folder, source, revision=folder.name)
 
