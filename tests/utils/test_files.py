@@ -11,7 +11,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from aim_hf.utils.files import UnreadableFile, append_json_line, claim, files_in, reading, written_file, written_folder
+from aim_hf.utils.files import (
+    UnreadableFile,
+    append_json_line,
+    claim,
+    files_in,
+    reading,
+    write_text,
+    written_file,
+    written_folder,
+)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +131,15 @@ def test_why_a_folder_could_not_be_written_is_told(tmp_path, error):
         with pytest.raises(type(other), match=f"^{other}$"), written_folder(tmp_path / "a"):
             raise other
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_file_could_not_be_written_is_told_once(tmp_path):
+    """The file's own error named a hidden folder, and said that earlier files are complete."""
+    with pytest.raises(OSError) as raised, written_folder(tmp_path / "a") as folder:
+        (folder / "b").touch()
+        write_text(folder / "b" / "c", "")
+    told = f"{tmp_path / 'a'} could not be written (File exists). Make room or choose another folder, then save again"
+    assert raised.value.strerror == told and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("existed", [False, True])

@@ -293,7 +293,8 @@ def written_folder(folder: str | os.PathLike) -> Iterator[Path]:
         # An OSError without a number is one of the Hub, from a push inside the context. Tokenizers raise an Exception.
         if not (isinstance(error, SafetensorError) or type(error) is Exception or getattr(error, "errno", None)):
             raise
-        reason = getattr(error, "strerror", None) or str(error)
+        first = error.__cause__ or error  # `writing` names a file of `partial`, and that earlier ones are kept
+        reason = getattr(first, "strerror", None) or str(first)
         raise OSError(
             getattr(error, "errno", errno.EIO),
             f"{folder} could not be written ({reason}). Make room or choose another folder, then save again",
