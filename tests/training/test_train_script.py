@@ -192,9 +192,10 @@ def test_adapters_of_another_configuration_than_their_base_are_refused(tmp_path)
 
 
 def test_two_processes_log_save_and_resume_together(python, pipe, latents, tmp_path):  # noqa: F811
-    """Process 0 alone samples; it must neither hold up nor lose the others when they log and save together."""
-    launch = ["--multi_gpu", "--num_processes", "2"]
-    train(python, pipe, latents, tmp_path, launch)
+    """Process 0 alone samples; it must neither hold up nor lose the others when they log and save together. Their
+    seed is the largest that numpy takes, from which process 1 counts on."""
+    launch, seed = ["--multi_gpu", "--num_processes", "2"], 2**32 - 1
+    train(python, pipe, latents, tmp_path, launch, seed=seed)
     state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
     logged = [entry for entry in state["log_history"] if "loss" in entry]
     assert [entry["step"] for entry in logged] == [2, 4]
@@ -209,7 +210,7 @@ def test_two_processes_log_save_and_resume_together(python, pipe, latents, tmp_p
     once = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
     averaged = load_file(tmp_path / "run" / "checkpoint-4" / EMA_FILE)
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    train(python, pipe, latents, tmp_path, launch)
+    train(python, pipe, latents, tmp_path, launch, seed=seed)
     again = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
     assert all(torch.equal(once[name], again[name]) for name in once)
     again = load_file(tmp_path / "run" / "checkpoint-4" / EMA_FILE)

@@ -114,7 +114,8 @@ def main(argv: list[str]) -> None:
     resume = claim_run(training_arguments, settings)
     if resume and is_first:
         print(f"Going on from {resume}")
-    set_seed(training_arguments.seed, device_specific=True)  # each process draws its own noise
+    # Each process draws its own noise. numpy takes seeds below 2^32 alone.
+    set_seed((training_arguments.seed + training_arguments.process_index) % 2**32)
     trainer.add_callback(SampleCallback(trainer, held_out, codec, output / "samples"))
     exporter = Exporter(trainer, model, policy, vae, train.processor, has_adapter=bool(arguments.lora_rank))
     if arguments.export_steps:
