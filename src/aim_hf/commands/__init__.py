@@ -135,6 +135,7 @@ def spelled(argv: list[str]) -> list[str]:
 def run(argv: list[str] | None = None) -> None:
     """Runs a subcommand. Errors about its input are printed as one line, with exit code 2, and Ctrl-C as one with exit
     code 130; AIM_HF_TRACEBACK=1 shows the traceback."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # None where it was closed, as by `2>&-`; tqdm writes to it
     command, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         width = max(map(len, COMMANDS))

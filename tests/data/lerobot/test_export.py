@@ -101,6 +101,13 @@ def test_folders_may_be_named_by_the_time(exported, tmp_path, monkeypatch):
     assert EpisodeWindows("run-10:31", Window(num_frames=3))[0]["start"] == 0
 
 
+def test_a_command_needs_no_stderr(exported, tmp_path, monkeypatch):
+    """Python has none where it was closed, and progress bars ended in an error that nobody saw."""
+    monkeypatch.setattr("sys.stderr", None)
+    run(["export-lerobot", str(exported / "episodes"), "--output_dir", str(tmp_path / "export")])
+    assert LeRobotSource(tmp_path / "export").num_episodes == 3
+
+
 def test_an_import_of_an_export_is_valid(exported, tmp_path):
     """Its manifests don't tell how the episodes were simulated, which is no problem of theirs."""
     import_episodes(LeRobotSource(exported / "export"), None, tmp_path / "back")
