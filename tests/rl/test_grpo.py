@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -601,6 +602,18 @@ def test_rollouts_take_the_pipelines_steps_unless_others_are_given(tmp_path):
     other = trainer(num_inference_steps=1, num_action_inference_steps=3)
     assert other.sampling_config == SamplingConfig(1, 3, guidance_scale=2.0)
     assert other.pipe.sampling_config == SamplingConfig(2, 4, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.2, 5.0])
+def test_shifted_times_begin_at_noise_to_the_last_bit(tmp_path, shift):
+    """A first step from another time than 1 has no likelihood if it is above, and keeps noise if it is below."""
+    pipe = make_pipeline()
+    pipe.register_modules(action_scheduler=FlowMatchEulerDiscreteScheduler(shift=shift))
+    args = AIMGRPOConfig(str(tmp_path), use_cpu=True, report_to="none", max_steps=1, num_action_inference_steps=4)
+    policy = AIMGRPOTrainer(pipe, args, Scenes(["click_bell"], 8)).model
+    x = torch.ones(1, 8, 16)
+    _, std = policy.sde.step(x, x, *policy.times[:2])
+    assert std == policy.times[1], "all of the noise is renewed"
 
 
 def test_no_scenes_are_refused():

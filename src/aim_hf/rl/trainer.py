@@ -90,7 +90,7 @@ class AIMGRPOTrainer(CheckpointedTrainer):
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe
         scheduler = with_steps(pipe.action_scheduler, args.num_action_inference_steps, args.device)
-        times = scheduler.sigmas.double().tolist()
+        times = [1.0, *scheduler.sigmas[1:].double().tolist()]  # shifts such as 0.2 round the first sigma to above 1
         mask = pipe.processor.moving_dimensions.to(args.device)
         sde = FlowSDE(args.noise_level, args.noise_modes, args.last_step_std)
         sde.basis(pipe.model.config.action_horizon)  # raises ValueError for more modes than actions
