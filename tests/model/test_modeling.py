@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
-from transformers import AttentionInterface, TorchAoConfig
+from transformers import AttentionInterface, TorchAoConfig, Trainer, TrainingArguments
 
 from aim_hf import AIM_TINY, AIMConfig, AIMForWorldAction
 from aim_hf.model import layers
@@ -446,6 +446,13 @@ def test_what_reaches_the_actions(variant, reads_rgb, reads_value):
     for reads, changed in ((reads_rgb, (other_rgb, value)), (reads_value, (rgb, other_value))):
         difference = (velocity(*changed) - velocity(rgb, value)).abs().max()
         assert difference > 1e-3 if reads else difference == 0
+
+
+def test_a_model_of_transformers_own_trainer_is_saved_and_loaded(tmp_path):
+    """That sets a field of language models on the configuration."""
+    trainer = Trainer(make_model(), TrainingArguments(tmp_path, use_cpu=True, report_to="none"))
+    trainer.save_model()
+    assert AIMForWorldAction.from_pretrained(tmp_path).config.num_layers == make_config().num_layers
 
 
 def test_variants_by_name_and_by_the_name_of_before(tmp_path):

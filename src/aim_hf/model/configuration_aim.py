@@ -30,6 +30,7 @@ _BASE_KEYS = {
     "num_labels",
     "auto_map",
     "is_encoder_decoder",
+    "use_cache",  # the Trainer of transformers sets it on the configuration of every model
 }
 # Fields of earlier versions; they are False in every published checkpoint.
 _REMOVED = ("value_text_cross_attention", "joint_denoising")

@@ -42,8 +42,6 @@ class AIMTrainer(CheckpointedTrainer):
 
     def __init__(self, model: AIMForWorldAction | PeftModel, args: AIMTrainingArguments, **kwargs: Any):
         super().__init__(model=model, args=args, **kwargs)
-        # The Trainer sets this field of language models on every config; AIMConfig refuses unknown fields.
-        del model.config.use_cache
         # All processes shuffle the windows alike, and each takes its share. Without this seed, accelerate shuffles by
         # the seed of each process's noise: some windows would come twice in an epoch, and others never.
         if self.accelerator.dataloader_config.data_seed is None:
