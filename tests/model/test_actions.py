@@ -239,6 +239,8 @@ def test_other_wrong_calls_are_refused(rng):
         processor.normalize_actions(pose[None])
     with pytest.raises(ValueError, match="one pose an episode"):
         processor.normalize_actions(np.stack([[pose, pose]] * 3), pose)
+    with pytest.raises(ValueError, match=r"initial_pose has shape \(16,\) and actions \(16,\); expected"):
+        processor.normalize_actions(pose, pose)
     with pytest.raises(ValueError, match="normalized actions have NaN"):
         processor.unnormalize_actions(torch.full((1, 16), torch.nan), pose)
     for relative in (np.ones((2, 15)), np.ones((2, 24)), np.full((2, 16), np.nan)):

@@ -251,7 +251,7 @@ class ActionsMixin:
         if initial_pose is None:
             raise ValueError("initial_pose is missing; actions of space 'ee' are relative to the first pose.")
         initial = self._check_actions(initial_pose, "initial_pose").to(actions)
-        if initial.shape[:-1] != actions.shape[:-2]:
+        if actions.ndim < 2 or initial.shape[:-1] != actions.shape[:-2]:
             raise ValueError(
                 f"initial_pose has shape {tuple(initial.shape)} and actions {tuple(actions.shape)}; expected "
                 "(..., 16) and (..., T, 16) with the same leading shape: one pose an episode."
