@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from aim_hf.pipeline.codec import VideoCodec
 from aim_hf.pipeline.pipeline_aim import AIMPipeline
@@ -267,6 +267,9 @@ def test_schedulers_of_other_steps_are_refused(pipe):
     for name in ("scheduler", "action_scheduler"):
         with pytest.raises(ValueError, match=f"^{name} is DDIMScheduler; expected a FlowMatchEulerDiscreteScheduler"):
             AIMPipeline(**(pipe.components | {name: DDIMScheduler()}))
+        with pytest.raises(ValueError, match=f"^{name} is DDIMScheduler; expected a FlowMatchEulerDiscreteScheduler"):
+            setattr(pipe, name, DDIMScheduler())
+        assert isinstance(getattr(pipe, name), FlowMatchEulerDiscreteScheduler)
 
 
 def test_what_is_no_sampling_config_is_refused(pipe, tmp_path):

@@ -34,7 +34,7 @@ from . import inputs
 from .callbacks import step_callback
 from .codec import CodecState, StreamDecoder, VideoCodec
 from .history import encode_again, extend
-from .loading import AIMLoaderMixin, check_components
+from .loading import COMPONENTS, AIMLoaderMixin, check_components
 from .pipeline_output import OUTPUT_TYPES, AIMPipelineOutput, as_output_type
 from .recent import RecentFrames
 from .sampling import OnStepEnd, denoise_actions, denoise_world, prepare_latents
@@ -132,6 +132,8 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in COMPONENTS and value is not None:  # None frees one that is no longer needed
+            check_components({name: value})
         if name in ("model", "vae", "processor"):
             self._id = uuid.uuid4().hex  # identifies the sessions that it starts, whose history is of these parts
         super().__setattr__(name, value)
