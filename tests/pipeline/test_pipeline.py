@@ -216,6 +216,7 @@ def test_a_call_is_its_public_steps(pipe, rng):
         ({"sampling_config": {}}, "sampling_config is of type dict; expected SamplingConfig"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 rows"),
         ({"session": "ring bell"}, "session is 'ring bell'; start one"),
+        ({"session": [{"observation": {}}] * 99}, "^session is .{41}; start one"),
         *(({"num_inference_steps": n}, f"num_inference_steps is {n!r}; expected a whole number") for n in ODD),
         *(({"num_action_inference_steps": n}, f"num_action_inference_steps is {n!r}") for n in ODD),
         ({"num_action_inference_steps": 10**30}, "num_action_inference_steps is 1000.*; expected at most 1000"),

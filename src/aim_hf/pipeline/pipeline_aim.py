@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from ..model.cache import AIMCache
 from ..model.modeling_aim import AIMForWorldAction
 from ..model.processing_aim import AIMProcessor
-from ..utils.checks import check_choice, check_kind, check_whole
+from ..utils.checks import check_choice, check_kind, check_whole, shortened
 from . import inputs
 from .callbacks import step_callback
 from .codec import CodecState, StreamDecoder, VideoCodec
@@ -360,7 +360,9 @@ class AIMPipeline(AIMLoaderMixin, DiffusionPipeline):
 
     def _check_session(self, session: AIMSession) -> None:
         if not isinstance(session, AIMSession):
-            raise ValueError(f"session is {session!r}; start one with pipe.start(instruction) and pass it.")
+            raise ValueError(
+                f"session is {shortened(session, 40)}; start one with pipe.start(instruction) and pass it."
+            )
         if session.pipeline_id != self._id:
             raise ValueError(
                 "session belongs to another pipeline, or to a model, VAE or processor that this one no longer has; "
