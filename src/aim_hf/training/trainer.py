@@ -42,6 +42,8 @@ class AIMTrainer(CheckpointedTrainer):
 
     def __init__(self, model: AIMForWorldAction | PeftModel, args: AIMTrainingArguments, **kwargs: Any):
         super().__init__(model=model, args=args, **kwargs)
+        # The Trainer sets this field of language models on every config; it would be saved with the policy.
+        del model.config.use_cache
         # All processes shuffle the windows alike, and each takes its share. Without this seed, accelerate shuffles by
         # the seed of each process's noise: some windows would come twice in an epoch, and others never.
         if self.accelerator.dataloader_config.data_seed is None:
