@@ -54,6 +54,8 @@ def test_overlay_is_hot_where_the_map_is_and_gray_elsewhere():
     red, green, blue = picture[2, 3].astype(int)
     assert red >= green > blue and red > 200
     assert picture[0, 0, 0] < picture[5, 5, 0] < picture[2, 3, 0]
+    with pytest.raises(ValueError, match="value is uint8; expected floating-point"):
+        overlay(rgb, (255 * value).astype(np.uint8))
 
 
 def test_canvas_repeats_pixels():

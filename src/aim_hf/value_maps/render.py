@@ -238,7 +238,13 @@ def visible_shares(
 
 
 def overlay(rgb: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Value maps (..., H, W) in [0, 1] as heat colors over darkened gray pictures (..., H, W, 3) uint8."""
+    """Value maps (..., H, W) in [0, 1] as heat colors over darkened gray pictures (..., H, W, 3) uint8.
+
+    Raises:
+        ValueError: for integers, such as the maps of an episode, whose values are 0 to 255.
+    """
+    if np.issubdtype(np.asarray(value).dtype, np.integer):
+        raise ValueError(f"value is {value.dtype}; expected floating-point numbers in [0, 1]: divide it by 255.")
     value = np.clip(value, 0, 1)
     gray = 35 + 0.5 * rgb.mean(axis=-1, keepdims=True)
     levels = np.linspace(0, 1, len(_HEAT))
