@@ -390,6 +390,7 @@ def change(folder, **columns) -> Path:
         ({"events": lambda row: [row["events"][0] | {"points": None}]}, "an event has no points"),
         ({"action": lambda row: row["action"][:-1]}, "action has 5 entries, expected 6"),
         ({"expert_action": lambda row: [[np.nan] * 16] * 6}, "expert_action holds NaN"),
+        ({"action": lambda row: [[3e38] * 16] * 6}, r"action holds 3e\+38 in magnitude; expected at most 1e\+06"),
         ({"state": lambda row: [None, *row["state"][1:]]}, "state holds NaN, infinity or nothing; record this"),
         ({"events": lambda row: [None, *row["events"]]}, "an event has no kind, arm, frame, body_name, points, body"),
         ({"intrinsics_left_camera": lambda row: None}, "left_camera has only one of intrinsics"),

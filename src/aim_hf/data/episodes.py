@@ -23,6 +23,7 @@ with extra("data"):
 
 DESCRIPTION = ("suite", "task", "split", "seed", "instruction", "success", "fps", "action_space")
 VECTORS = ("state", "action", "expert_action")
+LARGEST = 1e6  # no unit of a robot's numbers comes near: one wild number would set the range that all are scaled by
 EVENT = ("kind", "arm", "frame", "body_name", "points", "body_pose")
 
 
@@ -285,6 +286,11 @@ def check_row(row: dict[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {name} has {len(values)} entries, expected {length} (num_frames {frames})")
         if any(value is None for value in values) or not np.isfinite(np.asarray(values, dtype=np.float32)).all():
             raise ValueError(f"{where}: {name} holds NaN, infinity or nothing; record this episode again")
+        if (largest := np.abs(np.asarray(values, dtype=np.float32)).max(initial=0)) > LARGEST:
+            raise ValueError(
+                f"{where}: {name} holds {largest:.3g} in magnitude; expected at most {LARGEST:g}. Check its source, "
+                "and leave this episode out"
+            )
     if not row["instruction"].strip():
         raise ValueError(f"{where}: the instruction is empty")
 
