@@ -530,6 +530,11 @@ def test_scenes_take_turns_and_processes_share_them():
         RepeatSampler(AIMGRPOConfig(gradient_accumulation_steps=2, **options), 3, 0, 1)
 
 
+def test_random_steps_are_whole_numbers(tmp_path):
+    args = AIMGRPOConfig(tmp_path, use_cpu=True, random_steps=[0.0, 3.0]).for_pipeline(SamplingConfig())
+    assert args.random_steps == [0, 3] and all(type(step) is int for step in args.random_steps)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -157,14 +157,14 @@ class AIMGRPOConfig(ResumableArguments):
                 f"and num_action_inference_steps {self.num_action_inference_steps}, and so nothing has a likelihood; "
                 "expected noise_level above 0 with at least 2 steps, or last_step_std above 0."
             )
-        if self.random_steps is None:
-            self.random_steps = with_noise
-        if not self.random_steps or sorted(set(self.random_steps) & set(with_noise)) != self.random_steps:
+        steps = with_noise if self.random_steps is None else [step for step in with_noise if step in self.random_steps]
+        if not steps or self.random_steps not in (None, steps):
             raise ValueError(
                 f"random_steps is {self.random_steps}; expected some of {with_noise}, in ascending order: those that "
                 f"have noise, and so a likelihood, with noise_level={self.noise_level} and, for the last one, "
                 f"last_step_std={self.last_step_std}."
             )
+        self.random_steps = steps  # whole numbers, where 0.0 was given
         if not 0 <= self.num_random_steps <= len(self.random_steps):
             raise ValueError(
                 f"num_random_steps is {self.num_random_steps}; expected 0 to {len(self.random_steps)}, as many as "
