@@ -40,17 +40,15 @@ def _recorded(env: Environment, seed: int, noise: float, mistakes: float) -> Epi
     if mistake_rng.random() >= mistakes:
         mistake_rng = None
     env.reset(seed)
-    detector, frames = None, []
+    detector = EventDetector(env)
+    frames = []
+    env.on_physics_step.append(detector)
     try:
         for frame in env.demonstrate(noise, rng, mistake_rng=mistake_rng):
-            if detector is None:  # not before the first frame: a demonstration may begin after a mistake
-                detector = EventDetector(env)
-                env.on_physics_step.append(detector)
             detector.add_frame(env, frame.action)
             frames.append(frame)
     finally:
-        if detector is not None:
-            env.on_physics_step.remove(detector)
+        env.on_physics_step.remove(detector)
     observations, success = [frame.observation for frame in frames], frames[-1].success
 
     if not success:
