@@ -107,7 +107,7 @@ def test_a_demonstration_begins_beside_an_object_that_was_placed_wrongly(task):
         if isinstance(episode, Failure) or episode.intervention != 0:
             continue
         recovered += 1
-        nominal = _events_of(env, seed)
+        nominal = record_episode(env, seed, NOISE).events
         kinds = [(event.kind, event.body_name) for event in episode.events]
         assert kinds == [(event.kind, event.body_name) for event in nominal[-len(kinds) :]], "the rest of the task"
         assert episode.success and kinds[0][0] == "pick"
@@ -115,10 +115,6 @@ def test_a_demonstration_begins_beside_an_object_that_was_placed_wrongly(task):
         at, expected = (events[0].body_pose[0, :3] for events in (episode.events, nominal[-len(kinds) :]))
         assert np.linalg.norm(at - expected) > 0.05, "not where it was at first"
     assert recovered >= 2
-
-
-def _events_of(env, seed):
-    return record_episode(env, seed, NOISE).events
 
 
 @pytest.mark.parametrize("split", ["easy", "hard"])

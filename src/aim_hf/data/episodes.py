@@ -284,9 +284,10 @@ def check_row(row: dict[str, Any], where: str) -> None:
     for name, values, length in columns:
         if len(values) != length:
             raise ValueError(f"{where}: {name} has {len(values)} entries, expected {length} (num_frames {frames})")
-        if any(value is None for value in values) or not np.isfinite(np.asarray(values, dtype=np.float32)).all():
+        numbers = None if any(value is None for value in values) else np.asarray(values, dtype=np.float32)
+        if numbers is None or not np.isfinite(numbers).all():
             raise ValueError(f"{where}: {name} holds NaN, infinity or nothing; record this episode again")
-        if (largest := np.abs(np.asarray(values, dtype=np.float32)).max(initial=0)) > LARGEST:
+        if (largest := np.abs(numbers).max(initial=0)) > LARGEST:
             raise ValueError(
                 f"{where}: {name} holds {largest:.3g} in magnitude; expected at most {LARGEST:g}. Check its source, "
                 "and leave this episode out"

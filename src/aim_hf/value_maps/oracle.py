@@ -152,9 +152,8 @@ class ValueMapOracle:
             same = [i for i, other in enumerate(expected) if self.run.bodies[i] == body and _same(event, other)]
             if event.kind == "push":  # by one push or several, however many the expert took
                 same = [i for i in range(1 + max(same, default=-1)) if _same_kind(event, expected[i])]
-                self.happened += [i for i in same if i not in self.happened]
-            else:
-                self.happened += [i for i in same if i not in self.happened][:1]
+            fresh = [i for i in same if i not in self.happened]
+            self.happened += fresh if event.kind == "push" else fresh[:1]
             if event.kind == "place" and not same:
                 self._undo(body)
         self._followed = len(found)
